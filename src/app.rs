@@ -1,0 +1,1 @@
+//! The composition root: every long-lived part, built in one place.

@@ -1,0 +1,1 @@
+//! Every environment variable Refit reads, in one place.

@@ -1,0 +1,1 @@
+//! Datasets: samples, import, checks and splits.

@@ -1,0 +1,1 @@
+//! Evaluation: suites, scorers, runs, metrics and the report.

@@ -1,0 +1,3 @@
+//! The `refit` binary. Everything is in the library; see `lib.rs` for the map.
+
+fn main() {}

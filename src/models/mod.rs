@@ -1,0 +1,1 @@
+//! Known models: the catalogue, pulling, verification and content-addressed storage.

@@ -1,0 +1,1 @@
+//! What happened: the durable request log and metrics.

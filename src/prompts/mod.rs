@@ -1,0 +1,1 @@
+//! Prompts: parse, render, versions and labels.

@@ -1,0 +1,1 @@
+//! Statistics: pure functions, shared by evals, releases and monitor.

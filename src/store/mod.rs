@@ -1,0 +1,41 @@
+//! ALL SQL lives here: the narrow [`Db`] trait, its SQLite implementation, migrations, one file per entity, and the
+//! content-addressed [`blobs`]. Other rooms call the entity functions; none of them writes SQL.
+
+pub mod blobs;
+pub mod db;
+pub mod migrate;
+pub mod sqlite;
+
+pub use blobs::Blobs;
+pub use db::{Db, Row, Statement, StoreError, Value};
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The data directory, opened: database and blobs.
+#[derive(Clone)]
+pub struct Store {
+    /// The database.
+    pub db: Arc<dyn Db>,
+    /// Large bytes, by digest.
+    pub blobs: Blobs,
+    directory: PathBuf,
+}
+
+impl Store {
+    /// Opens (and where needed creates and migrates) the store in a data directory.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the directory cannot be written, the database is corrupt or newer than this program.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(directory).map_err(|source| StoreError::Io { path: directory.to_path_buf(), source })?;
+        let db = Arc::new(sqlite::Sqlite::open(&directory.join("refit.db"))?);
+        migrate::run(db.as_ref())?;
+        Ok(Store { db, blobs: Blobs::open(&directory.join("blobs"))?, directory: directory.to_path_buf() })
+    }
+
+    /// The data directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}

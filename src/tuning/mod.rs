@@ -1,0 +1,1 @@
+//! Fine-tuning: recipes, LoRA, batches, loss and the trainer.

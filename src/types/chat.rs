@@ -1,0 +1,250 @@
+//! The chat-completions wire types (OpenAI API, `/v1/chat/completions`), ours, with every unknown field kept in `extra`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A chat-completion request. Fields that Refit does not read stay in `extra` and travel on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ChatRequest {
+    /// Route, `provider/model`, or `local/<model>:<adapter>`.
+    pub model: String,
+    /// The conversation so far.
+    pub messages: Vec<Message>,
+    /// Whether the reply is sent as server-sent events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
+    /// Streaming options; `include_usage` asks for a last chunk with the usage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_options: Option<StreamOptions>,
+    /// Sampling temperature, 0 to 2; 0 is greedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Nucleus sampling mass, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    /// Upper bound of generated tokens (older name).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// Upper bound of generated tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_completion_tokens: Option<u32>,
+    /// Texts that end the reply; at most four.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+    /// Seed: the same seed, parameters and messages give the same text on local models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<i64>,
+    /// Number of choices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u32>,
+    /// Every other field, as sent.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl ChatRequest {
+    /// The token bound, whichever of the two names was used.
+    pub fn token_limit(&self) -> Option<u32> {
+        self.max_completion_tokens.or(self.max_tokens)
+    }
+
+    /// Whether the caller asked for a usage chunk at the end of the stream.
+    pub fn wants_usage(&self) -> bool {
+        self.stream_options.as_ref().is_some_and(|options| options.include_usage.unwrap_or(false))
+    }
+}
+
+/// `stream_options`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StreamOptions {
+    /// Send one more chunk with `usage` and no choices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include_usage: Option<bool>,
+    /// Every other option.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// `stop`: one text or several.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Stop {
+    /// One stop text.
+    One(String),
+    /// Up to four.
+    Many(Vec<String>),
+}
+
+impl Stop {
+    /// The stop texts as a list.
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Stop::One(text) => vec![text.clone()],
+            Stop::Many(texts) => texts.clone(),
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
+    pub role: String,
+    /// Text, parts, or absent (an assistant message with tool calls).
+    #[serde(default)]
+    pub content: Option<Content>,
+    /// `tool_calls`, `tool_call_id`, `name`, `refusal` and whatever comes later.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Message {
+    /// A plain text message.
+    pub fn text(role: &str, text: impl Into<String>) -> Self {
+        Message { role: role.to_string(), content: Some(Content::Text(text.into())), extra: Map::new() }
+    }
+
+    /// The text of the message: parts of type `text` joined, other parts left out.
+    pub fn plain_text(&self) -> String {
+        match &self.content {
+            None => String::new(),
+            Some(Content::Text(text)) => text.clone(),
+            Some(Content::Parts(parts)) => parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect(),
+        }
+    }
+}
+
+/// `content`: a text or a list of parts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// Parts (`{"type":"text","text":…}`, `image_url`, …), as sent.
+    Parts(Vec<Value>),
+}
+
+/// A whole reply.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ChatResponse {
+    /// `chatcmpl-…`.
+    pub id: String,
+    /// `chat.completion`.
+    pub object: String,
+    /// Seconds since the Unix epoch.
+    pub created: i64,
+    /// The model that answered.
+    pub model: String,
+    /// The choices, `n` of them.
+    pub choices: Vec<Choice>,
+    /// Token counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl ChatResponse {
+    /// The first choice's text, empty when there is none.
+    pub fn text(&self) -> String {
+        self.choices.first().map(|choice| choice.message.plain_text()).unwrap_or_default()
+    }
+}
+
+/// One choice of a reply.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Choice {
+    /// Position.
+    pub index: u32,
+    /// The assistant's message.
+    pub message: Message,
+    /// `stop`, `length`, `tool_calls`, `content_filter`.
+    pub finish_reason: Option<String>,
+    /// Every other field (`logprobs`).
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// Token counts of one reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens read.
+    pub prompt_tokens: u64,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Their sum.
+    pub total_tokens: u64,
+}
+
+impl Usage {
+    /// Usage of `prompt` tokens read and `completion` tokens written.
+    pub fn new(prompt: u64, completion: u64) -> Self {
+        Usage { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion }
+    }
+}
+
+/// One server-sent chunk of a streamed reply.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ChatChunk {
+    /// `chatcmpl-…`, the same in every chunk.
+    pub id: String,
+    /// `chat.completion.chunk`.
+    pub object: String,
+    /// Seconds since the Unix epoch.
+    pub created: i64,
+    /// The model that answers.
+    pub model: String,
+    /// The changes; empty in a usage chunk.
+    pub choices: Vec<ChunkChoice>,
+    /// Only in the last chunk, and only when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// One choice of a chunk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ChunkChoice {
+    /// Position.
+    pub index: u32,
+    /// What is new.
+    pub delta: Delta,
+    /// Set in the choice's last chunk.
+    pub finish_reason: Option<String>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// What a chunk adds to a message.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Delta {
+    /// Sent once, first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// New text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// Every other field (`tool_calls`, `reasoning_content`).
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn unknown_fields_survive_a_round_trip() {
+        let wire = json!({"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}], "name": "bo"}],
+            "temperature": 0.5, "reasoning_effort": "low", "stream_options": {"include_usage": true, "x": 1}});
+        let request: ChatRequest = serde_json::from_value(wire.clone()).expect("parses");
+        assert!(request.wants_usage());
+        assert_eq!(request.messages[0].plain_text(), "a");
+        assert_eq!(serde_json::to_value(&request).expect("serialises"), wire);
+    }
+}

@@ -1,0 +1,12 @@
+//! Rank 0: what every room may speak of. Wire types (unknown fields kept), ids, content digests, the error-code table, and the
+//! small traits that lower rooms need from higher ones. Nothing here does I/O.
+
+pub mod chat;
+pub mod digest;
+pub mod error;
+pub mod ids;
+pub mod time;
+pub mod traits;
+
+pub use digest::Digest;
+pub use error::{Code, Coded, Failure};

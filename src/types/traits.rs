@@ -1,0 +1,20 @@
+//! Small traits that lower rooms need from higher ones; `app` injects the implementations.
+
+/// Counts the tokens a model would see. Implemented by the engine's tokenizer.
+pub trait CountTokens: Send + Sync {
+    /// Number of tokens of `text`, without special tokens around it.
+    fn count(&self, text: &str) -> usize;
+}
+
+/// Progress of long work, shown as a bar on a terminal and stored for jobs. All methods may be called often; implementations throttle.
+pub trait Progress: Send + Sync {
+    /// `done` of `total` units are finished; `note` is a short status such as `loss 0.412 · 512 tok/s`.
+    fn update(&self, done: u64, total: u64, note: &str);
+}
+
+/// Progress that nobody watches.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn update(&self, _done: u64, _total: u64, _note: &str) {}
+}
