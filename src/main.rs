@@ -1,3 +1,7 @@
 //! The `refit` binary. Everything is in the library; see `lib.rs` for the map.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    refit::cli::main()
+}

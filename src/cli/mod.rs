@@ -1,1 +1,155 @@
-//! The command line: one file per verb.
+//! The command line: one file per verb, this registry, and the one place where errors are printed. A verb returns its exit code:
+//! 0 done, 1 a gate was missed, 2 failed. Data goes to stdout, everything else to stderr ([`output`]).
+
+pub mod completions;
+pub mod output;
+
+use crate::config::{Config, env};
+use crate::store::Store;
+use crate::types::{Code, Failure};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Exit code of a missed gate.
+pub const GATE_MISSED: u8 = 1;
+/// Exit code of a failure.
+pub const FAILED: u8 = 2;
+
+const AFTER_HELP: &str = "\
+Start here:
+  refit demo                                  the whole loop on a small local model
+  refit doctor                                what is missing, and how to get it
+  refit COMMAND --help                        what a verb does, with an example";
+
+/// Take a prebuilt model to something that serves your application well: validate, engineer prompts, tune, release, serve.
+#[derive(Parser)]
+#[command(name = "refit", version, after_help = AFTER_HELP, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every verb.
+#[derive(clap::Args)]
+struct Global {
+    /// Where the database, models, adapters and logs are kept [default: $REFIT_DATA_DIR, else ./.refit]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    data_dir: Option<PathBuf>,
+    /// Configuration file [default: $REFIT_CONFIG, else ./refit.toml where there is one]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+}
+
+/// The registry of verbs: one variant and one line in `dispatch` each.
+#[derive(Subcommand)]
+enum Command {
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Completions(args) => completions::run(args, context),
+    }
+}
+
+/// What every verb may use.
+pub struct Context {
+    /// Data directory: `--data-dir`, else `$REFIT_DATA_DIR`, else `./.refit`.
+    pub data_dir: PathBuf,
+    /// Configuration file: `--config`, else `$REFIT_CONFIG`, else `./refit.toml` when it is there, else none.
+    pub config_path: Option<PathBuf>,
+}
+
+impl Context {
+    fn new(global: Global) -> Self {
+        let data_dir = global.data_dir.or_else(|| env::path(env::DATA_DIR)).unwrap_or_else(|| ".refit".into());
+        let default = || Some(PathBuf::from("refit.toml")).filter(|path| path.is_file());
+        Context { data_dir, config_path: global.config.or_else(|| env::path(env::CONFIG)).or_else(default) }
+    }
+
+    /// Opens the store, creating and migrating it where needed.
+    ///
+    /// # Errors
+    /// What [`Store::open`] says.
+    pub fn open_store(&self) -> Result<Store, Failure> {
+        Ok(Store::open(&self.data_dir)?)
+    }
+
+    /// The checked configuration; the defaults when there is no file.
+    ///
+    /// # Errors
+    /// Every problem of the file at once.
+    pub fn config(&self) -> Result<Config, Failure> {
+        Ok(Config::default())
+    }
+
+    /// A runtime for verbs that wait on the network.
+    ///
+    /// # Errors
+    /// [`Code::INTERNAL`] when the system gives no threads.
+    pub fn runtime(&self) -> Result<tokio::runtime::Runtime, Failure> {
+        let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        built.map_err(|error| Failure::new(Code::INTERNAL, format!("cannot start the async runtime: {error}")))
+    }
+
+    /// Who acts, for audit rows and authorship: `cli:<user>`.
+    pub fn actor(&self) -> String {
+        format!("cli:{}", env::text(env::USER).unwrap_or_else(|| "unknown".into()))
+    }
+}
+
+/// Parses the arguments, runs the verb and prints its error, if any.
+pub fn main() -> ExitCode {
+    start_logging();
+    let Cli { global, command } = Cli::parse();
+    match dispatch(command, &Context::new(global)) {
+        Ok(code) => code,
+        Err(failure) => {
+            print_failure(&failure);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The whole command tree, for completions and documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn print_failure(failure: &Failure) {
+    // Nothing is left to do when stderr is gone.
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "error: {failure}");
+    if let Some(hint) = failure.hint() {
+        let _ = writeln!(stderr, "hint: {hint}");
+    }
+}
+
+fn start_logging() {
+    let filter = env::text(env::LOG).unwrap_or_else(|| "warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_tree_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_teaches_with_an_example() {
+        for verb in command().get_subcommands() {
+            assert!(verb.get_about().is_some(), "{} has no about", verb.get_name());
+            assert!(verb.get_after_help().is_some(), "{} has no example in after_help", verb.get_name());
+        }
+    }
+}

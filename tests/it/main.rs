@@ -1,1 +1,4 @@
+//! Black-box tests: one binary, one module per topic. They drive the built program and HTTP.
 
+mod cli;
+mod support;
