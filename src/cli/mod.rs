@@ -2,6 +2,7 @@
 //! 0 done, 1 a gate was missed, 2 failed. Data goes to stdout, everything else to stderr ([`output`]).
 
 pub mod completions;
+pub mod model;
 pub mod output;
 
 use crate::config::{Config, env};
@@ -47,12 +48,15 @@ struct Global {
 /// The registry of verbs: one variant and one line in `dispatch` each.
 #[derive(Subcommand)]
 enum Command {
+    /// Pull, list, show, verify and remove prebuilt models
+    Model(model::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
 
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
     match command {
+        Command::Model(args) => model::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }

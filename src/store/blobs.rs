@@ -73,6 +73,45 @@ impl Blobs {
         Ok(digest)
     }
 
+    /// Like [`Blobs::adopt`], but only when the file has the expected digest; otherwise it stays where it is. Returns the digest it has.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when it cannot be read or moved.
+    pub fn adopt_expecting(&self, file: &Path, expected: &Digest) -> Result<Digest, StoreError> {
+        let opened = File::open(file).map_err(io(file))?;
+        let digest = Digest::of_reader(&opened).map_err(io(file))?;
+        if digest == *expected {
+            opened.sync_all().map_err(io(file))?;
+            self.settle(file, &digest)?;
+        }
+        Ok(digest)
+    }
+
+    /// Whether the blob is there and its bytes still have its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when it cannot be read.
+    pub fn verify(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let path = self.path(digest);
+        match File::open(&path) {
+            Ok(file) => Ok(Digest::of_reader(file).map_err(io(&path))? == *digest),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(StoreError::Io { path, source }),
+        }
+    }
+
+    /// Takes the blob away, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when it cannot be removed.
+    pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     /// The blob's bytes, verified against the digest.
     ///
     /// # Errors

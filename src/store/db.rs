@@ -114,6 +114,15 @@ impl Row {
         }
     }
 
+    /// Digest of a column.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the text is not a digest.
+    pub fn digest(&self, column: usize) -> Result<crate::types::Digest, StoreError> {
+        let text = self.text(column);
+        text.parse().map_err(|_| StoreError::Corrupt(format!("column {column} is not a digest: {text:?}")))
+    }
+
     /// JSON of a column.
     ///
     /// # Errors

