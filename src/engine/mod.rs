@@ -1,1 +1,24 @@
-//! The local engine: tokenizer, weights, decoder and scheduler on candle. Knows neither the store nor HTTP.
+//! The local engine: tokenizer, chat template, weights, decoder, adapters and the scheduler that serves them, on candle.
+//!
+//! It loads files that `models` stored (a path is handed to it) and knows neither the store nor HTTP. `providers/local.rs` serves
+//! through it, `tuning` trains through it. Start at [`model::Model`] for one loaded model, [`scheduler::Engine`] for the worker thread.
+
+pub mod adapter;
+pub mod arch;
+pub mod chat_template;
+pub mod error;
+pub mod gguf;
+pub mod kv_cache;
+pub mod map;
+pub mod model;
+pub mod nn;
+pub mod prefix;
+pub mod sampling;
+pub mod scheduler;
+pub mod sequence;
+pub mod tokenizer;
+
+pub use adapter::Adapter;
+pub use error::EngineError;
+pub use model::Model;
+pub use scheduler::Engine;

@@ -2,4 +2,6 @@
 
 mod cli;
 mod models;
+#[cfg(feature = "local")]
+mod engine;
 mod support;

@@ -212,3 +212,8 @@ pub fn skip(test: &str, reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "CI skips nothing, but {test} would be: {reason}");
     let _ = writeln!(std::io::stderr().lock(), "SKIPPED {test}: {reason}");
 }
+
+/// The real model's file (SmolLM2-135M-Instruct, Q4_1), named by `REFIT_TEST_MODEL`; `./test` pulls it once and sets the variable.
+pub fn model_file() -> Option<PathBuf> {
+    std::env::var_os("REFIT_TEST_MODEL").map(PathBuf::from).filter(|path| path.is_file())
+}

@@ -1,0 +1,81 @@
+//! One loaded model: decoder, tokenizer and chat template.
+
+use super::EngineError;
+use super::adapter::{Adapter, LoraTarget};
+use super::arch::{self, Decoder};
+use super::chat_template::{ChatMessage, ChatTemplate};
+use super::gguf::Gguf;
+use super::tokenizer::Tokenizer;
+use std::path::Path;
+
+/// Used when a model file brings no template: the ChatML layout.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// A model, ready to serve or to train an adapter for.
+pub struct Model {
+    /// The network.
+    pub decoder: Box<dyn Decoder>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    template: ChatTemplate,
+}
+
+impl Model {
+    /// Loads a GGUF file.
+    ///
+    /// # Errors
+    /// [`EngineError`] naming the key or tensor at fault.
+    pub fn load(path: &Path) -> Result<Self, EngineError> {
+        let file = Gguf::open(path)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let source = if file.get("tokenizer.chat_template").is_some() { file.text("tokenizer.chat_template")? } else { CHATML };
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
+        let template = ChatTemplate::new(source, token(tokenizer.bos()), token(eos))?;
+        Ok(Model { decoder: arch::load(&file)?, tokenizer, template })
+    }
+
+    /// Token ids of a conversation, opened for the assistant's turn.
+    ///
+    /// # Errors
+    /// [`EngineError::Template`] when the model's template refuses it.
+    pub fn prompt_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
+        self.tokenizer.encode_prompt(&self.template.render(messages, true)?)
+    }
+
+    /// Token ids of a conversation that ends with an assistant message, and how many of them are the prompt: the same ids that
+    /// serving sees up to there, so that training and serving cannot drift apart.
+    ///
+    /// # Errors
+    /// As [`Model::prompt_tokens`].
+    pub fn example_tokens(&self, prompt: &[ChatMessage], completion: &str) -> Result<(Vec<u32>, usize), EngineError> {
+        let opened = self.template.render(prompt, true)?;
+        let mut whole = prompt.to_vec();
+        whole.push(ChatMessage::new("assistant", completion));
+        let closed = self.template.render(&whole, false)?;
+        let Some(answer) = closed.strip_prefix(&opened) else {
+            return Err(EngineError::Template("it does not render an assistant's turn as the opened prompt plus the answer".into()));
+        };
+        let mut ids = self.tokenizer.encode_prompt(&opened)?;
+        let prompt_length = ids.len();
+        let answer = self.tokenizer.encode(answer)?;
+        // What follows the end-of-turn token (a line break in most templates) is never generated.
+        let end = answer.iter().position(|id| self.tokenizer.is_end(*id)).map_or(answer.len(), |at| at + 1);
+        ids.extend_from_slice(&answer[..end]);
+        Ok((ids, prompt_length))
+    }
+
+    /// Reads an adapter for this model.
+    ///
+    /// # Errors
+    /// [`EngineError::Adapter`] when it does not fit.
+    pub fn adapter(&self, config: &[u8], weights: &[u8]) -> Result<Adapter, EngineError> {
+        Adapter::load(config, weights, &self.decoder.lora_targets())
+    }
+
+    /// Modules that can be adapted.
+    pub fn lora_targets(&self) -> Vec<LoraTarget> {
+        self.decoder.lora_targets()
+    }
+}

@@ -1,0 +1,272 @@
+//! Rotary position embedding and causal attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) over rows of many
+//! sequences: no padding, a sequence is a range of rows. Inference reads keys and values from a cache; training recomputes the
+//! probabilities in the backward pass instead of keeping them.
+
+use super::gemm::{Matrix, Write, gemm};
+use super::rope::Rope;
+use super::simd::{self, Context};
+use super::slices::{slice, tensor, with_slice};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Up to this many new rows of a sequence are attended one by one; above it, as matrix products.
+const FEW_ROWS: usize = 4;
+
+/// Head counts and widths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; divides `queries`.
+    pub keys: usize,
+    /// Elements of a head.
+    pub width: usize,
+}
+
+impl Heads {
+    fn group(&self) -> usize {
+        self.queries / self.keys
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.width as f32).sqrt()
+    }
+
+    /// Elements of a row of keys (or values).
+    pub fn key_width(&self) -> usize {
+        self.keys * self.width
+    }
+
+    /// Elements of a row of queries.
+    pub fn query_width(&self) -> usize {
+        self.queries * self.width
+    }
+}
+
+/// One sequence's part of an inference step: its new rows, and everything it may look at.
+pub struct Cached<'a> {
+    /// New rows in the batch.
+    pub rows: Range<usize>,
+    /// Positions before the first new row.
+    pub past: usize,
+    /// Keys of all positions up to the last new one (positions, key width), rotated.
+    pub keys: &'a [f32],
+    /// Values, likewise.
+    pub values: &'a [f32],
+}
+
+/// Attention of an inference step: `queries` (N, query width), rotated. Returns (N, query width).
+pub fn attend_cached(queries: &[f32], heads: Heads, sequences: &[Cached<'_>]) -> Vec<f32> {
+    let tasks: Vec<(usize, usize)> = (0..sequences.len()).flat_map(|s| (0..heads.keys).map(move |h| (s, h))).collect();
+    let parts: Vec<Vec<f32>> = tasks.par_iter().map(|(s, head)| attend_head(queries, heads, &sequences[*s], *head)).collect();
+    let (group, query_width) = (heads.group() * heads.width, heads.query_width());
+    let mut out = vec![0f32; queries.len()];
+    for ((s, head), part) in tasks.into_iter().zip(parts) {
+        for (row, part) in sequences[s].rows.clone().zip(part.chunks_exact(group)) {
+            out[row * query_width + head * group..][..group].copy_from_slice(part);
+        }
+    }
+    out
+}
+
+/// All query heads that share one key head, for one sequence: (rows, group · width).
+fn attend_head(queries: &[f32], heads: Heads, sequence: &Cached<'_>, head: usize) -> Vec<f32> {
+    let (rows, width, group) = (sequence.rows.len(), heads.width, heads.group());
+    let positions = sequence.past + rows;
+    let (keys, values) = (&sequence.keys[head * width..], &sequence.values[head * width..]);
+    let mut out = vec![0f32; rows * group * width];
+    let query = |row: usize, g: usize| &queries[(sequence.rows.start + row) * heads.query_width() + (head * group + g) * width..][..width];
+    if rows <= FEW_ROWS {
+        let mut scores = vec![0f32; positions];
+        for row in 0..rows {
+            let context = Context { keys, values, positions: sequence.past + row + 1, stride: heads.key_width(), scale: heads.scale() };
+            for g in 0..group {
+                simd::attend(&mut out[(row * group + g) * width..][..width], query(row, g), context, &mut scores);
+            }
+        }
+        return out;
+    }
+    // Row-major over (row, g): `group` query rows share each position's mask.
+    let mut stacked = vec![0f32; rows * group * width];
+    for row in 0..rows {
+        for g in 0..group {
+            stacked[(row * group + g) * width..][..width].copy_from_slice(query(row, g));
+        }
+    }
+    let mut scores = vec![0f32; rows * group * positions];
+    let keys = Matrix::strided(keys, positions, width, heads.key_width());
+    gemm(&mut scores, Matrix::new(&stacked, rows * group, width), keys.t(), (Write::Set, heads.scale()), false);
+    for (i, row) in scores.chunks_exact_mut(positions).enumerate() {
+        let (seen, hidden) = row.split_at_mut(sequence.past + i / group + 1);
+        simd::softmax(seen);
+        hidden.fill(0.0);
+    }
+    let values = Matrix::strided(values, positions, width, heads.key_width());
+    gemm(&mut out, Matrix::new(&scores, rows * group, positions), values, (Write::Set, 1.0), false);
+    out
+}
+
+/// Attention in training: q (N, query width), k and v (N, key width), not rotated; rows of one sequence are contiguous.
+pub struct TrainAttention {
+    /// Head counts.
+    pub heads: Heads,
+    /// Rotary tables.
+    pub rope: Arc<Rope>,
+    /// Row ranges of the sequences.
+    pub sequences: Arc<Vec<Range<usize>>>,
+}
+
+impl TrainAttention {
+    /// Copies one head of a sequence to (T, width), rotated when asked.
+    fn gather(&self, x: &[f32], rows: &Range<usize>, (head, heads): (usize, usize), rotate: bool) -> Vec<f32> {
+        let width = self.heads.width;
+        let mut out = Vec::with_capacity(rows.len() * width);
+        for row in rows.clone() {
+            out.extend_from_slice(&x[(row * heads + head) * width..][..width]);
+        }
+        if rotate {
+            for (position, row) in out.chunks_exact_mut(width).enumerate() {
+                self.rope.rotate(row, position);
+            }
+        }
+        out
+    }
+
+    /// Causal softmax(q kᵀ · scale), (T, T).
+    fn probabilities(&self, q: &[f32], k: &[f32]) -> Vec<f32> {
+        let (t, width) = (q.len() / self.heads.width, self.heads.width);
+        let mut p = vec![0f32; t * t];
+        gemm(&mut p, Matrix::new(q, t, width), Matrix::new(k, t, width).t(), (Write::Set, self.heads.scale()), false);
+        for (i, row) in p.chunks_exact_mut(t).enumerate() {
+            let (seen, hidden) = row.split_at_mut(i + 1);
+            simd::softmax(seen);
+            hidden.fill(0.0);
+        }
+        p
+    }
+
+    fn tasks(&self) -> Vec<(usize, usize)> {
+        (0..self.sequences.len()).flat_map(|s| (0..self.heads.keys).map(move |h| (s, h))).collect()
+    }
+
+    fn backward_head(&self, (s, head): (usize, usize), q: &[f32], k: &[f32], v: &[f32], grad: &[f32]) -> HeadGradients {
+        let (rows, width, heads) = (&self.sequences[s], self.heads.width, self.heads);
+        let t = rows.len();
+        let keys = self.gather(k, rows, (head, heads.keys), true);
+        let values = self.gather(v, rows, (head, heads.keys), false);
+        let (mut dk, mut dv) = (vec![0f32; t * width], vec![0f32; t * width]);
+        let mut dq = Vec::with_capacity(heads.group());
+        let mut dp = vec![0f32; t * t];
+        for g in 0..heads.group() {
+            let query_head = (head * heads.group() + g, heads.queries);
+            let query = self.gather(q, rows, query_head, true);
+            let grad = self.gather(grad, rows, query_head, false);
+            let p = self.probabilities(&query, &keys);
+            gemm(&mut dv, Matrix::new(&p, t, t).t(), Matrix::new(&grad, t, width), (Write::Add, 1.0), false);
+            gemm(&mut dp, Matrix::new(&grad, t, width), Matrix::new(&values, t, width).t(), (Write::Set, 1.0), false);
+            for (i, (dp, p)) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)).enumerate() {
+                let (seen, hidden) = dp.split_at_mut(i + 1);
+                simd::softmax_backward(seen, &p[..=i], heads.scale());
+                hidden.fill(0.0);
+            }
+            let mut d = vec![0f32; t * width];
+            gemm(&mut d, Matrix::new(&dp, t, t), Matrix::new(&keys, t, width), (Write::Set, 1.0), false);
+            self.unrotate(&mut d);
+            dq.push(d);
+            gemm(&mut dk, Matrix::new(&dp, t, t).t(), Matrix::new(&query, t, width), (Write::Add, 1.0), false);
+        }
+        self.unrotate(&mut dk);
+        HeadGradients { dq, dk, dv }
+    }
+
+    fn unrotate(&self, rows: &mut [f32]) {
+        for (position, row) in rows.chunks_exact_mut(self.heads.width).enumerate() {
+            self.rope.rotate_back(row, position);
+        }
+    }
+
+    /// Writes (T, width) back to one head of a sequence.
+    fn scatter(&self, out: &mut [f32], part: &[f32], rows: &Range<usize>, (head, heads): (usize, usize)) {
+        let width = self.heads.width;
+        for (row, part) in rows.clone().zip(part.chunks_exact(width)) {
+            out[(row * heads + head) * width..][..width].copy_from_slice(part);
+        }
+    }
+}
+
+struct HeadGradients {
+    /// One (T, width) for each query head of the group.
+    dq: Vec<Vec<f32>>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl CustomOp3 for TrainAttention {
+    fn name(&self) -> &'static str {
+        "causal-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
+        let (heads, width) = (self.heads, self.heads.width);
+        let one = |(s, head): &(usize, usize)| -> Vec<Vec<f32>> {
+            let rows = &self.sequences[*s];
+            let t = rows.len();
+            let (keys, values) = (self.gather(k, rows, (*head, heads.keys), true), self.gather(v, rows, (*head, heads.keys), false));
+            let attend = |g: usize| {
+                let query = self.gather(q, rows, (head * heads.group() + g, heads.queries), true);
+                let p = self.probabilities(&query, &keys);
+                let mut out = vec![0f32; t * width];
+                gemm(&mut out, Matrix::new(&p, t, t), Matrix::new(&values, t, width), (Write::Set, 1.0), false);
+                out
+            };
+            (0..heads.group()).map(attend).collect()
+        };
+        let tasks = self.tasks();
+        let parts: Vec<_> = tasks.par_iter().map(one).collect();
+        let mut y = vec![0f32; q.len()];
+        for ((s, head), parts) in tasks.into_iter().zip(parts) {
+            for (g, part) in parts.iter().enumerate() {
+                self.scatter(&mut y, part, &self.sequences[s], (head * heads.group() + g, heads.queries));
+            }
+        }
+        Ok((CpuStorage::F32(y), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let heads = self.heads;
+        let tasks = self.tasks();
+        let parts: Vec<HeadGradients> = with_slice(q, |q| {
+            with_slice(k, |k| {
+                with_slice(v, |v| with_slice(grad, |grad| tasks.par_iter().map(|task| self.backward_head(*task, q, k, v, grad)).collect()))
+            })
+        })????;
+        let (mut dq, mut dk, mut dv) = (vec![0f32; q.elem_count()], vec![0f32; k.elem_count()], vec![0f32; v.elem_count()]);
+        for ((s, head), part) in tasks.into_iter().zip(parts) {
+            let rows = &self.sequences[s];
+            for (g, d) in part.dq.iter().enumerate() {
+                self.scatter(&mut dq, d, rows, (head * heads.group() + g, heads.queries));
+            }
+            self.scatter(&mut dk, &part.dk, rows, (head, heads.keys));
+            self.scatter(&mut dv, &part.dv, rows, (head, heads.keys));
+        }
+        Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
+    }
+}

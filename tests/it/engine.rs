@@ -1,0 +1,272 @@
+//! The local engine against independent implementations: llama.cpp's token ids, candle-transformers' logits; and against itself:
+//! batched = single, cache on = off, adapter saved = loaded, merged = unmerged.
+
+use crate::support;
+use candle_core::{DType, Device, Tensor};
+use candle_transformers::models::llama as reference;
+use refit::engine::adapter::{Adapter, AdapterConfig};
+use refit::engine::arch::{Batch, Decoder, Mode};
+use refit::engine::chat_template::ChatMessage;
+use refit::engine::kv_cache::KvCache;
+use refit::engine::nn::linear::Lora;
+use refit::engine::sampling::Sampling;
+use refit::engine::scheduler::EngineOptions;
+use refit::engine::sequence::{Event, Generate};
+use refit::engine::{Engine, Model};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+const TEXT: &str = "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the Moon and came back with stones.";
+
+/// The real model, loaded once for the whole binary.
+fn model() -> Option<Arc<Model>> {
+    static MODEL: OnceLock<Option<Arc<Model>>> = OnceLock::new();
+    MODEL.get_or_init(|| support::model_file().map(|path| Arc::new(Model::load(&path).expect("the model loads")))).clone()
+}
+
+macro_rules! model_or_skip {
+    ($name:literal) => {
+        match model() {
+            Some(model) => model,
+            None => return support::skip($name, "REFIT_TEST_MODEL does not name the model file"),
+        }
+    };
+}
+
+fn empty_cache(decoder: &dyn Decoder) -> KvCache {
+    KvCache::new(4, decoder.config().layers, decoder.config().heads.key_width())
+}
+
+/// Logits (N, vocabulary) of every row of one sequence, computed in one step.
+fn all_logits(decoder: &dyn Decoder, tokens: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<Vec<f32>> {
+    let mut batch = Batch::default();
+    batch.push(tokens, 0, 0);
+    let adapters: Vec<_> = adapter.map(|adapter| (0..tokens.len(), adapter.clone())).into_iter().collect();
+    let hidden = decoder.hidden(&batch, Mode::Infer { cache: &mut empty_cache(decoder), adapters: &adapters }).expect("a step");
+    decoder.logits(&hidden).expect("logits").to_vec2().expect("a matrix")
+}
+
+fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Greedy ids after a prompt, through the scheduler.
+fn generate(engine: &Engine, tokens: &[u32], max_tokens: usize, adapter: Option<Arc<Adapter>>) -> String {
+    collect(submit(engine, tokens, max_tokens, adapter))
+}
+
+fn submit(
+    engine: &Engine,
+    tokens: &[u32],
+    max_tokens: usize,
+    adapter: Option<Arc<Adapter>>,
+) -> tokio::sync::mpsc::UnboundedReceiver<Event> {
+    let (events, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let request = Generate { tokens: tokens.to_vec(), adapter, sampling, max_tokens, stop: vec![], events };
+    engine.submit(request).expect("accepted");
+    receiver
+}
+
+fn collect(mut receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String {
+    let mut text = String::new();
+    while let Some(event) = receiver.blocking_recv() {
+        match event {
+            Event::Text(more) => text.push_str(&more),
+            Event::Done(_) => return text,
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    panic!("the engine stopped")
+}
+
+fn engine(model: &Arc<Model>, max_batch: usize) -> Engine {
+    let options = EngineOptions { threads: 2, max_batch, max_queue: 64, max_context: 2048 };
+    Engine::start(model.clone(), options).expect("the engine starts")
+}
+
+fn prompts(model: &Model) -> Vec<Vec<u32>> {
+    let questions =
+        ["What is the capital of France?", "Write one sentence about rain.", "List three colours.", "Who wrote Hamlet?", "Count to five."];
+    questions.iter().map(|q| model.prompt_tokens(&[ChatMessage::new("user", *q)]).expect("tokens")).collect()
+}
+
+/// A random adapter on every layer, not the zero one that training begins with.
+fn adapter(model: &Model, seed: u64) -> Adapter {
+    let mut state = seed;
+    let mut random = move || {
+        // xorshift64: any fixed sequence will do.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % 2000) as f32 / 1000.0 - 1.0
+    };
+    let modules: Vec<String> = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
+    let config = AdapterConfig::lora("smollm2", 4, 8.0, &modules);
+    let mut tensor = |rows: usize, columns: usize, size: f32| {
+        let values: Vec<f32> = (0..rows * columns).map(|_| random() * size).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("tensor")
+    };
+    let loras = model.lora_targets().into_iter();
+    let loras: HashMap<_, _> = loras
+        .map(|t| (t.path.clone(), Lora { a: tensor(4, t.inputs, 0.05), b: tensor(t.outputs, 4, 0.02), scale: config.scale() }))
+        .collect();
+    Adapter::new(config, loras)
+}
+
+#[test]
+fn token_ids_equal_llama_cpps() {
+    let model = model_or_skip!("token_ids_equal_llama_cpps");
+    let table: serde_json::Value = serde_json::from_str(include_str!("../fixtures/smollm2_tokens.json")).expect("the fixture is JSON");
+    let cases = table["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 16);
+    for case in cases {
+        let text = case["text"].as_str().expect("text");
+        let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).expect("ids");
+        assert_eq!(model.tokenizer.encode(text).expect("tokens"), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn logits_and_greedy_text_equal_candle_transformers() {
+    let model = model_or_skip!("logits_and_greedy_text_equal_candle_transformers");
+    let config = model.decoder.config();
+    let weights: HashMap<String, Tensor> = model.decoder.weights().into_iter().collect();
+    let builder = candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let reference_config = reference::Config {
+        hidden_size: config.hidden,
+        intermediate_size: config.inner,
+        vocab_size: config.vocabulary,
+        num_hidden_layers: config.layers,
+        num_attention_heads: config.heads.queries,
+        num_key_value_heads: config.heads.keys,
+        use_flash_attn: false,
+        rms_norm_eps: f64::from(config.norm_epsilon),
+        rope_theta: config.rope_base,
+        bos_token_id: None,
+        eos_token_id: None,
+        rope_scaling: None,
+        max_position_embeddings: 2048,
+        tie_word_embeddings: true,
+    };
+    let judge = reference::Llama::load(builder, &reference_config).expect("the reference loads");
+    let prompt = model.prompt_tokens(&[ChatMessage::new("user", TEXT)]).expect("tokens");
+
+    let mut cache = reference::Cache::new(true, DType::F32, &reference_config, &Device::Cpu).expect("cache");
+    let step = |ids: &[u32], at: usize, cache: &mut reference::Cache| -> Vec<f32> {
+        let ids = Tensor::new(ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).expect("ids");
+        judge.forward(&ids, at, cache).and_then(|logits| logits.squeeze(0)).and_then(|logits| logits.to_vec1()).expect("logits")
+    };
+    let mut expected = prompt.clone();
+    let mut last = step(&prompt, 0, &mut cache);
+    let ours = all_logits(model.decoder.as_ref(), &prompt, None);
+    let difference = largest_difference(&[last.clone()], &ours[ours.len() - 1..]);
+    assert!(difference < 1e-3, "logits differ by {difference}");
+    for _ in 0..64 {
+        let next = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("a vocabulary").0 as u32;
+        if model.tokenizer.is_end(next) {
+            break;
+        }
+        expected.push(next);
+        last = step(&[next], expected.len() - 1, &mut cache);
+    }
+    let text = generate(&engine(&model, 1), &prompt, 64, None);
+    assert_eq!(text, model.tokenizer.decode(&expected[prompt.len()..], true));
+}
+
+#[test]
+fn cached_steps_and_chunks_give_the_logits_of_one_pass() {
+    let model = model_or_skip!("cached_steps_and_chunks_give_the_logits_of_one_pass");
+    let decoder = model.decoder.as_ref();
+    let tokens = model.tokenizer.encode(TEXT).expect("tokens");
+    let whole = all_logits(decoder, &tokens, None);
+    let mut cache = empty_cache(decoder);
+    let mut stepped = Vec::new();
+    let mut done = 0;
+    for size in [1, 1, 7, 2, tokens.len() - 11] {
+        let mut batch = Batch::default();
+        batch.push(&tokens[done..done + size], 2, done);
+        let hidden = decoder.hidden(&batch, Mode::Infer { cache: &mut cache, adapters: &[] }).expect("a step");
+        stepped.extend(decoder.logits(&hidden).expect("logits").to_vec2::<f32>().expect("a matrix"));
+        done += size;
+    }
+    let difference = largest_difference(&whole, &stepped);
+    assert!(difference < 1e-3, "{difference}");
+}
+
+#[test]
+fn a_batch_of_sequences_and_adapters_gives_each_its_own_text() {
+    let model = model_or_skip!("a_batch_of_sequences_and_adapters_gives_each_its_own_text");
+    let adapters = [None, Some(Arc::new(adapter(&model, 1))), Some(Arc::new(adapter(&model, 2)))];
+    let cases: Vec<_> = prompts(&model).into_iter().enumerate().map(|(i, tokens)| (tokens, adapters[i % 3].clone())).collect();
+    let alone = engine(&model, 1);
+    let expected: Vec<_> = cases.iter().map(|(tokens, adapter)| generate(&alone, tokens, 24, adapter.clone())).collect();
+    let together = engine(&model, 8);
+    let running: Vec<_> = cases.iter().map(|(tokens, adapter)| submit(&together, tokens, 24, adapter.clone())).collect();
+    let texts: Vec<_> = running.into_iter().map(collect).collect();
+    assert_eq!(texts, expected);
+    let plain = generate(&alone, &cases[1].0, 24, None);
+    assert_ne!(plain, expected[1], "the adapter changes nothing");
+}
+
+#[test]
+fn a_shared_beginning_is_computed_once_and_changes_no_text() {
+    let model = model_or_skip!("a_shared_beginning_is_computed_once_and_changes_no_text");
+    let engine = engine(&model, 4);
+    let system = ChatMessage::new("system", TEXT.repeat(3));
+    let prompt = |question: &str| model.prompt_tokens(&[system.clone(), ChatMessage::new("user", question)]).expect("tokens");
+    let questions = ["Who flew?", "What did they bring?", "Which animal is lazy?"];
+    let fresh: Vec<_> = questions.iter().map(|q| generate(&self::engine(&model, 1), &prompt(q), 16, None)).collect();
+    let running: Vec<_> = questions.iter().map(|q| submit(&engine, &prompt(q), 16, None)).collect();
+    let mut cached = 0;
+    for (mut events, expected) in running.into_iter().zip(fresh) {
+        let mut text = String::new();
+        loop {
+            match events.blocking_recv().expect("an event") {
+                Event::Text(more) => text.push_str(&more),
+                Event::Done(finish) => {
+                    cached += usize::from(finish.cached_tokens > 60);
+                    break;
+                }
+                Event::Failed(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(text, expected);
+    }
+    assert_eq!(cached, 2, "two of three prompts reuse the first one's beginning");
+}
+
+#[test]
+fn an_adapter_survives_saving_and_equals_its_merged_model() {
+    let model = model_or_skip!("an_adapter_survives_saving_and_equals_its_merged_model");
+    let made = Arc::new(adapter(&model, 5));
+    let tokens = model.tokenizer.encode(TEXT).expect("tokens");
+    let with_adapter = all_logits(model.decoder.as_ref(), &tokens, Some(&made));
+    let saved = made.to_safetensors(Some(("base", "test"))).expect("saved");
+    let loaded = Arc::new(model.adapter(&made.to_config_json(), &saved).expect("loaded"));
+    assert_eq!(largest_difference(&with_adapter, &all_logits(model.decoder.as_ref(), &tokens, Some(&loaded))), 0.0);
+    let merged = model.decoder.merged(&made).expect("merged");
+    let difference = largest_difference(&with_adapter, &all_logits(merged.as_ref(), &tokens, None));
+    assert!(difference < 1e-3, "merged differs by {difference}");
+    let plain = largest_difference(&with_adapter, &all_logits(model.decoder.as_ref(), &tokens, None));
+    assert!(plain > 0.1, "the adapter changes the logits by only {plain}");
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_refused_by_name() {
+    let model = model_or_skip!("adapters_that_do_not_fit_are_refused_by_name");
+    let made = adapter(&model, 5);
+    let saved = made.to_safetensors(None).expect("saved");
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut config: serde_json::Value = serde_json::from_slice(&made.to_config_json()).expect("JSON");
+        change(&mut config);
+        model.adapter(config.to_string().as_bytes(), &saved).expect_err("refused").to_string()
+    };
+    assert!(refused(&|config| config["r"] = 0.into()).contains("r is 0"));
+    assert!(refused(&|config| config["r"] = 1_000_000.into()).contains("r is 1000000"));
+    assert!(refused(&|config| config["r"] = 8.into()).contains("has shape"));
+    assert!(refused(&|config| config["use_dora"] = true.into()).contains("use_dora"));
+    let truncated = model.adapter(&made.to_config_json(), &saved[..saved.len() / 2]).expect_err("refused");
+    assert!(truncated.to_string().contains("adapter_model.safetensors"), "{truncated}");
+}
