@@ -5,6 +5,7 @@ pub mod blobs;
 pub mod db;
 pub mod migrate;
 pub mod models;
+pub mod prompts;
 pub mod sqlite;
 
 pub use blobs::Blobs;
