@@ -10,8 +10,29 @@ use std::sync::{Mutex, PoisonError};
 
 /// Names that a template can call, for messages.
 pub const NAMES: &[&str] = &[
-    "role", "history", "section", "media", "json", "ifEquals", "unlessEquals", "if", "unless", "each", "with", "lookup", "raw", "eq", "ne", "gt",
-    "gte", "lt", "lte", "and", "or", "not", "len",
+    "role",
+    "history",
+    "section",
+    "media",
+    "json",
+    "ifEquals",
+    "unlessEquals",
+    "if",
+    "unless",
+    "each",
+    "with",
+    "lookup",
+    "raw",
+    "eq",
+    "ne",
+    "gt",
+    "gte",
+    "lt",
+    "lte",
+    "and",
+    "or",
+    "not",
+    "len",
 ];
 pub(super) const STEP_TAG: &str = "{{__step}}";
 const STEP: &str = "__step";
@@ -170,7 +191,8 @@ impl HelperDef for Json {
         let spaces = " ".repeat(indent);
         let mut text = Vec::new();
         let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-        serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut text, formatter)).map_err(RenderErrorReason::from)?;
+        serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut text, formatter))
+            .map_err(RenderErrorReason::from)?;
         out.write(&String::from_utf8_lossy(&text))?;
         Ok(())
     }

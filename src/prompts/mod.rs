@@ -164,7 +164,9 @@ impl Coded for PromptError {
     fn hint(&self) -> Option<String> {
         match (self, self.problem()) {
             (PromptError::Name(_), _) => Some("use 1 to 64 lower-case letters, digits, dots, dashes and underscores".into()),
-            (PromptError::Unknown { .. }, _) => Some("`refit prompt list` shows what there is, `refit prompt publish FILE` adds a version".into()),
+            (PromptError::Unknown { .. }, _) => {
+                Some("`refit prompt list` shows what there is, `refit prompt publish FILE` adds a version".into())
+            }
             (PromptError::Store(error), _) => error.hint(),
             (_, Some(Problem::Missing { required, .. })) => Some(format!("required: {}", required.join(", "))),
             (_, Some(Problem::Recursive(_))) => Some("use {{#each}} over a list instead of a partial that includes itself".into()),

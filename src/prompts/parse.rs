@@ -8,9 +8,8 @@ use handlebars::{Handlebars, Template, TemplateError};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-const RESERVED: &[&str] = &[
-    "name", "variant", "version", "description", "model", "config", "input", "output", "tools", "toolDefs", "metadata", "ext",
-];
+const RESERVED: &[&str] =
+    &["name", "variant", "version", "description", "model", "config", "input", "output", "tools", "toolDefs", "metadata", "ext"];
 
 /// The front matter's known keys, checked.
 #[derive(Debug, Clone, Default)]
@@ -202,11 +201,11 @@ fn meter(template: &mut Template) {
             _ => {}
         }
     }
-    if let Some(first) = template.mapping.first().cloned() {
-        let step = Template::compile(helpers::STEP_TAG).expect("a constant template of one tag");
-        template.elements.splice(0..0, step.elements);
-        template.mapping.insert(0, first);
-    }
+    let step = Template::compile(helpers::STEP_TAG).expect("a constant template of one tag");
+    // The step has the place of what it stands before, so that lines in errors stay right.
+    let place = template.mapping.first().or(step.mapping.first()).cloned();
+    template.elements.splice(0..0, step.elements);
+    template.mapping.splice(0..0, place);
 }
 
 fn first_line(text: &str) -> String {
@@ -219,7 +218,11 @@ mod tests {
 
     #[test]
     fn front_matter_and_body_keep_their_file_lines() {
-        let prompt = Prompt::parse("p", "# licence\n---\nmodel: mock/echo\ninput:\n  schema:\n    a: string\n    b?: string\n---\n\nHi {{a}}\n{{b}}").expect("parses");
+        let prompt = Prompt::parse(
+            "p",
+            "# licence\n---\nmodel: mock/echo\ninput:\n  schema:\n    a: string\n    b?: string\n---\n\nHi {{a}}\n{{b}}",
+        )
+        .expect("parses");
         assert_eq!(prompt.front.model.as_deref(), Some("mock/echo"));
         assert_eq!(prompt.required_variables(), ["a"]);
         assert_eq!(prompt.variables.iter().map(|v| (v.name.as_str(), v.line)).collect::<Vec<_>>(), [("a", 10), ("b", 11)]);

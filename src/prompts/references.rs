@@ -2,8 +2,8 @@
 
 use super::Problem;
 use crate::types::error::did_you_mean;
-use handlebars::template::{DecoratorTemplate, HelperTemplate, Parameter, Subexpression, TemplateElement};
 use handlebars::Template;
+use handlebars::template::{DecoratorTemplate, HelperTemplate, Parameter, Subexpression, TemplateElement};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A variable of the input that the template reads.
@@ -174,7 +174,8 @@ impl Partials {
         let mut open: BTreeMap<&str, BTreeSet<&str>> =
             self.uses.iter().map(|(from, to)| (from.as_str(), to.iter().map(|(name, _)| name.as_str()).collect())).collect();
         loop {
-            let done: Vec<&str> = open.iter().filter(|(_, to)| to.iter().all(|name| !open.contains_key(name))).map(|(from, _)| *from).collect();
+            let done: Vec<&str> =
+                open.iter().filter(|(_, to)| to.iter().all(|name| !open.contains_key(name))).map(|(from, _)| *from).collect();
             if done.is_empty() {
                 break;
             }

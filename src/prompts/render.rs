@@ -245,8 +245,14 @@ mod tests {
 
     #[test]
     fn roles_split_and_nothing_is_escaped() {
-        let messages = render("{{role \"system\"}}Be {{tone}}.\n{{role \"user\"}}<{{m}}>{{role \"model\"}}{{json o}}", json!({"tone": "kind", "m": "a & \"b\"", "o": {"z": 1, "a": [1]}}));
-        assert_eq!(messages.expect("renders"), pairs(&[("system", "Be kind.\n"), ("user", "<a & \"b\">"), ("assistant", "{\"z\":1,\"a\":[1]}")]));
+        let messages = render(
+            "{{role \"system\"}}Be {{tone}}.\n{{role \"user\"}}<{{m}}>{{role \"model\"}}{{json o}}",
+            json!({"tone": "kind", "m": "a & \"b\"", "o": {"z": 1, "a": [1]}}),
+        );
+        assert_eq!(
+            messages.expect("renders"),
+            pairs(&[("system", "Be kind.\n"), ("user", "<a & \"b\">"), ("assistant", "{\"z\":1,\"a\":[1]}")])
+        );
     }
 
     #[test]
@@ -259,7 +265,8 @@ mod tests {
 
     #[test]
     fn missing_variables_are_named_with_line_and_nearest() {
-        let error = render("---\ninput:\n  schema: {message: string, tone?: string}\n---\nA\n{{message}} {{tone}}", json!({"mesage": "x"})).expect_err("missing");
+        let error = render("---\ninput:\n  schema: {message: string, tone?: string}\n---\nA\n{{message}} {{tone}}", json!({"mesage": "x"}))
+            .expect_err("missing");
         let text = error.to_string();
         assert!(text.contains("line 6") && text.contains("\"message\" is missing") && text.contains("\"mesage\""), "{text}");
         assert!(render("{{#if a}}{{a}}{{/if}}{{#each l}}{{this}}{{/each}}x", json!({})).is_ok(), "guarded variables may be absent");
@@ -311,6 +318,9 @@ mod tests {
 
     #[test]
     fn sections_of_handlebars_js_work() {
-        assert_eq!(render("{{#l}}<{{this}}>{{/l}}{{#o}}{{k}}{{/o}}{{#none}}x{{/none}}", json!({"l": ["a", "b"], "o": {"k": 1}})).expect("renders"), pairs(&[("user", "<a><b>1")]));
+        assert_eq!(
+            render("{{#l}}<{{this}}>{{/l}}{{#o}}{{k}}{{/o}}{{#none}}x{{/none}}", json!({"l": ["a", "b"], "o": {"k": 1}})).expect("renders"),
+            pairs(&[("user", "<a><b>1")])
+        );
     }
 }
