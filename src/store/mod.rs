@@ -1,11 +1,14 @@
 //! ALL SQL lives here: the narrow [`Db`] trait, its SQLite implementation, migrations, one file per entity, and the
 //! content-addressed [`blobs`]. Other rooms call the entity functions; none of them writes SQL.
 
+pub mod audit;
 pub mod blobs;
 pub mod db;
+pub mod keys;
 pub mod migrate;
 pub mod models;
 pub mod prompts;
+pub mod requests;
 pub mod sqlite;
 
 pub use blobs::Blobs;

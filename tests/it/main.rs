@@ -1,7 +1,8 @@
 //! Black-box tests: one binary, one module per topic. They drive the built program and HTTP.
 
+mod audit;
 mod cli;
-mod models;
 #[cfg(feature = "local")]
 mod engine;
+mod models;
 mod support;

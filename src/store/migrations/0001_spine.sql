@@ -101,6 +101,11 @@ CREATE TABLE audit (
     detail TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL
 );
 
+-- One row: the newest link of the chain, moved in the transaction that appends; shows a chain whose last rows were cut off.
+CREATE TABLE audit_head (
+    id BIGINT PRIMARY KEY, sequence BIGINT NOT NULL, hash TEXT NOT NULL
+);
+
 -- The request log. request and reply hold the bodies as sent (JSON text), or NULL where the configuration says not to keep them.
 CREATE TABLE requests (
     id TEXT PRIMARY KEY, at BIGINT NOT NULL, project TEXT NOT NULL, api_key TEXT NOT NULL, endpoint TEXT NOT NULL, route TEXT,

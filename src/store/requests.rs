@@ -1,0 +1,136 @@
+//! Rows of `requests`, the log of every model call. They reach the database through `monitor::record`, exactly once.
+
+use super::db::{Db, Row, Statement, StoreError, Value};
+use serde::{Deserialize, Serialize};
+
+/// One logged request. Also the form of a line in a log segment, so that old segments stay readable: new fields need a default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestRow {
+    /// `req_…`, also the `x-request-id` of the reply.
+    pub id: String,
+    /// When it came in, milliseconds.
+    pub at: i64,
+    /// Project of the key.
+    pub project: String,
+    /// Id of the key (not the key).
+    pub api_key: String,
+    /// `chat.completions`, `eval`.
+    pub endpoint: String,
+    /// Route that was called, when one was.
+    pub route: Option<String>,
+    /// Digest of the release that answered.
+    pub release: Option<String>,
+    /// Provider that answered; empty when none was reached.
+    pub provider: String,
+    /// The provider's model; before a plan is made, what the caller wrote.
+    pub model: String,
+    /// Adapter digest.
+    pub adapter: Option<String>,
+    /// Whether the reply was streamed.
+    pub streamed: bool,
+    /// HTTP status of the reply; for a stream that broke, the status of what broke it.
+    pub status: u16,
+    /// Error code, when it failed.
+    pub error_code: Option<String>,
+    /// Tokens read.
+    pub input_tokens: Option<u64>,
+    /// Tokens written.
+    pub output_tokens: Option<u64>,
+    /// Why the first choice ended.
+    pub finish_reason: Option<String>,
+    /// Milliseconds in the provider's queue.
+    pub queue_ms: Option<f64>,
+    /// Milliseconds to the first chunk of a stream.
+    pub first_token_ms: Option<f64>,
+    /// Milliseconds in all.
+    pub total_ms: f64,
+    /// Request body, JSON text.
+    pub request: Option<String>,
+    /// Reply body, JSON text; a stream is kept put together.
+    pub reply: Option<String>,
+}
+
+const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
+    input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply";
+
+/// The statement that stores a row unless a row with its id is there.
+pub fn insert_once(row: &RequestRow) -> Statement {
+    let marks = ["?"; 21].join(", ");
+    let params: Vec<Value> = vec![
+        (&row.id).into(),
+        row.at.into(),
+        (&row.project).into(),
+        (&row.api_key).into(),
+        (&row.endpoint).into(),
+        row.route.clone().into(),
+        row.release.clone().into(),
+        (&row.provider).into(),
+        (&row.model).into(),
+        row.adapter.clone().into(),
+        row.streamed.into(),
+        u32::from(row.status).into(),
+        row.error_code.clone().into(),
+        row.input_tokens.into(),
+        row.output_tokens.into(),
+        row.finish_reason.clone().into(),
+        row.queue_ms.into(),
+        row.first_token_ms.into(),
+        row.total_ms.into(),
+        row.request.clone().into(),
+        row.reply.clone().into(),
+    ];
+    Statement::new(format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"), params)
+}
+
+/// The row with this id.
+///
+/// # Errors
+/// When the database fails.
+pub fn by_id(db: &dyn Db, id: &str) -> Result<Option<RequestRow>, StoreError> {
+    Ok(db.query(&format!("SELECT {COLUMNS} FROM requests WHERE id = ?"), &[id.into()])?.first().map(read))
+}
+
+/// The newest `limit` rows, newest first.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest(db: &dyn Db, limit: usize) -> Result<Vec<RequestRow>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM requests ORDER BY at DESC, id DESC LIMIT ?");
+    Ok(db.query(&sql, &[limit.into()])?.iter().map(read).collect())
+}
+
+/// Number of rows.
+///
+/// # Errors
+/// When the database fails.
+pub fn count(db: &dyn Db) -> Result<i64, StoreError> {
+    Ok(db.query("SELECT COUNT(*) FROM requests", &[])?.first().map_or(0, |row| row.int(0)))
+}
+
+fn read(row: &Row) -> RequestRow {
+    let natural = |column| row.int_or_null(column).and_then(|x| u64::try_from(x).ok());
+    RequestRow {
+        id: row.text(0),
+        at: row.int(1),
+        project: row.text(2),
+        api_key: row.text(3),
+        endpoint: row.text(4),
+        route: row.text_or_null(5),
+        release: row.text_or_null(6),
+        provider: row.text(7),
+        model: row.text(8),
+        adapter: row.text_or_null(9),
+        streamed: row.int(10) != 0,
+        status: u16::try_from(row.int(11)).unwrap_or(0),
+        error_code: row.text_or_null(12),
+        input_tokens: natural(13),
+        output_tokens: natural(14),
+        finish_reason: row.text_or_null(15),
+        queue_ms: row.real_or_null(16),
+        first_token_ms: row.real_or_null(17),
+        total_ms: row.real_or_null(18).unwrap_or(0.0),
+        request: row.text_or_null(19),
+        reply: row.text_or_null(20),
+    }
+}
