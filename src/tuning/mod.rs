@@ -1,1 +1,19 @@
-//! Fine-tuning: recipes, LoRA, batches, loss and the trainer.
+//! Fine-tuning: fit a low-rank adapter on top of a local model with your own examples.
+//!
+//! [`recipe`] says how, [`example`] turns conversations into labelled tokens, [`trainer`] runs the loop with [`optimizer`] and
+//! [`schedule`], [`checkpoint`] makes it resumable. It knows neither the store nor jobs: `jobs/tune.rs` brings the data and keeps the
+//! result.
+
+pub mod checkpoint;
+pub mod error;
+pub mod example;
+pub mod lora;
+pub mod optimizer;
+pub mod recipe;
+pub mod schedule;
+pub mod trainer;
+
+pub use error::TuningError;
+pub use example::Example;
+pub use recipe::Recipe;
+pub use trainer::{Observer, StepReport, Trained, Trainer};
