@@ -48,7 +48,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`TuningError::Checkpoint`] when the disk is full or not writable; what was there before stays.
-    pub fn write(directory: &Path, position: &Position, optimizer: &AdamW, adapter: &Adapter, best: Option<&[u8]>) -> Result<(), TuningError> {
+    pub fn write(
+        directory: &Path,
+        position: &Position,
+        optimizer: &AdamW,
+        adapter: &Adapter,
+        best: Option<&[u8]>,
+    ) -> Result<(), TuningError> {
         let place = directory.join(format!("checkpoint-{:06}", position.step));
         let beside = directory.join("writing");
         let failed = |error: std::io::Error| TuningError::Checkpoint { path: place.clone(), problem: error.to_string() };

@@ -45,7 +45,10 @@ impl Trainable {
         let mut halves = Vec::new();
         for target in targets.iter().filter(|target| recipe.targets.iter().any(|name| name == target.module())) {
             let Some(lora) = adapter.lora(&target.path) else {
-                return Err(TuningError::Recipe { key: "targets".into(), problem: format!("names {}, the checkpoint does not have it", target.path) });
+                return Err(TuningError::Recipe {
+                    key: "targets".into(),
+                    problem: format!("names {}, the checkpoint does not have it", target.path),
+                });
             };
             halves.push((target, lora.a.flatten_all()?.to_vec1()?, lora.b.flatten_all()?.to_vec1()?));
         }

@@ -117,7 +117,10 @@ mod tests {
             }
         }
         let values: Vec<f32> = variable.to_vec1().expect("values");
-        assert!((f64::from(values[0]) - expected[0]).abs() < 1e-5 && (f64::from(values[1]) - expected[1]).abs() < 1e-5, "{values:?} {expected:?}");
+        assert!(
+            (f64::from(values[0]) - expected[0]).abs() < 1e-5 && (f64::from(values[1]) - expected[1]).abs() < 1e-5,
+            "{values:?} {expected:?}"
+        );
     }
 
     #[test]

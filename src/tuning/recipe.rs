@@ -175,7 +175,9 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_key() {
-        for (line, key) in [("rank: 0", "rank"), ("targets: [q_prj]", "q_prj"), ("learning_rat: 1", "learning_rat"), ("warmup: 2", "warmup")] {
+        for (line, key) in
+            [("rank: 0", "rank"), ("targets: [q_prj]", "q_prj"), ("learning_rat: 1", "learning_rat"), ("warmup: 2", "warmup")]
+        {
             let error = Recipe::parse(&format!("{SMALL}{line}\n")).expect_err(line).to_string();
             assert!(error.contains(key), "{error}");
         }

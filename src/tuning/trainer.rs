@@ -152,7 +152,8 @@ impl Trainer<'_> {
         let order = epoch_order(self.train.len(), self.recipe.seed, step / per_epoch);
         let size = self.recipe.batch_size * self.recipe.accumulation;
         let chosen = order.chunks(size).nth(step % per_epoch).unwrap_or_default();
-        let packed: Vec<Packed> = chosen.chunks(self.recipe.batch_size).map(|part| Packed::new(part.iter().map(|i| &self.train[*i]))).collect();
+        let packed: Vec<Packed> =
+            chosen.chunks(self.recipe.batch_size).map(|part| Packed::new(part.iter().map(|i| &self.train[*i]))).collect();
         // One normaliser for all passes of the step: accumulation over 4 × 1 examples is then the same mean as 1 × 4.
         let labelled: usize = packed.iter().map(Packed::labelled).sum();
         let mut gradients = Gradients::zero(&state.trainable.variables);
@@ -168,7 +169,8 @@ impl Trainer<'_> {
             return Err(TuningError::Diverged { step: step + 1, loss });
         }
         let rate = self.recipe.learning_rate * self.recipe.schedule.factor(step, steps, self.recipe.warmup);
-        let norm = state.optimizer.step(&state.trainable.variables, &gradients, rate, self.recipe.weight_decay, self.recipe.max_gradient_norm)?;
+        let norm =
+            state.optimizer.step(&state.trainable.variables, &gradients, rate, self.recipe.weight_decay, self.recipe.max_gradient_norm)?;
         state.position.step += 1;
         state.position.losses.push(loss);
         Ok((loss, rate, norm))

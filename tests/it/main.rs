@@ -6,3 +6,5 @@ mod cli;
 mod engine;
 mod models;
 mod support;
+#[cfg(feature = "local")]
+mod tuning;

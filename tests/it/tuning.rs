@@ -1,0 +1,258 @@
+//! Training: gradients against finite differences, the loss curve pinned, accumulation, resume and cancel.
+
+use crate::support;
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
+use refit::engine::Model;
+use refit::engine::arch::Mode;
+use refit::engine::chat_template::ChatMessage;
+use refit::engine::nn::attention::{Heads, TrainAttention};
+use refit::engine::nn::cross_entropy::{cross_entropy, evaluate};
+use refit::engine::nn::linear::{Linear, Lora};
+use refit::engine::nn::norm::RmsNorm;
+use refit::engine::nn::rope::Rope;
+use refit::engine::nn::swiglu::SwiGlu;
+use refit::tuning::example::{Example, Packed};
+use refit::tuning::lora::Trainable;
+use refit::tuning::optimizer::Gradients;
+use refit::tuning::{Observer, Recipe, StepReport, Trained, Trainer, TuningError};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// Values in (-1, 1), a fixed sequence for each seed (a linear congruential generator, Knuth's MMIX constants).
+fn noise(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn variable(shape: &[usize], seed: u64) -> Var {
+    Var::from_vec(noise(shape.iter().product(), seed), shape, &Device::Cpu).expect("a variable")
+}
+
+/// Compares every element of every gradient of `f` (any shape; contracted with fixed weights) with central differences.
+fn check_gradients(name: &str, variables: &[Var], f: impl Fn() -> Tensor) {
+    let shape = f().shape().clone();
+    let weights = Tensor::from_vec(noise(shape.elem_count(), 99), shape, &Device::Cpu).expect("weights");
+    let value = || f().mul(&weights).and_then(|y| y.sum_all()).and_then(|y| y.to_scalar::<f32>()).expect("a value");
+    let gradients = f().mul(&weights).and_then(|y| y.sum_all()).and_then(|y| y.backward()).expect("a backward pass");
+    for (index, variable) in variables.iter().enumerate() {
+        let gradient: Vec<f32> =
+            gradients.get(variable.as_tensor()).expect("a gradient").flatten_all().and_then(|g| g.to_vec1()).expect("values");
+        assert!(gradient.iter().any(|g| *g != 0.0), "{name}: variable {index} has a zero gradient");
+        let original: Vec<f32> = variable.flatten_all().and_then(|v| v.to_vec1()).expect("values");
+        for i in 0..original.len() {
+            let at = |delta: f32| {
+                let mut moved = original.clone();
+                moved[i] += delta;
+                variable.set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+                value()
+            };
+            const STEP: f32 = 1e-2;
+            let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            at(0.0);
+            assert!(
+                (difference - gradient[i]).abs() < 2e-2 * (1.0 + difference.abs()),
+                "{name}: d variable {index}[{i}] = {}, by differences {difference}",
+                gradient[i]
+            );
+        }
+    }
+}
+
+fn op1(x: &Var, op: impl CustomOp1 + 'static + Send + Sync) -> Tensor {
+    x.as_tensor().apply_op1(op).expect("the op runs")
+}
+
+fn op2(a: &Var, b: &Var, op: impl CustomOp2 + 'static + Send + Sync) -> Tensor {
+    a.as_tensor().apply_op2(b.as_tensor(), op).expect("the op runs")
+}
+
+fn op3(a: &Var, b: &Var, c: &Var, op: impl CustomOp3 + 'static + Send + Sync) -> Tensor {
+    a.as_tensor().apply_op3(b.as_tensor(), c.as_tensor(), op).expect("the op runs")
+}
+
+#[test]
+fn every_backward_pass_matches_finite_differences() {
+    let norm = RmsNorm::new(&Tensor::from_vec(noise(6, 1), 6, &Device::Cpu).expect("weight"), 1e-5).expect("a norm");
+    let x = variable(&[3, 6], 2);
+    check_gradients("rms-norm", std::slice::from_ref(&x), || op1(&x, norm.clone()));
+
+    let (gate, up) = (variable(&[2, 5], 3), variable(&[2, 5], 4));
+    check_gradients("swiglu", &[gate.clone(), up.clone()], || op2(&gate, &up, SwiGlu));
+
+    let linear = Linear::new(Tensor::from_vec(noise(20, 5), (4, 5), &Device::Cpu).expect("weight")).expect("a layer");
+    let (x, a, b) = (variable(&[3, 5], 6), variable(&[2, 5], 7), variable(&[4, 2], 8));
+    let lora = Lora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.7 };
+    check_gradients("lora-linear", &[x.clone(), a, b], || linear.train(x.as_tensor(), Some(&lora)).expect("runs"));
+    check_gradients("frozen-linear", std::slice::from_ref(&x), || linear.train(x.as_tensor(), None).expect("runs"));
+
+    let heads = Heads { queries: 4, keys: 2, width: 4 };
+    let (q, k, v) = (variable(&[7, 16], 9), variable(&[7, 8], 10), variable(&[7, 8], 11));
+    let (rope, sequences) = (Arc::new(Rope::new(8, 4, 100.0)), Arc::new(vec![0..3, 3..7]));
+    check_gradients("attention", &[q.clone(), k.clone(), v.clone()], || {
+        op3(&q, &k, &v, TrainAttention { heads, rope: rope.clone(), sequences: sequences.clone() })
+    });
+
+    let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
+    let labels = [Some(3), None, Some(8), Some(0)];
+    check_gradients("cross-entropy", std::slice::from_ref(&hidden), || {
+        cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).expect("runs")
+    });
+    let (sum, rows, _) = evaluate(hidden.as_tensor(), &head, &labels).expect("runs");
+    let mean = cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).and_then(|loss| loss.to_scalar::<f32>()).expect("a loss");
+    assert_eq!(rows, 3);
+    assert!((sum / 3.0 - f64::from(mean)).abs() < 1e-6);
+}
+
+fn model() -> Option<Arc<Model>> {
+    static MODEL: OnceLock<Option<Arc<Model>>> = OnceLock::new();
+    MODEL.get_or_init(|| support::model_file().map(|path| Arc::new(Model::load(&path).expect("the model loads")))).clone()
+}
+
+macro_rules! model_or_skip {
+    ($name:literal) => {
+        match model() {
+            Some(model) => model,
+            None => return support::skip($name, "REFIT_TEST_MODEL does not name the model file"),
+        }
+    };
+}
+
+fn examples(model: &Model) -> Vec<Example> {
+    let pairs = [
+        ("Where is my order NL-10001?", r#"{"intent":"order_status","order":"NL-10001"}"#),
+        ("Cancel it please", r#"{"intent":"cancel_order","order":null}"#),
+        ("The kettle leaks", r#"{"intent":"damaged_item","order":null}"#),
+        ("I was charged twice for NL-20002", r#"{"intent":"billing","order":"NL-20002"}"#),
+        ("My login does not work", r#"{"intent":"account_access","order":null}"#),
+        ("Great shop!", r#"{"intent":"feedback","order":null}"#),
+    ];
+    let example = |(question, answer): &(&str, &str)| {
+        let prompt = [ChatMessage::new("system", "Answer in JSON."), ChatMessage::new("user", *question)];
+        Example::new(model, question, (&prompt, answer), 256).expect("an example")
+    };
+    pairs.iter().map(example).collect()
+}
+
+fn recipe(changes: &str) -> Recipe {
+    let base = "name: t\nmodel: local/smollm2-135m-instruct\ndataset: d\nbatch_size: 4\nmax_steps: 4\ncheckpoint_every: 1\nseed: 3\n";
+    Recipe::parse(&format!("{base}{changes}")).expect("a recipe")
+}
+
+/// Counts steps; asks to stop after `stop_after`.
+struct Watch {
+    stop_after: usize,
+    seen: Cell<usize>,
+}
+
+impl Observer for Watch {
+    fn step(&self, report: &StepReport) {
+        assert!(report.loss.is_finite() && report.tokens_per_second > 0.0);
+        self.seen.set(report.step);
+    }
+    fn cancelled(&self) -> bool {
+        self.seen.get() >= self.stop_after
+    }
+}
+
+fn train(model: &Model, recipe: &Recipe, directory: &Path, stop_after: usize) -> Result<Trained, TuningError> {
+    let all = examples(model);
+    let trainer = Trainer { model, recipe, train: &all[..5], validation: &all[5..], directory: directory.to_path_buf() };
+    trainer.run(&Watch { stop_after, seen: Cell::new(0) })
+}
+
+#[test]
+fn a_resumed_training_is_the_same_training_and_the_curve_is_pinned() {
+    let model = model_or_skip!("a_resumed_training_is_the_same_training_and_the_curve_is_pinned");
+    let (whole, parts) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let straight = train(&model, &recipe(""), whole.path(), usize::MAX).expect("trains");
+    let stopped = train(&model, &recipe(""), parts.path(), 2);
+    assert!(matches!(stopped, Err(TuningError::Cancelled(2))), "it must stop after step 2");
+    let resumed = train(&model, &recipe(""), parts.path(), usize::MAX).expect("resumes");
+    assert_eq!(resumed.position, straight.position);
+    assert!(resumed.weights == straight.weights, "the weights differ");
+    // Made by this program on AVX-512 (November 2026); PEFT's curve is compared in tests/interop.
+    let pinned = PINNED;
+    assert_eq!(straight.position.losses.len(), pinned.len());
+    for (loss, pinned) in straight.position.losses.iter().zip(pinned) {
+        assert!((loss - pinned).abs() < 2e-3, "{:?} is not {pinned:?}", straight.position.losses);
+    }
+    assert!(straight.position.losses[3] < straight.position.losses[0]);
+}
+
+const PINNED: [f32; 4] = [3.107_887, 3.677_433, 2.412_598, 1.277_302];
+
+#[test]
+fn another_recipe_or_dataset_does_not_resume_this_one() {
+    let model = model_or_skip!("another_recipe_or_dataset_does_not_resume_this_one");
+    let directory = tempfile::tempdir().expect("a directory");
+    let _ = train(&model, &recipe(""), directory.path(), 2);
+    let other = train(&model, &recipe("learning_rate: 0.0005\nmax_length: 300\n").clone(), directory.path(), 1);
+    assert!(matches!(other, Err(TuningError::Cancelled(1))), "it began at step 0");
+}
+
+#[test]
+fn accumulating_four_times_one_equals_one_times_four() {
+    let model = model_or_skip!("accumulating_four_times_one_equals_one_times_four");
+    let directory = || tempfile::tempdir().expect("a directory");
+    let losses = |batch: usize, accumulation: usize| {
+        let mut recipe = recipe("");
+        (recipe.batch_size, recipe.accumulation) = (batch, accumulation);
+        train(&model, &recipe, directory().path(), usize::MAX).expect("trains").position.losses
+    };
+    for (a, b) in losses(4, 1).iter().zip(losses(1, 4)) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+}
+
+#[test]
+fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
+    let model = model_or_skip!("every_lora_variable_of_the_model_has_the_gradient_that_differences_give");
+    let recipe = recipe("rank: 2\n");
+    let trainable = Trainable::new(&recipe, &model.lora_targets()).expect("variables");
+    assert_eq!(trainable.variables.len(), 30 * 7 * 2);
+    // B is zero at the beginning, which makes the gradient of A zero: move every B.
+    for (i, variable) in trainable.variables.iter().enumerate().filter(|(i, _)| i % 2 == 1) {
+        let values: Vec<f32> = noise(variable.elem_count(), i as u64 + 1).iter().map(|x| x * 0.05).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+    }
+    let packed = Packed::new(&examples(&model)[..2]);
+    let loss = || {
+        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter)).expect("a forward pass");
+        cross_entropy(&hidden, model.decoder.head(), &packed.labels, packed.labelled() as f32).expect("a loss")
+    };
+    let mut gradients = Gradients::zero(&trainable.variables);
+    gradients.add(&trainable.variables, &loss().backward().expect("a backward pass")).expect("every variable has a gradient");
+    for (i, gradient) in gradients.sums().iter().enumerate() {
+        assert!(gradient.iter().any(|g| *g != 0.0), "variable {i} has a zero gradient");
+    }
+    // Along the gradient's own direction the derivative is the gradient's norm; checked for variables of the first, a middle and the last layer.
+    for i in [0, 1, 13, 15 * 14 + 2, 15 * 14 + 9, 29 * 14 + 6, 29 * 14 + 13] {
+        let (variable, gradient) = (&trainable.variables[i], &gradients.sums()[i]);
+        let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+        let original: Vec<f32> = variable.flatten_all().and_then(|v| v.to_vec1()).expect("values");
+        let size = 0.05;
+        let at = |sign: f64| {
+            let moved = original.iter().zip(gradient).map(|(x, g)| x + (sign * size * f64::from(*g) / norm) as f32).collect();
+            variable.set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+            f64::from(loss().to_scalar::<f32>().expect("a loss"))
+        };
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * size);
+        at(0.0);
+        assert!((difference - norm).abs() < 0.03 * norm + 2e-4, "variable {i}: gradient norm {norm}, by differences {difference}");
+    }
+}
+
+#[test]
+fn examples_that_cannot_be_learned_name_the_sample() {
+    let model = model_or_skip!("examples_that_cannot_be_learned_name_the_sample");
+    let prompt = [ChatMessage::new("user", "hello")];
+    let empty = Example::new(&model, "s017", (&prompt, "  "), 256).expect_err("refused").to_string();
+    assert!(empty.contains("s017") && empty.contains("empty"), "{empty}");
+    let long = Example::new(&model, "s018", (&prompt, &"word ".repeat(300)), 256).expect_err("refused").to_string();
+    assert!(long.contains("s018") && long.contains("max_length is 256"), "{long}");
+}
