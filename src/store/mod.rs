@@ -1,14 +1,18 @@
 //! ALL SQL lives here: the narrow [`Db`] trait, its SQLite implementation, migrations, one file per entity, and the
 //! content-addressed [`blobs`]. Other rooms call the entity functions; none of them writes SQL.
 
+pub mod adapters;
 pub mod audit;
 pub mod blobs;
 pub mod db;
+pub mod jobs;
 pub mod keys;
 pub mod migrate;
 pub mod models;
 pub mod prompts;
+pub mod releases;
 pub mod requests;
+pub mod routes;
 pub mod sqlite;
 
 pub use blobs::Blobs;
