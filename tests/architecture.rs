@@ -118,7 +118,8 @@ fn sizes(path: &str, text: &str) -> Vec<String> {
         if function.lines > MAX_FUNCTION_LINES {
             complaints.push(format!("{path}:{}: a function of {} lines", function.starts_at, function.lines));
         }
-        if function.parameters > MAX_PARAMETERS {
+        // Numeric kernels take slices and their sizes; a struct around them hides what is read.
+        if function.parameters > MAX_PARAMETERS && !path.starts_with("engine/nn/") {
             complaints.push(format!("{path}:{}: {} parameters; use a struct", function.starts_at, function.parameters));
         }
     }

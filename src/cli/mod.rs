@@ -4,6 +4,8 @@
 pub mod completions;
 pub mod model;
 pub mod output;
+pub mod release;
+pub mod route;
 
 use crate::config::{Config, env};
 use crate::store::Store;
@@ -50,6 +52,10 @@ struct Global {
 enum Command {
     /// Pull, list, show, verify and remove prebuilt models
     Model(model::Args),
+    /// Make, list, show, promote and roll back releases
+    Release(release::Args),
+    /// Make, list and show routes
+    Route(route::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -57,6 +63,8 @@ enum Command {
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
     match command {
         Command::Model(args) => model::run(args, context),
+        Command::Release(args) => release::run(args, context),
+        Command::Route(args) => route::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }
@@ -115,7 +123,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             print_failure(&failure);
-            ExitCode::from(FAILED)
+            ExitCode::from(if failure.code() == Code::GATE_REFUSED { GATE_MISSED } else { FAILED })
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct Proof {
     pub run: String,
     /// Target's name in the run.
     pub target: String,
+    /// Suite.
+    pub suite: String,
     /// Digest of the suite as it was.
     pub suite_digest: String,
     /// Dataset.
@@ -184,15 +186,17 @@ pub fn decisions(db: &dyn Db, name: &str) -> Result<Vec<DecisionRecord>, StoreEr
     db.query(sql, &[name.into()])?.iter().map(decision).collect()
 }
 
-/// Finished runs of a suite that measured exactly this release, newest first.
+/// Finished runs that measured exactly this release, newest first; with a suite, only its runs.
 ///
 /// # Errors
 /// What the database says.
-pub fn proofs(db: &dyn Db, suite: &str, release: &Digest) -> Result<Vec<Proof>, StoreError> {
-    let sql = "SELECT runs.id, run_targets.target, runs.suite_digest, runs.dataset, runs.dataset_digest, runs.split, run_targets.metrics,
-        runs.finished_at FROM run_targets JOIN runs ON runs.id = run_targets.run
-        WHERE run_targets.release = ? AND runs.suite = ? AND runs.status = 'finished' ORDER BY runs.finished_at DESC, runs.id DESC";
-    db.query(sql, &[(*release).into(), suite.into()])?.iter().map(proof).collect()
+pub fn proofs(db: &dyn Db, suite: Option<&str>, release: &Digest) -> Result<Vec<Proof>, StoreError> {
+    let sql = "SELECT runs.id, run_targets.target, runs.suite, runs.suite_digest, runs.dataset, runs.dataset_digest, runs.split,
+        run_targets.metrics, runs.finished_at FROM run_targets JOIN runs ON runs.id = run_targets.run
+        WHERE run_targets.release = ? AND runs.status = 'finished' ORDER BY runs.finished_at DESC, runs.id DESC";
+    let mut found = db.query(sql, &[(*release).into()])?.iter().map(proof).collect::<Result<Vec<_>, _>>()?;
+    found.retain(|proof| suite.is_none_or(|suite| suite == proof.suite));
+    Ok(found)
 }
 
 /// Manifest and digest that a run recorded for one of its targets.
@@ -243,11 +247,12 @@ fn proof(row: &Row) -> Result<Proof, StoreError> {
     Ok(Proof {
         run: row.text(0),
         target: row.text(1),
-        suite_digest: row.text(2),
-        dataset: row.text(3),
-        dataset_digest: row.text(4),
-        split: row.text(5),
-        metrics: row.json(6)?,
-        finished_at: row.int(7),
+        suite: row.text(2),
+        suite_digest: row.text(3),
+        dataset: row.text(4),
+        dataset_digest: row.text(5),
+        split: row.text(6),
+        metrics: row.json(7)?,
+        finished_at: row.int(8),
     })
 }

@@ -5,6 +5,7 @@ mod cli;
 #[cfg(feature = "local")]
 mod engine;
 mod models;
+mod releases;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;

@@ -1,0 +1,97 @@
+//! The gate of a route: evaluated against a stored run of the route's suite that measured exactly the release's digest. Nothing is
+//! measured here, and numbers that a caller brings along are not accepted.
+
+use super::ReleaseError;
+use super::conditions::{self, Condition, Verdict};
+use crate::store::Db;
+use crate::store::routes::{Proof, RouteRecord, proofs};
+use crate::types::Digest;
+use serde::{Deserialize, Serialize};
+
+/// What every release must prove before it moves along a route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// All must be met; never empty.
+    pub conditions: Vec<Condition>,
+    /// Only runs on this split count; `null` takes any.
+    #[serde(default)]
+    pub split: Option<String>,
+}
+
+/// What the gate said of one release, with the numbers used.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Whether the release may move.
+    pub passed: bool,
+    /// Suite whose runs count.
+    pub suite: String,
+    /// Run used: the newest that counts; `null` when there is none.
+    pub run: Option<String>,
+    /// Target in that run.
+    pub target: Option<String>,
+    /// Split it was measured on.
+    pub split: Option<String>,
+    /// Digest of the dataset version it was measured on.
+    pub dataset_digest: Option<String>,
+    /// One per condition; empty when there is no run.
+    pub verdicts: Vec<Verdict>,
+    /// Why it was refused, for people; empty when it passed.
+    pub reasons: Vec<String>,
+}
+
+impl Gate {
+    /// Reads the gate of a stored route.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Invalid`] when the row does not hold one.
+    pub fn of(route: &RouteRecord) -> Result<Self, ReleaseError> {
+        let gate: Gate = serde_json::from_value(route.gate.clone())
+            .map_err(|error| ReleaseError::Invalid { field: "gate", message: format!("route \"{}\": gate: {error}", route.name) })?;
+        gate.checked()
+    }
+
+    /// The gate, when it has a condition: an empty one would let everything pass.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Invalid`] otherwise.
+    pub fn checked(self) -> Result<Self, ReleaseError> {
+        if self.conditions.is_empty() {
+            let message = "a gate needs at least one condition, such as exact_match>=0.5".into();
+            return Err(ReleaseError::Invalid { field: "gate", message });
+        }
+        Ok(self)
+    }
+}
+
+/// Evaluates the route's gate for a release against its newest run that counts.
+///
+/// # Errors
+/// When the store fails or the route's gate cannot be read; a missed gate is a [`Report`], not an error.
+pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Report, ReleaseError> {
+    let gate = Gate::of(route)?;
+    let counts = |proof: &Proof| gate.split.as_ref().is_none_or(|split| *split == proof.split);
+    let newest = proofs(db, Some(&route.suite), release)?.into_iter().find(counts);
+    Ok(report(&gate, route, newest))
+}
+
+fn report(gate: &Gate, route: &RouteRecord, proof: Option<Proof>) -> Report {
+    let suite = route.suite.clone();
+    let Some(proof) = proof else {
+        let on_split = gate.split.as_ref().map(|split| format!(" on split \"{split}\"")).unwrap_or_default();
+        let reasons = vec![format!("no finished run of suite \"{suite}\"{on_split} measured this digest")];
+        return Report { passed: false, suite, run: None, target: None, split: None, dataset_digest: None, verdicts: Vec::new(), reasons };
+    };
+    let verdicts = conditions::check(&gate.conditions, &proof.metrics);
+    let reasons: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passed).map(|verdict| verdict.reason.clone()).collect();
+    Report {
+        passed: reasons.is_empty(),
+        suite,
+        run: Some(proof.run),
+        target: Some(proof.target),
+        split: Some(proof.split),
+        dataset_digest: Some(proof.dataset_digest),
+        verdicts,
+        reasons,
+    }
+}
