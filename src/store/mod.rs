@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod audit;
 pub mod blobs;
+pub mod datasets;
 pub mod db;
 pub mod jobs;
 pub mod keys;
