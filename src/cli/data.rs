@@ -48,7 +48,9 @@ enum Verb {
         json: bool,
     },
     /// Report duplicates, near-duplicates, leakage between splits, balance and lengths
-    #[command(after_help = "Exit code 1 when duplicates, contradictions or leakage were found.\n\nExample:\n  refit data check support --json")]
+    #[command(
+        after_help = "Exit code 1 when duplicates, contradictions or leakage were found.\n\nExample:\n  refit data check support --json"
+    )]
     Check {
         /// Name, name@version or digest
         dataset: String,
@@ -168,7 +170,10 @@ fn list(datasets: &Datasets, json: bool) -> Result<(), Failure> {
         let splits = splits.as_ref().map_or("-".into(), sizes);
         vec![row.dataset.clone(), number, samples, row.digest.short(), splits, rfc3339(row.created_at)]
     };
-    output::line(output::table(&["name", "version", "samples", "digest", "splits", "imported"], &rows.iter().map(shown).collect::<Vec<_>>()))
+    output::line(output::table(
+        &["name", "version", "samples", "digest", "splits", "imported"],
+        &rows.iter().map(shown).collect::<Vec<_>>(),
+    ))
 }
 
 fn show(dataset: &Dataset, split: Option<&str>, limit: Option<usize>, json: bool) -> Result<(), Failure> {

@@ -2,10 +2,12 @@
 //! 0 done, 1 a gate was missed, 2 failed. Data goes to stdout, everything else to stderr ([`output`]).
 
 pub mod completions;
+pub mod data;
 pub mod model;
 pub mod output;
 pub mod release;
 pub mod route;
+pub mod prompt;
 
 use crate::config::{Config, env};
 use crate::store::Store;
@@ -56,6 +58,10 @@ enum Command {
     Release(release::Args),
     /// Make, list and show routes
     Route(route::Args),
+    /// Publish, render, compare and label prompts
+    Prompt(prompt::Args),
+    /// Import, check and split datasets
+    Data(data::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -65,6 +71,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Model(args) => model::run(args, context),
         Command::Release(args) => release::run(args, context),
         Command::Route(args) => route::run(args, context),
+        Command::Prompt(args) => prompt::run(args, context),
+        Command::Data(args) => data::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }

@@ -248,8 +248,9 @@ fn variables_of(given: &[String], file: Option<&Path>) -> Result<Map<String, Val
     let mut variables = Map::new();
     if let Some(file) = file {
         let text = text_of(file)?;
-        variables = serde_json::from_str(&text)
-            .map_err(|error| Failure::on(Code::INVALID_FILE, "--vars", format!("{}: not an object of variables: {error}", file.display())))?;
+        variables = serde_json::from_str(&text).map_err(|error| {
+            Failure::on(Code::INVALID_FILE, "--vars", format!("{}: not an object of variables: {error}", file.display()))
+        })?;
     }
     for one in given {
         let fault = |why: String| Failure::on(Code::INVALID_VALUE, "--var", format!("--var {one}: {why}"));

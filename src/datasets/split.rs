@@ -125,7 +125,7 @@ mod tests {
         let sample = |i: usize| Sample {
             id: format!("s{i}"),
             input: input(i).as_object().cloned().unwrap_or_default(),
-            target: json!({"intent": ["a", "b", "c", "c"][i % 4]}),
+            target: json!({ "intent": (["a", "b", "c", "c"][i % 4]) }),
             metadata: Default::default(),
         };
         (0..count).map(sample).collect()

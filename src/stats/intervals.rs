@@ -1,6 +1,6 @@
 //! Means with their standard error, and 95 % intervals for rates and means.
 
-use super::distributions::{normal_quantile, t_quantile};
+use super::distributions::{Z_975, t_quantile};
 use serde::{Deserialize, Serialize};
 
 /// A two-sided interval, `[low, high]` on the wire.
@@ -67,7 +67,7 @@ pub fn wilson(successes: usize, trials: usize) -> Interval {
     if trials == 0 {
         return [0.0, 1.0];
     }
-    let (n, z) = (trials as f64, normal_quantile(0.975));
+    let (n, z) = (trials as f64, Z_975);
     let p = successes as f64 / n;
     let z2 = z * z;
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
