@@ -2,10 +2,12 @@
 
 mod audit;
 mod cli;
+mod datasets;
 #[cfg(feature = "local")]
 mod engine;
 mod models;
 mod releases;
+mod prompts;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;
