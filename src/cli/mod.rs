@@ -5,9 +5,9 @@ pub mod completions;
 pub mod data;
 pub mod model;
 pub mod output;
+pub mod prompt;
 pub mod release;
 pub mod route;
-pub mod prompt;
 
 use crate::config::{Config, env};
 use crate::store::Store;

@@ -6,8 +6,8 @@ mod datasets;
 #[cfg(feature = "local")]
 mod engine;
 mod models;
-mod releases;
 mod prompts;
+mod releases;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;
