@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod error;
 pub mod example;
+pub mod fit;
 pub mod lora;
 pub mod optimizer;
 pub mod recipe;
@@ -15,5 +16,6 @@ pub mod trainer;
 
 pub use error::TuningError;
 pub use example::Example;
+pub use fit::{Conversation, Data, fit};
 pub use recipe::Recipe;
 pub use trainer::{Observer, StepReport, Trained, Trainer};

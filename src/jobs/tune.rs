@@ -1,0 +1,248 @@
+//! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter.
+
+use super::worker::{Handle, Job};
+use super::JobError;
+use crate::datasets::{Dataset, Datasets, Sample};
+use crate::prompts::{Library, Prompt};
+use crate::prompts::render::Input;
+use crate::releases::manifest::PromptRef;
+use crate::store::adapters::{self, AdapterRecord, NewAdapter};
+use crate::store::{Store, jobs, models};
+use crate::tuning::{self, Conversation, Data, Observer, Recipe, StepReport, TuningError};
+use crate::types::chat::Message;
+use crate::types::time::now_ms;
+use crate::types::{Code, Digest, Failure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The work.
+pub struct Tune;
+
+/// What a tuning job is made of; everything by digest, so that a resumed job is the same job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    /// How.
+    pub recipe: Recipe,
+    /// Digest of the model file.
+    pub model_digest: Digest,
+    /// Digest of the dataset version.
+    pub dataset_digest: Digest,
+    /// Digest of its split assignment.
+    pub split_digest: Digest,
+    /// The prompt the adapter learns to answer.
+    pub prompt: Option<PromptRef>,
+}
+
+/// What the worker reports, for bars and pages.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TuneProgress {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Loss of the last step.
+    pub loss: f32,
+    /// Newest validation loss.
+    pub validation_loss: Option<f32>,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Tokens per second.
+    pub tokens_per_second: f64,
+    /// Tokens so far.
+    pub trained_tokens: u64,
+    /// Seconds left.
+    pub seconds_left: f64,
+}
+
+/// What a finished job returns.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TuneResult {
+    /// `local/<model>:<name>@<version>`
+    pub adapter: String,
+    /// Digest of the adapter.
+    pub digest: Digest,
+    /// Trained values.
+    pub parameters: usize,
+    /// Steps taken.
+    pub steps: usize,
+    /// Tokens that passed through the model.
+    pub trained_tokens: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Loss of the first and the last step.
+    pub first_and_last_loss: [f32; 2],
+    /// Lowest validation loss.
+    pub validation_loss: Option<f32>,
+}
+
+/// Checks a recipe against the store and queues its job.
+///
+/// # Errors
+/// [`JobError::Data`] when the dataset has no split; unknown models, datasets and prompts by name.
+pub fn enqueue(store: &Store, recipe: Recipe) -> Result<jobs::JobRecord, Failure> {
+    recipe.check()?;
+    let model = recipe.model.trim_start_matches("local/").to_string();
+    let record = models::find(store.db.as_ref(), &model)?;
+    let missing = || Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the local model \"{model}\" is not here")).with_hint(format!("refit model pull {model}"));
+    let model_digest = record.ok_or_else(missing)?.digest;
+    let dataset = open_dataset(store, &recipe.dataset)?;
+    let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
+    let prompt = match &recipe.prompt {
+        None => None,
+        Some(reference) => {
+            let version = Library::new(store).get(reference)?;
+            Some(PromptRef { name: version.prompt, digest: version.digest })
+        }
+    };
+    let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
+    // What the worker would trip over is found now, before anybody waits for it.
+    conversations(store, &spec, &dataset, "train")?;
+    let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
+    Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+}
+
+fn no_split(dataset: &str) -> JobError {
+    let problem = "it has no train and validation split".into();
+    JobError::Data { dataset: dataset.into(), problem, hint: format!("refit data split {dataset} --seed 7") }
+}
+
+/// A dataset by name; a file that was never imported is named with the way out.
+fn open_dataset(store: &Store, reference: &str) -> Result<Dataset, Failure> {
+    let datasets = Datasets::new(store);
+    if !Path::new(reference).is_file() {
+        return Ok(datasets.open(reference)?);
+    }
+    let name = Path::new(reference).file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let (row, _) = datasets.import(&name, Path::new(reference), None)?;
+    Ok(datasets.open(&format!("{}@{}", row.dataset, row.version))?)
+}
+
+/// Conversations of a split: the prompt rendered with the sample's input, and the sample's target as the answer.
+fn conversations(store: &Store, spec: &Spec, dataset: &Dataset, split: &str) -> Result<Vec<Conversation>, Failure> {
+    let prompt = match &spec.prompt {
+        Some(prompt) => Some(Library::new(store).by_digest(&prompt.name, &prompt.digest)?),
+        None => None,
+    };
+    dataset.part(Some(split))?.into_iter().map(|sample| conversation(sample, prompt.as_deref())).collect()
+}
+
+fn conversation(sample: &Sample, prompt: Option<&Prompt>) -> Result<Conversation, Failure> {
+    let messages = match prompt {
+        Some(prompt) => prompt.render(&Input::of(&sample.input))?.messages,
+        None => raw_messages(sample)?,
+    };
+    let completion = match &sample.target {
+        Value::String(text) => text.clone(),
+        Value::Null => return Err(TuningError::Example { sample: sample.id.clone(), problem: "it has no target: there is nothing to learn".into() }.into()),
+        other => other.to_string(),
+    };
+    Ok(Conversation { sample: sample.id.clone(), prompt: messages, completion })
+}
+
+/// Without a prompt: `input.messages` as a conversation, or `input.prompt` as one user message.
+fn raw_messages(sample: &Sample) -> Result<Vec<Message>, Failure> {
+    let wrong = |problem: String| Failure::from(TuningError::Example { sample: sample.id.clone(), problem });
+    if let Some(messages) = sample.input.get("messages") {
+        return serde_json::from_value(messages.clone()).map_err(|error| wrong(format!("input.messages: {error}")));
+    }
+    match sample.input.get("prompt").and_then(Value::as_str) {
+        Some(text) => Ok(vec![Message::text("user", text)]),
+        None => Err(wrong("the recipe names no prompt, and the input has neither messages nor prompt".into())),
+    }
+}
+
+/// Where a job keeps its checkpoints.
+fn checkpoint_directory(store: &Store, job: &str) -> PathBuf {
+    store.directory().join("jobs").join(job)
+}
+
+impl Job for Tune {
+    const KIND: &'static str = "tune";
+
+    fn run(store: &Store, spec: &Value, handle: &Handle) -> Result<Value, Failure> {
+        let spec: Spec = serde_json::from_value(spec.clone()).map_err(|error| Failure::new(Code::CORRUPT, format!("the job's spec: {error}")))?;
+        let dataset = Datasets::new(store).open(&spec.dataset_digest.to_string())?;
+        if dataset.splits.as_ref().map(|splits| splits.assignment) != Some(spec.split_digest) {
+            let problem = "it was split anew since the job was made".into();
+            return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());
+        }
+        let (train, validation) = (conversations(store, &spec, &dataset, "train")?, conversations(store, &spec, &dataset, "validation")?);
+        let model_file = store.blobs.path(&spec.model_digest);
+        let directory = checkpoint_directory(store, &handle.id);
+        let data = Data { train: &train, validation: &validation };
+        let trained = tuning::fit(&model_file, &spec.recipe, &data, directory.clone(), &Watch(handle))?;
+        let adapter = keep(store, &spec, &trained, &handle.id)?;
+        let _ = std::fs::remove_dir_all(directory);
+        let losses = &trained.position.losses;
+        let result = TuneResult {
+            adapter: format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version),
+            digest: adapter.digest,
+            parameters: trained.parameters,
+            steps: trained.position.step,
+            trained_tokens: trained.position.trained_tokens,
+            seconds: trained.seconds,
+            first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
+            validation_loss: trained.position.best,
+        };
+        Ok(serde_json::to_value(result).expect("texts and numbers: serialising cannot fail"))
+    }
+}
+
+/// Stores the weights as a blob and the adapter as a row.
+fn keep(store: &Store, spec: &Spec, trained: &tuning::Trained, job: &str) -> Result<AdapterRecord, Failure> {
+    let weights = store.blobs.put(&trained.weights)?;
+    let config: Value = serde_json::from_slice(&trained.config).expect("the trainer wrote this JSON");
+    let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": spec.model_digest}));
+    let position = &trained.position;
+    let provenance = json!({
+        "job": job, "recipe": spec.recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
+        "steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds, "finished_at": now_ms(),
+        "losses": position.losses, "validations": position.validations,
+    });
+    let model = spec.recipe.model.trim_start_matches("local/").to_string();
+    let adapter =
+        NewAdapter { model, name: spec.recipe.name.clone(), digest, model_digest: spec.model_digest, weights, config, provenance };
+    Ok(adapters::insert(store.db.as_ref(), &adapter)?)
+}
+
+/// Reports to the job's row.
+struct Watch<'a>(&'a Handle);
+
+impl Observer for Watch<'_> {
+    fn step(&self, report: &StepReport) {
+        let progress = TuneProgress {
+            step: report.step,
+            steps: report.steps,
+            loss: report.loss,
+            validation_loss: report.validation_loss,
+            learning_rate: report.learning_rate,
+            tokens_per_second: report.tokens_per_second,
+            trained_tokens: report.trained_tokens,
+            seconds_left: report.seconds_left,
+        };
+        self.0.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+/// Writes an adapter as a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`.
+///
+/// # Errors
+/// [`Code::CONFLICT`] when the folder holds one already; what the file system says.
+pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path) -> Result<(), Failure> {
+    let target = folder.join("adapter_model.safetensors");
+    if target.exists() {
+        return Err(Failure::new(Code::CONFLICT, format!("{} holds an adapter already", folder.display())).with_hint("name another folder"));
+    }
+    let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
+    let weights = store.blobs.get(&adapter.weights)?;
+    let config = serde_json::to_vec_pretty(&adapter.config).expect("JSON serialises");
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    std::fs::write(folder.join("adapter_config.json"), config).map_err(failed)?;
+    std::fs::write(target, weights).map_err(failed)
+}
