@@ -1,0 +1,279 @@
+//! `refit tune …`: fit an adapter on top of a local model with your own examples.
+
+use super::{Context, FAILED, output};
+use crate::jobs::tune::{self, TuneProgress, TuneResult};
+use crate::jobs::worker;
+use crate::store::jobs::{self, JobRecord};
+use crate::store::{Store, adapters};
+use crate::tuning::Recipe;
+use crate::types::time::rfc3339;
+use crate::types::traits::Progress;
+use crate::types::{Code, Failure};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const EXAMPLES: &str = "\
+Examples:
+  refit data import evals/data/support-intake.jsonl && refit data split support-intake --seed 7
+  refit tune run recipes/support-intake.yaml       train, with progress; Ctrl-C stops and keeps a checkpoint
+  refit tune resume job_…                          go on from the checkpoint
+  refit tune export smollm2-135m-instruct:support-intake ./adapter";
+
+/// Arguments of `refit tune`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train an adapter after a recipe
+    #[command(after_help = "A recipe names what comes out, the base model, the data and the prompt; every other key has a default:\n\n  \
+        name: support-intake\n  model: local/smollm2-135m-instruct\n  dataset: support-intake\n  prompt: support-intake-naive\n  \
+        epochs: 4\n  learning_rate: 0.001")]
+    Run {
+        /// Recipe file
+        recipe: PathBuf,
+        /// Return at once; `refit tune status` tells how it goes
+        #[arg(long)]
+        detach: bool,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one job, or all of them
+    #[command(after_help = "Example:\n  refit tune status job_0193… --json")]
+    Status {
+        /// Job id [default: all]
+        job: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job; it keeps a checkpoint
+    #[command(after_help = "Example:\n  refit tune cancel job_0193…")]
+    Cancel {
+        /// Job id
+        job: String,
+    },
+    /// Go on with a job that was stopped, failed or killed
+    #[command(after_help = "Example:\n  refit tune resume job_0193…")]
+    Resume {
+        /// Job id
+        job: String,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List adapters
+    #[command(after_help = "Example:\n  refit tune adapters --json")]
+    Adapters {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write an adapter as a PEFT folder
+    #[command(after_help = "Example:\n  refit tune export smollm2-135m-instruct:support-intake ./adapter")]
+    Export {
+        /// `<model>:<adapter>` or `<model>:<adapter>@<version>`
+        adapter: String,
+        /// Folder to write
+        folder: PathBuf,
+    },
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What `jobs` and `tuning` say.
+pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let store = context.open_store()?;
+    match args.verb {
+        Verb::Run { recipe, detach, json } => start(context, &store, &read_recipe(&recipe)?, (detach, json)),
+        Verb::Status { job, json } => status(&store, job.as_deref(), json),
+        Verb::Cancel { job } => cancel(&store, &job),
+        Verb::Resume { job, json } => resume(context, &store, &job, json),
+        Verb::Adapters { json } => list(&store, json),
+        Verb::Export { adapter, folder } => export(&store, &adapter, &folder),
+    }
+}
+
+fn read_recipe(path: &PathBuf) -> Result<Recipe, Failure> {
+    let source = std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read the recipe {}: {error}", path.display())))?;
+    Ok(Recipe::parse(&source)?)
+}
+
+fn start(context: &Context, store: &Store, recipe: &Recipe, (detach, json): (bool, bool)) -> Result<ExitCode, Failure> {
+    worker::reap(store)?;
+    let job = tune::enqueue(store, recipe.clone())?;
+    if detach {
+        // The worker outlives this process on purpose.
+        worker::spawn(&context.data_dir, &job.id)?;
+        return output::line(&job.id).map(|()| ExitCode::SUCCESS);
+    }
+    output::note(format!("job {}", job.id));
+    report(follow(context, store, &job.id)?, json)
+}
+
+fn resume(context: &Context, store: &Store, id: &str, json: bool) -> Result<ExitCode, Failure> {
+    worker::reap(store)?;
+    let job = known(store, id)?;
+    if job.status != "queued" {
+        jobs::requeue(store.db.as_ref(), &job.id)?;
+    }
+    report(follow(context, store, &job.id)?, json)
+}
+
+/// Runs a queued job in its worker process, with a bar, until it ended; Ctrl-C stops it in good order.
+///
+/// # Errors
+/// When the worker cannot be started.
+pub fn follow(context: &Context, store: &Store, id: &str) -> Result<JobRecord, Failure> {
+    let interrupted = interrupt_flag(context)?;
+    let child = worker::spawn(&context.data_dir, id)?;
+    let bar = output::Bar::counting("train");
+    worker::wait(store, id, child, &mut |job| {
+        let progress = progress(job);
+        bar.update(progress.step as u64, progress.steps as u64, &describe(&progress));
+        !interrupted.load(Ordering::Relaxed)
+    })
+}
+
+fn interrupt_flag(context: &Context) -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let (runtime, seen) = (context.runtime()?, flag.clone());
+    std::thread::spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            seen.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(flag)
+}
+
+/// The progress of a tuning job's row; zero before its first step.
+pub fn progress(job: &JobRecord) -> TuneProgress {
+    serde_json::from_value(job.progress.clone()).unwrap_or_default()
+}
+
+fn describe(progress: &TuneProgress) -> String {
+    if progress.step == 0 {
+        return "loading the model".into();
+    }
+    let validation = progress.validation_loss.map(|loss| format!(" · validation {loss:.3}")).unwrap_or_default();
+    let left = progress.seconds_left.round() as u64;
+    format!("loss {:.3}{validation} · {:.0} tok/s · {}:{:02} left", progress.loss, progress.tokens_per_second, left / 60, left % 60)
+}
+
+/// The result of a job that succeeded.
+///
+/// # Errors
+/// The reason of one that did not, and how to go on.
+pub fn result(job: &JobRecord) -> Result<TuneResult, Failure> {
+    if job.status == "succeeded" {
+        return serde_json::from_value(job.result.clone())
+            .map_err(|error| Failure::new(Code::CORRUPT, format!("the result of job {}: {error}", job.id)));
+    }
+    let reason = job.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+    Err(Failure::new(Code::INTERNAL, format!("job {} {}{reason}", job.id, job.status)).with_hint(format!("refit tune resume {}", job.id)))
+}
+
+fn report(job: JobRecord, json: bool) -> Result<ExitCode, Failure> {
+    let result = result(&job)?;
+    if json {
+        output::json(&json!({"job": job.id, "result": result}))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let [first, last] = result.first_and_last_loss;
+    let validation = result.validation_loss.map(|loss| format!(", lowest validation loss {loss:.4}")).unwrap_or_default();
+    output::note(format!(
+        "{} steps, {} tokens in {:.0} s ({:.0} tok/s), {} trained values; loss {first:.4} to {last:.4}{validation}",
+        result.steps,
+        result.trained_tokens,
+        result.seconds,
+        result.trained_tokens as f64 / result.seconds,
+        result.parameters
+    ));
+    output::line(&result.adapter)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn known(store: &Store, id: &str) -> Result<JobRecord, Failure> {
+    let found = jobs::get(store.db.as_ref(), id)?;
+    if found.kind == "tune" { Ok(found) } else { Err(Failure::new(Code::UNKNOWN_NAME, format!("job {id} is no tuning job"))) }
+}
+
+fn status(store: &Store, job: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
+    worker::reap(store)?;
+    let found = match job {
+        Some(id) => vec![known(store, id)?],
+        None => jobs::list(store.db.as_ref())?.into_iter().filter(|job| job.kind == "tune").collect(),
+    };
+    if json {
+        let all: Vec<Value> = found.iter().map(as_json).collect();
+        match (job, all.into_iter().next()) {
+            (Some(_), Some(one)) => output::json(&one)?,
+            _ => output::json(&found.iter().map(as_json).collect::<Vec<_>>())?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |job: &JobRecord| {
+        let progress = progress(job);
+        let detail = job.error.clone().unwrap_or_else(|| if job.status == "running" { describe(&progress) } else { String::new() });
+        vec![job.id.clone(), job.status.clone(), format!("{}/{}", progress.step, progress.steps), rfc3339(job.created_at), detail]
+    };
+    output::line(output::table(&["job", "status", "step", "created", ""], &found.iter().map(row).collect::<Vec<_>>()))?;
+    let failed = job.is_some() && found.iter().any(|job| job.status == "failed");
+    Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+fn as_json(job: &JobRecord) -> Value {
+    json!({"id": job.id, "status": job.status, "progress": job.progress, "result": job.result, "error": job.error,
+        "recipe": job.spec.get("recipe"), "attempts": job.attempts, "created_at": rfc3339(job.created_at)})
+}
+
+fn cancel(store: &Store, id: &str) -> Result<ExitCode, Failure> {
+    known(store, id)?;
+    let job = jobs::request_cancel(store.db.as_ref(), id)?;
+    output::note(match job.status.as_str() {
+        "running" => format!("job {id} stops after its current step"),
+        other => format!("job {id} is {other}"),
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(store: &Store, json: bool) -> Result<ExitCode, Failure> {
+    let found = adapters::list(store.db.as_ref())?;
+    if json {
+        let one = |a: &adapters::AdapterRecord| {
+            json!({"name": format!("{}:{}@{}", a.model, a.name, a.version), "digest": a.digest, "model_digest": a.model_digest,
+                "config": a.config, "provenance": a.provenance, "created_at": rfc3339(a.created_at)})
+        };
+        output::json(&found.iter().map(one).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |a: &adapters::AdapterRecord| {
+        let steps = a.provenance.get("steps").map(Value::to_string).unwrap_or_default();
+        vec![format!("local/{}:{}@{}", a.model, a.name, a.version), a.digest.short(), steps, rfc3339(a.created_at)]
+    };
+    output::line(output::table(&["adapter", "digest", "steps", "created"], &found.iter().map(row).collect::<Vec<_>>()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export(store: &Store, reference: &str, folder: &std::path::Path) -> Result<ExitCode, Failure> {
+    let reference = reference.trim_start_matches("local/");
+    let Some((model, name)) = reference.split_once(':') else {
+        let message = format!("\"{reference}\" names no adapter; expected <model>:<adapter>");
+        return Err(Failure::on(Code::INVALID_REQUEST, "adapter", message).with_hint("refit tune adapters lists them"));
+    };
+    let adapter = adapters::get(store.db.as_ref(), model, name)?;
+    tune::export(store, &adapter, folder)?;
+    output::note(format!("wrote {} ({})", folder.display(), adapter.digest.short()));
+    Ok(ExitCode::SUCCESS)
+}
