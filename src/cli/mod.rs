@@ -3,11 +3,14 @@
 
 pub mod completions;
 pub mod data;
+pub mod job_worker;
 pub mod model;
 pub mod output;
 pub mod prompt;
 pub mod release;
 pub mod route;
+#[cfg(feature = "local")]
+pub mod tune;
 
 use crate::config::{Config, env};
 use crate::store::Store;
@@ -62,6 +65,12 @@ enum Command {
     Prompt(prompt::Args),
     /// Import, check and split datasets
     Data(data::Args),
+    /// Fit an adapter on a local model with your own examples
+    #[cfg(feature = "local")]
+    Tune(tune::Args),
+    /// Run one queued job (started by other verbs)
+    #[command(hide = true)]
+    JobWorker(job_worker::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -73,6 +82,9 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Route(args) => route::run(args, context),
         Command::Prompt(args) => prompt::run(args, context),
         Command::Data(args) => data::run(args, context),
+        #[cfg(feature = "local")]
+        Command::Tune(args) => tune::run(args, context),
+        Command::JobWorker(args) => job_worker::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }
