@@ -3,6 +3,7 @@
 
 pub mod completions;
 pub mod data;
+pub mod doctor;
 pub mod job_worker;
 pub mod model;
 pub mod output;
@@ -71,6 +72,8 @@ enum Command {
     /// Run one queued job (started by other verbs)
     #[command(hide = true)]
     JobWorker(job_worker::Args),
+    /// Say what is missing, and how to get it
+    Doctor(doctor::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -85,6 +88,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         #[cfg(feature = "local")]
         Command::Tune(args) => tune::run(args, context),
         Command::JobWorker(args) => job_worker::run(args, context),
+        Command::Doctor(args) => doctor::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }

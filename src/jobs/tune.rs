@@ -1,10 +1,10 @@
 //! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter.
 
-use super::worker::{Handle, Job};
 use super::JobError;
+use super::worker::{Handle, Job};
 use crate::datasets::{Dataset, Datasets, Sample};
-use crate::prompts::{Library, Prompt};
 use crate::prompts::render::Input;
+use crate::prompts::{Library, Prompt};
 use crate::releases::manifest::PromptRef;
 use crate::store::adapters::{self, AdapterRecord, NewAdapter};
 use crate::store::{Store, jobs, models};
@@ -85,7 +85,10 @@ pub fn enqueue(store: &Store, recipe: Recipe) -> Result<jobs::JobRecord, Failure
     recipe.check()?;
     let model = recipe.model.trim_start_matches("local/").to_string();
     let record = models::find(store.db.as_ref(), &model)?;
-    let missing = || Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the local model \"{model}\" is not here")).with_hint(format!("refit model pull {model}"));
+    let missing = || {
+        Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the local model \"{model}\" is not here"))
+            .with_hint(format!("refit model pull {model}"))
+    };
     let model_digest = record.ok_or_else(missing)?.digest;
     let dataset = open_dataset(store, &recipe.dataset)?;
     let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
@@ -135,7 +138,11 @@ fn conversation(sample: &Sample, prompt: Option<&Prompt>) -> Result<Conversation
     };
     let completion = match &sample.target {
         Value::String(text) => text.clone(),
-        Value::Null => return Err(TuningError::Example { sample: sample.id.clone(), problem: "it has no target: there is nothing to learn".into() }.into()),
+        Value::Null => {
+            return Err(
+                TuningError::Example { sample: sample.id.clone(), problem: "it has no target: there is nothing to learn".into() }.into()
+            );
+        }
         other => other.to_string(),
     };
     Ok(Conversation { sample: sample.id.clone(), prompt: messages, completion })
@@ -162,7 +169,8 @@ impl Job for Tune {
     const KIND: &'static str = "tune";
 
     fn run(store: &Store, spec: &Value, handle: &Handle) -> Result<Value, Failure> {
-        let spec: Spec = serde_json::from_value(spec.clone()).map_err(|error| Failure::new(Code::CORRUPT, format!("the job's spec: {error}")))?;
+        let spec: Spec =
+            serde_json::from_value(spec.clone()).map_err(|error| Failure::new(Code::CORRUPT, format!("the job's spec: {error}")))?;
         let dataset = Datasets::new(store).open(&spec.dataset_digest.to_string())?;
         if dataset.splits.as_ref().map(|splits| splits.assignment) != Some(spec.split_digest) {
             let problem = "it was split anew since the job was made".into();

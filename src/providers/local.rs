@@ -111,7 +111,8 @@ impl Local {
             let request = &call.request;
             let (events, receiver) = unbounded_channel();
             let max_tokens = request.token_limit().map_or(usize::MAX, |limit| limit as usize);
-            let stop = request.stop.as_ref().map(|stop| stop.texts()).unwrap_or_default().into_iter().filter(|text| !text.is_empty()).collect();
+            let stop =
+                request.stop.as_ref().map(|stop| stop.texts()).unwrap_or_default().into_iter().filter(|text| !text.is_empty()).collect();
             engine.submit(Generate { tokens, adapter, sampling: sampling(request), max_tokens, stop, events })?;
             Ok(receiver)
         })
@@ -167,7 +168,9 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), Failure> {
         return Err(refuse("n"));
     }
     for field in ["tools", "functions", "logit_bias", "audio", "prediction"] {
-        if set(field).is_some_and(|value| !matches!(value, Value::Array(items) if items.is_empty()) && !matches!(value, Value::Object(map) if map.is_empty())) {
+        if set(field).is_some_and(|value| {
+            !matches!(value, Value::Array(items) if items.is_empty()) && !matches!(value, Value::Object(map) if map.is_empty())
+        }) {
             return Err(refuse(field));
         }
     }
@@ -226,7 +229,8 @@ fn response(model: String, text: String, finish: &Finish) -> ChatResponse {
 
 /// Role, text, finish and usage chunks of the engine's events. Dropping the stream closes the channel, which cancels the request.
 fn chunks(model: String, events: UnboundedReceiver<Event>) -> ChunkStream {
-    let frame = ChatChunk { id: completion_id(), object: "chat.completion.chunk".into(), created: now_ms() / 1000, model, ..ChatChunk::default() };
+    let frame =
+        ChatChunk { id: completion_id(), object: "chat.completion.chunk".into(), created: now_ms() / 1000, model, ..ChatChunk::default() };
     let with = move |delta: Delta, finish: Option<&str>| {
         let choice = ChunkChoice { delta, finish_reason: finish.map(str::to_string), ..ChunkChoice::default() };
         ChatChunk { choices: vec![choice], ..frame.clone() }
@@ -284,7 +288,8 @@ mod tests {
         ] {
             assert_eq!(refused(body).as_deref(), Some(field));
         }
-        let harmless = json!({"tools": [], "n": 1, "logprobs": false, "presence_penalty": 0, "user": "u", "response_format": {"type": "text"}});
+        let harmless =
+            json!({"tools": [], "n": 1, "logprobs": false, "presence_penalty": 0, "user": "u", "response_format": {"type": "text"}});
         assert_eq!(refused(harmless), None);
     }
 

@@ -46,6 +46,15 @@ impl Sqlite {
     }
 }
 
+/// Checks the database file's pages; the faults found, none when it is intact.
+///
+/// # Errors
+/// When it cannot be read at all.
+pub fn integrity(db: &dyn Db) -> Result<Vec<String>, StoreError> {
+    let rows = db.query("PRAGMA quick_check", &[])?;
+    Ok(rows.iter().map(|row| row.text(0)).filter(|line| line != "ok").collect())
+}
+
 fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     // A panic while holding the connection leaves it usable: the transaction was rolled back on drop.
     connection.lock().unwrap_or_else(PoisonError::into_inner)

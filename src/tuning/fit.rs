@@ -29,7 +29,13 @@ pub struct Data<'a> {
 ///
 /// # Errors
 /// [`TuningError`]: naming the sample that cannot be learned, the recipe's key, or what stopped the training.
-pub fn fit(model_file: &Path, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, observer: &dyn Observer) -> Result<Trained, TuningError> {
+pub fn fit(
+    model_file: &Path,
+    recipe: &Recipe,
+    data: &Data<'_>,
+    directory: PathBuf,
+    observer: &dyn Observer,
+) -> Result<Trained, TuningError> {
     recipe.check()?;
     let model = Model::load(model_file)?;
     let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
