@@ -8,12 +8,15 @@
 //!   2 access models guardrails prompts datasets releases monitor engine
 //!   1 stats config store          0 types
 //! ```
+//!
+//! Long prose: [architecture](docs::architecture), [decisions](docs::decisions).
 
 pub mod access;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod datasets;
+pub mod docs;
 #[cfg(feature = "local")]
 pub mod engine;
 pub mod evals;

@@ -21,7 +21,7 @@ pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
 /// Writes one line of data to stdout.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`fn@bytes`].
 pub fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     bytes(format!("{}\n", text.as_ref()).as_bytes())
 }
@@ -29,7 +29,7 @@ pub fn line(text: impl AsRef<str>) -> Result<(), Failure> {
 /// Writes a value as one line of JSON to stdout.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`fn@bytes`].
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure::new(Code::INTERNAL, format!("cannot print the result: {error}")))?;
     line(text)

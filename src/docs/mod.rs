@@ -1,0 +1,7 @@
+//! Long prose, kept as Markdown beside this file and shown by rustdoc. No code.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("decisions.md")]
+pub mod decisions {}
