@@ -1,5 +1,7 @@
 //! `[local]`: how local models are run.
 
+use super::raw::{Problems, Section};
+
 /// Settings of the local engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalConfig {
@@ -17,4 +19,20 @@ impl Default for LocalConfig {
     fn default() -> Self {
         LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256 }
     }
+}
+
+pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> LocalConfig {
+    let default = LocalConfig::default();
+    let mut count = |key, range, default: usize| {
+        let value = section.integer(key, range, default as u64, problems);
+        usize::try_from(value).unwrap_or(default)
+    };
+    let config = LocalConfig {
+        threads: count("threads", 0..=1_024, default.threads),
+        max_batch: count("max_batch", 1..=1_024, default.max_batch),
+        max_context: count("max_context", 16..=1 << 24, default.max_context),
+        max_queue: count("max_queue", 0..=1 << 20, default.max_queue),
+    };
+    section.finish(problems);
+    config
 }

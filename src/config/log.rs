@@ -1,5 +1,7 @@
 //! `[log]`: what the request log keeps.
 
+use super::raw::{Problems, Section};
+
 /// Settings of the request log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogConfig {
@@ -11,4 +13,10 @@ impl Default for LogConfig {
     fn default() -> Self {
         LogConfig { bodies: true }
     }
+}
+
+pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> LogConfig {
+    let config = LogConfig { bodies: section.switch("bodies", LogConfig::default().bodies, problems) };
+    section.finish(problems);
+    config
 }

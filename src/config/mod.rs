@@ -1,18 +1,25 @@
-//! Configuration: `refit.toml` (raw, as the user wrote it) becomes [`Config`] (checked, as the program uses it). One file per TOML
-//! section; every environment variable in [`env`]; reload in `live.rs`.
+//! Configuration: `refit.toml` ([`raw`], as the user wrote it) becomes [`Config`] (checked, as the program uses it). One file per
+//! TOML section; every environment variable in [`env`]. All problems of a file are reported at once.
 
 pub mod env;
 pub mod local;
 pub mod log;
 pub mod providers;
+pub mod raw;
 pub mod secret;
 pub mod server;
 
 pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use providers::ProviderConfig;
+pub use raw::Problem;
 pub use secret::Secret;
 pub use server::ServerConfig;
+
+use crate::types::{Code, Coded};
+use raw::{Problems, Section};
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
 
 /// The checked configuration.
 #[derive(Debug, Clone, Default)]
@@ -25,4 +32,137 @@ pub struct Config {
     pub local: LocalConfig,
     /// `[log]`
     pub log: LogConfig,
+}
+
+impl Config {
+    /// Reads and checks a file; the defaults where there is none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem of the file.
+    pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+        let Some(path) = path else { return Ok(Config::default()) };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+        Config::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem of the text.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let mut problems = Problems::new(text);
+        let (tree, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            problems.add(error.span().unwrap_or(0..0), "", error.message());
+        }
+        let mut config = Config::default();
+        // A file whose syntax is broken has its sections in doubtful places: only the syntax is reported.
+        if problems.found.is_empty() {
+            config = read(Section::new(tree.get_ref(), ""), &mut problems);
+        }
+        let mut problems = problems.found;
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        problems.sort();
+        Err(ConfigError::Invalid { path: path.to_path_buf(), problems })
+    }
+}
+
+fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
+    let server = root.section("server", problems).map(|section| server::read(section, problems));
+    let providers = root.section("providers", problems).map(|section| providers::read(&section, problems));
+    let local = root.section("local", problems).map(|section| local::read(section, problems));
+    let log = root.section("log", problems).map(|section| log::read(section, problems));
+    root.finish(problems);
+    Config {
+        server: server.unwrap_or_default(),
+        providers: providers.unwrap_or_default(),
+        local: local.unwrap_or_default(),
+        log: log.unwrap_or_default(),
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file says something impossible.
+    #[error("{} has {}{}", path.display(), count(problems.len()), lines(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them, by line.
+        problems: Vec<Problem>,
+    },
+}
+
+fn count(n: usize) -> String {
+    if n == 1 { "1 problem".to_string() } else { format!("{n} problems") }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let line = |p: &Problem| {
+        let key = if p.key.is_empty() { String::new() } else { format!("{}: ", p.key) };
+        format!("\n  line {}: {key}{}", p.line, p.message)
+    };
+    problems.iter().map(line).collect()
+}
+
+impl Coded for ConfigError {
+    fn code(&self) -> Code {
+        Code::INVALID_CONFIG
+    }
+
+    fn param(&self) -> Option<String> {
+        match self {
+            ConfigError::Invalid { problems, .. } => problems.first().map(|problem| problem.key.clone()),
+            ConfigError::Unreadable { .. } => None,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some("refit.toml in the repository is a commented example of every key".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<(usize, String)> {
+        match Config::parse(text, Path::new("refit.toml")) {
+            Err(ConfigError::Invalid { problems, .. }) => problems.into_iter().map(|p| (p.line, format!("{}: {}", p.key, p.message))).collect(),
+            other => panic!("expected problems, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn reports_every_problem_with_line_and_nearest_name() {
+        let found = problems(
+            "[server]\nprot = 1\nport = 70000\n[log]\nbodies = 1\n[serverr]\n[providers.x]\nkind = \"grok\"\n[providers.y]\nkind = \"groq\"\napi_key = \"sk-secret\"\n",
+        );
+        let text = format!("{found:#?}");
+        assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3, 5, 6, 8, 11], "{text}");
+        assert!(text.contains("did you mean \\\"port\\\"?") && text.contains("did you mean \\\"server\\\"?") && text.contains("groq"), "{text}");
+        assert!(!text.contains("sk-secret"), "a key in the wrong place is not repeated: {text}");
+    }
+
+    #[test]
+    fn names_the_line_of_broken_syntax() {
+        assert_eq!(problems("[server]\nport = = 1\n")[0].0, 2);
+    }
+
+    #[test]
+    fn the_example_in_the_repository_is_valid_and_says_the_defaults() {
+        let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
+        assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
+    }
 }

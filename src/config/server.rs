@@ -1,5 +1,7 @@
 //! `[server]`: where the gateway listens and what it accepts.
 
+use super::raw::{Problems, Section};
+
 /// Settings of the gateway.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
@@ -17,4 +19,18 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig { host: "127.0.0.1".into(), port: 4747, max_body_bytes: 32 << 20, drain_s: 30 }
     }
+}
+
+pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> ServerConfig {
+    let default = ServerConfig::default();
+    let port = section.integer("port", 0..=65_535, default.port.into(), problems);
+    let max_body = section.integer("max_body_bytes", 1_024..=1 << 30, default.max_body_bytes as u64, problems);
+    let config = ServerConfig {
+        host: section.text("host", problems).unwrap_or(default.host),
+        port: u16::try_from(port).unwrap_or(default.port),
+        max_body_bytes: usize::try_from(max_body).unwrap_or(default.max_body_bytes),
+        drain_s: section.integer("drain_s", 0..=3_600, default.drain_s, problems),
+    };
+    section.finish(problems);
+    config
 }

@@ -1,13 +1,21 @@
-//! Places that answer model calls, behind one small trait. Adding one: a new file and a word in [`registry`](self); OpenAI-compatible
-//! services are rows in `compatible.rs`.
+//! Places that answer model calls, behind one small trait. Adding one: a new file and a word in [`registry`]; OpenAI-compatible
+//! services are rows in [`compatible`].
+
+pub mod compatible;
+#[cfg(feature = "local")]
+pub mod local;
+pub mod mock;
+pub mod openai;
+pub mod registry;
+pub mod sse;
+mod upstream;
+
+pub use registry::Providers;
 
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
 use crate::types::{Code, Coded, Digest};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-
-#[cfg(feature = "local")]
-pub mod local;
 
 /// One model call, ready for a provider.
 #[derive(Debug, Clone)]

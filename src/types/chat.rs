@@ -126,6 +126,7 @@ pub enum Content {
 
 /// A whole reply.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChatResponse {
     /// `chatcmpl-…`.
     pub id: String,
@@ -154,6 +155,7 @@ impl ChatResponse {
 
 /// One choice of a reply.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Choice {
     /// Position.
     pub index: u32,
@@ -168,6 +170,7 @@ pub struct Choice {
 
 /// Token counts of one reply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Usage {
     /// Tokens read.
     pub prompt_tokens: u64,
@@ -186,6 +189,7 @@ impl Usage {
 
 /// One server-sent chunk of a streamed reply.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChatChunk {
     /// `chatcmpl-…`, the same in every chunk.
     pub id: String,
@@ -207,6 +211,7 @@ pub struct ChatChunk {
 
 /// One choice of a chunk.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChunkChoice {
     /// Position.
     pub index: u32,

@@ -1,0 +1,73 @@
+//! Services that speak OpenAI's chat API, one row each: where they are, which variable holds their key, what they do differently.
+//! Base URLs are from each service's API reference.
+
+/// One OpenAI-compatible service.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The word of the registry and default name of the provider.
+    pub kind: &'static str,
+    /// Base URL; `None` where the user must give one.
+    pub base_url: Option<&'static str>,
+    /// Variable that holds the API key; `None` where none is needed.
+    pub key_variable: Option<&'static str>,
+    /// What it does differently.
+    pub quirks: Quirks,
+}
+
+/// Differences from OpenAI's own API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quirks {
+    /// Does not take `stream_options`; reports usage in streams by itself, or not at all.
+    pub no_stream_options: bool,
+    /// Knows `max_tokens` only, not `max_completion_tokens`.
+    pub old_token_limit: bool,
+}
+
+const PLAIN: Quirks = Quirks { no_stream_options: false, old_token_limit: false };
+const OLD_LIMIT: Quirks = Quirks { no_stream_options: false, old_token_limit: true };
+const OLD_STREAM: Quirks = Quirks { no_stream_options: true, old_token_limit: true };
+
+const fn hosted(kind: &'static str, base_url: &'static str, key_variable: &'static str, quirks: Quirks) -> Row {
+    Row { kind, base_url: Some(base_url), key_variable: Some(key_variable), quirks }
+}
+
+const fn own(kind: &'static str, base_url: &'static str) -> Row {
+    Row { kind, base_url: Some(base_url), key_variable: None, quirks: OLD_LIMIT }
+}
+
+/// The rows. `compatible` is any other server, at a base URL of the configuration.
+pub const ROWS: &[Row] = &[
+    hosted("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", PLAIN),
+    Row { kind: "compatible", base_url: None, key_variable: None, quirks: PLAIN },
+    hosted("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", PLAIN),
+    hosted("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", OLD_STREAM),
+    hosted("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", OLD_LIMIT),
+    hosted("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", OLD_LIMIT),
+    hosted("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", OLD_LIMIT),
+    hosted("xai", "https://api.x.ai/v1", "XAI_API_KEY", PLAIN),
+    hosted("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", OLD_LIMIT),
+    hosted("perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY", OLD_STREAM),
+    own("ollama", "http://127.0.0.1:11434/v1"),
+    own("vllm", "http://127.0.0.1:8000/v1"),
+    own("llamacpp", "http://127.0.0.1:8080/v1"),
+    own("lmstudio", "http://127.0.0.1:1234/v1"),
+];
+
+/// The row of a kind.
+pub fn row(kind: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.kind == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_knows_exactly_these_kinds() {
+        let mut rows: Vec<_> = ROWS.iter().map(|row| row.kind).collect();
+        let mut kinds = crate::config::providers::KINDS.to_vec();
+        rows.sort_unstable();
+        kinds.sort_unstable();
+        assert_eq!(rows, kinds);
+    }
+}

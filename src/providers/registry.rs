@@ -1,0 +1,102 @@
+//! The registry: which providers there are, by name, and how `provider/model` is resolved.
+
+use super::compatible::{ROWS, row};
+use super::{ModelInfo, Provider, ProviderError, mock, openai};
+use crate::config::{ProviderConfig, Secret, env};
+use crate::types::Code;
+use crate::types::error::did_you_mean;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Every provider of this process, by name.
+pub struct Providers {
+    by_name: BTreeMap<String, Arc<dyn Provider>>,
+}
+
+impl Providers {
+    /// The built-in providers, the rows of `compatible.rs` under their own names, and the configured ones over them. `local` is the
+    /// engine's provider, where it is compiled in.
+    pub fn open(configured: &[ProviderConfig], local: Option<Arc<dyn Provider>>) -> Self {
+        let mut by_name: BTreeMap<String, Arc<dyn Provider>> = BTreeMap::new();
+        by_name.insert("mock".into(), Arc::new(mock::Mock));
+        by_name.extend(local.map(|provider| ("local".to_string(), provider)));
+        let unlisted = ROWS.iter().filter(|row| row.base_url.is_some() && configured.iter().all(|c| c.name != row.kind));
+        let unlisted: Vec<_> = unlisted.map(|row| ProviderConfig::new(row.kind, row.kind)).collect();
+        for config in unlisted.iter().chain(configured) {
+            if let Some(provider) = hosted(config) {
+                by_name.insert(config.name.clone(), provider);
+            }
+        }
+        Providers { by_name }
+    }
+
+    /// The provider of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<dyn Provider>> {
+        self.by_name.get(name).cloned()
+    }
+
+    /// Splits `provider/model` at the first slash; returns the provider, its name and the model's name at it.
+    ///
+    /// # Errors
+    /// [`Code::MODEL_NOT_FOUND`] when there is no such provider, [`Code::UNSUPPORTED`] for `local/…` in a build without it.
+    pub fn resolve<'m>(&self, model: &'m str) -> Result<(Arc<dyn Provider>, &'m str, &'m str), ProviderError> {
+        let unknown = || {
+            let listed: Vec<_> = self.models().into_iter().map(|(provider, info)| format!("{provider}/{}", info.name)).collect();
+            let nearest = did_you_mean(model, listed.iter().map(String::as_str));
+            let mut error = ProviderError::new(Code::MODEL_NOT_FOUND, format!("the model \"{model}\" does not exist{nearest}"));
+            error.param = Some("model".into());
+            error.hint = Some("GET /v1/models lists what can be called; models of a provider are named provider/model".into());
+            error
+        };
+        let (name, rest) = model.split_once('/').filter(|(_, rest)| !rest.is_empty()).ok_or_else(unknown)?;
+        match self.by_name.get(name) {
+            Some(provider) => Ok((provider.clone(), name, rest)),
+            None if name == "local" => Err(no_local(model)),
+            None => Err(unknown()),
+        }
+    }
+
+    /// Names of all providers, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        self.by_name.keys().map(String::as_str).collect()
+    }
+
+    /// All models that can be listed without a network call, with the provider's name.
+    pub fn models(&self) -> Vec<(String, ModelInfo)> {
+        let of = |(name, provider): (&String, &Arc<dyn Provider>)| provider.models().into_iter().map(|info| (name.clone(), info)).collect::<Vec<_>>();
+        self.by_name.iter().flat_map(of).collect()
+    }
+}
+
+fn no_local(model: &str) -> ProviderError {
+    let mut error = ProviderError::new(Code::UNSUPPORTED, format!("\"{model}\" is a local model, and this build of refit has no local engine"));
+    error.param = Some("model".into());
+    error.hint = Some("build with the feature `local`, which is on by default".into());
+    error
+}
+
+/// An OpenAI-compatible provider from its row and its configuration; none when the kind is unknown, which `config` has refused before.
+fn hosted(config: &ProviderConfig) -> Option<Arc<dyn Provider>> {
+    let row = row(&config.kind)?;
+    let base_url = config.base_url.clone().or_else(|| row.base_url.map(str::to_string))?;
+    // A key is bound to its origin: the row's variable is read only where the row's own base URL is used.
+    let own_key = || row.key_variable.filter(|_| config.base_url.is_none()).and_then(env::text).map(Secret::new);
+    let key = config.api_key.clone().or_else(own_key);
+    Some(Arc::new(openai::OpenAi::new(config, openai::Endpoint { base_url, key, key_variable: row.key_variable, quirks: row.quirks })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_get_the_nearest_and_local_says_what_is_missing() {
+        let providers = Providers::open(&[], None);
+        let code = |model: &str| providers.resolve(model).err().map(|error| (error.code.name, error.message));
+        assert_eq!(code("mock/echo"), None);
+        assert_eq!(code("openai/gpt-4o"), None);
+        assert!(code("mok/echo").is_some_and(|(code, text)| code == "model_not_found" && text.contains("mock/echo")));
+        assert_eq!(code("mock/").map(|(code, _)| code), Some("model_not_found"));
+        assert_eq!(code("local/smollm2").map(|(code, _)| code), Some("unsupported"));
+    }
+}

@@ -1,0 +1,232 @@
+//! Reading what an OpenAI-compatible upstream answers: whole replies, streams, and errors turned into [`ProviderError`]s that keep
+//! the upstream's message and field but no secret.
+
+use super::sse::Parser;
+use super::{ChunkStream, ProviderError};
+use crate::config::Secret;
+use crate::types::Code;
+use crate::types::chat::{ChatChunk, ChatResponse};
+use crate::types::time::now_ms;
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, unfold};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde_json::Value;
+use std::time::Duration;
+
+const MAX_REPLY_BYTES: usize = 64 << 20;
+const MAX_ERROR_BYTES: usize = 64 << 10;
+const MAX_EVENT_BYTES: usize = 16 << 20;
+const MAX_MESSAGE_CHARS: usize = 2_000;
+
+/// Who is being read, for messages.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) provider: String,
+    pub(super) model: String,
+    /// Cut out of every message.
+    pub(super) key: Option<Secret>,
+}
+
+impl Source {
+    fn error(&self, code: Code, what: impl std::fmt::Display) -> ProviderError {
+        ProviderError::new(code, format!("{}/{}: {}", self.provider, self.model, self.clean(&what.to_string())))
+    }
+
+    pub(super) fn timed_out(&self, limit: Duration) -> ProviderError {
+        self.error(Code::UPSTREAM_TIMEOUT, format!("no answer within {} s", limit.as_secs()))
+    }
+
+    pub(super) fn unreachable(&self, error: reqwest::Error) -> ProviderError {
+        let code = if error.is_timeout() { Code::UPSTREAM_TIMEOUT } else { Code::UPSTREAM_UNREACHABLE };
+        self.error(code, causes(&error.without_url()))
+    }
+
+    fn broken(&self, what: impl std::fmt::Display) -> ProviderError {
+        self.error(Code::UPSTREAM, what)
+    }
+
+    /// A text from upstream without our key, of bounded length.
+    fn clean(&self, text: &str) -> String {
+        let text: String = text.chars().take(MAX_MESSAGE_CHARS).collect();
+        match &self.key {
+            Some(key) if !key.expose().is_empty() => text.replace(key.expose(), "***"),
+            _ => text,
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// A reply that is not a success, as an error.
+pub(super) async fn refusal(response: reqwest::Response, source: &Source) -> ProviderError {
+    let status = response.status().as_u16();
+    let retry_after_s = retry_after(response.headers());
+    if (300..400).contains(&status) {
+        return source.broken("answered with a redirect, which is not followed");
+    }
+    let body = read_capped(response, MAX_ERROR_BYTES).await.unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let mut error = from_body(status, &body, source);
+    error.retry_after_s = retry_after_s;
+    error
+}
+
+/// The error that a status and an OpenAI-shaped error body stand for.
+fn from_body(status: u16, body: &Value, source: &Source) -> ProviderError {
+    // `error` is an object at OpenAI, a plain text at some; FastAPI servers say `detail` or `message`.
+    let inner = body.get("error").unwrap_or(body);
+    let field = |name: &str| inner.get(name).and_then(Value::as_str);
+    let said = field("message").or_else(|| inner.as_str()).or_else(|| field("detail"));
+    let code = match (status, field("code")) {
+        (_, Some("context_length_exceeded")) => Code::CONTEXT_LENGTH,
+        (400 | 422, _) => Code::INVALID_REQUEST,
+        (404, _) => Code::MODEL_NOT_FOUND,
+        (408 | 504, _) => Code::UPSTREAM_TIMEOUT,
+        (413, _) => Code::TOO_LARGE,
+        (429, _) => Code::RATE_LIMIT,
+        _ => Code::UPSTREAM,
+    };
+    if matches!(status, 401 | 403) {
+        // The key at fault is ours, not the caller's; upstream messages repeat parts of it.
+        let mut error = source.broken(format!("refused the server's API key (status {status})"));
+        error.hint = Some(format!("check the key of the provider \"{}\" on the server", source.provider));
+        return error;
+    }
+    let said = said.map_or_else(|| format!("answered with status {status}"), str::to_string);
+    let mut error = source.error(code, said);
+    error.param = field("param").map(|param| source.clean(param));
+    error
+}
+
+/// `Retry-After` in seconds or as an HTTP date, or `retry-after-ms`.
+fn retry_after(headers: &HeaderMap) -> Option<u64> {
+    let text = |value: &reqwest::header::HeaderValue| value.to_str().ok().map(|text| text.trim().to_string());
+    if let Some(ms) = headers.get("retry-after-ms").and_then(text).and_then(|text| text.parse::<u64>().ok()) {
+        return Some(ms.div_ceil(1_000));
+    }
+    let value = headers.get(RETRY_AFTER).and_then(text)?;
+    let until = || {
+        let then = jiff::fmt::rfc2822::parse(&value).ok()?.timestamp().as_millisecond();
+        u64::try_from((then - now_ms()).max(0)).ok().map(|ms| ms.div_ceil(1_000))
+    };
+    value.parse().ok().or_else(until)
+}
+
+/// A whole reply.
+pub(super) async fn read_reply(response: reqwest::Response, source: &Source) -> Result<ChatResponse, ProviderError> {
+    let body = read_capped(response, MAX_REPLY_BYTES).await.map_err(|what| source.broken(what))?;
+    let reply: ChatResponse =
+        serde_json::from_slice(&body).map_err(|error| source.broken(format!("the reply is not a chat completion: {error}")))?;
+    if reply.choices.is_empty() {
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let said = body.get("error").map(|_| from_body(502, &body, source));
+        return Err(said.unwrap_or_else(|| source.broken("the reply has no choices")));
+    }
+    Ok(reply)
+}
+
+async fn read_capped(response: reqwest::Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    let mut stream = response.bytes_stream();
+    while let Some(bytes) = stream.next().await {
+        let bytes = bytes.map_err(|error| format!("the reply broke off: {}", causes(&error.without_url())))?;
+        if body.len() + bytes.len() > limit {
+            return Err(format!("the reply is larger than {limit} bytes"));
+        }
+        body.extend_from_slice(&bytes);
+    }
+    Ok(body)
+}
+
+struct Reading {
+    bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    parser: Parser,
+    source: Source,
+    idle: Duration,
+    /// A choice gave its finish reason; a stream that ends before that was cut off.
+    finished: bool,
+}
+
+/// Chunks of a streamed reply, up to `[DONE]`.
+pub(super) fn read_stream(response: reqwest::Response, source: Source, idle: Duration) -> ChunkStream {
+    let reading =
+        Reading { bytes: response.bytes_stream().boxed(), parser: Parser::new(MAX_EVENT_BYTES), source, idle, finished: false };
+    let step = |reading: Option<Reading>| async move {
+        let mut reading = reading?;
+        match reading.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(reading))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    };
+    unfold(Some(reading), step).boxed()
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<ChatChunk>, ProviderError> {
+        loop {
+            while let Some(event) = self.parser.next_event() {
+                if event.data.trim() == "[DONE]" {
+                    return Ok(None);
+                }
+                if !event.data.is_empty() {
+                    return self.chunk(&event.data).map(Some);
+                }
+            }
+            let idle = self.idle;
+            let received = tokio::time::timeout(idle, self.bytes.next()).await;
+            match received.map_err(|_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs())))? {
+                Some(Ok(bytes)) => self.parser.push(&bytes).map_err(|error| self.source.broken(error))?,
+                Some(Err(error)) => return Err(self.source.broken(format!("the stream broke off: {}", causes(&error.without_url())))),
+                None if self.finished => return Ok(None),
+                None => return Err(self.source.broken("the stream ended before the reply did")),
+            }
+        }
+    }
+
+    fn chunk(&mut self, data: &str) -> Result<ChatChunk, ProviderError> {
+        let unreadable = |error| self.source.broken(format!("a chunk of the stream is not readable: {error}"));
+        let chunk: ChatChunk = serde_json::from_str(data).map_err(unreadable)?;
+        if chunk.choices.is_empty() && chunk.extra.contains_key("error") {
+            let body = serde_json::from_str(data).unwrap_or(Value::Null);
+            return Err(from_body(502, &body, &self.source));
+        }
+        self.finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
+        Ok(chunk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn upstream_errors_keep_message_and_field_but_no_key() {
+        let source = Source { provider: "openai".into(), model: "m".into(), key: Some(Secret::new("sk-canary")) };
+        let error = from_body(400, &json!({"error": {"message": "bad sk-canary", "param": "top_p", "code": null}}), &source);
+        assert_eq!((error.code, error.message.as_str(), error.param.as_deref()), (Code::INVALID_REQUEST, "openai/m: bad ***", Some("top_p")));
+        let error = from_body(401, &json!({"error": {"message": "Incorrect API key provided: sk-cana*"}}), &source);
+        assert!(error.code == Code::UPSTREAM && !error.message.contains("sk-"));
+        assert_eq!(from_body(400, &json!({"error": {"code": "context_length_exceeded"}}), &source).code, Code::CONTEXT_LENGTH);
+        assert_eq!(from_body(500, &Value::Null, &source).message, "openai/m: answered with status 500");
+    }
+
+    #[test]
+    fn retry_after_is_read_in_all_three_forms() {
+        let header = |name: &'static str, value: &str| HeaderMap::from_iter([(reqwest::header::HeaderName::from_static(name), value.parse().expect("header"))]);
+        assert_eq!(retry_after(&header("retry-after", "7")), Some(7));
+        assert_eq!(retry_after(&header("retry-after-ms", "1200")), Some(2));
+        assert_eq!(retry_after(&header("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")), Some(0));
+        assert_eq!(retry_after(&header("retry-after", "soon")), None);
+    }
+}
