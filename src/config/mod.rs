@@ -139,7 +139,9 @@ mod tests {
 
     fn problems(text: &str) -> Vec<(usize, String)> {
         match Config::parse(text, Path::new("refit.toml")) {
-            Err(ConfigError::Invalid { problems, .. }) => problems.into_iter().map(|p| (p.line, format!("{}: {}", p.key, p.message))).collect(),
+            Err(ConfigError::Invalid { problems, .. }) => {
+                problems.into_iter().map(|p| (p.line, format!("{}: {}", p.key, p.message))).collect()
+            }
             other => panic!("expected problems, got {other:?}"),
         }
     }
@@ -151,7 +153,10 @@ mod tests {
         );
         let text = format!("{found:#?}");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3, 5, 6, 8, 11], "{text}");
-        assert!(text.contains("did you mean \\\"port\\\"?") && text.contains("did you mean \\\"server\\\"?") && text.contains("groq"), "{text}");
+        assert!(
+            text.contains("did you mean \\\"port\\\"?") && text.contains("did you mean \\\"server\\\"?") && text.contains("groq"),
+            "{text}"
+        );
         assert!(!text.contains("sk-secret"), "a key in the wrong place is not repeated: {text}");
     }
 

@@ -50,8 +50,20 @@ const RESERVED: [&str; 2] = ["local", "mock"];
 
 /// Kinds that may be written in the file. `providers::KINDS` has the code for each; a test there holds the two together.
 pub const KINDS: &[&str] = &[
-    "openai", "compatible", "groq", "mistral", "together", "fireworks", "deepseek", "xai", "openrouter", "perplexity", "ollama", "vllm",
-    "llamacpp", "lmstudio",
+    "openai",
+    "compatible",
+    "groq",
+    "mistral",
+    "together",
+    "fireworks",
+    "deepseek",
+    "xai",
+    "openrouter",
+    "perplexity",
+    "ollama",
+    "vllm",
+    "llamacpp",
+    "lmstudio",
 ];
 
 pub(super) fn read(section: &Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<ProviderConfig> {

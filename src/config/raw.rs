@@ -111,7 +111,11 @@ impl<'t, 'i> Section<'t, 'i> {
         let value = self.take(key)?;
         let table = value.get_ref().as_table();
         if table.is_none() {
-            problems.add(value.span(), self.name(key), format!("expected a table ([{}]), found {}", self.name(key), describe(value.get_ref())));
+            problems.add(
+                value.span(),
+                self.name(key),
+                format!("expected a table ([{}]), found {}", self.name(key), describe(value.get_ref())),
+            );
         }
         Some(Section::new(table?, self.name(key)))
     }

@@ -1,1 +1,8 @@
-//! What happened: the durable request log and metrics.
+//! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, and [`metrics`].
+
+pub mod metrics;
+pub mod record;
+pub mod segment;
+
+pub use metrics::Metrics;
+pub use record::Recorder;

@@ -115,7 +115,8 @@ fn chunks(script: &Script, model: &str) -> Vec<Result<ChatChunk, ProviderError>>
         ..ChatChunk::default()
     };
     let each = |delta: &Delta, finish: Option<&str>| {
-        let choice = |index| ChunkChoice { index, delta: delta.clone(), finish_reason: finish.map(str::to_string), ..ChunkChoice::default() };
+        let choice =
+            |index| ChunkChoice { index, delta: delta.clone(), finish_reason: finish.map(str::to_string), ..ChunkChoice::default() };
         Ok(chunk((0..script.choices).map(choice).collect()))
     };
     let content = |word: &String| each(&Delta { content: Some(word.clone()), ..Delta::default() }, None);

@@ -63,13 +63,16 @@ impl Providers {
 
     /// All models that can be listed without a network call, with the provider's name.
     pub fn models(&self) -> Vec<(String, ModelInfo)> {
-        let of = |(name, provider): (&String, &Arc<dyn Provider>)| provider.models().into_iter().map(|info| (name.clone(), info)).collect::<Vec<_>>();
+        let of = |(name, provider): (&String, &Arc<dyn Provider>)| {
+            provider.models().into_iter().map(|info| (name.clone(), info)).collect::<Vec<_>>()
+        };
         self.by_name.iter().flat_map(of).collect()
     }
 }
 
 fn no_local(model: &str) -> ProviderError {
-    let mut error = ProviderError::new(Code::UNSUPPORTED, format!("\"{model}\" is a local model, and this build of refit has no local engine"));
+    let mut error =
+        ProviderError::new(Code::UNSUPPORTED, format!("\"{model}\" is a local model, and this build of refit has no local engine"));
     error.param = Some("model".into());
     error.hint = Some("build with the feature `local`, which is on by default".into());
     error

@@ -158,8 +158,7 @@ struct Reading {
 
 /// Chunks of a streamed reply, up to `[DONE]`.
 pub(super) fn read_stream(response: reqwest::Response, source: Source, idle: Duration) -> ChunkStream {
-    let reading =
-        Reading { bytes: response.bytes_stream().boxed(), parser: Parser::new(MAX_EVENT_BYTES), source, idle, finished: false };
+    let reading = Reading { bytes: response.bytes_stream().boxed(), parser: Parser::new(MAX_EVENT_BYTES), source, idle, finished: false };
     let step = |reading: Option<Reading>| async move {
         let mut reading = reading?;
         match reading.next().await {
@@ -184,7 +183,9 @@ impl Reading {
             }
             let idle = self.idle;
             let received = tokio::time::timeout(idle, self.bytes.next()).await;
-            match received.map_err(|_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs())))? {
+            match received
+                .map_err(|_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs())))?
+            {
                 Some(Ok(bytes)) => self.parser.push(&bytes).map_err(|error| self.source.broken(error))?,
                 Some(Err(error)) => return Err(self.source.broken(format!("the stream broke off: {}", causes(&error.without_url())))),
                 None if self.finished => return Ok(None),
@@ -214,7 +215,10 @@ mod tests {
     fn upstream_errors_keep_message_and_field_but_no_key() {
         let source = Source { provider: "openai".into(), model: "m".into(), key: Some(Secret::new("sk-canary")) };
         let error = from_body(400, &json!({"error": {"message": "bad sk-canary", "param": "top_p", "code": null}}), &source);
-        assert_eq!((error.code, error.message.as_str(), error.param.as_deref()), (Code::INVALID_REQUEST, "openai/m: bad ***", Some("top_p")));
+        assert_eq!(
+            (error.code, error.message.as_str(), error.param.as_deref()),
+            (Code::INVALID_REQUEST, "openai/m: bad ***", Some("top_p"))
+        );
         let error = from_body(401, &json!({"error": {"message": "Incorrect API key provided: sk-cana*"}}), &source);
         assert!(error.code == Code::UPSTREAM && !error.message.contains("sk-"));
         assert_eq!(from_body(400, &json!({"error": {"code": "context_length_exceeded"}}), &source).code, Code::CONTEXT_LENGTH);
@@ -223,7 +227,9 @@ mod tests {
 
     #[test]
     fn retry_after_is_read_in_all_three_forms() {
-        let header = |name: &'static str, value: &str| HeaderMap::from_iter([(reqwest::header::HeaderName::from_static(name), value.parse().expect("header"))]);
+        let header = |name: &'static str, value: &str| {
+            HeaderMap::from_iter([(reqwest::header::HeaderName::from_static(name), value.parse().expect("header"))])
+        };
         assert_eq!(retry_after(&header("retry-after", "7")), Some(7));
         assert_eq!(retry_after(&header("retry-after-ms", "1200")), Some(2));
         assert_eq!(retry_after(&header("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")), Some(0));

@@ -8,6 +8,7 @@ pub mod datasets;
 pub mod db;
 pub mod jobs;
 pub mod keys;
+pub mod lock;
 pub mod migrate;
 pub mod models;
 pub mod prompts;
