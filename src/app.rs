@@ -1,1 +1,54 @@
-//! The composition root: every long-lived part, built in one place.
+//! The composition root: every long-lived part of a process, built in one place, from a configuration and a data directory.
+
+use crate::access::Keys;
+use crate::config::Config;
+use crate::inference::{Inference, Log};
+use crate::monitor::{Metrics, Recorder};
+use crate::providers::{Provider, Providers};
+use crate::store::Store;
+use crate::types::Failure;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The parts of a running Refit. Dropping it moves the request log to the database.
+pub struct App {
+    /// Database and blobs.
+    pub store: Store,
+    /// The checked configuration.
+    pub config: Config,
+    /// Places that answer model calls.
+    pub providers: Arc<Providers>,
+    /// The road to a completion.
+    pub inference: Arc<Inference>,
+    /// The request log.
+    pub recorder: Arc<Recorder>,
+    /// Metrics of this process.
+    pub metrics: Arc<Metrics>,
+    /// API keys.
+    pub keys: Keys,
+}
+
+impl App {
+    /// Opens the data directory, making it where needed, and builds every part. Models are loaded when they are first called.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or written.
+    pub fn open(config: Config, data_dir: &Path) -> Result<App, Failure> {
+        let store = Store::open(data_dir)?;
+        let metrics = Arc::new(Metrics::new());
+        let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
+        let providers = Arc::new(Providers::open(&config.providers, local(&store, &config)));
+        let log = Log { recorder: recorder.clone(), metrics: metrics.clone(), bodies: config.log.bodies };
+        let inference = Arc::new(Inference::new(store.clone(), providers.clone(), log));
+        let keys = Keys::open(&store)?;
+        Ok(App { store, config, providers, inference, recorder, metrics, keys })
+    }
+}
+
+/// The engine's provider, in builds that have it.
+fn local(_store: &Store, _config: &Config) -> Option<Arc<dyn Provider>> {
+    let engines: Vec<Arc<dyn Provider>> = vec![
+        // Registry line of the engine: `#[cfg(feature = "local")] Arc::new(crate::providers::local::Local::open(…)),`
+    ];
+    engines.into_iter().next()
+}

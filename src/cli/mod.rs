@@ -1,18 +1,23 @@
 //! The command line: one file per verb, this registry, and the one place where errors are printed. A verb returns its exit code:
 //! 0 done, 1 a gate was missed, 2 failed. Data goes to stdout, everything else to stderr ([`output`]).
 
+pub mod audit;
 pub mod completions;
 pub mod data;
 pub mod doctor;
 pub mod job_worker;
+pub mod key;
+pub mod logs;
 pub mod model;
 pub mod output;
 pub mod prompt;
 pub mod release;
 pub mod route;
+pub mod serve;
 #[cfg(feature = "local")]
 pub mod tune;
 
+use crate::app::App;
 use crate::config::{Config, env};
 use crate::store::Store;
 use crate::types::{Code, Failure};
@@ -56,6 +61,14 @@ struct Global {
 /// The registry of verbs: one variant and one line in `dispatch` each.
 #[derive(Subcommand)]
 enum Command {
+    /// Serve the OpenAI-compatible gateway
+    Serve(serve::Args),
+    /// Make, list and revoke API keys
+    Key(key::Args),
+    /// Show the request log
+    Logs(logs::Args),
+    /// Check and list the audit chain
+    Audit(audit::Args),
     /// Pull, list, show, verify and remove prebuilt models
     Model(model::Args),
     /// Make, list, show, promote and roll back releases
@@ -80,6 +93,10 @@ enum Command {
 
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
     match command {
+        Command::Serve(args) => serve::run(args, context),
+        Command::Key(args) => key::run(args, context),
+        Command::Logs(args) => logs::run(args, context),
+        Command::Audit(args) => audit::run(args, context),
         Command::Model(args) => model::run(args, context),
         Command::Release(args) => release::run(args, context),
         Command::Route(args) => route::run(args, context),
@@ -121,7 +138,15 @@ impl Context {
     /// # Errors
     /// Every problem of the file at once.
     pub fn config(&self) -> Result<Config, Failure> {
-        Ok(Config::default())
+        Ok(Config::load(self.config_path.as_deref())?)
+    }
+
+    /// Every long-lived part, on this data directory and configuration.
+    ///
+    /// # Errors
+    /// What the configuration or [`App::open`] says.
+    pub fn app(&self) -> Result<App, Failure> {
+        App::open(self.config()?, &self.data_dir)
     }
 
     /// A runtime for verbs that wait on the network.

@@ -1,1 +1,26 @@
-//! The HTTP surface.
+//! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, [`server`]
+//! the listening and the orderly end. A handler reads: load, ask, answer.
+
+mod body;
+pub mod error;
+mod middleware;
+mod openai;
+mod operations;
+pub mod routes;
+pub mod server;
+mod sse;
+
+pub use server::{Server, shutdown_signal};
+
+use crate::app::App;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Gateway {
+    /// The parts of this process.
+    pub app: Arc<App>,
+    /// Becomes true when the time to drain is over: streams that still run end with an error event.
+    pub cut: watch::Receiver<bool>,
+}

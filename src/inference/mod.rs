@@ -1,1 +1,221 @@
-//! The only road to a completion.
+//! The only road to a completion: [`plan`] (what will answer), [`render`] (the release's prompt), the call, and the log row
+//! ([`ticket`]) that stands before the reply ends. The gateway, evaluations and the demo all go this way.
+
+mod assemble;
+pub mod plan;
+mod render;
+mod stream;
+mod ticket;
+
+pub use plan::Listed;
+pub use stream::AnswerStream;
+
+use crate::access::Caller;
+use crate::monitor::{Metrics, Recorder};
+use crate::prompts::Library;
+use crate::providers::{Call, Providers};
+use crate::releases::Manifest;
+use crate::store::Store;
+use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::ids::new_id;
+use crate::types::{Code, Digest, Failure};
+use futures_util::StreamExt;
+use plan::Plan;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use ticket::Ticket;
+
+/// Everything that answers model calls.
+pub struct Inference {
+    store: Store,
+    providers: Arc<Providers>,
+    prompts: Library,
+    log: Log,
+}
+
+/// Where calls are written down.
+#[derive(Clone)]
+pub struct Log {
+    /// The request log.
+    pub recorder: Arc<Recorder>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Whether bodies are kept.
+    pub bodies: bool,
+}
+
+/// Who asks, and under which request id.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The caller.
+    pub caller: Caller,
+    /// Id of the log row; `x-request-id` over HTTP.
+    pub request_id: String,
+    /// `chat.completions`, `eval`: for the log and metrics.
+    pub endpoint: &'static str,
+}
+
+impl Ask {
+    /// A new request of a caller.
+    pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint }
+    }
+}
+
+/// A whole reply with what is known about it.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Id of the log row.
+    pub request_id: String,
+    /// The reply.
+    pub response: ChatResponse,
+    /// Provider that answered.
+    pub provider: String,
+    /// The provider's model.
+    pub model: String,
+    /// Adapter that was applied.
+    pub adapter: Option<Digest>,
+    /// Release that answered, when a route or a manifest was called.
+    pub release: Option<Digest>,
+    /// Milliseconds in all.
+    pub latency_ms: f64,
+    /// Milliseconds to the first token, where the provider says.
+    pub first_token_ms: Option<f64>,
+}
+
+impl Inference {
+    /// The road over these parts.
+    pub fn new(store: Store, providers: Arc<Providers>, log: Log) -> Self {
+        let prompts = Library::new(&store);
+        Inference { store, providers, prompts, log }
+    }
+
+    /// Answers a chat request on a route or a model.
+    ///
+    /// # Errors
+    /// [`Code::MODEL_NOT_FOUND`] with the nearest name, [`Code::MISSING_FIELD`] for a prompt's variables, or the provider's error.
+    pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Answer, Failure> {
+        self.answer(Ask::new(caller, "chat.completions"), request).await
+    }
+
+    /// As [`Inference::chat`], streamed.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`], up to the first chunk; later ones come out of the stream.
+    pub async fn chat_stream(&self, caller: &Caller, request: ChatRequest) -> Result<AnswerStream, Failure> {
+        self.answer_stream(Ask::new(caller, "chat.completions"), request).await
+    }
+
+    /// As [`Inference::chat`], under a request id that the caller knows already.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`].
+    pub async fn answer(&self, ask: Ask, request: ChatRequest) -> Result<Answer, Failure> {
+        let ticket = Ticket::open(&self.log, ask, &request);
+        let planned = self.plan_chat(request).await;
+        self.call(ticket, planned).await
+    }
+
+    /// As [`Inference::chat_stream`], under a request id that the caller knows already.
+    ///
+    /// # Errors
+    /// As [`Inference::chat_stream`].
+    pub async fn answer_stream(&self, ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
+        let mut ticket = Ticket::open(&self.log, ask, &request);
+        let (plan, request) = match self.plan_chat(request).await {
+            Ok(planned) => planned,
+            Err(failure) => return Err(ticket.fail(failure)),
+        };
+        ticket.planned(&plan);
+        let opened = plan.provider.chat_stream(plan.call(request)).await;
+        let mut chunks = match opened {
+            Ok(chunks) => chunks,
+            Err(error) => return Err(ticket.fail(error.into())),
+        };
+        // The first chunk decides whether this is a stream or an error with its own status.
+        match chunks.next().await {
+            Some(Ok(first)) => Ok(AnswerStream::new(ticket, plan, first, chunks)),
+            Some(Err(error)) => Err(ticket.fail(error.into())),
+            None => Err(ticket.fail(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model)))),
+        }
+    }
+
+    /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
+    /// variables are `messages` (a list of chat messages) or one text, which becomes the user's message.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`].
+    pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
+        let planned = self.plan_run(manifest.clone(), variables.clone()).await;
+        let asked = match &planned {
+            Ok((_, request)) => request.clone(),
+            Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
+        };
+        let ticket = Ticket::open(&self.log, Ask::new(caller, "eval"), &asked);
+        self.call(ticket, planned).await
+    }
+
+    /// Writes down a request that was refused before it became one (malformed body, wrong field).
+    pub fn refused(&self, ask: Ask, failure: Failure) -> Failure {
+        Ticket::open(&self.log, ask, &ChatRequest::default()).fail(failure)
+    }
+
+    /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn models(&self) -> Result<Vec<Listed>, Failure> {
+        plan::listed(&self.store, &self.providers)
+    }
+
+    async fn call(&self, mut ticket: Ticket, planned: Result<(Plan, ChatRequest), Failure>) -> Result<Answer, Failure> {
+        let (plan, request) = match planned {
+            Ok(planned) => planned,
+            Err(failure) => return Err(ticket.fail(failure)),
+        };
+        ticket.planned(&plan);
+        match plan.provider.chat(plan.call(request)).await {
+            Err(error) => Err(ticket.fail(error.into())),
+            Ok(response) => {
+                let request_id = ticket.request_id().to_string();
+                let latency_ms = ticket.succeed(&response);
+                let Plan { provider_name: provider, model, adapter, release, .. } = plan;
+                Ok(Answer { request_id, response, provider, model, adapter, release, latency_ms, first_token_ms: None })
+            }
+        }
+    }
+
+    async fn plan_chat(&self, request: ChatRequest) -> Result<(Plan, ChatRequest), Failure> {
+        let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
+        blocking(move || {
+            let plan = plan::for_model(&store, &providers, &request.model)?;
+            let prompt = plan.prompt(&prompts)?;
+            let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
+            Ok((plan, request))
+        })
+        .await
+    }
+
+    async fn plan_run(&self, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, ChatRequest), Failure> {
+        let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
+        blocking(move || {
+            let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
+            let plan = plan::for_manifest(&store, &providers, manifest)?;
+            let prompt = plan.prompt(&prompts)?;
+            let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
+            Ok((plan, request))
+        })
+        .await
+    }
+}
+
+impl Plan {
+    fn call(&self, request: ChatRequest) -> Call {
+        Call { model: self.model.clone(), adapter: self.adapter, request }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("planning the call failed: {error}"))))
+}

@@ -1,0 +1,88 @@
+//! Who may pass. The rule comes from the route table; a matched path without a rule is refused. One caller is resolved from
+//! whichever header the key came in, before any rule is looked at; two different keys are refused.
+
+use crate::access::Caller;
+use crate::gateway::Gateway;
+use crate::gateway::error::ApiError;
+use crate::gateway::routes::{Access, access_of};
+use crate::types::{Code, Failure};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+const KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+
+/// See the file.
+pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let Some(path) = request.extensions().get::<MatchedPath>() else {
+        // No route: the 404 tells nothing about anybody.
+        return Ok(next.run(request).await);
+    };
+    let least = match access_of(path.as_str()) {
+        Some(Access::Public) => return Ok(next.run(request).await),
+        Some(Access::Key(role)) => role,
+        None => return Err(Failure::new(Code::FORBIDDEN, "this path has no access rule").into()),
+    };
+    let key = presented_key(request.headers())?;
+    let caller = resolve(&gateway, key).await?;
+    if caller.role < least {
+        let message = format!("the key's role {} may not do this; {least} may", caller.role);
+        return Err(Failure::new(Code::FORBIDDEN, message).into());
+    }
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {
+    let keys = gateway.app.keys.clone();
+    let looked_up = tokio::task::spawn_blocking(move || keys.authenticate(&key)).await;
+    let looked_up = looked_up.map_err(|_| Failure::new(Code::INTERNAL, "the key could not be looked up"))?;
+    Ok(looked_up?)
+}
+
+/// The one key that the headers present, in any of their forms.
+fn presented_key(headers: &HeaderMap) -> Result<String, Failure> {
+    let mut keys = Vec::new();
+    for value in headers.get_all(header::AUTHORIZATION) {
+        let text = value.to_str().unwrap_or("").trim();
+        let bearer = text.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
+        let Some(key) = bearer.filter(|key| !key.is_empty()) else {
+            let failure = Failure::on(Code::INVALID_KEY, "authorization", "the Authorization header is not \"Bearer KEY\"");
+            return Err(failure);
+        };
+        keys.push(key.to_string());
+    }
+    for value in KEY_HEADERS.iter().flat_map(|name| headers.get_all(name)) {
+        keys.push(value.to_str().unwrap_or("").trim().to_string());
+    }
+    keys.dedup();
+    match keys.as_slice() {
+        [] => {
+            let failure = Failure::new(Code::MISSING_KEY, "no API key was sent");
+            Err(failure.with_hint("send \"Authorization: Bearer KEY\"; `refit key create NAME` makes a key"))
+        }
+        [_] => Ok(keys.remove(0)),
+        _ => Err(Failure::on(Code::INVALID_REQUEST, "authorization", "two different API keys were sent; send one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presented(headers: &[(&'static str, &'static str)]) -> Result<String, &'static str> {
+        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a header value")));
+        presented_key(&headers.collect::<HeaderMap>()).map_err(|failure| failure.code().name)
+    }
+
+    #[test]
+    fn one_key_in_any_header_and_never_two() {
+        assert_eq!(presented(&[("authorization", "bearer  k1 ")]).as_deref(), Ok("k1"));
+        assert_eq!(presented(&[("x-api-key", "k1"), ("authorization", "Bearer k1")]).as_deref(), Ok("k1"));
+        assert_eq!(presented(&[("x-api-key", "k1"), ("authorization", "Bearer k2")]), Err("invalid_request"));
+        assert_eq!(presented(&[("api-key", "k1"), ("x-api-key", "k2")]), Err("invalid_request"));
+        assert_eq!(presented(&[("authorization", "Basic k1")]), Err("invalid_api_key"));
+        assert_eq!(presented(&[]), Err("missing_api_key"));
+    }
+}

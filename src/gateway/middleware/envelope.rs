@@ -1,0 +1,36 @@
+//! The outermost layer: gives the request its id, turns a panic into a reply, counts, and names the id in the reply.
+
+use crate::gateway::Gateway;
+use crate::gateway::error::ApiError;
+use crate::types::ids::new_id;
+use crate::types::{Code, Failure};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Id of the request: the `x-request-id` of the reply and the id of its log row. Never the client's own.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
+/// See the file.
+pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    let id = new_id("req");
+    let path = request.extensions().get::<MatchedPath>().map_or("unmatched".to_string(), |path| path.as_str().to_string());
+    request.extensions_mut().insert(RequestId(id.clone()));
+    // Nothing that a handler shares can be left half-changed: it lives in the store or behind poison-tolerant locks.
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|_| {
+        tracing::error!(request = id, path, "a handler panicked");
+        ApiError(Failure::new(Code::INTERNAL, "something inside Refit failed; the server's log has more")).into_response()
+    });
+    gateway.app.metrics.http(&path, response.status().as_u16());
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HEADER, value);
+    }
+    response
+}

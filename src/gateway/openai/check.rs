@@ -1,0 +1,296 @@
+//! A chat request's fields, checked before anything is done with them: types and ranges as the OpenAI API reference gives them, the
+//! field at fault named as a path. Fields that are not in the table travel on as they are.
+
+use crate::types::chat::ChatRequest;
+use crate::types::{Code, Failure};
+use serde_json::{Map, Value};
+
+/// What a field may hold. `null` always counts as absent.
+enum Kind {
+    Text,
+    Switch,
+    Number(f64, f64),
+    Integer(i64, i64),
+    Object,
+    List,
+    TextOrObject,
+    Stop,
+    Metadata,
+    LogitBias,
+}
+
+const FIELDS: &[(&str, Kind)] = &[
+    ("stream", Kind::Switch),
+    ("stream_options", Kind::Object),
+    ("temperature", Kind::Number(0.0, 2.0)),
+    ("top_p", Kind::Number(0.0, 1.0)),
+    ("presence_penalty", Kind::Number(-2.0, 2.0)),
+    ("frequency_penalty", Kind::Number(-2.0, 2.0)),
+    ("n", Kind::Integer(1, 128)),
+    ("max_tokens", Kind::Integer(1, u32::MAX as i64)),
+    ("max_completion_tokens", Kind::Integer(1, u32::MAX as i64)),
+    ("top_logprobs", Kind::Integer(0, 20)),
+    ("seed", Kind::Integer(i64::MIN, i64::MAX)),
+    ("stop", Kind::Stop),
+    ("logprobs", Kind::Switch),
+    ("store", Kind::Switch),
+    ("parallel_tool_calls", Kind::Switch),
+    ("user", Kind::Text),
+    ("reasoning_effort", Kind::Text),
+    ("service_tier", Kind::Text),
+    ("tools", Kind::List),
+    ("tool_choice", Kind::TextOrObject),
+    ("response_format", Kind::Object),
+    ("metadata", Kind::Metadata),
+    ("logit_bias", Kind::LogitBias),
+    ("prompt", Kind::Object),
+];
+
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+const MAX_MODEL_BYTES: usize = 256;
+
+/// Checks a body and reads it.
+///
+/// # Errors
+/// [`Code::MISSING_FIELD`] or [`Code::INVALID_VALUE`] with the field's path.
+pub fn chat(body: Value) -> Result<ChatRequest, Failure> {
+    let Value::Object(mut fields) = body else {
+        return Err(Failure::new(Code::INVALID_REQUEST, format!("the body is {}; a JSON object is expected", name(&body))));
+    };
+    fields.retain(|_, value| !value.is_null());
+    model(&fields)?;
+    messages(&fields)?;
+    for (field, kind) in FIELDS {
+        if let Some(value) = fields.get(*field) {
+            check(field, kind, value)?;
+        }
+    }
+    nested(&fields)?;
+    // Whatever the table let through and the types do not take is still an answer, not a crash.
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
+}
+
+fn model(fields: &Map<String, Value>) -> Result<(), Failure> {
+    match fields.get("model") {
+        None => Err(missing("model", "the name of a route or a model is needed")),
+        Some(Value::String(text)) if (1..=MAX_MODEL_BYTES).contains(&text.len()) => Ok(()),
+        Some(Value::String(_)) => Err(wrong("model", format!("expected 1 to {MAX_MODEL_BYTES} bytes"))),
+        Some(other) => Err(expected("model", "a text", other)),
+    }
+}
+
+fn messages(fields: &Map<String, Value>) -> Result<(), Failure> {
+    let has_variables = fields.get("prompt").is_some_and(|prompt| prompt.get("variables").is_some_and(Value::is_object));
+    let messages = match fields.get("messages") {
+        None => return Err(missing("messages", "a list of messages is needed")),
+        Some(Value::Array(messages)) => messages,
+        Some(other) => return Err(expected("messages", "a list", other)),
+    };
+    if messages.is_empty() && !has_variables {
+        return Err(wrong("messages", "the list is empty; at least one message is needed"));
+    }
+    messages.iter().enumerate().try_for_each(|(i, value)| message(&format!("messages[{i}]"), value))
+}
+
+fn message(path: &str, value: &Value) -> Result<(), Failure> {
+    let Value::Object(message) = value else { return Err(expected(path, "an object", value)) };
+    let at = |field: &str| format!("{path}.{field}");
+    let role = match message.get("role") {
+        None | Some(Value::Null) => return Err(missing(&at("role"), format!("one of {} is needed", ROLES.join(", ")))),
+        Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role.as_str(),
+        Some(Value::String(_)) => return Err(wrong(&at("role"), format!("expected one of {}", ROLES.join(", ")))),
+        Some(other) => return Err(expected(&at("role"), "a text", other)),
+    };
+    match message.get("content") {
+        Some(Value::String(_)) => {}
+        Some(Value::Array(parts)) => parts.iter().enumerate().try_for_each(|(i, value)| part(&format!("{path}.content[{i}]"), value))?,
+        // An assistant's message may consist of tool calls or a refusal alone.
+        None | Some(Value::Null) if role == "assistant" => {}
+        None | Some(Value::Null) => return Err(missing(&at("content"), format!("a message of role \"{role}\" needs content"))),
+        Some(other) => return Err(expected(&at("content"), "a text or a list of parts", other)),
+    }
+    match message.get("tool_call_id") {
+        None | Some(Value::Null) if role == "tool" => Err(missing(&at("tool_call_id"), "a tool's message names the call it answers")),
+        None | Some(Value::Null | Value::String(_)) => Ok(()),
+        Some(other) => Err(expected(&at("tool_call_id"), "a text", other)),
+    }
+}
+
+fn part(path: &str, value: &Value) -> Result<(), Failure> {
+    let Value::Object(part) = value else { return Err(expected(path, "an object", value)) };
+    let at = |field: &str| format!("{path}.{field}");
+    match part.get("type") {
+        None => Err(missing(&at("type"), "a part names its type")),
+        Some(Value::String(kind)) if kind == "text" => match part.get("text") {
+            Some(Value::String(_)) => Ok(()),
+            None => Err(missing(&at("text"), "a part of type \"text\" needs text")),
+            Some(other) => Err(expected(&at("text"), "a text", other)),
+        },
+        Some(Value::String(_)) => Ok(()),
+        Some(other) => Err(expected(&at("type"), "a text", other)),
+    }
+}
+
+fn check(field: &str, kind: &Kind, value: &Value) -> Result<(), Failure> {
+    let fits = match kind {
+        Kind::Text => value.is_string(),
+        Kind::Switch => value.is_boolean(),
+        Kind::Object => value.is_object(),
+        Kind::List => value.is_array(),
+        Kind::TextOrObject => value.is_string() || value.is_object(),
+        Kind::Number(least, most) => value.as_f64().is_some_and(|x| (*least..=*most).contains(&x)),
+        Kind::Integer(least, most) => value.as_i64().is_some_and(|x| (*least..=*most).contains(&x)),
+        Kind::Stop => match value {
+            Value::Array(texts) => texts.len() <= 4 && texts.iter().all(Value::is_string),
+            other => other.is_string(),
+        },
+        Kind::Metadata => value.as_object().is_some_and(|map| {
+            let short = |text: &str, most: usize| text.chars().count() <= most;
+            map.len() <= 16 && map.iter().all(|(key, value)| short(key, 64) && value.as_str().is_some_and(|text| short(text, 512)))
+        }),
+        Kind::LogitBias => {
+            value.as_object().is_some_and(|map| map.values().all(|bias| bias.as_f64().is_some_and(|x| (-100.0..=100.0).contains(&x))))
+        }
+    };
+    if fits { Ok(()) } else { Err(expected(field, &wanted(kind), value)) }
+}
+
+fn wanted(kind: &Kind) -> String {
+    match kind {
+        Kind::Text => "a text".into(),
+        Kind::Switch => "true or false".into(),
+        Kind::Object => "an object".into(),
+        Kind::List => "a list".into(),
+        Kind::TextOrObject => "a text or an object".into(),
+        Kind::Number(least, most) => format!("a number from {least} to {most}"),
+        Kind::Integer(least, most) => format!("a whole number from {least} to {most}"),
+        Kind::Stop => "a text or a list of at most 4 texts".into(),
+        Kind::Metadata => "an object of at most 16 texts (keys to 64, values to 512 characters)".into(),
+        Kind::LogitBias => "an object of numbers from -100 to 100".into(),
+    }
+}
+
+fn nested(fields: &Map<String, Value>) -> Result<(), Failure> {
+    let inner = |outer: &str, field: &str| fields.get(outer).and_then(|value| value.get(field)).filter(|value| !value.is_null());
+    if let Some(value) = inner("stream_options", "include_usage") {
+        check("stream_options.include_usage", &Kind::Switch, value)?;
+    }
+    if fields.contains_key("stream_options") && fields.get("stream") != Some(&Value::Bool(true)) {
+        return Err(wrong("stream_options", "only allowed together with \"stream\": true"));
+    }
+    if fields.contains_key("response_format") {
+        match inner("response_format", "type") {
+            Some(Value::String(kind)) if ["text", "json_object", "json_schema"].contains(&kind.as_str()) => {}
+            _ => return Err(wrong("response_format.type", "expected text, json_object or json_schema")),
+        }
+    }
+    let tools = fields.get("tools").and_then(Value::as_array).into_iter().flatten().enumerate();
+    for (i, tool) in tools {
+        if !tool.get("type").is_some_and(Value::is_string) {
+            return Err(wrong(&format!("tools[{i}].type"), "a tool is an object with a type"));
+        }
+    }
+    Ok(())
+}
+
+fn missing(field: &str, message: impl std::fmt::Display) -> Failure {
+    Failure::on(Code::MISSING_FIELD, field, format!("{field} is missing: {message}"))
+}
+
+fn wrong(field: &str, message: impl std::fmt::Display) -> Failure {
+    Failure::on(Code::INVALID_VALUE, field, format!("{field}: {message}"))
+}
+
+fn expected(field: &str, wanted: &str, found: &Value) -> Failure {
+    wrong(field, format!("expected {wanted}, found {}", name(found)))
+}
+
+/// A value in words; texts are not repeated, they may be long or private.
+fn name(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(x) => x.to_string(),
+        Value::Number(x) => x.to_string(),
+        Value::String(_) => "a text".into(),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(_) => "an object".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refused(change: Value) -> (String, &'static str) {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        for (field, value) in change.as_object().expect("an object") {
+            body[field] = value.clone();
+        }
+        let failure = chat(body).expect_err("must be refused");
+        (failure.param().unwrap_or_default(), failure.code().name)
+    }
+
+    #[test]
+    fn each_field_is_named_when_it_is_wrong() {
+        let invalid =
+            |field: &str, value: Value| assert_eq!(refused(json!({ field: value })), (field.to_string(), "invalid_value"), "{field}");
+        for (field, value) in [
+            ("temperature", json!(2.1)),
+            ("temperature", json!("1")),
+            ("temperature", json!(-0.1)),
+            ("top_p", json!(1.5)),
+            ("n", json!(0)),
+            ("n", json!(129)),
+            ("max_tokens", json!(0)),
+            ("max_tokens", json!(-1)),
+            ("max_tokens", json!(1.5)),
+            ("max_tokens", json!(5_000_000_000u64)),
+            ("max_completion_tokens", json!(u64::MAX)),
+            ("seed", json!(u64::MAX)),
+            ("stop", json!(["a", "b", "c", "d", "e"])),
+            ("stop", json!(1)),
+            ("stream", json!("yes")),
+            ("user", json!(1)),
+            ("metadata", json!({"a": 1})),
+            ("logit_bias", json!({"1": 101})),
+            ("messages", json!([])),
+            ("messages", json!("hi")),
+            ("model", json!("")),
+            ("model", json!(7)),
+            ("top_logprobs", json!(21)),
+            ("presence_penalty", json!(3)),
+            ("tools", json!({})),
+            ("response_format", json!("json")),
+            ("stream_options", json!({"include_usage": true})),
+        ] {
+            invalid(field, value);
+        }
+    }
+
+    #[test]
+    fn messages_are_named_by_their_path() {
+        let at = |messages: Value| refused(json!({ "messages": messages }));
+        assert_eq!(at(json!([{"content": "x"}])), ("messages[0].role".into(), "missing_required_parameter"));
+        assert_eq!(
+            at(json!([{"role": "user", "content": "x"}, {"role": "wizard", "content": "x"}])),
+            ("messages[1].role".into(), "invalid_value")
+        );
+        assert_eq!(at(json!([{"role": "user"}])), ("messages[0].content".into(), "missing_required_parameter"));
+        assert_eq!(
+            at(json!([{"role": "user", "content": [{"type": "text"}]}])),
+            ("messages[0].content[0].text".into(), "missing_required_parameter")
+        );
+        assert_eq!(at(json!([{"role": "tool", "content": "x"}])), ("messages[0].tool_call_id".into(), "missing_required_parameter"));
+        assert_eq!(at(json!([7])), ("messages[0]".into(), "invalid_value"));
+    }
+
+    #[test]
+    fn null_counts_as_absent_and_unknown_fields_stay() {
+        let body =
+            json!({"model": "m", "messages": [{"role": "assistant", "content": null, "tool_calls": []}], "temperature": null, "x": 1});
+        let request = chat(body).expect("fine");
+        assert!(request.temperature.is_none() && request.extra["x"] == 1);
+    }
+}

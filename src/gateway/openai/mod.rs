@@ -1,0 +1,5 @@
+//! The OpenAI-compatible API under `/v1`.
+
+pub mod chat;
+mod check;
+pub mod models;

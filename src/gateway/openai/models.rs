@@ -1,0 +1,40 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`: routes with a live release, and models that can be called directly.
+
+use crate::gateway::Gateway;
+use crate::gateway::error::ApiError;
+use crate::inference::Listed;
+use crate::types::error::did_you_mean;
+use crate::types::ids::is_safe_name;
+use crate::types::{Code, Failure};
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+/// The list.
+pub async fn list(State(gateway): State<Gateway>) -> Result<Json<Value>, ApiError> {
+    let data: Vec<_> = listed(gateway).await?.iter().map(model).collect();
+    let (first, last) = (data.first().map(|m| m["id"].clone()), data.last().map(|m| m["id"].clone()));
+    Ok(Json(json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": false})))
+}
+
+/// One of them. The id may hold slashes, percent-encoded or not.
+pub async fn show(State(gateway): State<Gateway>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    if !is_safe_name(&id) {
+        return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", "no model has such a name").into());
+    }
+    let all = listed(gateway).await?;
+    let Some(found) = all.iter().find(|listed| listed.id == id) else {
+        let nearest = did_you_mean(&id, all.iter().map(|listed| listed.id.as_str()));
+        return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the model \"{id}\" does not exist{nearest}")).into());
+    };
+    Ok(Json(model(found)))
+}
+
+async fn listed(gateway: Gateway) -> Result<Vec<Listed>, Failure> {
+    let looked_up = tokio::task::spawn_blocking(move || gateway.app.inference.models()).await;
+    looked_up.unwrap_or_else(|_| Err(Failure::new(Code::INTERNAL, "the models could not be listed")))
+}
+
+fn model(listed: &Listed) -> Value {
+    json!({"id": listed.id, "object": "model", "created": listed.created_at / 1000, "owned_by": listed.owner})
+}

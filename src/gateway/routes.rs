@@ -1,0 +1,74 @@
+//! The route table: every path, who may use it, and its handler. A path that is not here is answered with 404, a path that somehow
+//! has no access rule with 403.
+
+use super::middleware::{access, envelope};
+use super::{Gateway, openai, operations};
+use crate::access::Role;
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody; nothing about a project is shown.
+    Public,
+    /// Keys of at least this role.
+    Key(Role),
+}
+
+/// One line of the table.
+pub struct Route {
+    /// axum path pattern.
+    pub path: &'static str,
+    /// Who may use it.
+    pub access: Access,
+    handler: MethodRouter<Gateway>,
+}
+
+/// The table.
+pub fn table() -> Vec<Route> {
+    let route = |path, access, handler| Route { path, access, handler };
+    let app = Access::Key(Role::App);
+    vec![
+        route("/health", Access::Public, get(operations::health)),
+        route("/metrics", Access::Public, get(operations::metrics)),
+        route("/v1/chat/completions", app, post(openai::chat::create)),
+        route("/v1/models", app, get(openai::models::list)),
+        route("/v1/models/{*id}", app, get(openai::models::show)),
+    ]
+}
+
+/// The rule of a route, by its pattern.
+pub fn access_of(path: &str) -> Option<Access> {
+    static RULES: std::sync::OnceLock<Vec<(&'static str, Access)>> = std::sync::OnceLock::new();
+    let rules = RULES.get_or_init(|| table().into_iter().map(|route| (route.path, route.access)).collect());
+    rules.iter().find(|(pattern, _)| *pattern == path).map(|(_, access)| *access)
+}
+
+/// The table as a service. Outermost first: envelope (id, panics, metrics), access, handler.
+pub fn router(gateway: Gateway) -> Router {
+    let mut router = Router::new();
+    for route in table() {
+        router = router.route(route.path, route.handler);
+    }
+    // Reaches only the routes that are there already.
+    router = router.method_not_allowed_fallback(operations::wrong_method).fallback(operations::unknown_path);
+    router
+        .layer(from_fn_with_state(gateway.clone(), access::check))
+        .layer(from_fn_with_state(gateway.clone(), envelope::wrap))
+        .with_state(gateway)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_under_v1_takes_a_key_and_little_else_is_public() {
+        let public: Vec<_> = table().into_iter().filter(|route| route.access == Access::Public).map(|route| route.path).collect();
+        assert_eq!(public, ["/health", "/metrics"]);
+        assert!(table().iter().all(|route| access_of(route.path) == Some(route.access)));
+        assert_eq!(access_of("/v1/other"), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! Listening, serving, and the orderly end: on a signal no new connection is taken, running requests get `drain_s`, streams that
+//! still run then end with an error event, and the request log reaches the database.
+
+use super::{Gateway, routes};
+use crate::app::App;
+use crate::store::lock::Lock;
+use crate::types::{Code, Failure};
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// Time for a request's head; a connection that is silent for longer is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the last bytes after streams were cut.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+/// Pause after `accept` failed, which it does when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A gateway that is bound to its address but does not answer yet.
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    address: SocketAddr,
+    _lock: Lock,
+}
+
+impl Server {
+    /// Binds the address and takes the data directory's `serve` lock.
+    ///
+    /// # Errors
+    /// [`Code::CONFLICT`] when another `refit serve` runs on the directory; [`Code::INVALID_CONFIG`] when the address cannot be had.
+    pub async fn bind(app: Arc<App>, host: &str, port: u16) -> Result<Self, Failure> {
+        let lock = Lock::take(app.store.directory(), "serve")?;
+        let failed = |error| {
+            let failure = Failure::new(Code::INVALID_CONFIG, format!("cannot listen on {host}:{port}: {error}"));
+            failure.with_hint("choose another with --host and --port; port 0 picks a free one")
+        };
+        let listener = TcpListener::bind((host, port)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Server { app, listener, address, _lock: lock })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://HOST:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Serves until `shutdown` is ready, then drains; returns when every reply has ended and the request log is in the database.
+    ///
+    /// # Errors
+    /// When the request log could not be moved to the database; it is moved at the next start then.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Failure> {
+        let Server { app, listener, _lock, .. } = self;
+        let (cut, receiver) = watch::channel(false);
+        let router = routes::router(Gateway { app: app.clone(), cut: receiver });
+        let connections = GracefulShutdown::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => serve_connection(stream, router.clone(), &connections),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot take a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = &mut shutdown => break,
+            }
+        }
+        drop(listener);
+        drain(connections, Duration::from_secs(app.config.server.drain_s), &cut).await;
+        let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;
+        flushed.map_err(|error| Failure::new(Code::INTERNAL, format!("the request log: {error}")))?.map_err(Failure::from)
+    }
+}
+
+fn serve_connection(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            // The client went away or spoke no HTTP: its business.
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+}
+
+async fn drain(connections: GracefulShutdown, time: Duration, cut: &watch::Sender<bool>) {
+    let mut ended = std::pin::pin!(connections.shutdown());
+    if tokio::time::timeout(time, &mut ended).await.is_ok() {
+        return;
+    }
+    tracing::warn!(seconds = time.as_secs(), "requests still run after the time to drain; their streams are cut");
+    cut.send_replace(true);
+    let _ = tokio::time::timeout(LAST_BYTES, &mut ended).await;
+}
+
+/// Ready at the first SIGINT or SIGTERM (Ctrl-C elsewhere). From the call on, the signals no longer end the process by themselves.
+///
+/// # Errors
+/// [`Code::INTERNAL`] when the system gives no signal handlers.
+pub fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let refused = |error| Failure::new(Code::INTERNAL, format!("cannot listen for signals: {error}"));
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
+        Ok(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        })
+    }
+    #[cfg(not(unix))]
+    Ok(async {
+        // Without a handler there is nothing to wait for: the process ends the hard way.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}

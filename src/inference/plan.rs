@@ -1,0 +1,152 @@
+//! What will answer: a route's live release, a manifest, or a model named directly (`provider/model`, `local/<model>:<adapter>`).
+
+use crate::prompts::Library;
+use crate::prompts::parse::Prompt;
+use crate::providers::{Provider, Providers};
+use crate::releases::Manifest;
+use crate::store::{Store, StoreError, adapters, releases, routes};
+use crate::types::error::did_you_mean;
+use crate::types::ids::{is_safe_name, is_slug};
+use crate::types::{Code, Digest, Failure};
+use std::sync::Arc;
+
+const LIVE: &str = "live";
+
+/// A resolved call target.
+pub struct Plan {
+    /// Route that was called.
+    pub route: Option<String>,
+    /// Release that answers: the route's, or the digest of the manifest that was given.
+    pub release: Option<Digest>,
+    /// Its content.
+    pub manifest: Option<Manifest>,
+    /// Provider.
+    pub provider: Arc<dyn Provider>,
+    /// Its name.
+    pub provider_name: String,
+    /// The provider's model.
+    pub model: String,
+    /// Adapter to apply.
+    pub adapter: Option<Digest>,
+}
+
+/// Something that may be named in `model`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name.
+    pub id: String,
+    /// Who owns it.
+    pub owner: String,
+    /// Milliseconds; 0 where nobody knows.
+    pub created_at: i64,
+}
+
+impl Plan {
+    /// The manifest's prompt, compiled.
+    pub(super) fn prompt(&self, library: &Library) -> Result<Option<Arc<Prompt>>, Failure> {
+        let Some(reference) = self.manifest.as_ref().and_then(|manifest| manifest.prompt.as_ref()) else { return Ok(None) };
+        Ok(Some(library.by_digest(&reference.name, &reference.digest)?))
+    }
+}
+
+/// Plans a call of whatever a caller wrote in `model`.
+pub(super) fn for_model(store: &Store, providers: &Providers, name: &str) -> Result<Plan, Failure> {
+    if is_slug(name)
+        && let Some(route) = routes::find(store.db.as_ref(), name)?
+    {
+        return for_route(store, providers, &route);
+    }
+    if !name.contains('/') {
+        return Err(unknown(store, providers, name)?);
+    }
+    let (provider, provider_name, model) = providers.resolve(name)?;
+    let provider_name = provider_name.to_string();
+    let (model, adapter) = match model.split_once(':') {
+        Some((model, reference)) if provider_name == "local" => (model, Some(adapter(store, model, reference)?)),
+        _ => (model, None),
+    };
+    let model = model.to_string();
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter })
+}
+
+/// Plans a call of a manifest that no route holds.
+pub(super) fn for_manifest(store: &Store, providers: &Providers, manifest: Manifest) -> Result<Plan, Failure> {
+    let plan = for_model_only(store, providers, &manifest)?;
+    Ok(Plan { release: Some(manifest.digest()), manifest: Some(manifest), ..plan })
+}
+
+fn for_model_only(store: &Store, providers: &Providers, manifest: &Manifest) -> Result<Plan, Failure> {
+    if !manifest.model.contains('/') {
+        return Err(unknown(store, providers, &manifest.model)?);
+    }
+    let plan = for_model(store, providers, &manifest.model)?;
+    Ok(Plan { adapter: manifest.adapter.or(plan.adapter), ..plan })
+}
+
+/// The serving rule: only the release at stage `live`, with the stored run that promoted it, is served.
+fn for_route(store: &Store, providers: &Providers, route: &routes::RouteRecord) -> Result<Plan, Failure> {
+    let db = store.db.as_ref();
+    let not_live = |what: String| {
+        let failure = Failure::on(Code::GATE_REFUSED, "model", format!("the route \"{}\" {what}", route.name));
+        failure.with_hint(format!("`refit release promote` puts a release that passes the gate on it; `refit route show {}`", route.name))
+    };
+    let stages = routes::stages(db, &route.name)?;
+    let Some(live) = stages.into_iter().find(|stage| stage.stage == LIVE) else {
+        return Err(not_live("has no live release".into()));
+    };
+    let proofs = routes::proofs(db, Some(&route.suite), &live.release)?;
+    if !proofs.iter().any(|proof| proof.run == live.run) {
+        return Err(not_live(format!("holds {} without the stored run that proved it", live.release.short())));
+    }
+    let lost = || StoreError::Corrupt(format!("release {} of route \"{}\" is not stored", live.release, route.name));
+    let record = releases::find(db, &live.release)?.ok_or_else(lost)?;
+    let manifest: Manifest =
+        serde_json::from_value(record.manifest).map_err(|error| StoreError::Corrupt(format!("manifest of {}: {error}", live.release)))?;
+    if manifest.digest() != live.release {
+        return Err(StoreError::Corrupt(format!("the manifest of {} does not match its digest", live.release)).into());
+    }
+    let plan = for_manifest(store, providers, manifest)?;
+    Ok(Plan { route: Some(route.name.clone()), ..plan })
+}
+
+fn adapter(store: &Store, model: &str, reference: &str) -> Result<Digest, Failure> {
+    match adapters::get(store.db.as_ref(), model, reference) {
+        Ok(adapter) => Ok(adapter.digest),
+        Err(error @ StoreError::Unknown { .. }) => Err(Failure::on(Code::MODEL_NOT_FOUND, "model", error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unknown(store: &Store, providers: &Providers, name: &str) -> Result<Failure, Failure> {
+    let listed = listed(store, providers)?;
+    let shown = if is_safe_name(name) { format!("\"{name}\"") } else { "of this name".to_string() };
+    let nearest = did_you_mean(name, listed.iter().map(|listed| listed.id.as_str()));
+    let failure = Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the model {shown} does not exist{nearest}"));
+    Ok(failure.with_hint("GET /v1/models lists what can be called: routes, and models as provider/model"))
+}
+
+/// Everything that can be listed without a network call.
+pub(super) fn listed(store: &Store, providers: &Providers) -> Result<Vec<Listed>, Failure> {
+    let db = store.db.as_ref();
+    let stages = routes::all_stages(db)?;
+    let live = stages.into_iter().filter(|stage| stage.stage == LIVE);
+    let mut all: Vec<_> = live.map(|stage| Listed { id: stage.route, owner: "refit".into(), created_at: stage.since }).collect();
+    let of_provider = |(provider, info): (String, crate::providers::ModelInfo)| Listed {
+        id: format!("{provider}/{}", info.name),
+        owner: info.owner,
+        created_at: 0,
+    };
+    all.extend(providers.models().into_iter().map(of_provider));
+    if providers.get("local").is_some() {
+        let with_adapter = |adapter: adapters::AdapterRecord| Listed {
+            id: format!("local/{}:{}", adapter.model, adapter.name),
+            owner: "refit".into(),
+            created_at: adapter.created_at,
+        };
+        all.extend(adapters::list(db)?.into_iter().map(with_adapter));
+    }
+    // The newest version of an adapter stands for its name.
+    all.sort_by(|a, b| (&a.id, b.created_at).cmp(&(&b.id, a.created_at)));
+    all.dedup_by(|a, b| a.id == b.id);
+    Ok(all)
+}

@@ -1,0 +1,190 @@
+//! A release applied to a request: its prompt becomes the messages, its parameters fill what the request leaves open.
+
+use crate::prompts::parse::Prompt;
+use crate::prompts::render::Input;
+use crate::releases::Manifest;
+use crate::types::chat::{ChatRequest, Message};
+use crate::types::{Code, Failure};
+use serde_json::{Map, Value};
+
+/// Field of the request that carries the prompt's variables: `{"prompt": {"variables": {…}}}`.
+const PROMPT: &str = "prompt";
+/// Parameters that a prompt's own `config` may set.
+const PARAMETERS: &[&str] = &[
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "response_format",
+];
+
+/// A caller's request on a route or a model.
+pub(super) fn chat(manifest: Option<&Manifest>, prompt: Option<&Prompt>, mut request: ChatRequest) -> Result<ChatRequest, Failure> {
+    let given = take_variables(&mut request)?;
+    let mut config = Map::new();
+    match prompt {
+        Some(prompt) => {
+            let (variables, history) = variables(prompt, given, &request.messages)?;
+            let rendered = prompt.render(&Input { variables: Some(&variables), history: &history, ..Input::default() })?;
+            request.messages = rendered.messages;
+            config = rendered.config;
+        }
+        None if given.is_some() => {
+            let message = format!("\"{}\" has no prompt that takes variables", request.model);
+            return Err(Failure::on(Code::INVALID_VALUE, PROMPT, message).with_hint("call a route whose release has a prompt"));
+        }
+        None => {}
+    }
+    fill(manifest, config, request)
+}
+
+/// A manifest with variables, as an evaluation runs it.
+pub(super) fn run(
+    manifest: Option<&Manifest>,
+    prompt: Option<&Prompt>,
+    mut request: ChatRequest,
+    variables: &Map<String, Value>,
+) -> Result<ChatRequest, Failure> {
+    let mut config = Map::new();
+    match prompt {
+        Some(prompt) => {
+            let rendered = prompt.render(&Input::of(variables))?;
+            request.messages = rendered.messages;
+            config = rendered.config;
+        }
+        None => request.messages = bare_messages(variables)?,
+    }
+    fill(manifest, config, request)
+}
+
+fn take_variables(request: &mut ChatRequest) -> Result<Option<Map<String, Value>>, Failure> {
+    let Some(prompt) = request.extra.shift_remove(PROMPT) else { return Ok(None) };
+    let wrong = |message: &str| Failure::on(Code::INVALID_VALUE, "prompt.variables", message);
+    match prompt {
+        Value::Null => Ok(None),
+        Value::Object(mut prompt) => match prompt.shift_remove("variables") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(variables)) => Ok(Some(variables)),
+            Some(_) => Err(wrong("expected an object of variables")),
+        },
+        _ => Err(wrong("expected an object with \"variables\"")),
+    }
+}
+
+/// The variables of a render, and the messages that come before it in the conversation.
+fn variables(
+    prompt: &Prompt,
+    given: Option<Map<String, Value>>,
+    messages: &[Message],
+) -> Result<(Map<String, Value>, Vec<Message>), Failure> {
+    let required = prompt.required_variables();
+    match (given, required.as_slice()) {
+        (Some(variables), _) => Ok((variables, messages.to_vec())),
+        (None, []) => Ok((Map::new(), messages.to_vec())),
+        (None, [one]) => {
+            let missing = || Failure::on(Code::MISSING_FIELD, "messages", "the last user message fills the prompt, and there is none");
+            let last = messages.iter().rposition(|message| message.role == "user").ok_or_else(missing)?;
+            let variables = Map::from_iter([(one.clone(), Value::from(messages[last].plain_text()))]);
+            Ok((variables, messages[..last].to_vec()))
+        }
+        (None, several) => {
+            let message = format!("the prompt \"{}\" needs the variables {}", prompt.name, several.join(", "));
+            Err(Failure::on(Code::MISSING_FIELD, "prompt.variables", message).with_hint("send them as {\"prompt\": {\"variables\": {…}}}"))
+        }
+    }
+}
+
+fn bare_messages(variables: &Map<String, Value>) -> Result<Vec<Message>, Failure> {
+    if let Some(messages) = variables.get("messages") {
+        let wrong = |error| Failure::on(Code::INVALID_VALUE, "messages", format!("expected a list of chat messages: {error}"));
+        return serde_json::from_value(messages.clone()).map_err(wrong);
+    }
+    let texts: Vec<_> = variables.values().filter_map(Value::as_str).collect();
+    match texts.as_slice() {
+        [text] if variables.len() == 1 => Ok(vec![Message::text("user", *text)]),
+        _ => {
+            let names: Vec<_> = variables.keys().map(String::as_str).collect();
+            let message = format!("without a prompt, the input is \"messages\" or a single text; it has: {}", names.join(", "));
+            Err(Failure::on(Code::MISSING_FIELD, "messages", message))
+        }
+    }
+}
+
+/// Fills what the request leaves open: first from the manifest, then from the prompt's own configuration.
+fn fill(manifest: Option<&Manifest>, config: Map<String, Value>, request: ChatRequest) -> Result<ChatRequest, Failure> {
+    let Some(manifest) = manifest else { return Ok(request) };
+    let Value::Object(mut fields) = serde_json::to_value(request).expect("a request is strings, maps and finite numbers") else {
+        return Err(Failure::new(Code::INTERNAL, "a request is not an object"));
+    };
+    let own = config.into_iter().filter(|(name, _)| PARAMETERS.contains(&name.as_str()));
+    let format = manifest.response_format.clone().map(|format| ("response_format".to_string(), format));
+    let tools = (!manifest.tools.is_empty()).then(|| ("tools".to_string(), Value::from(manifest.tools.clone())));
+    for (name, value) in manifest.parameters.clone().into_iter().chain(format).chain(tools).chain(own) {
+        let limit_is_set = fields.contains_key("max_tokens") || fields.contains_key("max_completion_tokens");
+        let is_limit = matches!(name.as_str(), "max_tokens" | "max_completion_tokens");
+        if !fields.contains_key(&name) && !(is_limit && limit_is_set) {
+            fields.insert(name, value);
+        }
+    }
+    let wrong = |error| Failure::new(Code::INVALID_VALUE, format!("a parameter of the release is not what the API takes: {error}"));
+    serde_json::from_value(Value::Object(fields)).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn request(body: Value) -> ChatRequest {
+        serde_json::from_value(body).expect("a request")
+    }
+
+    fn manifest(parameters: Value) -> Manifest {
+        serde_json::from_value(
+            json!({"model": "mock/echo", "model_digest": null, "adapter": null, "prompt": null, "parameters": parameters}),
+        )
+        .expect("a manifest")
+    }
+
+    #[test]
+    fn one_variable_is_filled_by_the_last_user_message_and_several_are_named() {
+        let one = Prompt::parse("p", "Sort: {{message}}").expect("parses");
+        let body = json!({"model": "r", "messages": [{"role": "user", "content": "a"}]});
+        let rendered = chat(None, Some(&one), request(body.clone())).expect("renders");
+        assert_eq!(rendered.messages.last().map(Message::plain_text).as_deref(), Some("Sort: a"));
+
+        let two = Prompt::parse("p", "{{message}} {{tone}}").expect("parses");
+        let refused = chat(None, Some(&two), request(body.clone())).expect_err("two variables");
+        assert!(refused.code() == Code::MISSING_FIELD && refused.to_string().contains("message, tone"), "{refused}");
+
+        let mut body = body;
+        body["messages"] = json!([]);
+        body["prompt"] = json!({"variables": {"message": "m", "tone": "t"}});
+        let rendered = chat(None, Some(&two), request(body.clone())).expect("renders");
+        assert_eq!(rendered.messages[0].plain_text(), "m t");
+        assert!(chat(None, None, request(body)).is_err_and(|failure| failure.code() == Code::INVALID_VALUE));
+    }
+
+    #[test]
+    fn the_request_overrides_the_release_also_under_the_other_name() {
+        let manifest = manifest(json!({"temperature": 0.1, "max_tokens": 9, "seed": 1}));
+        let body = json!({"model": "r", "messages": [{"role": "user", "content": "a"}], "temperature": 1.0, "max_completion_tokens": 5});
+        let filled = chat(Some(&manifest), None, request(body)).expect("fills");
+        assert_eq!((filled.temperature, filled.token_limit(), filled.max_tokens, filled.seed), (Some(1.0), Some(5), None, Some(1)));
+    }
+
+    #[test]
+    fn a_manifest_without_prompt_takes_messages_or_one_text() {
+        let text = |variables: Value| {
+            let variables = variables.as_object().expect("a map").clone();
+            run(None, None, request(json!({"model": "m", "messages": []})), &variables).map(|request| request.messages[0].plain_text())
+        };
+        assert_eq!(text(json!({"message": "hi"})).expect("one text"), "hi");
+        assert_eq!(text(json!({"messages": [{"role": "user", "content": "x"}], "more": 1})).expect("messages"), "x");
+        assert!(text(json!({"a": "1", "b": "2"})).is_err());
+    }
+}

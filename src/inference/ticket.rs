@@ -1,0 +1,112 @@
+//! The log row of one call, filled as the call goes on and written exactly once: on success, on failure, or, when the caller went
+//! away, on drop.
+
+use super::plan::Plan;
+use super::{Ask, Log};
+use crate::monitor::metrics::{Finished, InFlight};
+use crate::store::requests::RequestRow;
+use crate::types::chat::{ChatRequest, ChatResponse, Usage};
+use crate::types::time::now_ms;
+use crate::types::{Code, Failure};
+use std::time::Instant;
+
+/// One call being written down.
+pub(super) struct Ticket {
+    row: RequestRow,
+    usage: Option<Usage>,
+    started: Instant,
+    log: Log,
+    written: bool,
+    _in_flight: InFlight,
+}
+
+impl Ticket {
+    pub(super) fn open(log: &Log, ask: Ask, request: &ChatRequest) -> Self {
+        let row = RequestRow {
+            id: ask.request_id,
+            at: now_ms(),
+            project: ask.caller.project,
+            api_key: ask.caller.key_id,
+            endpoint: ask.endpoint.to_string(),
+            model: request.model.clone(),
+            streamed: request.stream.unwrap_or(false),
+            request: log.bodies.then(|| to_text(request)),
+            ..RequestRow::default()
+        };
+        let in_flight = log.metrics.begin();
+        Ticket { row, usage: None, started: Instant::now(), log: log.clone(), written: false, _in_flight: in_flight }
+    }
+
+    pub(super) fn request_id(&self) -> &str {
+        &self.row.id
+    }
+
+    pub(super) fn planned(&mut self, plan: &Plan) {
+        self.row.route = plan.route.clone();
+        self.row.release = plan.release.map(|digest| digest.to_string());
+        self.row.provider = plan.provider_name.clone();
+        self.row.model = plan.model.clone();
+        self.row.adapter = plan.adapter.map(|digest| digest.to_string());
+    }
+
+    pub(super) fn first_chunk(&mut self) {
+        self.row.first_token_ms = Some(self.elapsed_ms());
+    }
+
+    /// Puts down what has been answered so far.
+    pub(super) fn answered(&mut self, response: &ChatResponse) {
+        self.usage = response.usage;
+        self.row.input_tokens = response.usage.map(|usage| usage.prompt_tokens);
+        self.row.output_tokens = response.usage.map(|usage| usage.completion_tokens);
+        self.row.finish_reason = response.choices.first().and_then(|choice| choice.finish_reason.clone());
+        self.row.reply = self.log.bodies.then(|| to_text(response));
+    }
+
+    /// The reply is whole. Returns the milliseconds it took.
+    pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
+        self.answered(response);
+        // 200, as the status of every reply that is not a row of the error table.
+        self.write(200, None);
+        self.row.total_ms
+    }
+
+    /// The call failed; gives the failure back.
+    pub(super) fn fail(&mut self, failure: Failure) -> Failure {
+        self.write(failure.code().status, Some(failure.code()));
+        failure
+    }
+
+    fn write(&mut self, status: u16, code: Option<Code>) {
+        if std::mem::replace(&mut self.written, true) {
+            return;
+        }
+        self.row.total_ms = self.elapsed_ms();
+        self.row.status = status;
+        self.row.error_code = code.map(|code| code.name.to_string());
+        self.log.recorder.record(&self.row);
+        self.log.metrics.finish(Finished {
+            endpoint: &self.row.endpoint,
+            provider: &self.row.provider,
+            status,
+            total_ms: self.row.total_ms,
+            first_token_ms: self.row.first_token_ms,
+            usage: self.usage,
+        });
+    }
+
+    fn elapsed_ms(&self) -> f64 {
+        // Microseconds are enough.
+        (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let code = if std::thread::panicking() { Code::INTERNAL } else { Code::CANCELLED };
+        self.write(code.status, Some(code));
+    }
+}
+
+fn to_text(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("wire bodies are strings, maps and finite numbers: serialising cannot fail")
+}
