@@ -1,7 +1,7 @@
 //! The composition root: every long-lived part of a process, built in one place, from a configuration and a data directory.
 
 use crate::access::Keys;
-use crate::config::Config;
+use crate::config::{Config, LocalConfig};
 use crate::inference::{Inference, Log};
 use crate::monitor::{Metrics, Recorder};
 use crate::providers::{Provider, Providers};
@@ -37,7 +37,8 @@ impl App {
         let store = Store::open(data_dir)?;
         let metrics = Arc::new(Metrics::new());
         let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
-        let providers = Arc::new(Providers::open(&config.providers, local(&store, &config)));
+        let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
+        let providers = Arc::new(Providers::open(&config.providers, local));
         let log = Log { recorder: recorder.clone(), metrics: metrics.clone(), bodies: config.log.bodies };
         let inference = Arc::new(Inference::new(store.clone(), providers.clone(), log));
         let keys = Keys::open(&store)?;
@@ -45,10 +46,11 @@ impl App {
     }
 }
 
-/// The engine's provider, in builds that have it.
-fn local(_store: &Store, _config: &Config) -> Option<Arc<dyn Provider>> {
-    let engines: Vec<Arc<dyn Provider>> = vec![
-        // Registry line of the engine: `#[cfg(feature = "local")] Arc::new(crate::providers::local::Local::open(…)),`
-    ];
-    engines.into_iter().next()
-}
+/// Opens the provider of a local engine.
+type OpenEngine = fn(Store, LocalConfig) -> Arc<dyn Provider>;
+
+/// The registry of engines: one line, in builds that have it.
+const ENGINES: &[OpenEngine] = &[
+    #[cfg(feature = "local")]
+    |store, config| Arc::new(crate::providers::local::Local::open(store, config)),
+];
