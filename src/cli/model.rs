@@ -4,8 +4,9 @@ use super::{Context, output};
 use crate::models::catalogue::{Catalogue, Entry};
 use crate::models::pull::{Pulled, Wanted};
 use crate::models::{self, header};
-use crate::store::Store;
-use crate::store::models::{ModelRecord, list as stored_models};
+use crate::store::models::{self as models_table, ModelRecord, list as stored_models};
+use crate::store::routes::all_stages;
+use crate::store::{Store, releases};
 use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
 use clap::Subcommand;
@@ -68,7 +69,7 @@ enum Verb {
         json: bool,
     },
     /// Remove a model, and its file when no other name uses it
-    #[command(after_help = "Example:\n  refit model remove mine")]
+    #[command(after_help = "A model that a release on a route needs is kept.\n\nExample:\n  refit model remove mine")]
     Remove {
         /// Name
         model: String,
@@ -183,6 +184,14 @@ fn verify(store: &Store, name: Option<String>, json: bool) -> Result<(), Failure
 }
 
 fn remove(store: &Store, name: &str) -> Result<(), Failure> {
+    let db = store.db.as_ref();
+    let digest = models_table::get(db, name)?.digest.to_string();
+    for stage in all_stages(db)? {
+        if releases::get(db, &stage.release.to_string())?.manifest["model_digest"] == json!(digest) {
+            let message = format!("model \"{name}\" answers on route \"{}\" ({}, {})", stage.route, stage.stage, stage.release.short());
+            return Err(Failure::new(Code::CONFLICT, message).with_hint("promote another release on that route first"));
+        }
+    }
     let removed = models::remove(store, name)?;
     output::note(format!("removed {} ({})", removed.name, removed.digest.short()));
     Ok(())

@@ -16,10 +16,11 @@ use refit::engine::{Engine, Model};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-const TEXT: &str = "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the Moon and came back with stones.";
+pub(crate) const TEXT: &str =
+    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the Moon and came back with stones.";
 
 /// The real model, loaded once for the whole binary.
-fn model() -> Option<Arc<Model>> {
+pub(crate) fn model() -> Option<Arc<Model>> {
     static MODEL: OnceLock<Option<Arc<Model>>> = OnceLock::new();
     MODEL.get_or_init(|| support::model_file().map(|path| Arc::new(Model::load(&path).expect("the model loads")))).clone()
 }
@@ -38,7 +39,7 @@ fn empty_cache(decoder: &dyn Decoder) -> KvCache {
 }
 
 /// Logits (N, vocabulary) of every row of one sequence, computed in one step.
-fn all_logits(decoder: &dyn Decoder, tokens: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<Vec<f32>> {
+pub(crate) fn all_logits(decoder: &dyn Decoder, tokens: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<Vec<f32>> {
     let mut batch = Batch::default();
     batch.push(tokens, 0, 0);
     let adapters: Vec<_> = adapter.map(|adapter| (0..tokens.len(), adapter.clone())).into_iter().collect();
@@ -93,7 +94,7 @@ fn prompts(model: &Model) -> Vec<Vec<u32>> {
 }
 
 /// A random adapter on every layer, not the zero one that training begins with.
-fn adapter(model: &Model, seed: u64) -> Adapter {
+pub(crate) fn adapter(model: &Model, seed: u64) -> Adapter {
     let mut state = seed;
     let mut random = move || {
         // xorshift64: any fixed sequence will do.

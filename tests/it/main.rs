@@ -5,6 +5,8 @@ mod cli;
 mod datasets;
 #[cfg(feature = "local")]
 mod engine;
+#[cfg(feature = "local")]
+mod interop;
 mod models;
 mod prompts;
 mod releases;

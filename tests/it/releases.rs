@@ -191,3 +191,20 @@ fn every_decision_is_a_row_of_the_audit_chain() {
     assert_eq!(actions, ["route.create", "release.create", "release.create", "release.promote", "release.refuse"]);
     assert!(rows[3].detail.contains("\"value\":0.8") && rows[3].subject == "answers/live", "{:?}", rows[3]);
 }
+
+#[test]
+fn a_model_that_a_route_needs_is_not_removed() {
+    let refit = with_route();
+    // The least that the importer takes for a GGUF file: a header with one metadata entry and no tensors.
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let header = [&b"GGUF"[..], &3u32.to_le_bytes(), &0u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
+    let padding = vec![0; 64];
+    refit.write("m.gguf", [header, text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("llama"), padding].concat());
+    refit.run(&["model", "pull", "m.gguf"]).expect(0);
+    let digest = refit.run(&["release", "create", "--model", "local/m"]).expect(0).stdout.trim().to_string();
+    measured(&refit, "run_1", &digest, ("intake", "test"), (0.9, 0.8));
+    promote(&refit, &digest, &[]).expect(0);
+    let refused = refit.run(&["model", "remove", "m"]).expect(2);
+    assert!(refused.stderr.contains("model \"m\" answers on route \"answers\" (live"), "{}", refused.stderr);
+    refit.run(&["model", "verify", "m"]).expect(0);
+}
