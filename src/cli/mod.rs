@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod job_worker;
 pub mod key;
 pub mod logs;
+pub mod eval;
 pub mod model;
 pub mod output;
 pub mod prompt;
@@ -87,6 +88,8 @@ enum Command {
     JobWorker(job_worker::Args),
     /// Say what is missing, and how to get it
     Doctor(doctor::Args),
+    /// Run suites, resume, show and compare runs
+    Eval(eval::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -106,6 +109,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Tune(args) => tune::run(args, context),
         Command::JobWorker(args) => job_worker::run(args, context),
         Command::Doctor(args) => doctor::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
 }

@@ -15,6 +15,7 @@ pub mod prompts;
 pub mod releases;
 pub mod requests;
 pub mod routes;
+pub mod runs;
 pub mod sqlite;
 
 pub use blobs::Blobs;

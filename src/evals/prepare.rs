@@ -1,0 +1,236 @@
+//! From a suite to a plan: datasets, prompts, models and adapters are found and checked first; only then is anything written (the
+//! dataset and prompts that the suite names as files).
+
+use super::EvalError;
+use super::suite::{Suite, Target};
+use crate::datasets::import::Replace;
+use crate::datasets::{Datasets, Sample};
+use crate::prompts::library::Note;
+use crate::prompts::{Library, Prompt};
+use crate::releases::Manifest;
+use crate::releases::manifest::PromptRef;
+use crate::store::runs::RunRecord;
+use crate::store::{Store, adapters, models, runs};
+use crate::types::error::did_you_mean;
+use crate::types::{Code, Digest, Failure};
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What to change of a suite for one run.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Another split.
+    pub split: Option<String>,
+    /// Only these targets.
+    pub targets: Vec<String>,
+    /// Only the first samples of the split; such a run proves nothing.
+    pub limit: Option<usize>,
+    /// Another concurrency.
+    pub concurrency: Option<usize>,
+}
+
+/// A run, ready to begin.
+pub struct Plan {
+    /// The suite.
+    pub suite: Suite,
+    /// Dataset name.
+    pub dataset: String,
+    /// Dataset version.
+    pub dataset_digest: Digest,
+    /// Split, `all` without one.
+    pub split: String,
+    /// Blob with the assignment of samples to splits.
+    pub assignment: Option<Digest>,
+    /// Samples asked for, when not all of the split.
+    pub limit: Option<usize>,
+    /// The samples, in the order of the split.
+    pub samples: Vec<Sample>,
+    /// What is measured.
+    pub targets: Vec<PlanTarget>,
+}
+
+/// One target, found.
+#[derive(Debug, Clone)]
+pub struct PlanTarget {
+    /// Name.
+    pub name: String,
+    /// Everything that decides what it answers.
+    pub manifest: Manifest,
+    /// Digest of the manifest: the release that the run can prove.
+    pub release: Digest,
+}
+
+/// Finds everything a suite names and returns the plan.
+///
+/// # Errors
+/// The first thing that is missing or does not fit; nothing is written then.
+pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &str) -> Result<Plan, Failure> {
+    select(&mut suite, selection)?;
+    let library = Library::new(store);
+    let prompts = suite.targets.iter().map(|target| prompt_of(&suite, &library, target)).collect::<Result<Vec<_>, _>>()?;
+    let mut targets = Vec::new();
+    for (target, prompt) in suite.targets.iter().zip(&prompts) {
+        let manifest = manifest(store, target, prompt.as_ref().map(|found| found.prompt.as_ref()))?;
+        targets.push(PlanTarget { name: target.name.clone(), release: manifest.digest(), manifest });
+    }
+    let dataset = dataset(store, &suite)?;
+    let part = dataset.part(suite.split.as_deref())?;
+    let samples: Vec<Sample> = part.into_iter().take(selection.limit.unwrap_or(usize::MAX)).cloned().collect();
+    variables_fit(&suite, &samples, &prompts)?;
+    for found in prompts.iter().flatten() {
+        if let Some(source) = &found.source {
+            library.publish(&found.prompt.name, source, Note { author, message: &format!("suite {}", suite.name) })?;
+        }
+    }
+    let (dataset_digest, name) = (dataset.row.digest, dataset.row.dataset.clone());
+    let split = suite.split.clone().unwrap_or_else(|| "all".into());
+    let assignment = dataset.splits.as_ref().filter(|_| suite.split.is_some()).map(|splits| splits.assignment);
+    Ok(Plan { suite, dataset: name, dataset_digest, split, assignment, limit: selection.limit, samples, targets })
+}
+
+/// The plan of a stored run, exactly as it began.
+///
+/// # Errors
+/// When the stored run cannot be read, or its dataset is gone.
+pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
+    let unreadable = |what: &str| EvalError::Run { run: run.id.clone(), problem: format!("its stored {what} cannot be read") };
+    let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
+    let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
+    suite.split = run.config["split"].as_str().map(String::from);
+    suite.concurrency = run.config["concurrency"].as_u64().unwrap_or(suite.concurrency as u64) as usize;
+    let stored = runs::targets(store.db.as_ref(), &run.id)?;
+    let mut targets = Vec::new();
+    for name in run.config["targets"].as_array().into_iter().flatten().filter_map(|name| name.as_str()) {
+        let found = stored.iter().find(|target| target.target == name).ok_or_else(|| unreadable("targets"))?;
+        let manifest: Manifest = serde_json::from_value(found.manifest.clone()).map_err(|_| unreadable("manifests"))?;
+        targets.push(PlanTarget { name: name.to_string(), release: found.release, manifest });
+    }
+    suite.targets.retain(|target| targets.iter().any(|kept| kept.name == target.name));
+    let mut dataset = Datasets::new(store).open(&format!("{}@{}", run.dataset, run.dataset_digest))?;
+    let assignment: Option<Digest> = run.config["assignment"].as_str().and_then(|text| text.parse().ok());
+    if let Some(digest) = &assignment {
+        dataset.assignment = serde_json::from_slice(&store.blobs.get(digest)?).map_err(|_| unreadable("split"))?;
+    }
+    let limit = run.config["limit"].as_u64().map(|limit| limit as usize);
+    let samples = dataset.part(suite.split.as_deref())?.into_iter().take(limit.unwrap_or(usize::MAX)).cloned().collect();
+    let (split, dataset, dataset_digest) = (run.split.clone(), run.dataset.clone(), run.dataset_digest);
+    Ok(Plan { suite, dataset, dataset_digest, split, assignment, limit, samples, targets })
+}
+
+impl Plan {
+    /// What a run stores to be resumed.
+    pub(super) fn config(&self) -> serde_json::Value {
+        let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
+        json!({"suite_source": self.suite.source, "split": self.suite.split, "assignment": self.assignment, "limit": self.limit,
+            "concurrency": self.suite.concurrency, "targets": targets})
+    }
+}
+
+fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
+    if let Some(split) = &selection.split {
+        suite.split = Some(split.clone());
+    }
+    suite.concurrency = selection.concurrency.unwrap_or(suite.concurrency).clamp(1, 1024);
+    for name in &selection.targets {
+        if !suite.targets.iter().any(|target| target.name == *name) {
+            let nearest = did_you_mean(name, suite.targets.iter().map(|target| target.name.as_str()));
+            let problem = format!("there is no target \"{name}\"{nearest}");
+            return Err(EvalError::Invalid { suite: suite.name.clone(), problem, hint: None }.into());
+        }
+    }
+    if !selection.targets.is_empty() {
+        suite.targets.retain(|target| selection.targets.contains(&target.name));
+        // What is not measured is not judged.
+        suite.gate.retain(|condition| condition.target.as_ref().is_none_or(|target| selection.targets.contains(target)));
+    }
+    Ok(())
+}
+
+/// A prompt of a target; with its source when it comes from a file and has to be published.
+struct Found {
+    prompt: Arc<Prompt>,
+    source: Option<String>,
+}
+
+fn prompt_of(suite: &Suite, library: &Library, target: &Target) -> Result<Option<Found>, Failure> {
+    let Some(reference) = &target.prompt else { return Ok(None) };
+    if !reference.ends_with(".prompt") {
+        return Ok(Some(Found { prompt: library.open(reference)?, source: None }));
+    }
+    let path = suite.path(reference);
+    let read = |cause| EvalError::Read { file: path.display().to_string(), cause };
+    let source = std::fs::read_to_string(&path).map_err(read)?;
+    let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Some(Found { prompt: Arc::new(Prompt::parse(&name, &source)?), source: Some(source) }))
+}
+
+/// The manifest that a target stands for.
+///
+/// # Errors
+/// [`Code::MODEL_NOT_FOUND`] for a local model that is not stored; unknown adapters.
+pub fn manifest(store: &Store, target: &Target, prompt: Option<&Prompt>) -> Result<Manifest, Failure> {
+    let db = store.db.as_ref();
+    let mut model_digest = None;
+    let mut adapter = None;
+    if let Some(name) = target.model.strip_prefix("local/") {
+        let Some(model) = models::find(db, name)? else {
+            let message = format!("target \"{}\": model \"{}\" is not stored here", target.name, target.model);
+            return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", message).with_hint(format!("fetch it: refit model pull {name}")));
+        };
+        model_digest = Some(model.digest);
+        adapter = target.adapter.as_ref().map(|reference| adapters::get(db, name, reference)).transpose()?.map(|found| found.digest);
+    } else if target.adapter.is_some() {
+        let message = format!("target \"{}\": only local models take an adapter", target.name);
+        return Err(Failure::on(Code::UNSUPPORTED, "adapter", message));
+    }
+    let mut parameters = prompt.map(|prompt| prompt.front.config.clone()).unwrap_or_default();
+    parameters.extend(target.parameters.clone());
+    Ok(Manifest {
+        model: target.model.clone(),
+        model_digest,
+        adapter,
+        prompt: prompt.map(|prompt| PromptRef { name: prompt.name.clone(), digest: prompt.digest }),
+        parameters,
+        tools: Vec::new(),
+        response_format: None,
+        guardrails: Vec::new(),
+    })
+}
+
+fn dataset(store: &Store, suite: &Suite) -> Result<crate::datasets::Dataset, Failure> {
+    let datasets = Datasets::new(store);
+    let path = suite.path(&suite.dataset);
+    let reference = if path.extension().is_some() && (path.is_file() || suite.dataset.contains('/')) {
+        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let (row, _) = datasets.import(&name, &path, None)?;
+        format!("{}@{}", row.dataset, row.version)
+    } else {
+        suite.dataset.clone()
+    };
+    let dataset = datasets.open(&reference)?;
+    match (&suite.split, &suite.splits) {
+        (Some(_), Some(plan)) if dataset.splits.is_none() => Ok(datasets.split(&reference, plan, Replace::No)?),
+        _ => Ok(dataset),
+    }
+}
+
+/// Every sample must bring what the prompts require: better to know before the first call than after the last.
+fn variables_fit(suite: &Suite, samples: &[Sample], prompts: &[Option<Found>]) -> Result<(), Failure> {
+    if samples.is_empty() {
+        let problem = "there are no samples to measure".to_string();
+        return Err(EvalError::Invalid { suite: suite.name.clone(), problem, hint: None }.into());
+    }
+    for found in prompts.iter().flatten() {
+        for name in found.prompt.required_variables() {
+            let Some(sample) = samples.iter().find(|sample| !sample.input.contains_key(&name)) else { continue };
+            let nearest = did_you_mean(&name, sample.input.keys().map(String::as_str));
+            let problem =
+                format!("prompt \"{}\" needs variable \"{name}\", which sample {} does not have{nearest}", found.prompt.name, sample.id);
+            let has: Vec<&str> = sample.input.keys().map(String::as_str).collect();
+            let hint = Some(format!("the sample's input has: {}", has.join(", ")));
+            return Err(EvalError::Invalid { suite: suite.name.clone(), problem, hint }.into());
+        }
+    }
+    Ok(())
+}
