@@ -7,6 +7,7 @@ mod datasets;
 mod engine;
 #[cfg(feature = "local")]
 mod interop;
+mod evals;
 mod models;
 mod prompts;
 mod releases;
