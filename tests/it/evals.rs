@@ -105,11 +105,15 @@ fn errors_are_a_third_outcome() {
     let fixed = &done.json()["targets"][1];
     assert_eq!((&fixed["n"], &fixed["errors"]), (&json!(0), &json!(20)));
     let failed: Vec<_> = cases(&refit, "latest").into_iter().filter(|case| case["target"] == "fixed").collect();
-    assert!(failed.iter().all(|case| case["error"].as_str().is_some_and(|e| e.starts_with("upstream_error: ")) && case["scores"] == json!({})));
+    assert!(
+        failed.iter().all(|case| case["error"].as_str().is_some_and(|e| e.starts_with("upstream_error: ")) && case["scores"] == json!({}))
+    );
     // What cannot be answered is asked again by resume, what was answered is not.
     refit.run(&["eval", "resume", "latest"]).expect(2);
     let again = cases(&refit, "latest");
-    let ended = |target: &str, list: &[Value]| list.iter().filter(|case| case["target"] == target).map(|case| case["finished_at"].clone()).collect::<Vec<_>>();
+    let ended = |target: &str, list: &[Value]| {
+        list.iter().filter(|case| case["target"] == target).map(|case| case["finished_at"].clone()).collect::<Vec<_>>()
+    };
     assert_eq!(ended("echo", &again).len(), 20);
     assert!(again.len() == 40 && rows(&refit).len() == 1);
 }
@@ -139,7 +143,11 @@ fn prompts_and_samples_must_fit_before_anything_is_asked() {
     let refit = twenty();
     refit.write("p.prompt", "---\ninput:\n  schema: {messages: string}\n---\n{{messages}}");
     let done = refit.run(&["eval", "run", "s.yaml"]).expect(2);
-    assert!(done.stderr.contains("needs variable \"messages\", which sample c0 does not have; did you mean \"message\"?"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("needs variable \"messages\", which sample c0 does not have; did you mean \"message\"?"),
+        "{}",
+        done.stderr
+    );
     assert!(rows(&refit).is_empty());
 }
 
@@ -161,7 +169,9 @@ fn splits_are_made_once_and_limits_prove_nothing() {
 #[test]
 fn a_killed_run_resumes_and_asks_each_case_once() {
     let refit = twenty();
-    let slow = SUITE.replace("model: mock/echo", "model: mock/echo\n    parameters: {mock: {delay_ms: 40}}").replace("concurrency: 4", "concurrency: 1");
+    let slow = SUITE
+        .replace("model: mock/echo", "model: mock/echo\n    parameters: {mock: {delay_ms: 40}}")
+        .replace("concurrency: 4", "concurrency: 1");
     refit.write("s.yaml", slow);
     let mut child = refit.command(&["eval", "run", "s.yaml"]).stdout(Stdio::null()).spawn().expect("starts");
     let before = wait_for_cases(&refit, 5);
@@ -185,7 +195,12 @@ fn a_killed_run_resumes_and_asks_each_case_once() {
 #[test]
 fn ctrl_c_leaves_a_resumable_run() {
     let refit = twenty();
-    refit.write("s.yaml", SUITE.replace("model: mock/echo", "model: mock/echo\n    parameters: {mock: {delay_ms: 40}}").replace("concurrency: 4", "concurrency: 1"));
+    refit.write(
+        "s.yaml",
+        SUITE
+            .replace("model: mock/echo", "model: mock/echo\n    parameters: {mock: {delay_ms: 40}}")
+            .replace("concurrency: 4", "concurrency: 1"),
+    );
     let mut child = refit.command(&["eval", "run", "s.yaml"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
     wait_for_cases(&refit, 3);
     std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("signalled");
