@@ -94,7 +94,7 @@ impl Report {
         let samples = self.targets.first().map_or(0, |target| target.totals.n + target.totals.errors);
         let mut text = format!("{} on {} ({}), {samples} samples, {} [{}]\n", self.suite, self.dataset, self.split, self.run, self.status);
         let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
         table.set_header(std::iter::once("").chain(self.targets.iter().map(|target| target.name.as_str())));
         let metrics: Vec<&String> = self.targets.iter().flat_map(|target| target.totals.metrics.keys()).collect();
         let mut seen = std::collections::BTreeSet::new();

@@ -19,8 +19,14 @@ const COMPILED: usize = 256;
 #[derive(Clone)]
 pub struct Library {
     db: Arc<dyn Db>,
-    compiled: Arc<Mutex<HashMap<(String, Digest), Arc<Prompt>>>>,
+    compiled: Arc<Mutex<Compiled>>,
 }
+
+/// Compiled prompts by name and content.
+type Compiled = HashMap<(String, Digest), Arc<Prompt>>;
+
+/// Labels with the version that each points at.
+pub type Labels = Vec<(String, i64)>;
 
 /// Result of publishing.
 #[derive(Debug, Clone)]
@@ -38,7 +44,7 @@ pub struct Entry {
     #[serde(flatten)]
     pub newest: PromptVersion,
     /// Labels and their versions.
-    pub labels: Vec<(String, i64)>,
+    pub labels: Labels,
 }
 
 /// Who does something, and why; kept with versions and moves.
@@ -141,7 +147,7 @@ impl Library {
     ///
     /// # Errors
     /// [`PromptError::Unknown`].
-    pub fn versions(&self, name: &str) -> Result<(Vec<PromptVersion>, Vec<(String, i64)>), PromptError> {
+    pub fn versions(&self, name: &str) -> Result<(Vec<PromptVersion>, Labels), PromptError> {
         let versions = rows::versions(self.db.as_ref(), name)?;
         if versions.is_empty() {
             return Err(self.unknown(name));
