@@ -5,9 +5,9 @@ mod cli;
 mod datasets;
 #[cfg(feature = "local")]
 mod engine;
+mod evals;
 #[cfg(feature = "local")]
 mod interop;
-mod evals;
 mod models;
 mod prompts;
 mod releases;
