@@ -79,6 +79,9 @@ enum Verb {
         /// Share (up to 1) or count
         #[arg(long, default_value_t = 0.25)]
         test: f64,
+        /// Similarity (0 to 1) from which samples are kept on one side; above 1 none are
+        #[arg(long, default_value_t = split::NEAR)]
+        near: f64,
         /// Put a stored split with another plan aside
         #[arg(long)]
         replace: bool,
@@ -123,8 +126,8 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
             imported(&row, is_new, json)?;
         }
         Verb::Check { dataset, json } => return checked(&datasets.open(&dataset)?, json),
-        Verb::Split { dataset, seed, by, train, validation, test, replace, json } => {
-            let plan = Plan { seed, by, sizes: [train, validation, test], near: split::NEAR };
+        Verb::Split { dataset, seed, by, train, validation, test, near, replace, json } => {
+            let plan = Plan { seed, by, sizes: [train, validation, test], near };
             let dataset = datasets.split(&dataset, &plan, if replace { Replace::Yes } else { Replace::No })?;
             divided(&dataset, json)?;
         }

@@ -95,6 +95,29 @@ fn check_finds_duplicates_contradictions_and_leakage() {
 }
 
 #[test]
+fn check_finds_leakage_between_splits() {
+    let refit = Refit::new();
+    let pair = |i: usize| {
+        let word = |k: usize| format!("{:x}", i * k * 2_654_435_761 % 99_991);
+        let text = format!("{} {} {} {} {} {}", word(1), word(2), word(3), word(5), word(7), word(11));
+        line(2 * i, &text, "a") + &line(2 * i + 1, &format!("{text}, please"), "a")
+    };
+    refit.write("d.jsonl", (100..130).map(pair).collect::<String>());
+    refit.run(&["data", "import", "d.jsonl"]).expect(0);
+    refit.run(&["data", "split", "d", "--near", "2"]).expect(0);
+    let report = refit.run(&["data", "check", "d", "--json"]).expect(1).json();
+    let leaks = report["leakage"].as_array().expect("a list");
+    assert!(
+        !leaks.is_empty() && leaks.iter().all(|leak| leak["splits"][0] != leak["splits"][1] && leak["splits"][0].is_string()),
+        "{report}"
+    );
+    refit.run(&["data", "split", "d", "--replace"]).expect(0);
+    let report = refit.run(&["data", "check", "d", "--json"]).expect(0).json();
+    assert!(!refit.run(&["data", "show", "d", "--split", "test"]).expect(0).stdout.is_empty());
+    assert_eq!(report["leakage"], json!([]), "a split that keeps near-duplicates together leaks nothing");
+}
+
+#[test]
 fn the_example_dataset_is_clean_and_complete() {
     let refit = Refit::new();
     let file = format!("{}/evals/data/support-intake.jsonl", env!("CARGO_MANIFEST_DIR"));
