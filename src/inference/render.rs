@@ -126,7 +126,8 @@ fn fill(manifest: Option<&Manifest>, config: Map<String, Value>, request: ChatRe
     for (name, value) in manifest.parameters.clone().into_iter().chain(format).chain(tools).chain(own) {
         let limit_is_set = fields.contains_key("max_tokens") || fields.contains_key("max_completion_tokens");
         let is_limit = matches!(name.as_str(), "max_tokens" | "max_completion_tokens");
-        if !fields.contains_key(&name) && !(is_limit && limit_is_set) {
+        let is_set = fields.contains_key(&name) || (is_limit && limit_is_set);
+        if !is_set {
             fields.insert(name, value);
         }
     }

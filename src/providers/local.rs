@@ -261,7 +261,7 @@ fn provider_error(failure: Failure) -> ProviderError {
         message: failure.to_string(),
         param: failure.param(),
         hint: failure.hint(),
-        retry_after_s: failure.retry_after_s(),
+        retry_after_s: failure.retry_after_s().and_then(|seconds| u32::try_from(seconds).ok()),
     }
 }
 

@@ -66,7 +66,7 @@ pub struct ProviderError {
     /// Way out.
     pub hint: Option<String>,
     /// Seconds until a retry makes sense.
-    pub retry_after_s: Option<u64>,
+    pub retry_after_s: Option<u32>,
 }
 
 impl ProviderError {
@@ -87,6 +87,6 @@ impl Coded for ProviderError {
         self.hint.clone()
     }
     fn retry_after_s(&self) -> Option<u64> {
-        self.retry_after_s
+        self.retry_after_s.map(u64::from)
     }
 }

@@ -108,15 +108,15 @@ fn from_body(status: u16, body: &Value, source: &Source) -> ProviderError {
 }
 
 /// `Retry-After` in seconds or as an HTTP date, or `retry-after-ms`.
-fn retry_after(headers: &HeaderMap) -> Option<u64> {
+fn retry_after(headers: &HeaderMap) -> Option<u32> {
     let text = |value: &reqwest::header::HeaderValue| value.to_str().ok().map(|text| text.trim().to_string());
     if let Some(ms) = headers.get("retry-after-ms").and_then(text).and_then(|text| text.parse::<u64>().ok()) {
-        return Some(ms.div_ceil(1_000));
+        return u32::try_from(ms.div_ceil(1_000)).ok();
     }
     let value = headers.get(RETRY_AFTER).and_then(text)?;
     let until = || {
         let then = jiff::fmt::rfc2822::parse(&value).ok()?.timestamp().as_millisecond();
-        u64::try_from((then - now_ms()).max(0)).ok().map(|ms| ms.div_ceil(1_000))
+        u32::try_from((then - now_ms()).max(0).unsigned_abs().div_ceil(1_000)).ok()
     };
     value.parse().ok().or_else(until)
 }

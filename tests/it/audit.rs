@@ -5,18 +5,18 @@ use refit::store::{Statement, Store, StoreError};
 use serde_json::{Value, json};
 
 fn store_with_rows(n: usize) -> (tempfile::TempDir, Store) {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(directory.path()).expect("a store");
     for i in 0..n {
-        audit::append(&store, "test", "thing.make", &format!("thing-{i}"), &json!({"i": i})).unwrap();
+        audit::append(&store, "test", "thing.make", &format!("thing-{i}"), &json!({"i": i})).expect("the database takes it");
     }
     (directory, store)
 }
 
 fn first_bad_row(sql: &str) -> Option<i64> {
     let (_directory, store) = store_with_rows(5);
-    assert_eq!(audit::verify(&store).unwrap(), 5);
-    store.db.execute(sql, &[]).unwrap();
+    assert_eq!(audit::verify(&store).expect("an intact chain"), 5);
+    store.db.execute(sql, &[]).expect("the database takes it");
     match audit::verify(&store) {
         Err(AccessError::Broken { sequence, .. }) => Some(sequence),
         _ => None,
@@ -36,7 +36,7 @@ fn names_the_first_row_that_was_edited_deleted_moved_or_cut_off() {
 fn swapped_rows_are_found() {
     let (_directory, store) = store_with_rows(5);
     for (from, to) in [(2, 99), (3, 2), (99, 3)] {
-        store.db.execute("UPDATE audit SET sequence = ? WHERE sequence = ?", &[to.into(), from.into()]).unwrap();
+        store.db.execute("UPDATE audit SET sequence = ? WHERE sequence = ?", &[to.into(), from.into()]).expect("the database takes it");
     }
     assert!(matches!(audit::verify(&store), Err(AccessError::Broken { sequence: 2, .. })));
 }
@@ -47,5 +47,5 @@ fn a_change_that_fails_leaves_no_row() {
     let change = Statement::new("DELETE FROM api_keys", []).expecting(1);
     let entry = audit::Entry { actor: "test", action: "a.b", subject: "s", detail: &Value::Null };
     assert!(matches!(audit::append_with(&store, entry, &[change]), Err(StoreError::Conflict(_))));
-    assert_eq!(audit::verify(&store).unwrap(), 1);
+    assert_eq!(audit::verify(&store).expect("an intact chain"), 1);
 }

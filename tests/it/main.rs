@@ -2,15 +2,20 @@
 
 mod audit;
 mod cli;
+mod config;
 mod datasets;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod gateway;
 #[cfg(feature = "local")]
 mod interop;
+mod keys;
+mod log;
 mod models;
 mod prompts;
 mod releases;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;
+mod upstream;

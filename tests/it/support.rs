@@ -138,6 +138,11 @@ impl Server {
         self.child.id()
     }
 
+    /// Waits for it to end by itself; its exit code, none when a signal ended it.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().expect("the server can be waited for").code()
+    }
+
     /// Ends it at once (SIGKILL), as a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
