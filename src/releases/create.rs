@@ -2,8 +2,9 @@
 
 use super::{Change, Commit, Manifest, ReleaseError};
 use crate::store::releases::{ReleaseRecord, find, insert};
-use crate::store::{Store, StoreError, adapters, prompts, routes};
+use crate::store::{Store, StoreError, adapters, prompts, runs};
 use crate::types::Digest;
+use crate::types::error::did_you_mean;
 use crate::types::time::now_ms;
 use serde_json::{Map, Value, json};
 
@@ -16,7 +17,8 @@ pub struct Authorship {
     pub message: String,
 }
 
-/// Decoding parameters a manifest may set, by their wire names.
+/// Decoding parameters by their wire names. Others are passed on too, as providers have some of their own; but one that is nearly a
+/// known one is a typing error, which would otherwise be served for ever.
 const PARAMETERS: &[&str] = &[
     "temperature",
     "top_p",
@@ -63,10 +65,15 @@ pub fn create(store: &Store, manifest: &Manifest, by: &Authorship, commit: Commi
 /// # Errors
 /// [`StoreError::Unknown`] naming the run's targets; [`ReleaseError::Manifest`] when the stored manifest is not the one the digest names.
 pub fn of_run(store: &Store, run: &str, target: &str) -> Result<Manifest, ReleaseError> {
-    let (digest, value) = routes::run_target(store.db.as_ref(), run, target)?;
-    let manifest = parse(value)?;
-    if manifest.digest() != digest {
-        let message = format!("run {run} recorded {digest} for target {target}, but its manifest has {}", manifest.digest());
+    let targets = runs::targets(store.db.as_ref(), &runs::get(store.db.as_ref(), run)?.id)?;
+    let Some(found) = targets.iter().find(|found| found.target == target) else {
+        let names: Vec<_> = targets.iter().map(|target| target.target.as_str()).collect();
+        let nearest = format!("; it has {}", names.join(", "));
+        return Err(StoreError::Unknown { what: "target", name: format!("{run}/{target}"), nearest }.into());
+    };
+    let manifest = parse(found.manifest.clone())?;
+    if manifest.digest() != found.release {
+        let message = format!("run {run} recorded {} for target {target}, but its manifest has {}", found.release, manifest.digest());
         return Err(ReleaseError::Manifest { field: "digest", message });
     }
     Ok(manifest)
@@ -121,8 +128,8 @@ fn check_adapter(store: &Store, manifest: &Manifest, model: &str, digest: &Diges
 fn check_parameters(parameters: &Map<String, Value>) -> Result<(), ReleaseError> {
     let fault = |message: String| Err(ReleaseError::Manifest { field: "parameters", message });
     for (name, value) in parameters {
-        if !PARAMETERS.contains(&name.as_str()) {
-            let nearest = crate::types::error::did_you_mean(name, PARAMETERS.iter().copied());
+        let nearest = did_you_mean(name, PARAMETERS.iter().copied());
+        if !PARAMETERS.contains(&name.as_str()) && !nearest.is_empty() {
             return fault(format!("\"{name}\" is not a decoding parameter{nearest}"));
         }
         let (low, high) = match name.as_str() {

@@ -199,20 +199,6 @@ pub fn proofs(db: &dyn Db, suite: Option<&str>, release: &Digest) -> Result<Vec<
     Ok(found)
 }
 
-/// Manifest and digest that a run recorded for one of its targets.
-///
-/// # Errors
-/// [`StoreError::Unknown`] naming the targets that the run has.
-pub fn run_target(db: &dyn Db, run: &str, target: &str) -> Result<(Digest, serde_json::Value), StoreError> {
-    let rows = db.query("SELECT target, release, manifest FROM run_targets WHERE run = ? ORDER BY target", &[run.into()])?;
-    if let Some(row) = rows.iter().find(|row| row.text(0) == target) {
-        return Ok((row.digest(1)?, row.json(2)?));
-    }
-    let targets: Vec<_> = rows.iter().map(|row| row.text(0)).collect();
-    let nearest = if targets.is_empty() { "; the run has none".to_string() } else { format!("; the run has {}", targets.join(", ")) };
-    Err(StoreError::Unknown { what: "run target", name: format!("{run}/{target}"), nearest })
-}
-
 fn route(row: &Row) -> Result<RouteRecord, StoreError> {
     Ok(RouteRecord { name: row.text(0), suite: row.text(1), gate: row.json(2)?, created_at: row.int(3) })
 }

@@ -208,3 +208,32 @@ fn a_model_that_a_route_needs_is_not_removed() {
     assert!(refused.stderr.contains("model \"m\" answers on route \"answers\" (live"), "{}", refused.stderr);
     refit.run(&["model", "verify", "m"]).expect(0);
 }
+
+#[test]
+fn a_run_proves_its_release_which_then_answers_on_the_route() {
+    let refit = Refit::new();
+    let line = |i: usize| {
+        format!("{}\n", json!({"id": format!("c{i}"), "input": {"message": format!("text {i}")}, "target": format!("text {i}")}))
+    };
+    refit.write("d.jsonl", (0..20).map(line).collect::<String>());
+    refit.write("p.prompt", "{{message}}");
+    let target = |name: &str, model: &str| format!("  - {{name: {name}, model: {model}, prompt: p.prompt}}\n");
+    let targets = [target("echo", "mock/echo"), target("fixed", "mock/fixed")].concat();
+    refit.write("intake.yaml", format!("name: intake\ndataset: d.jsonl\ntargets:\n{targets}scorers: [exact_match]\n"));
+    let report = refit.run(&["eval", "run", "intake.yaml", "--json"]).expect(0).json();
+    let run = report["run"].as_str().expect("a run");
+    refit.run(&["route", "create", "answers", "--suite", "intake", "--require", "exact_match:ci_low>=0.5"]).expect(0);
+    let made = |target: &str| refit.run(&["release", "create", "--run", run, "--target", target]).expect(0).stdout.trim().to_string();
+    let (echo, fixed) = (made("echo"), made("fixed"));
+    assert_eq!(echo, report["targets"][0]["release"], "the run's digest is the release's");
+    let refused = promote(&refit, &fixed, &[]).expect(1);
+    assert!(refused.stderr.contains("exact_match ci_low 0.0000 < 0.5"), "{}", refused.stderr);
+    assert_eq!(promote(&refit, &echo, &[]).expect(0).json()["run"], run);
+    let key = refit.key();
+    let body = json!({"model": "answers", "messages": [{"role": "user", "content": "is it open?"}]});
+    let server = refit.serve(&[]);
+    let reply = server.post("/v1/chat/completions", Some(&key), &body);
+    assert_eq!((reply.status, &reply.json()["choices"][0]["message"]["content"]), (200, &json!("is it open?")), "{reply:?}");
+    let unknown = refit.run(&["release", "create", "--run", run, "--target", "other"]).expect(2);
+    assert!(unknown.stderr.contains("it has echo, fixed"), "{}", unknown.stderr);
+}
