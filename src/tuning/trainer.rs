@@ -182,7 +182,7 @@ impl Trainer<'_> {
             every => every,
         };
         let step = state.position.step;
-        if self.validation.is_empty() || (step % every != 0 && step < steps) {
+        if self.validation.is_empty() || (!step.is_multiple_of(every) && step < steps) {
             return Ok(());
         }
         let loss = self.validation_loss(state)?;
