@@ -83,9 +83,9 @@ fn hosted(config: &ProviderConfig) -> Option<Arc<dyn Provider>> {
     let row = row(&config.kind)?;
     let base_url = config.base_url.clone().or_else(|| row.base_url.map(str::to_string))?;
     // A key is bound to its origin: the row's variable is read only where the row's own base URL is used.
-    let own_key = || row.key_variable.filter(|_| config.base_url.is_none()).and_then(env::text).map(Secret::new);
-    let key = config.api_key.clone().or_else(own_key);
-    Some(Arc::new(openai::OpenAi::new(config, openai::Endpoint { base_url, key, key_variable: row.key_variable, quirks: row.quirks })))
+    let key_variable = row.key_variable.filter(|_| config.base_url.is_none());
+    let key = config.api_key.clone().or_else(|| key_variable.and_then(env::text).map(Secret::new));
+    Some(Arc::new(openai::OpenAi::new(config, openai::Endpoint { base_url, key, key_variable, quirks: row.quirks })))
 }
 
 #[cfg(test)]

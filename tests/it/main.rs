@@ -15,6 +15,7 @@ mod log;
 mod models;
 mod prompts;
 mod releases;
+mod serving;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;

@@ -18,7 +18,7 @@ fn release(refit: &Refit, seed: u32) -> String {
 }
 
 /// Stores a finished run that measured a release, as `refit eval run` does.
-fn measured(refit: &Refit, run: &str, release: &str, (suite, split): (&str, &str), (mean, low): (f64, f64)) {
+pub fn measured(refit: &Refit, run: &str, release: &str, (suite, split): (&str, &str), (mean, low): (f64, f64)) {
     let db = Store::open(&refit.data_dir()).expect("the store").db;
     let manifest = refit.run(&["release", "show", release, "--json"]).expect(0).json()["manifest"].to_string();
     let sql = "INSERT INTO runs (id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at, finished_at)

@@ -183,6 +183,17 @@ fn upstream_errors_keep_message_field_and_retry_after() {
 }
 
 #[test]
+fn a_key_from_the_environment_goes_to_its_own_service_only() {
+    let (port, seen) = upstream(vec![reply("500 Oops", "", "{}")]);
+    let refit = Refit::new().env("GROQ_API_KEY", CANARY);
+    refit.write("refit.toml", format!("[providers.groq]\nbase_url = \"http://127.0.0.1:{port}\"\n"));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    server.post(CHAT, Some(&key), &json!({"model": "groq/m", "messages": [{"role": "user", "content": "hi"}]}));
+    let seen = seen.recv_timeout(Duration::from_secs(30)).expect("the upstream was called");
+    assert!(!seen.head.contains("authorization") && !seen.head.contains(CANARY), "{}", seen.head);
+}
+
+#[test]
 fn redirects_are_not_followed() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").expect("a port");
     elsewhere.set_nonblocking(true).expect("nonblocking");

@@ -34,3 +34,34 @@ pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Ne
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::config::Config;
+    use axum::Router;
+    use axum::body::Body;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    async fn panics() -> &'static str {
+        panic!("a secret in a panic")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_that_tells_nothing() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let app = App::open(Config::default(), directory.path()).expect("an app").into();
+        let gateway = Gateway { app, cut: tokio::sync::watch::channel(false).1 };
+        let router = Router::new().route("/x", get(panics)).layer(from_fn_with_state(gateway.clone(), wrap)).with_state(gateway);
+        let request = Request::builder().uri("/x").body(Body::empty()).expect("a request");
+        let response = router.oneshot(request).await.expect("an answer");
+        assert_eq!(response.status().as_u16(), Code::INTERNAL.status);
+        assert!(response.headers().contains_key(HEADER));
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.expect("a body");
+        let text = String::from_utf8_lossy(&body);
+        assert!(text.contains("internal_error") && !text.contains("secret"), "{text}");
+    }
+}
