@@ -4,6 +4,8 @@
 pub mod audit;
 pub mod completions;
 pub mod data;
+#[cfg(feature = "local")]
+pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod job_worker;
@@ -62,6 +64,9 @@ struct Global {
 /// The registry of verbs: one variant and one line in `dispatch` each.
 #[derive(Subcommand)]
 enum Command {
+    /// The whole loop on a small local model: pull, evaluate, prompt, train, test, release, serve
+    #[cfg(feature = "local")]
+    Demo(demo::Args),
     /// Serve the OpenAI-compatible gateway
     Serve(serve::Args),
     /// Make, list and revoke API keys
@@ -96,6 +101,8 @@ enum Command {
 
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
     match command {
+        #[cfg(feature = "local")]
+        Command::Demo(args) => demo::run(args, context),
         Command::Serve(args) => serve::run(args, context),
         Command::Key(args) => key::run(args, context),
         Command::Logs(args) => logs::run(args, context),

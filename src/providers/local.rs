@@ -12,6 +12,7 @@ use crate::store::{Store, adapters, models};
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Content, Delta, Message, Usage};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
+use crate::types::traits::CountTokens;
 use crate::types::{Code, Digest, Failure};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -153,6 +154,24 @@ impl Provider for Local {
         names.sort();
         names.dedup();
         names.into_iter().map(|name| ModelInfo { name, owner: "local".into() }).collect()
+    }
+
+    fn counter(&self, model: &str) -> BoxFuture<'_, Result<Arc<dyn CountTokens>, ProviderError>> {
+        let model = model.to_string();
+        Box::pin(async move {
+            let engine = self.engine(&model).await.map_err(provider_error)?;
+            let counter: Arc<dyn CountTokens> = Arc::new(Counter(engine.model().clone()));
+            Ok(counter)
+        })
+    }
+}
+
+/// Counts with a loaded model's tokenizer.
+struct Counter(Arc<Model>);
+
+impl CountTokens for Counter {
+    fn count(&self, text: &str) -> usize {
+        self.0.tokenizer.count(text)
     }
 }
 

@@ -13,9 +13,11 @@ mod upstream;
 pub use registry::Providers;
 
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
+use crate::types::traits::CountTokens;
 use crate::types::{Code, Coded, Digest};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use std::sync::Arc;
 
 /// One model call, ready for a provider.
 #[derive(Debug, Clone)]
@@ -51,6 +53,12 @@ pub trait Provider: Send + Sync {
 
     /// Models that can be listed without a network call.
     fn models(&self) -> Vec<ModelInfo>;
+
+    /// A counter of a model's tokens, where they can be counted without a call.
+    fn counter(&self, model: &str) -> BoxFuture<'_, Result<Arc<dyn CountTokens>, ProviderError>> {
+        let message = format!("the tokens of \"{model}\" cannot be counted here");
+        Box::pin(async move { Err(ProviderError::new(Code::UNSUPPORTED, message)) })
+    }
 }
 
 /// What can go wrong at a provider. `code` decides the status the caller sees; nothing upstream-secret is in `message`.

@@ -5,6 +5,7 @@ use super::{ModelInfo, Provider, ProviderError, mock, openai};
 use crate::config::{ProviderConfig, Secret, env};
 use crate::types::Code;
 use crate::types::error::did_you_mean;
+use crate::types::traits::CountTokens;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -54,6 +55,15 @@ impl Providers {
             None if name == "local" => Err(no_local(model)),
             None => Err(unknown()),
         }
+    }
+
+    /// A counter of the tokens of `provider/model`.
+    ///
+    /// # Errors
+    /// As [`Providers::resolve`]; [`Code::UNSUPPORTED`] where tokens cannot be counted without a call.
+    pub async fn counter(&self, model: &str) -> Result<Arc<dyn CountTokens>, ProviderError> {
+        let (provider, _, name) = self.resolve(model)?;
+        provider.counter(name).await
     }
 
     /// Names of all providers, sorted.
