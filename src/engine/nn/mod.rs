@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod cross_entropy;
 pub mod gemm;
+mod lanes;
 pub mod linear;
 pub mod norm;
 pub mod rope;

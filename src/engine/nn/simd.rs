@@ -1,8 +1,10 @@
 //! Loops that are worth wide registers: each body is compiled three times (AVX-512, AVX2 + FMA, portable) and chosen at run time, so
-//! that a binary built for plain x86-64 runs at speed. The bodies are safe, chunked Rust that the compiler vectorises.
+//! that a binary built for plain x86-64 runs at speed. The bodies are safe Rust over [`lanes`](super::lanes).
 #![expect(unsafe_code, reason = "calling a function compiled for a CPU feature is unsafe unless the feature was detected")]
 
-const LANES: usize = 16;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Portable};
 
 /// Defines a function whose body is compiled for each instruction set.
 macro_rules! multiversion {
@@ -12,9 +14,9 @@ macro_rules! multiversion {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-                fn avx512($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                fn avx512($($arg: $type),*) $(-> $ret)? { $body::<Avx512>($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                fn avx2($($arg: $type),*) $(-> $ret)? { $body::<Avx2>($($arg),*) }
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("fma") {
                     // SAFETY: every feature the function was compiled for was just detected.
@@ -25,7 +27,7 @@ macro_rules! multiversion {
                     return unsafe { avx2($($arg),*) };
                 }
             }
-            $body::<false>($($arg),*)
+            $body::<Portable>($($arg),*)
         }
     };
 }
@@ -81,107 +83,103 @@ pub struct Context<'a> {
 }
 
 #[inline(always)]
-fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
+fn fma<L: Lanes>(a: f32, b: f32, c: f32) -> f32 {
+    if L::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 #[inline(always)]
-fn sum(lanes: [f32; LANES]) -> f32 {
-    let mut lanes = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-#[inline(always)]
-fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
+fn dot_body<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     let (chunks_a, rest_a) = a.as_chunks::<LANES>();
     let (chunks_b, rest_b) = b.as_chunks::<LANES>();
-    for (a, b) in chunks_a.iter().zip(chunks_b) {
-        for i in 0..LANES {
-            lanes[i] = fma::<FMA>(a[i], b[i], lanes[i]);
-        }
+    let (pairs_a, last_a) = chunks_a.as_chunks::<2>();
+    let (pairs_b, last_b) = chunks_b.as_chunks::<2>();
+    let (mut even, mut odd) = (L::splat(0.0), L::splat(0.0));
+    for (a, b) in pairs_a.iter().zip(pairs_b) {
+        even = even.plus_product(L::load(&a[0]), L::load(&b[0]));
+        odd = odd.plus_product(L::load(&a[1]), L::load(&b[1]));
+    }
+    for (a, b) in last_a.iter().zip(last_b) {
+        even = even.plus_product(L::load(a), L::load(b));
     }
     let rest: f32 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
-    sum(lanes) + rest
+    odd.plus_product(even, L::splat(1.0)).sum() + rest
 }
 
+/// Rows of `w` and of `x` in a tile: sixteen accumulators, eight loads for sixteen multiply-adds.
+const TILE: usize = 4;
+
 #[inline(always)]
-fn products_body<const FMA: bool>(out: &mut [f32], x: &[f32], w: &[f32], k: usize) {
-    const ROWS: usize = 4;
+fn products_body<L: Lanes>(out: &mut [f32], x: &[f32], w: &[f32], k: usize) {
     let m = x.len() / k;
-    for (w4, out4) in w.chunks(2 * k).zip(out.chunks_mut(2 * m)) {
+    for (w, out) in w.chunks(TILE * k).zip(out.chunks_mut(TILE * m)) {
         let mut r = 0;
-        if w4.len() == 2 * k {
-            while r + ROWS <= m {
-                tile::<FMA>(out4, &x[r * k..(r + ROWS) * k], w4, (k, m, r));
-                r += ROWS;
+        if w.len() == TILE * k {
+            while r + TILE <= m {
+                let sums = tile::<L>(&x[r * k..(r + TILE) * k], w, k);
+                for (o, sums) in sums.iter().enumerate() {
+                    out[o * m + r..o * m + r + TILE].copy_from_slice(sums);
+                }
+                r += TILE;
             }
         }
         for r in r..m {
-            for (o, w) in w4.chunks_exact(k).enumerate() {
-                out4[o * m + r] = dot_body::<FMA>(&x[r * k..(r + 1) * k], w);
+            for (o, w) in w.chunks_exact(k).enumerate() {
+                out[o * m + r] = dot_body::<L>(&x[r * k..(r + 1) * k], w);
             }
         }
     }
 }
 
-/// Two weight rows against four rows of x: eight accumulators, six loads for eight multiply-adds.
+/// Four rows of `w` against four rows of `x`, all (4, k): `[w row][x row]`.
 #[inline(always)]
-fn tile<const FMA: bool>(out: &mut [f32], x: &[f32], w: &[f32], (k, m, r): (usize, usize, usize)) {
-    let (x0, rest) = x.split_at(k);
-    let (x1, rest) = rest.split_at(k);
-    let (x2, x3) = rest.split_at(k);
-    let (w0, w1) = w.split_at(k);
-    let mut lanes = [[[0f32; LANES]; 4]; 2];
+fn tile<L: Lanes>(x: &[f32], w: &[f32], k: usize) -> [[f32; TILE]; TILE] {
     let chunks = k / LANES;
-    let (x0c, x1c, x2c, x3c) = (x0.as_chunks::<LANES>().0, x1.as_chunks::<LANES>().0, x2.as_chunks::<LANES>().0, x3.as_chunks::<LANES>().0);
-    let (w0c, w1c) = (w0.as_chunks::<LANES>().0, w1.as_chunks::<LANES>().0);
+    let [x0, x1, x2, x3] = [0, 1, 2, 3].map(|i| &x[i * k..(i + 1) * k].as_chunks::<LANES>().0[..chunks]);
+    let [w0, w1, w2, w3] = [0, 1, 2, 3].map(|i| &w[i * k..(i + 1) * k].as_chunks::<LANES>().0[..chunks]);
+    let mut sums = [[L::splat(0.0); TILE]; TILE];
     for c in 0..chunks {
-        let xs = [&x0c[c], &x1c[c], &x2c[c], &x3c[c]];
-        for (o, w) in [&w0c[c], &w1c[c]].into_iter().enumerate() {
-            for (j, x) in xs.iter().enumerate() {
-                for i in 0..LANES {
-                    lanes[o][j][i] = fma::<FMA>(x[i], w[i], lanes[o][j][i]);
-                }
-            }
+        let (x0, x1, x2, x3) = (L::load(&x0[c]), L::load(&x1[c]), L::load(&x2[c]), L::load(&x3[c]));
+        let add = |[a, b, c, d]: [L; TILE], w: &[f32; LANES]| {
+            let w = L::load(w);
+            [a.plus_product(x0, w), b.plus_product(x1, w), c.plus_product(x2, w), d.plus_product(x3, w)]
+        };
+        sums = [add(sums[0], &w0[c]), add(sums[1], &w1[c]), add(sums[2], &w2[c]), add(sums[3], &w3[c])];
+    }
+    let mut out = sums.map(|row| row.map(L::sum));
+    for (o, out) in out.iter_mut().enumerate() {
+        for (j, out) in out.iter_mut().enumerate() {
+            *out += (chunks * LANES..k).map(|i| x[j * k + i] * w[o * k + i]).sum::<f32>();
         }
     }
-    let done = chunks * LANES;
-    for (o, w) in [w0, w1].into_iter().enumerate() {
-        for (j, x) in [x0, x1, x2, x3].into_iter().enumerate() {
-            let rest: f32 = (done..k).map(|i| x[i] * w[i]).sum();
-            out[o * m + r + j] = sum(lanes[o][j]) + rest;
-        }
-    }
+    out
 }
 
 #[inline(always)]
-fn attend_body<const FMA: bool>(out: &mut [f32], query: &[f32], context: Context<'_>, scores: &mut [f32]) {
+fn attend_body<L: Lanes>(out: &mut [f32], query: &[f32], context: Context<'_>, scores: &mut [f32]) {
     let width = query.len();
     let scores = &mut scores[..context.positions];
     for (p, score) in scores.iter_mut().enumerate() {
-        *score = dot_body::<FMA>(query, &context.keys[p * context.stride..][..width]) * context.scale;
+        *score = dot_body::<L>(query, &context.keys[p * context.stride..][..width]) * context.scale;
     }
-    softmax_body::<FMA>(scores);
-    out.fill(0.0);
-    for (p, score) in scores.iter().enumerate() {
-        let value = &context.values[p * context.stride..][..width];
-        for (o, v) in out.iter_mut().zip(value) {
-            *o = fma::<FMA>(*score, *v, *o);
+    softmax_body::<L>(scores);
+    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
+    for (i, out) in out_chunks.iter_mut().enumerate() {
+        let mut sum = L::splat(0.0);
+        for (p, score) in scores.iter().enumerate() {
+            let value = context.values[p * context.stride + i * LANES..].first_chunk::<LANES>().expect("a head's values are whole");
+            sum = sum.plus_product(L::splat(*score), L::load(value));
         }
+        sum.store(out);
+    }
+    let done = width - out_rest.len();
+    for (i, out) in out_rest.iter_mut().enumerate() {
+        *out = scores.iter().enumerate().map(|(p, score)| score * context.values[p * context.stride + done + i]).sum();
     }
 }
 
 /// e^x with a relative error under 2e-7 for x in [-87, 88] (range reduction by ln 2 and a degree-6 polynomial, after Cephes `expf`).
 #[inline(always)]
-fn exp<const FMA: bool>(x: f32) -> f32 {
+fn exp<L: Lanes>(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, so that the reduction loses no bits (Cody and Waite).
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -189,13 +187,13 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = fma::<FMA>(x, LOG2_E, ROUND) - ROUND;
-    let r = fma::<FMA>(n, -LN2_LOW, fma::<FMA>(n, -LN2_HIGH, x));
+    let n = fma::<L>(x, LOG2_E, ROUND) - ROUND;
+    let r = fma::<L>(n, -LN2_LOW, fma::<L>(n, -LN2_HIGH, x));
     let mut p = 1.987_569_1e-4;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = fma::<FMA>(p, r, c);
+        p = fma::<L>(p, r, c);
     }
-    let e = fma::<FMA>(p * r, r, r) + 1.0;
+    let e = fma::<L>(p * r, r, r) + 1.0;
     let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
     e * scale
 }
@@ -213,36 +211,36 @@ fn max_of(row: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn exponentiate<const FMA: bool>(row: &mut [f32], max: f32) -> f32 {
+fn exponentiate<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            chunk[i] = exp::<FMA>(chunk[i] - max);
+            chunk[i] = exp::<L>(chunk[i] - max);
             lanes[i] += chunk[i];
         }
     }
-    let mut total = sum(lanes);
+    let mut total = L::load(&lanes).sum();
     for x in rest {
-        *x = exp::<FMA>(*x - max);
+        *x = exp::<L>(*x - max);
         total += *x;
     }
     total
 }
 
 #[inline(always)]
-fn softmax_body<const FMA: bool>(row: &mut [f32]) {
+fn softmax_body<L: Lanes>(row: &mut [f32]) {
     let max = max_of(row);
-    let inverse = 1.0 / exponentiate::<FMA>(row, max);
+    let inverse = 1.0 / exponentiate::<L>(row, max);
     for x in row {
         *x *= inverse;
     }
 }
 
 #[inline(always)]
-fn softmax_stats_body<const FMA: bool>(row: &mut [f32]) -> (f32, f32) {
+fn softmax_stats_body<L: Lanes>(row: &mut [f32]) -> (f32, f32) {
     let max = max_of(row);
-    let total = exponentiate::<FMA>(row, max);
+    let total = exponentiate::<L>(row, max);
     let inverse = 1.0 / total;
     for x in row {
         *x *= inverse;
@@ -251,16 +249,16 @@ fn softmax_stats_body<const FMA: bool>(row: &mut [f32]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn swiglu_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+fn swiglu_body<L: Lanes>(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-        *o = g / (1.0 + exp::<FMA>(-g)) * u;
+        *o = g / (1.0 + exp::<L>(-g)) * u;
     }
 }
 
 #[inline(always)]
-fn swiglu_backward_body<const FMA: bool>(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+fn swiglu_backward_body<L: Lanes>(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
     for ((g, u), d) in gate.iter_mut().zip(up.iter_mut()).zip(grad) {
-        let sigmoid = 1.0 / (1.0 + exp::<FMA>(-*g));
+        let sigmoid = 1.0 / (1.0 + exp::<L>(-*g));
         let (gate, up) = (*g, *u);
         *u = d * gate * sigmoid;
         *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
@@ -268,8 +266,8 @@ fn swiglu_backward_body<const FMA: bool>(gate: &mut [f32], up: &mut [f32], grad:
 }
 
 #[inline(always)]
-fn softmax_backward_body<const FMA: bool>(gradient: &mut [f32], probability: &[f32], scale: f32) {
-    let inner = dot_body::<FMA>(gradient, probability);
+fn softmax_backward_body<L: Lanes>(gradient: &mut [f32], probability: &[f32], scale: f32) {
+    let inner = dot_body::<L>(gradient, probability);
     for (g, p) in gradient.iter_mut().zip(probability) {
         *g = p * (*g - inner) * scale;
     }
@@ -287,10 +285,8 @@ mod tests {
     fn exp_is_exact_to_two_ulp_or_so() {
         for i in -8700..8800 {
             let x = i as f32 / 100.0;
-            for y in [exp::<true>(x), exp::<false>(x)] {
-                let expected = f64::from(x).exp();
-                assert!((f64::from(y) - expected).abs() <= 3e-7 * expected, "exp({x}) = {y}, expected {expected}");
-            }
+            let (y, expected) = (exp::<Portable>(x), f64::from(x).exp());
+            assert!((f64::from(y) - expected).abs() <= 3e-7 * expected, "exp({x}) = {y}, expected {expected}");
         }
     }
 
@@ -300,7 +296,7 @@ mod tests {
             let (x, w) = (wave(m * k, 0.7), wave(n * k, 0.3));
             let (mut fast, mut portable) = (vec![0.0; n * m], vec![0.0; n * m]);
             products_transposed(&mut fast, &x, &w, k);
-            products_body::<false>(&mut portable, &x, &w, k);
+            products_body::<Portable>(&mut portable, &x, &w, k);
             for o in 0..n {
                 for r in 0..m {
                     let plain: f64 = (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[o * k + i])).sum();
@@ -309,6 +305,24 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn attention_equals_the_plain_formula() {
+        let (positions, stride, width) = (37, 50, 40);
+        let (keys, values, query) = (wave(positions * stride, 0.21), wave(positions * stride, 0.47), wave(width, 0.9));
+        let context = Context { keys: &keys, values: &values, positions, stride, scale: 0.3 };
+        let mut out = vec![0.0; width];
+        attend(&mut out, &query, context, &mut vec![0.0; positions]);
+        let at = |data: &[f32], p: usize, i: usize| f64::from(data[p * stride + i]);
+        let scores: Vec<f64> =
+            (0..positions).map(|p| (0..width).map(|i| at(&keys, p, i) * f64::from(query[i])).sum::<f64>() * 0.3).collect();
+        let max = scores.iter().copied().fold(f64::MIN, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        for (i, out) in out.iter().enumerate() {
+            let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * at(&values, p, i)).sum();
+            assert!((f64::from(*out) - expected).abs() < 1e-4, "element {i}: {out} against {expected}");
         }
     }
 
