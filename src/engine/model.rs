@@ -41,7 +41,7 @@ impl Model {
     /// # Errors
     /// [`EngineError::Template`] when the model's template refuses it.
     pub fn prompt_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
-        self.tokenizer.encode_prompt(&self.template.render(messages, true)?)
+        self.tokenizer.encode_prompt(&self.template.render(&self.contained(messages), true)?)
     }
 
     /// Token ids of a conversation that ends with an assistant message, and how many of them are the prompt: the same ids that
@@ -50,9 +50,9 @@ impl Model {
     /// # Errors
     /// As [`Model::prompt_tokens`].
     pub fn example_tokens(&self, prompt: &[ChatMessage], completion: &str) -> Result<(Vec<u32>, usize), EngineError> {
-        let opened = self.template.render(prompt, true)?;
-        let mut whole = prompt.to_vec();
-        whole.push(ChatMessage::new("assistant", completion));
+        let mut whole = self.contained(prompt);
+        let opened = self.template.render(&whole, true)?;
+        whole.push(ChatMessage::new("assistant", self.tokenizer.without_control(completion)));
         let closed = self.template.render(&whole, false)?;
         let Some(answer) = closed.strip_prefix(&opened) else {
             return Err(EngineError::Template("it does not render an assistant's turn as the opened prompt plus the answer".into()));
@@ -64,6 +64,11 @@ impl Model {
         let end = answer.iter().position(|id| self.tokenizer.is_end(*id)).map_or(answer.len(), |at| at + 1);
         ids.extend_from_slice(&answer[..end]);
         Ok((ids, prompt_length))
+    }
+
+    /// The messages with every control token in their text made harmless.
+    fn contained(&self, messages: &[ChatMessage]) -> Vec<ChatMessage> {
+        messages.iter().map(|message| ChatMessage::new(message.role.as_str(), self.tokenizer.without_control(&message.content))).collect()
     }
 
     /// Reads an adapter for this model.

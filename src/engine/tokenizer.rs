@@ -28,6 +28,8 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     add_bos: bool,
     vocabulary: usize,
+    /// Control tokens as text.
+    control: Vec<String>,
 }
 
 impl Tokenizer {
@@ -59,9 +61,10 @@ impl Tokenizer {
         inner.with_decoder(Some(ByteLevel::new(false, true, true)));
         let types = file.integers("tokenizer.ggml.token_type")?;
         let special = types.iter().zip(&tokens).filter(|(kind, _)| matches!(**kind, CONTROL | USER_DEFINED));
-        let special: Vec<_> =
-            special.map(|(kind, token)| AddedToken::from((*token).to_string(), *kind == CONTROL).normalized(false)).collect();
-        inner.add_special_tokens(special).map_err(library)?;
+        let added = special.clone().map(|(kind, token)| AddedToken::from((*token).to_string(), *kind == CONTROL).normalized(false));
+        inner.add_special_tokens(added.collect::<Vec<_>>()).map_err(library)?;
+        let control = special.filter(|(kind, token)| **kind == CONTROL && !token.is_empty()).map(|(_, token)| (*token).to_string());
+        let control: Vec<String> = control.collect();
         let id = |key: &str| file.get(key).map(|_| file.integer(key)).transpose().map(|id| id.map(|id| id as u32));
         let bos = id("tokenizer.ggml.bos_token_id")?;
         let mut eos: Vec<u32> = id("tokenizer.ggml.eos_token_id")?.into_iter().chain(id("tokenizer.ggml.eot_token_id")?).collect();
@@ -69,7 +72,7 @@ impl Tokenizer {
         eos.sort_unstable();
         eos.dedup();
         let add_bos = matches!(file.get("tokenizer.ggml.add_bos_token"), Some(super::gguf::Value::Bool(true)));
-        Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary: tokens.len() })
+        Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary: tokens.len(), control })
     }
 
     /// Token ids of a text, special tokens in it recognised, none added.
@@ -91,6 +94,19 @@ impl Tokenizer {
             ids.insert(0, bos);
         }
         Ok(ids)
+    }
+
+    /// A text in which no control token can be recognised: a zero-width space is put behind the first character of each. What a person
+    /// wrote can then never end a turn or begin one in another role.
+    pub fn without_control(&self, text: &str) -> String {
+        let mut text = text.to_string();
+        for control in self.control.iter().filter(|control| control.chars().count() > 1) {
+            if text.contains(control.as_str()) {
+                let (first, rest) = control.split_at(control.chars().next().map_or(0, char::len_utf8));
+                text = text.replace(control.as_str(), &format!("{first}\u{200b}{rest}"));
+            }
+        }
+        text
     }
 
     /// Text of token ids. Bytes that are no UTF-8 (yet) come out as U+FFFD.

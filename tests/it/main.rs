@@ -11,6 +11,8 @@ mod gateway;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
+#[cfg(feature = "local")]
+mod local;
 mod log;
 mod models;
 mod prompts;

@@ -97,21 +97,54 @@ impl Linear {
     }
 
     fn add_lora(&self, y: &mut [f32], x: &[f32], lora: &Lora) -> Result<()> {
-        let (rows, rank) = (x.len() / self.inputs, lora.a.dim(0)?);
+        let rank = lora.a.dim(0)?;
         with_slice(&lora.a, |a| {
             with_slice(&lora.b, |b| {
-                let h = low_rank(x, a, (rows, self.inputs, rank), lora.scale);
-                gemm(y, Matrix::new(&h, rows, rank), Matrix::new(b, self.outputs, rank).t(), (Write::Add, 1.0), rows > FEW_ROWS);
+                let h = low_rank(x, a, (self.inputs, rank), lora.scale);
+                add_low_rank(y, &h, &transposed(b, rank), rank);
             })
         })?
     }
 }
 
-/// scale · x Aᵀ (rows, rank).
-fn low_rank(x: &[f32], a: &[f32], (rows, inputs, rank): (usize, usize, usize), scale: f32) -> Vec<f32> {
-    let mut h = vec![0f32; rows * rank];
-    gemm(&mut h, Matrix::new(x, rows, inputs), Matrix::new(a, rank, inputs).t(), (Write::Set, scale), rows > FEW_ROWS);
+/// Rows that one task works on; fixed, so that sums do not depend on the number of threads.
+const ROWS: usize = 64;
+
+/// scale · x Aᵀ (rows, rank), for x (rows, inputs) and a (rank, inputs).
+fn low_rank(x: &[f32], a: &[f32], (inputs, rank): (usize, usize), scale: f32) -> Vec<f32> {
+    let mut h = vec![0f32; x.len() / inputs * rank];
+    h.par_chunks_mut(ROWS * rank).zip(x.par_chunks(ROWS * inputs)).for_each(|(h, x)| {
+        simd::products_transposed(h, a, x, inputs);
+        h.iter_mut().for_each(|h| *h *= scale);
+    });
     h
+}
+
+/// out += h b, for out (rows, width), h (rows, rank) and b (rank, width).
+fn add_low_rank(out: &mut [f32], h: &[f32], b: &[f32], rank: usize) {
+    let width = b.len() / rank;
+    out.par_chunks_mut(ROWS * width).zip(h.par_chunks(ROWS * rank)).for_each(|(out, h)| simd::add_low_rank(out, h, b, rank));
+}
+
+/// hᵀ x (rank, width), for h (rows, rank) and x (rows, width). Partial sums are added in row order.
+fn outer(h: &[f32], x: &[f32], (rank, width): (usize, usize)) -> Vec<f32> {
+    let part = |(h, x): (&[f32], &[f32])| {
+        let mut sum = vec![0f32; rank * width];
+        simd::add_outer(&mut sum, h, x, rank);
+        sum
+    };
+    let parts: Vec<Vec<f32>> = h.par_chunks(4 * ROWS * rank).zip(x.par_chunks(4 * ROWS * width)).map(part).collect();
+    let mut total = vec![0f32; rank * width];
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
+    total
+}
+
+/// (rows, columns) → (columns, rows).
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let rows = matrix.len() / columns;
+    (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
 
 fn project_few(x: &[f32], w: &[f32], rows: usize, outputs: usize) -> Vec<f32> {
@@ -191,8 +224,8 @@ impl CustomOp3 for LoraLinear {
         let (inputs, outputs, rank) = (self.base.inputs, self.base.outputs, self.rank);
         let rows = x.len() / inputs;
         let mut y = with_slice(&self.base.weight, |w| self.base.project_many(x, w, rows))?;
-        let h = low_rank(x, a, (rows, inputs, rank), self.scale);
-        gemm(&mut y, Matrix::new(&h, rows, rank), Matrix::new(b, outputs, rank).t(), (Write::Add, 1.0), true);
+        let h = low_rank(x, a, (inputs, rank), self.scale);
+        add_low_rank(&mut y, &h, &transposed(b, rank), rank);
         Ok((CpuStorage::F32(y), with_last(x_layout, outputs)))
     }
 
@@ -207,15 +240,12 @@ impl CustomOp3 for LoraLinear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (inputs, outputs, rank) = (self.base.inputs, self.base.outputs, self.rank);
         let gradients = |x: &[f32], a: &[f32], b: &[f32], grad: &[f32], w: &[f32]| {
-            let rows = x.len() / inputs;
-            let h = low_rank(x, a, (rows, inputs, rank), self.scale);
-            let mut u = vec![0f32; rows * rank];
-            gemm(&mut u, Matrix::new(grad, rows, outputs), Matrix::new(b, outputs, rank), (Write::Set, self.scale), true);
+            let h = low_rank(x, a, (inputs, rank), self.scale);
+            let u = low_rank(grad, &transposed(b, rank), (outputs, rank), self.scale);
             let mut dx = backward_input(grad, w, outputs, inputs);
-            gemm(&mut dx, Matrix::new(&u, rows, rank), Matrix::new(a, rank, inputs), (Write::Add, 1.0), true);
-            let (mut da, mut db) = (vec![0f32; rank * inputs], vec![0f32; outputs * rank]);
-            gemm(&mut da, Matrix::new(&u, rows, rank).t(), Matrix::new(x, rows, inputs), (Write::Set, 1.0), true);
-            gemm(&mut db, Matrix::new(grad, rows, outputs).t(), Matrix::new(&h, rows, rank), (Write::Set, 1.0), true);
+            add_low_rank(&mut dx, &u, a, rank);
+            let da = outer(&u, x, (rank, inputs));
+            let db = transposed(&outer(&h, grad, (rank, outputs)), outputs);
             (dx, da, db)
         };
         let weight = &self.base.weight;

@@ -38,6 +38,14 @@ multiversion! {
     pub fn products_transposed(out: &mut [f32], x: &[f32], w: &[f32], k: usize) = products_body
 }
 multiversion! {
+    /// `out += h b`: `out` (rows, width), `h` (rows, rank), `b` (rank, width). For small ranks, where gemm kernels are poor.
+    pub fn add_low_rank(out: &mut [f32], h: &[f32], b: &[f32], rank: usize) = add_low_rank_body
+}
+multiversion! {
+    /// `out += hᵀ x`: `out` (rank, width), `h` (rows, rank), `x` (rows, width). Likewise for small ranks.
+    pub fn add_outer(out: &mut [f32], h: &[f32], x: &[f32], rank: usize) = add_outer_body
+}
+multiversion! {
     /// One query head against a cached context: softmax(q Kᵀ · scale) V. `keys` and `values` hold one row per position, `stride` apart,
     /// beginning with this head's first element; `scores` is scratch of at least `positions` elements.
     pub fn attend(out: &mut [f32], query: &[f32], context: Context<'_>, scores: &mut [f32]) = attend_body
@@ -152,6 +160,55 @@ fn tile<L: Lanes>(x: &[f32], w: &[f32], k: usize) -> [[f32; TILE]; TILE] {
         }
     }
     out
+}
+
+#[inline(always)]
+fn add_low_rank_body<L: Lanes>(out: &mut [f32], h: &[f32], b: &[f32], rank: usize) {
+    let width = b.len() / rank;
+    for (row, h) in out.chunks_exact_mut(width).zip(h.chunks_exact(rank)) {
+        let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        let done = chunks.len() * LANES;
+        for (i, chunk) in chunks.iter_mut().enumerate() {
+            let mut sum = L::load(chunk);
+            for (h, b) in h.iter().zip(b.chunks_exact(width)) {
+                let b = b[i * LANES..].first_chunk::<LANES>().expect("b is as wide as out");
+                sum = sum.plus_product(L::splat(*h), L::load(b));
+            }
+            sum.store(chunk);
+        }
+        for (i, x) in rest.iter_mut().enumerate() {
+            *x += h.iter().zip(b.chunks_exact(width)).map(|(h, b)| h * b[done + i]).sum::<f32>();
+        }
+    }
+}
+
+#[inline(always)]
+fn add_outer_body<L: Lanes>(out: &mut [f32], h: &[f32], x: &[f32], rank: usize) {
+    /// Rows of `out` that are summed in registers together.
+    const GROUP: usize = 8;
+    let width = out.len() / rank;
+    for first in (0..rank).step_by(GROUP) {
+        let group = GROUP.min(rank - first);
+        for i in 0..width / LANES {
+            let mut sums = [L::splat(0.0); GROUP];
+            for (x, h) in x.chunks_exact(width).zip(h.chunks_exact(rank)) {
+                let x = L::load(x[i * LANES..].first_chunk::<LANES>().expect("x is as wide as out"));
+                for (sum, h) in sums.iter_mut().zip(&h[first..first + group]) {
+                    *sum = sum.plus_product(L::splat(*h), x);
+                }
+            }
+            for (r, sum) in sums.iter().take(group).enumerate() {
+                let out = out[(first + r) * width + i * LANES..].first_chunk_mut::<LANES>().expect("a whole chunk");
+                L::load(out).plus_product(*sum, L::splat(1.0)).store(out);
+            }
+        }
+        for column in width / LANES * LANES..width {
+            for r in first..first + group {
+                let rows = x.chunks_exact(width).zip(h.chunks_exact(rank));
+                out[r * width + column] += rows.map(|(x, h)| x[column] * h[r]).sum::<f32>();
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -304,6 +361,25 @@ mod tests {
                         assert!((f64::from(y) - plain).abs() < 1e-3, "({m}, {n}, {k}) at ({o}, {r}): {y} against {plain}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn low_rank_products_equal_the_plain_sums() {
+        for (rows, width, rank) in [(5, 35, 3), (9, 64, 8), (3, 16, 11)] {
+            let (h, b, x) = (wave(rows * rank, 0.5), wave(rank * width, 0.2), wave(rows * width, 0.8));
+            let (mut update, mut outer) = (x.clone(), wave(rank * width, 0.1));
+            add_low_rank(&mut update, &h, &b, rank);
+            add_outer(&mut outer, &h, &x, rank);
+            for i in 0..rows * width {
+                let expected = x[i] + (0..rank).map(|r| h[i / width * rank + r] * b[r * width + i % width]).sum::<f32>();
+                assert!((update[i] - expected).abs() < 1e-3, "({rows}, {width}, {rank}) update {i}");
+            }
+            for i in 0..rank * width {
+                let expected =
+                    wave(rank * width, 0.1)[i] + (0..rows).map(|row| h[row * rank + i / width] * x[row * width + i % width]).sum::<f32>();
+                assert!((outer[i] - expected).abs() < 1e-3, "({rows}, {width}, {rank}) outer {i}");
             }
         }
     }
