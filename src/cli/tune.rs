@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const EXAMPLES: &str = "\
 Examples:
-  refit data import evals/data/support-intake.jsonl && refit data split support-intake --seed 7
+  refit data import evals/data/support-intake.jsonl && refit data split support-intake --by intent
   refit tune run recipes/support-intake.yaml       train, with progress; Ctrl-C stops and keeps a checkpoint
   refit tune resume job_…                          go on from the checkpoint
   refit tune export smollm2-135m-instruct:support-intake ./adapter";
@@ -194,11 +194,7 @@ fn report(job: JobRecord, json: bool) -> Result<ExitCode, Failure> {
     let validation = result.validation_loss.map(|loss| format!(", lowest validation loss {loss:.4}")).unwrap_or_default();
     output::note(format!(
         "{} steps, {} tokens in {:.0} s ({:.0} tok/s), {} trained values; loss {first:.4} to {last:.4}{validation}",
-        result.steps,
-        result.trained_tokens,
-        result.seconds,
-        result.trained_tokens as f64 / result.seconds,
-        result.parameters
+        result.steps, result.trained_tokens, result.seconds, result.tokens_per_second, result.parameters
     ));
     output::line(&result.adapter)?;
     Ok(ExitCode::SUCCESS)

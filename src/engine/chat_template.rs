@@ -1,9 +1,11 @@
 //! The chat template inside a model file (Jinja), rendered with fuel and without any file access: model files are untrusted.
 
 use super::EngineError;
+use crate::types::chat::{Content, Message};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior, Value, context};
+use minijinja::{Environment, UndefinedBehavior, context};
+use serde_json::Value;
 
 /// Instructions a template may execute: a conversation of a thousand messages takes a few ten thousand.
 const FUEL: u64 = 2_000_000;
@@ -22,6 +24,28 @@ impl ChatMessage {
     /// A message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         ChatMessage { role: role.into(), content: content.into() }
+    }
+
+    /// A message of the API as this engine understands it: text only, `developer` read as `system`. Serving and training use the same.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] naming the part, role or field that would otherwise be dropped.
+    pub fn of(message: &Message) -> Result<Self, EngineError> {
+        let refuse = |problem: String| Err(EngineError::Request { param: "messages", problem });
+        if let Some(Content::Parts(parts)) = &message.content
+            && let Some(part) = parts.iter().find(|part| part.get("type").and_then(Value::as_str) != Some("text"))
+        {
+            let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
+            return refuse(format!("hold a part of type \"{kind}\"; this local model reads text only"));
+        }
+        if message.extra.get("tool_calls").is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty())) {
+            return refuse("hold tool_calls, which local models do not support yet".into());
+        }
+        match message.role.as_str() {
+            "developer" => Ok(ChatMessage::new("system", message.plain_text())),
+            role @ ("system" | "user" | "assistant") => Ok(ChatMessage::new(role, message.plain_text())),
+            other => refuse(format!("hold the role \"{other}\", which local models do not support yet")),
+        }
     }
 }
 
@@ -61,7 +85,7 @@ impl ChatTemplate {
     /// [`EngineError::Template`] when the template raises, runs out of fuel or uses something unknown.
     pub fn render(&self, messages: &[ChatMessage], open: bool) -> Result<String, EngineError> {
         let template_ = self.environment.get_template("chat").map_err(template)?;
-        let values = context! { messages => Value::from(Serde(messages)), add_generation_prompt => open, bos_token => self.bos.clone(), eos_token => self.eos.clone() };
+        let values = context! { messages => minijinja::Value::from(Serde(messages)), add_generation_prompt => open, bos_token => self.bos.clone(), eos_token => self.eos.clone() };
         template_.render(values).map_err(template)
     }
 }

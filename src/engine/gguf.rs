@@ -185,8 +185,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
-        Some(Value::Unsigned(x)) if (1..=1 << 20).contains(x) && x.is_power_of_two() => *x as usize,
-        Some(_) => return Err("general.alignment is not a power of two up to 2^20".into()),
+        Some(Value::Unsigned(x)) if (8..=1 << 20).contains(x) && x.is_power_of_two() => *x as usize,
+        Some(_) => return Err("general.alignment is not a power of two from 8 to 2^20".into()),
     };
     let mut infos = Vec::with_capacity(tensor_count);
     for _ in 0..tensor_count {
@@ -195,6 +195,10 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let data_start = reader.at.checked_next_multiple_of(alignment).ok_or("the header is too long")?;
     let mut tensors = BTreeMap::new();
     for (name, mut info) in infos {
+        // An unaligned tensor would be read through misaligned pointers.
+        if !info.offset.is_multiple_of(alignment) {
+            return Err(format!("tensor {name} begins at {}, which is no multiple of the alignment {alignment}", info.offset));
+        }
         info.offset = info.offset.checked_add(data_start).ok_or_else(|| format!("tensor {name} has an impossible offset"))?;
         let end = info.offset.checked_add(info.size);
         if end.is_none_or(|end| end > bytes.len()) {

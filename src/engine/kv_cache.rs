@@ -60,8 +60,8 @@ impl KvCache {
         let source = &self.slots[from];
         let pairs = target.keys.iter_mut().zip(&source.keys).chain(target.values.iter_mut().zip(&source.values));
         for (target, source) in pairs {
-            target.clear();
-            target.extend_from_slice(&source[..length]);
+            // A fresh vector: the memory limit counts positions, not what a longer sequence left reserved here.
+            *target = source[..length].to_vec();
         }
         self.slots[to] = target;
     }

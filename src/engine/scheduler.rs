@@ -12,6 +12,7 @@ use super::{Adapter, EngineError};
 use candle_core::Tensor;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -128,9 +129,13 @@ impl Worker {
         while self.receive() {
             self.admit();
             self.step += 1;
-            if !self.running.is_empty()
-                && let Err(error) = self.advance()
-            {
+            if self.running.is_empty() {
+                continue;
+            }
+            // A bug in a step must not take the model away from everybody until a restart.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.advance()));
+            let outcome = outcome.unwrap_or_else(|_| Err(candle_core::Error::Msg("a step of the engine panicked".into()).into()));
+            if let Err(error) = outcome {
                 tracing::error!(%error, "an engine step failed");
                 self.fail_all(&error);
             }
@@ -177,7 +182,7 @@ impl Worker {
         if positions > 0 {
             self.cache.copy(from, slot, positions);
         } else {
-            self.cache.truncate(slot, 0);
+            self.cache.free(slot);
         }
         let mut sequence = Sequence::new(request, accepted, slot);
         (sequence.computed, sequence.cached_tokens) = (positions, positions);
@@ -209,8 +214,6 @@ impl Worker {
     fn advance(&mut self) -> Result<(), EngineError> {
         let abandoned: Vec<bool> = self.running.iter().map(Sequence::abandoned).collect();
         self.retire(&abandoned);
-        // Rows with the same adapter lie together, so that each adapter is applied to one range.
-        self.running.sort_by_key(|sequence| sequence.adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize));
         let (batch, members) = self.compose();
         if members.is_empty() {
             return Ok(());
@@ -229,24 +232,28 @@ impl Worker {
         self.sample(&hidden, &complete)
     }
 
-    /// Rows of the next step: one for each decoding sequence, and prompt chunks up to the limit.
+    /// Rows of the next step: one for each decoding sequence, and prompt chunks up to the limit, handed out in the order of admission.
     fn compose(&self) -> (Batch, Vec<usize>) {
-        let mut batch = Batch::default();
-        let mut members = Vec::new();
+        let mut chosen = Vec::new();
         let mut budget = PREFILL_CHUNK;
         for (index, sequence) in self.running.iter().enumerate() {
             let left = sequence.tokens.len() - sequence.computed;
             let rows = if left == 1 { 1 } else { left.min(budget) };
-            if rows == 0 {
-                continue;
-            }
             if left > 1 {
                 budget -= rows;
             }
-            batch.push(&sequence.tokens[sequence.computed..sequence.computed + rows], sequence.slot, sequence.computed);
-            members.push(index);
+            if rows > 0 {
+                chosen.push((index, rows));
+            }
         }
-        (batch, members)
+        // Rows with the same adapter lie together, so that each adapter is applied to one range.
+        chosen.sort_by_key(|(index, _)| self.running[*index].adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize));
+        let mut batch = Batch::default();
+        for (index, rows) in &chosen {
+            let sequence = &self.running[*index];
+            batch.push(&sequence.tokens[sequence.computed..sequence.computed + rows], sequence.slot, sequence.computed);
+        }
+        (batch, chosen.into_iter().map(|(index, _)| index).collect())
     }
 
     fn adapter_ranges(&self, batch: &Batch, members: &[usize]) -> Vec<(Range<usize>, Arc<Adapter>)> {

@@ -211,7 +211,8 @@ impl Inference {
 
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
-        Call { model: self.model.clone(), adapter: self.adapter, request }
+        let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
+        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request }
     }
 }
 

@@ -69,8 +69,10 @@ pub struct TuneResult {
     pub steps: usize,
     /// Tokens that passed through the model.
     pub trained_tokens: u64,
-    /// Seconds of training.
+    /// Seconds of training; of the last process alone when the job was resumed.
     pub seconds: f64,
+    /// Tokens per second in that time.
+    pub tokens_per_second: f64,
     /// Loss of the first and the last step.
     pub first_and_last_loss: [f32; 2],
     /// Lowest validation loss.
@@ -90,8 +92,6 @@ pub fn enqueue(store: &Store, recipe: Recipe) -> Result<jobs::JobRecord, Failure
             .with_hint(format!("refit model pull {model}"))
     };
     let model_digest = record.ok_or_else(missing)?.digest;
-    let dataset = open_dataset(store, &recipe.dataset)?;
-    let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
     let prompt = match &recipe.prompt {
         None => None,
         Some(reference) => {
@@ -99,9 +99,12 @@ pub fn enqueue(store: &Store, recipe: Recipe) -> Result<jobs::JobRecord, Failure
             Some(PromptRef { name: version.prompt, digest: version.digest })
         }
     };
+    let dataset = open_dataset(store, &recipe.dataset)?;
+    let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
     let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
     // What the worker would trip over is found now, before anybody waits for it.
     conversations(store, &spec, &dataset, "train")?;
+    conversations(store, &spec, &dataset, "validation")?;
     let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
 }
@@ -191,6 +194,7 @@ impl Job for Tune {
             steps: trained.position.step,
             trained_tokens: trained.position.trained_tokens,
             seconds: trained.seconds,
+            tokens_per_second: trained.tokens_per_second,
             first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
             validation_loss: trained.position.best,
         };

@@ -6,7 +6,7 @@ use crate::store::jobs::{self, End, JobRecord, Lease};
 use crate::store::{Store, StoreError};
 use crate::types::{Code, Failure};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -59,7 +59,7 @@ impl Handle {
 /// # Errors
 /// [`JobError::NotQueued`] when somebody else has it; the work's own error after it was written to the job's row.
 pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
-    let owner = format!("pid-{}-{}", std::process::id(), crate::types::time::now_ms());
+    let owner = format!("{}{}", owner_prefix(std::process::id()), crate::types::time::now_ms());
     let lease = Lease { job: id, owner: &owner, lease_ms: LEASE_MS };
     let db = store.db.as_ref();
     let Some(job) = jobs::claim_one(db, lease)? else { return Err(JobError::NotQueued(id.to_string()).into()) };
@@ -69,7 +69,9 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
     let outcome = run_kind(&job.kind, store, &job.spec, &handle);
     drop(heart);
     let progress = handle.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    jobs::heartbeat(db, lease, &progress)?;
+    if let Err(error) = jobs::heartbeat(db, lease, &progress) {
+        tracing::warn!(%error, "the last heartbeat could not be stored");
+    }
     match outcome {
         Ok(result) => Ok(jobs::end(db, lease, &End::Succeeded(result))?),
         Err(failure) if failure.code() == Code::CANCELLED => Ok(jobs::end(db, lease, &End::Cancelled)?),
@@ -78,6 +80,16 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
             Err(failure)
         }
     }
+}
+
+/// How the owner of a job is named; `nice` replaces itself with the worker, so the parent knows its number.
+fn owner_prefix(pid: u32) -> String {
+    format!("pid-{pid}-")
+}
+
+/// What a worker writes to its stderr.
+fn worker_log(data_dir: &Path, id: &str) -> PathBuf {
+    data_dir.join("jobs").join(id).join("worker.log")
 }
 
 /// The registry of kinds.
@@ -150,8 +162,13 @@ pub fn spawn(data_dir: &Path, id: &str) -> Result<Child, JobError> {
 fn worker_command(command: &mut Command, data_dir: &Path, id: &str) -> std::io::Result<Child> {
     use std::os::unix::process::CommandExt;
     let data_dir = std::path::absolute(data_dir)?;
-    command.args([WORKER_VERB, id, "--data-dir"]).arg(data_dir);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()
+    let log = worker_log(&data_dir, id);
+    std::fs::create_dir_all(log.parent().unwrap_or(&data_dir))?;
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    command.args([WORKER_VERB, id, "--data-dir"]).arg(&data_dir);
+    // candle's own thread pool spins between operations; the trainer brings its threads, so candle keeps to one.
+    command.env("CANDLE_NUM_THREADS", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0).spawn()
 }
 
 /// Watches a worker until its job ended. `watch` sees the row a few times a second and answers whether to go on; after its first
@@ -171,17 +188,25 @@ pub fn wait(store: &Store, id: &str, mut child: Child, watch: &mut dyn FnMut(&Jo
         }
         match exited {
             None => std::thread::sleep(POLL),
-            Some(status) => return settle(store, id, status),
+            Some(status) => return settle(store, id, (child.id(), status)),
         }
     }
 }
 
 /// The job of a worker that is gone: ended by it, or failed now.
-fn settle(store: &Store, id: &str, status: ExitStatus) -> Result<JobRecord, Failure> {
+fn settle(store: &Store, id: &str, (pid, status): (u32, ExitStatus)) -> Result<JobRecord, Failure> {
     let db = store.db.as_ref();
     let job = jobs::get(db, id)?;
-    if let ("running", Some(owner)) = (job.status.as_str(), &job.owner) {
-        let reason = format!("the worker process ended without finishing ({status})");
+    let Some(owner) = job.owner.as_ref().filter(|_| job.status == "running") else { return Ok(job) };
+    // Somebody else's worker holds it: ours came too late, and theirs goes on.
+    if !owner.starts_with(&owner_prefix(pid)) {
+        return Err(JobError::NotQueued(id.to_string()).into());
+    }
+    {
+        let log = worker_log(store.directory(), id);
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = said.lines().rev().find(|line| line.contains("panicked") || line.starts_with("error:")).map(|line| format!(": {line}"));
+        let reason = format!("the worker process ended without finishing ({status}){}", last.unwrap_or_default());
         jobs::end(db, Lease { job: id, owner, lease_ms: LEASE_MS }, &End::Failed(reason))?;
     }
     Ok(jobs::get(db, id)?)

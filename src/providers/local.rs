@@ -9,7 +9,7 @@ use crate::engine::scheduler::EngineOptions;
 use crate::engine::sequence::{Event, Finish, Generate};
 use crate::engine::{Adapter, Engine, EngineError, Model};
 use crate::store::{Store, adapters, models};
-use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Content, Delta, Message, Usage};
+use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::traits::CountTokens;
@@ -32,8 +32,14 @@ pub struct Local {
 struct Shared {
     store: Store,
     config: LocalConfig,
-    engines: Loaded<Engine>,
+    engines: Loaded<Pinned>,
     adapters: Loaded<Adapter>,
+}
+
+/// An engine and the digest of the file it runs.
+struct Pinned {
+    engine: Engine,
+    digest: Digest,
 }
 
 /// Things loaded once each, by digest; callers that come meanwhile wait for the one load.
@@ -62,22 +68,23 @@ impl Local {
         Local { shared: Arc::new(Shared { store, config, engines: Loaded::new(), adapters: Loaded::new() }) }
     }
 
-    /// The engine of a stored model, loading it where needed.
-    ///
-    /// # Errors
-    /// [`Code::MODEL_NOT_FOUND`] when it was never pulled, otherwise what is wrong with its file.
-    pub async fn engine(&self, name: &str) -> Result<Arc<Engine>, Failure> {
+    /// The engine of a stored model, loading it where needed: of the pinned file, or of the one that has the name now.
+    async fn engine(&self, name: &str, pinned: Option<Digest>) -> Result<Arc<Pinned>, Failure> {
         let (shared, wanted) = (self.shared.clone(), name.to_string());
         let record = blocking(move || Ok(models::find(shared.store.db.as_ref(), &wanted)?)).await?;
-        let Some(record) = record else { return Err(self.unknown_model(name)) };
+        let digest = match (pinned, record) {
+            (Some(digest), _) => digest,
+            (None, Some(record)) => record.digest,
+            (None, None) => return Err(self.unknown_model(name)),
+        };
         let shared = self.shared.clone();
         let load = move || {
-            let path = shared.store.blobs.path(&record.digest);
+            let path = shared.store.blobs.path(&digest);
             let LocalConfig { threads, max_batch, max_context, max_queue, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context };
-            Ok(Engine::start(Arc::new(Model::load(&path)?), options)?)
+            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path)?), options)?, digest })
         };
-        self.shared.engines.get(record.digest, load).await
+        self.shared.engines.get(digest, load).await
     }
 
     fn unknown_model(&self, name: &str) -> Failure {
@@ -87,13 +94,18 @@ impl Local {
             .with_hint(format!("refit model pull {name}"))
     }
 
-    async fn adapter(&self, engine: &Arc<Engine>, digest: Digest) -> Result<Arc<Adapter>, Failure> {
+    async fn adapter(&self, engine: &Arc<Pinned>, digest: Digest) -> Result<Arc<Adapter>, Failure> {
         let (shared, engine) = (self.shared.clone(), engine.clone());
         let load = move || {
             let record = adapters::by_digest(shared.store.db.as_ref(), &digest)?;
             let record = record.ok_or_else(|| Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the adapter {digest} is not here")))?;
+            if record.model_digest != engine.digest {
+                let message =
+                    format!("the adapter {} was trained on another file of this model ({})", record.name, record.model_digest.short());
+                return Err(Failure::on(Code::INVALID_VALUE, "model", message));
+            }
             let weights = shared.store.blobs.get(&record.weights)?;
-            Ok(engine.model().adapter(record.config.to_string().as_bytes(), &weights)?)
+            Ok(engine.engine.model().adapter(record.config.to_string().as_bytes(), &weights)?)
         };
         self.shared.adapters.get(digest, load).await
     }
@@ -101,13 +113,14 @@ impl Local {
     /// Queues a call; its events follow.
     async fn submit(&self, call: Call) -> Result<UnboundedReceiver<Event>, Failure> {
         refuse_unsupported(&call.request)?;
-        let engine = self.engine(&call.model).await?;
+        let engine = self.engine(&call.model, call.model_digest).await?;
         let adapter = match call.adapter {
             Some(digest) => Some(self.adapter(&engine, digest).await?),
             None => None,
         };
         blocking(move || {
-            let messages: Vec<ChatMessage> = call.request.messages.iter().map(chat_message).collect::<Result<_, _>>()?;
+            let messages: Vec<ChatMessage> = call.request.messages.iter().map(ChatMessage::of).collect::<Result<_, _>>()?;
+            let engine = &engine.engine;
             let tokens = engine.model().prompt_tokens(&messages)?;
             let request = &call.request;
             let (events, receiver) = unbounded_channel();
@@ -159,8 +172,8 @@ impl Provider for Local {
     fn counter(&self, model: &str) -> BoxFuture<'_, Result<Arc<dyn CountTokens>, ProviderError>> {
         let model = model.to_string();
         Box::pin(async move {
-            let engine = self.engine(&model).await.map_err(provider_error)?;
-            let counter: Arc<dyn CountTokens> = Arc::new(Counter(engine.model().clone()));
+            let engine = self.engine(&model, None).await.map_err(provider_error)?;
+            let counter: Arc<dyn CountTokens> = Arc::new(Counter(engine.engine.model().clone()));
             Ok(counter)
         })
     }
@@ -186,7 +199,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), Failure> {
     if request.n.is_some_and(|n| n > 1) {
         return Err(refuse("n"));
     }
-    for field in ["tools", "functions", "logit_bias", "audio", "prediction"] {
+    for field in ["tools", "functions", "logit_bias", "audio", "prediction", "reasoning_effort"] {
         if set(field).is_some_and(|value| {
             !matches!(value, Value::Array(items) if items.is_empty()) && !matches!(value, Value::Object(map) if map.is_empty())
         }) {
@@ -198,25 +211,15 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), Failure> {
             return Err(refuse(field));
         }
     }
+    for (field, neutral) in [("repetition_penalty", 1.0), ("min_p", 0.0)] {
+        if set(field).is_some_and(|value| value.as_f64() != Some(neutral)) {
+            return Err(refuse(field));
+        }
+    }
     match set("response_format").and_then(|format| format.get("type")).and_then(Value::as_str) {
         None | Some("text") => Ok(()),
         Some(_) => Err(refuse("response_format")),
     }
-}
-
-fn chat_message(message: &Message) -> Result<ChatMessage, Failure> {
-    if let Some(Content::Parts(parts)) = &message.content
-        && let Some(part) = parts.iter().find(|part| part.get("type").and_then(Value::as_str) != Some("text"))
-    {
-        let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
-        return Err(Failure::on(Code::UNSUPPORTED, "messages", format!("this local model reads text only, not a part of type \"{kind}\"")));
-    }
-    let role = match message.role.as_str() {
-        "developer" => "system",
-        role @ ("system" | "user" | "assistant") => role,
-        other => return Err(Failure::on(Code::UNSUPPORTED, "messages", format!("local models do not support the role \"{other}\" yet"))),
-    };
-    Ok(ChatMessage::new(role, message.plain_text()))
 }
 
 fn sampling(request: &ChatRequest) -> Sampling {
@@ -315,8 +318,8 @@ mod tests {
     #[test]
     fn images_and_tool_messages_are_refused() {
         let image: Message = serde_json::from_value(json!({"role": "user", "content": [{"type": "image_url"}]})).expect("a message");
-        assert!(chat_message(&image).is_err_and(|failure| failure.to_string().contains("image_url")));
-        assert!(chat_message(&Message::text("tool", "x")).is_err());
-        assert_eq!(chat_message(&Message::text("developer", "x")).expect("a system message").role, "system");
+        assert!(ChatMessage::of(&image).is_err_and(|failure| failure.to_string().contains("image_url")));
+        assert!(ChatMessage::of(&Message::text("tool", "x")).is_err());
+        assert_eq!(ChatMessage::of(&Message::text("developer", "x")).expect("a system message").role, "system");
     }
 }

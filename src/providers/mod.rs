@@ -24,6 +24,8 @@ use std::sync::Arc;
 pub struct Call {
     /// The provider's own model name (without `provider/`).
     pub model: String,
+    /// Local providers: digest of the model file that a release pins; without it the file that has the name now.
+    pub model_digest: Option<Digest>,
     /// Local providers: digest of the adapter to apply.
     pub adapter: Option<Digest>,
     /// The request; its `model` field still holds what the caller wrote, providers send `model` above.

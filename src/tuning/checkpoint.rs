@@ -56,7 +56,8 @@ impl Checkpoint {
         best: Option<&[u8]>,
     ) -> Result<(), TuningError> {
         let place = directory.join(format!("checkpoint-{:06}", position.step));
-        let beside = directory.join("writing");
+        // Of this process alone: a worker that lost its lease may still be writing its last one.
+        let beside = directory.join(format!("writing-{}", std::process::id()));
         let failed = |error: std::io::Error| TuningError::Checkpoint { path: place.clone(), problem: error.to_string() };
         let _ = fs::remove_dir_all(&beside);
         fs::create_dir_all(&beside).map_err(failed)?;

@@ -38,15 +38,16 @@ pub fn fit(
 ) -> Result<Trained, TuningError> {
     recipe.check()?;
     let model = Model::load(model_file)?;
+    let max_length = recipe.max_length.min(model.decoder.config().context);
     let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
-        conversations.iter().map(|conversation| example(&model, conversation, recipe.max_length)).collect()
+        conversations.iter().map(|conversation| example(&model, conversation, max_length)).collect()
     };
     let (train, validation) = (examples(data.train)?, examples(data.validation)?);
     Trainer { model: &model, recipe, train: &train, validation: &validation, directory }.run(observer)
 }
 
 fn example(model: &Model, conversation: &Conversation, max_length: usize) -> Result<Example, TuningError> {
-    let message = |message: &Message| ChatMessage::new(message.role.as_str(), message.plain_text());
-    let prompt: Vec<ChatMessage> = conversation.prompt.iter().map(message).collect();
+    let prompt = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
+    let prompt = prompt.map_err(|error| TuningError::Example { sample: conversation.sample.clone(), problem: error.to_string() })?;
     Example::new(model, &conversation.sample, (&prompt, &conversation.completion), max_length)
 }

@@ -56,6 +56,8 @@ pub struct Trained {
     pub parameters: usize,
     /// Seconds of this process; a resumed training's earlier seconds are not in it.
     pub seconds: f64,
+    /// Tokens per second in that time.
+    pub tokens_per_second: f64,
 }
 
 /// A training: model, recipe and data.
@@ -120,6 +122,7 @@ impl Trainer<'_> {
             config: state.trainable.adapter.to_config_json(),
             weights,
             parameters: state.trainable.parameters(),
+            tokens_per_second: (state.position.trained_tokens - tokens_before) as f64 / began.elapsed().as_secs_f64(),
             position: state.position,
             seconds: began.elapsed().as_secs_f64(),
         })

@@ -5,6 +5,7 @@ use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
 use refit::engine::Model;
 use refit::engine::arch::Mode;
 use refit::engine::chat_template::ChatMessage;
+use refit::engine::nn::add::add;
 use refit::engine::nn::attention::{Heads, TrainAttention};
 use refit::engine::nn::cross_entropy::{cross_entropy, evaluate};
 use refit::engine::nn::linear::{Linear, Lora};
@@ -84,6 +85,9 @@ fn every_backward_pass_matches_finite_differences() {
     let (gate, up) = (variable(&[2, 5], 3), variable(&[2, 5], 4));
     check_gradients("swiglu", &[gate.clone(), up.clone()], || op2(&gate, &up, SwiGlu));
 
+    let (a, b) = (variable(&[2, 3], 14), variable(&[2, 3], 15));
+    check_gradients("residual-add", &[a.clone(), b.clone()], || add(a.as_tensor(), b.as_tensor()).expect("runs"));
+
     let linear = Linear::new(Tensor::from_vec(noise(20, 5), (4, 5), &Device::Cpu).expect("weight")).expect("a layer");
     let (x, a, b) = (variable(&[3, 5], 6), variable(&[2, 5], 7), variable(&[4, 2], 8));
     let lora = Lora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.7 };
@@ -139,7 +143,7 @@ fn examples(model: &Model) -> Vec<Example> {
 }
 
 fn recipe(changes: &str) -> Recipe {
-    let base = "name: t\nmodel: local/smollm2-135m-instruct\ndataset: d\nbatch_size: 4\nmax_steps: 4\ncheckpoint_every: 1\nseed: 3\n";
+    let base = "name: t\nmodel: local/smollm2-135m-instruct\ndataset: d\nbatch_size: 4\nmax_steps: 4\ncheckpoint_every: 100\nseed: 3\n";
     Recipe::parse(&format!("{base}{changes}")).expect("a recipe")
 }
 
@@ -147,12 +151,16 @@ fn recipe(changes: &str) -> Recipe {
 struct Watch {
     stop_after: usize,
     seen: Cell<usize>,
+    first: Cell<usize>,
 }
 
 impl Observer for Watch {
     fn step(&self, report: &StepReport) {
         assert!(report.loss.is_finite() && report.tokens_per_second > 0.0);
         self.seen.set(report.step);
+        if self.first.get() == 0 {
+            self.first.set(report.step);
+        }
     }
     fn cancelled(&self) -> bool {
         self.seen.get() >= self.stop_after
@@ -160,9 +168,26 @@ impl Observer for Watch {
 }
 
 fn train(model: &Model, recipe: &Recipe, directory: &Path, stop_after: usize) -> Result<Trained, TuningError> {
+    train_from(model, recipe, directory, (stop_after, 0))
+}
+
+/// Trains, and checks that the first step of this process is `expected_first` (0: whatever it is).
+fn train_from(
+    model: &Model,
+    recipe: &Recipe,
+    directory: &Path,
+    (stop_after, expected_first): (usize, usize),
+) -> Result<Trained, TuningError> {
     let all = examples(model);
     let trainer = Trainer { model, recipe, train: &all[..5], validation: &all[5..], directory: directory.to_path_buf() };
-    trainer.run(&Watch { stop_after, seen: Cell::new(0) })
+    let watch = Watch { stop_after, seen: Cell::new(0), first: Cell::new(0) };
+    trainer.run(&watch).inspect(|trained| {
+        // A resumed training must begin where the checkpoint stands, not do everything again.
+        assert_eq!(watch.seen.get(), trained.position.losses.len());
+        if expected_first > 0 {
+            assert_eq!(watch.first.get(), expected_first);
+        }
+    })
 }
 
 #[test]
@@ -172,10 +197,10 @@ fn a_resumed_training_is_the_same_training_and_the_curve_is_pinned() {
     let straight = train(&model, &recipe(""), whole.path(), usize::MAX).expect("trains");
     let stopped = train(&model, &recipe(""), parts.path(), 2);
     assert!(matches!(stopped, Err(TuningError::Cancelled(2))), "it must stop after step 2");
-    let resumed = train(&model, &recipe(""), parts.path(), usize::MAX).expect("resumes");
+    let resumed = train_from(&model, &recipe(""), parts.path(), (usize::MAX, 3)).expect("resumes");
     assert_eq!(resumed.position, straight.position);
     assert!(resumed.weights == straight.weights, "the weights differ");
-    // Made by this program on AVX-512 (November 2026); PEFT's curve is compared in tests/interop.
+    // Made by this program on AVX-512 (November 2026).
     let pinned = PINNED;
     assert_eq!(straight.position.losses.len(), pinned.len());
     for (loss, pinned) in straight.position.losses.iter().zip(pinned) {

@@ -1,13 +1,15 @@
-//! The example inside the binary: dataset, prompts, suite and recipe, written to the data directory so that the demo works from any
-//! folder and its files can be looked at and changed.
+//! The example inside the binary: dataset, prompts, suite and recipe, written to the data directory (anew at each run) so that the demo
+//! works from any folder and its files can be looked at.
 
 use crate::types::{Code, Failure};
 use std::path::{Path, PathBuf};
 
 const DATASET: &str = include_str!("../../../evals/data/support-intake.jsonl");
 const SUITE: &str = include_str!("../../../evals/support-intake.yaml");
+const TEST_SUITE: &str = include_str!("../../../evals/support-intake-test.yaml");
 const RECIPE: &str = include_str!("../../../recipes/support-intake.yaml");
-const PROMPTS: [(&str, &str); 2] = [
+const PROMPTS: [(&str, &str); 3] = [
+    ("support-intake-adapter", include_str!("../../../prompts/support-intake-adapter.prompt")),
     ("support-intake-naive", include_str!("../../../prompts/support-intake-naive.prompt")),
     ("support-intake", include_str!("../../../prompts/support-intake.prompt")),
 ];
@@ -24,6 +26,8 @@ pub struct Example {
     pub name: String,
     /// Suite with both prompts as targets.
     pub suite: PathBuf,
+    /// Suite with the adapter as well, on the test split.
+    test_suite: PathBuf,
     /// Dataset file.
     pub dataset: PathBuf,
     /// Recipe text.
@@ -48,39 +52,40 @@ impl Example {
                 .map_err(|error| Failure::new(Code::STORAGE, format!("cannot write {}: {error}", path.display())))?;
             Ok(path)
         };
-        let (dataset, suite, recipe) = if quick { quick_texts(name) } else { (DATASET.to_string(), SUITE.to_string(), RECIPE.to_string()) };
+        let change = |text: &str| if quick { quick_suite(text, name) } else { text.to_string() };
+        let (dataset, recipe) = if quick { quick_data_and_recipe(name) } else { (DATASET.to_string(), RECIPE.to_string()) };
         let prompts = PROMPTS.into_iter().map(|(prompt, text)| Ok((prompt, write(format!("prompts/{prompt}.prompt"), text)?)));
         let prompts = prompts.collect::<Result<_, Failure>>()?;
         write(format!("recipes/{name}.yaml"), &recipe)?;
         let dataset = write(format!("evals/data/{name}.jsonl"), &dataset)?;
-        let suite = write(format!("evals/{name}.yaml"), &suite)?;
-        Ok(Example { name: name.to_string(), suite, dataset, recipe, prompts })
+        let suite = write(format!("evals/{name}.yaml"), &change(SUITE))?;
+        let test_suite = write(format!("evals/{name}-test.yaml"), &change(TEST_SUITE))?;
+        Ok(Example { name: name.to_string(), suite, test_suite, dataset, recipe, prompts })
     }
 
-    /// The suite's text with one more target: the adapter, asked with the plain prompt it was trained on.
+    /// Text of the test suite for exactly this adapter, `name@version`.
     ///
     /// # Errors
     /// When the suite file cannot be read.
-    pub fn suite_with_adapter(&self, adapter: &str) -> Result<String, Failure> {
-        let source = std::fs::read_to_string(&self.suite)
-            .map_err(|error| Failure::new(Code::STORAGE, format!("cannot read {}: {error}", self.suite.display())))?;
-        let target = format!(
-            "  - name: adapter\n    model: local/smollm2-135m-instruct\n    adapter: {adapter}\n    \
-             prompt: ../prompts/support-intake-naive.prompt\n    parameters: {{temperature: 0, max_tokens: 64}}\nscorers:\n"
-        );
-        Ok(source.replacen("scorers:\n", &target, 1))
+    pub fn test_suite(&self, adapter: &str) -> Result<String, Failure> {
+        let source = std::fs::read_to_string(&self.test_suite)
+            .map_err(|error| Failure::new(Code::STORAGE, format!("cannot read {}: {error}", self.test_suite.display())))?;
+        Ok(source.replacen("adapter: support-intake\n", &format!("adapter: {adapter}\n"), 1))
     }
 }
 
-fn quick_texts(name: &str) -> (String, String, String) {
+fn quick_data_and_recipe(name: &str) -> (String, String) {
     let dataset: Vec<&str> = DATASET.lines().take(QUICK_SAMPLES).collect();
-    let lines = SUITE.lines().map(|line| if line.starts_with("splits:") { QUICK_SPLITS } else { line }).collect::<Vec<_>>().join("\n");
-    let before_gate = lines.split("gate:\n").next().unwrap_or_default();
-    let renamed = format!("{before_gate}{QUICK_GATE}").replace("name: support-intake\n", &format!("name: {name}\n"));
-    let suite = renamed.replace("data/support-intake.jsonl", &format!("data/{name}.jsonl"));
     let recipe = RECIPE.replace("name: support-intake\n", &format!("name: {name}\n"));
     let recipe = recipe.replace("dataset: support-intake\n", &format!("dataset: {name}\n"));
-    (dataset.join("\n") + "\n", suite, recipe + QUICK_STEPS)
+    (dataset.join("\n") + "\n", recipe + QUICK_STEPS)
+}
+
+fn quick_suite(text: &str, name: &str) -> String {
+    let lines = text.lines().map(|line| if line.starts_with("splits:") { QUICK_SPLITS } else { line }).collect::<Vec<_>>().join("\n");
+    let before_gate = lines.split("gate:\n").next().unwrap_or_default();
+    let renamed = format!("{before_gate}{QUICK_GATE}").replace("name: support-intake\n", &format!("name: {name}\n"));
+    renamed.replace("data/support-intake.jsonl", &format!("data/{name}.jsonl"))
 }
 
 #[cfg(test)]
@@ -94,9 +99,10 @@ mod tests {
         for quick in [false, true] {
             let folder = tempfile::tempdir().expect("a folder");
             let example = Example::write(folder.path(), quick).expect("written");
-            let text = example.suite_with_adapter("a@1").expect("read");
+            let text = example.test_suite("a@1").expect("read");
             let suite = Suite::parse(&text, "suite", example.suite.parent().expect("a folder")).expect("a good suite");
             let names: Vec<_> = suite.targets.iter().map(|target| target.name.as_str()).collect();
+            assert_eq!((suite.targets[2].adapter.as_deref(), suite.split.as_deref()), (Some("a@1"), Some("test")));
             assert_eq!((suite.name.as_str(), names), (example.name.as_str(), vec!["base-naive", "base-prompt", "adapter"]));
             let recipe = Recipe::parse(&example.recipe).expect("a good recipe");
             assert_eq!((&recipe.name, &recipe.dataset), (&example.name, &example.name));

@@ -79,13 +79,18 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let trained = outcome.timed("train", || demo.train())?;
     let test = outcome.timed("test", || demo.test(&trained))?;
     let package = outcome.timed("package", || demo.package(&test))?;
-    let Some(package) = package else {
+    let parts = outcome::Parts { model, split, trained, test, package, call: None };
+    if parts.package.release.is_none() {
         story.say("The adapter missed the gate, so nothing is served. That is the gate's work; try another recipe.")?;
+        outcome.finish(parts, began.elapsed());
+        if args.json {
+            output::json(&outcome)?;
+        }
         return Ok(ExitCode::from(GATE_MISSED));
-    };
+    }
     let runtime = context.runtime()?;
     let serving = outcome.timed("serve", || runtime.block_on(serving::start(&demo, args.port)))?;
-    outcome.finish(outcome::Parts { model, split, trained, test, package, call: serving.call.clone() }, began.elapsed());
+    outcome.finish(outcome::Parts { call: Some(serving.call.clone()), ..parts }, began.elapsed());
     if args.json {
         output::json(&outcome)?;
     }

@@ -29,8 +29,8 @@ pub struct Parts {
     pub test: Tested,
     /// The releases.
     pub package: Package,
-    /// The first call.
-    pub call: Call,
+    /// The first call; none when nothing is live.
+    pub call: Option<Call>,
 }
 
 impl Outcome {
@@ -75,8 +75,8 @@ impl Outcome {
             "train_seconds": rounded(trained.seconds),
             "release": package.release,
             "refused_release": package.refused,
-            "request_id": call.request_id,
-            "answer": call.answer,
+            "request_id": call.as_ref().map(|call| &call.request_id),
+            "answer": call.as_ref().map(|call| &call.answer),
             "wall_seconds": rounded(wall.as_secs_f64()),
         });
         if let Value::Object(fields) = value {

@@ -56,8 +56,8 @@ pub struct Tested {
 
 /// The two releases.
 pub struct Package {
-    /// Live on the route.
-    pub release: Digest,
+    /// Live on the route; none when the gate refused it.
+    pub release: Option<Digest>,
     /// Refused by the gate.
     pub refused: Digest,
 }
@@ -152,10 +152,7 @@ impl<'a> Demo<'a> {
         let validation = result.validation_loss.map(|loss| format!(" · validation loss {loss:.3}")).unwrap_or_default();
         self.story.say(format!(
             "    {} steps · {} tokens in {:.0} s ({:.0} tok/s) · loss {first:.3} to {last:.3}{validation}",
-            result.steps,
-            result.trained_tokens,
-            result.seconds,
-            result.trained_tokens as f64 / result.seconds
+            result.steps, result.trained_tokens, result.seconds, result.tokens_per_second
         ))?;
         self.story.say(format!("    {} · {} · {} trained values", result.adapter, result.digest.short(), result.parameters))?;
         Ok(result)
@@ -163,19 +160,21 @@ impl<'a> Demo<'a> {
 
     /// Step 6.
     pub fn test(&self, trained: &TuneResult) -> Result<Tested, Failure> {
-        self.story.step(6, "test: all three on the test split")?;
+        self.story.step(6, "test: plain prompt, engineered prompt, and adapter with its short prompt, on the test split")?;
         let adapter = trained.adapter.rsplit(':').next().unwrap_or_default();
-        let source = self.example.suite_with_adapter(adapter)?;
+        let source = self.example.test_suite(adapter)?;
         let folder = self.example.suite.parent().unwrap_or(std::path::Path::new("."));
-        let suite = Suite::parse(&source, &self.example.suite.display().to_string(), folder)?;
-        let report = self.measure(suite, &[], Some("test"))?;
+        let mut suite = Suite::parse(&source, &self.example.suite.display().to_string(), folder)?;
+        // The route's gate is asked in the next step, release by release.
+        suite.gate.clear();
+        let report = self.measure(suite, &[], None)?;
         self.story.say(report.table())?;
         let adapter_minus_prompt = self.between("exact_match", (&report, "base-prompt"), (&report, "adapter"))?;
         Ok(Tested { report, adapter_minus_prompt })
     }
 
-    /// Step 7; nothing when the gate refused the adapter.
-    pub fn package(&self, test: &Tested) -> Result<Option<Package>, Failure> {
+    /// Step 7.
+    pub fn package(&self, test: &Tested) -> Result<Package, Failure> {
         let route = &self.example.name;
         self.story.step(7, &format!("package: releases, and the gate of the route {route}"))?;
         self.make_route(route)?;
@@ -196,7 +195,7 @@ impl<'a> Demo<'a> {
         }
         self.story.say(format!("    {} the bare model: refused ({reasons})", refused.short()))?;
         self.story.say(format!("    proof: {} · who changed what: refit audit list · refit route show {route}", test.report.run))?;
-        Ok(promoted.then_some(Package { release, refused }))
+        Ok(Package { release: promoted.then_some(release), refused })
     }
 
     fn publish_prompts(&self) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ use super::{Adapter, Batch, Decoder, DecoderConfig, LoraTarget, Mode};
 use crate::engine::EngineError;
 use crate::engine::gguf::Gguf;
 use crate::engine::kv_cache::KvCache;
+use crate::engine::nn::add::add;
 use crate::engine::nn::attention::{Cached, Heads, TrainAttention, attend_cached};
 use crate::engine::nn::linear::{Linear, Lora};
 use crate::engine::nn::norm::RmsNorm;
@@ -148,9 +149,9 @@ impl Decoder for Llama {
         let mut x = self.embed_tokens.index_select(&ids, 0)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let attended = self.attention(i, &layer.input_layernorm.op.forward(&x)?, batch, &mut mode)?;
-            x = (x + attended)?;
+            x = add(&x, &attended)?;
             let fed = self.feed_forward(i, &layer.post_attention_layernorm.op.forward(&x)?, &mode)?;
-            x = (x + fed)?;
+            x = add(&x, &fed)?;
         }
         Ok(self.norm.op.forward(&x)?)
     }

@@ -117,6 +117,11 @@ fn dot_body<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
 const TILE: usize = 4;
 
 #[inline(always)]
+fn plus_products<L: Lanes>(sums: [L; TILE], x: [L; TILE], w: L) -> [L; TILE] {
+    [sums[0].plus_product(x[0], w), sums[1].plus_product(x[1], w), sums[2].plus_product(x[2], w), sums[3].plus_product(x[3], w)]
+}
+
+#[inline(always)]
 fn products_body<L: Lanes>(out: &mut [f32], x: &[f32], w: &[f32], k: usize) {
     let m = x.len() / k;
     for (w, out) in w.chunks(TILE * k).zip(out.chunks_mut(TILE * m)) {
@@ -147,13 +152,21 @@ fn tile<L: Lanes>(x: &[f32], w: &[f32], k: usize) -> [[f32; TILE]; TILE] {
     let mut sums = [[L::splat(0.0); TILE]; TILE];
     for c in 0..chunks {
         let (x0, x1, x2, x3) = (L::load(&x0[c]), L::load(&x1[c]), L::load(&x2[c]), L::load(&x3[c]));
-        let add = |[a, b, c, d]: [L; TILE], w: &[f32; LANES]| {
-            let w = L::load(w);
-            [a.plus_product(x0, w), b.plus_product(x1, w), c.plus_product(x2, w), d.plus_product(x3, w)]
-        };
-        sums = [add(sums[0], &w0[c]), add(sums[1], &w1[c]), add(sums[2], &w2[c]), add(sums[3], &w3[c])];
+        let x = [x0, x1, x2, x3];
+        sums = [
+            plus_products(sums[0], x, L::load(&w0[c])),
+            plus_products(sums[1], x, L::load(&w1[c])),
+            plus_products(sums[2], x, L::load(&w2[c])),
+            plus_products(sums[3], x, L::load(&w3[c])),
+        ];
     }
-    let mut out = sums.map(|row| row.map(L::sum));
+    // Loops, not `map`: a closure passed to a library function is compiled without this function's features.
+    let mut out = [[0f32; TILE]; TILE];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = sum.sum();
+        }
+    }
     for (o, out) in out.iter_mut().enumerate() {
         for (j, out) in out.iter_mut().enumerate() {
             *out += (chunks * LANES..k).map(|i| x[j * k + i] * w[o * k + i]).sum::<f32>();
@@ -162,22 +175,31 @@ fn tile<L: Lanes>(x: &[f32], w: &[f32], k: usize) -> [[f32; TILE]; TILE] {
     out
 }
 
+/// Sixteen floats of `data` from `at` on.
+#[inline(always)]
+fn load_at<L: Lanes>(data: &[f32], at: usize) -> L {
+    L::load(data[at..at + LANES].as_array::<LANES>().expect("the range is LANES long"))
+}
+
 #[inline(always)]
 fn add_low_rank_body<L: Lanes>(out: &mut [f32], h: &[f32], b: &[f32], rank: usize) {
     let width = b.len() / rank;
-    for (row, h) in out.chunks_exact_mut(width).zip(h.chunks_exact(rank)) {
-        let (chunks, rest) = row.as_chunks_mut::<LANES>();
-        let done = chunks.len() * LANES;
-        for (i, chunk) in chunks.iter_mut().enumerate() {
-            let mut sum = L::load(chunk);
-            for (h, b) in h.iter().zip(b.chunks_exact(width)) {
-                let b = b[i * LANES..].first_chunk::<LANES>().expect("b is as wide as out");
-                sum = sum.plus_product(L::splat(*h), L::load(b));
+    let chunks = width / LANES;
+    for row in 0..out.len() / width {
+        let (out, h) = (&mut out[row * width..(row + 1) * width], &h[row * rank..(row + 1) * rank]);
+        for i in 0..chunks {
+            let mut sum: L = load_at(out, i * LANES);
+            let mut r = 0;
+            while r < rank {
+                sum = sum.plus_product(L::splat(h[r]), load_at(b, r * width + i * LANES));
+                r += 1;
             }
-            sum.store(chunk);
+            sum.store(out[i * LANES..(i + 1) * LANES].as_mut_array::<LANES>().expect("the range is LANES long"));
         }
-        for (i, x) in rest.iter_mut().enumerate() {
-            *x += h.iter().zip(b.chunks_exact(width)).map(|(h, b)| h * b[done + i]).sum::<f32>();
+        for column in chunks * LANES..width {
+            for r in 0..rank {
+                out[column] += h[r] * b[r * width + column];
+            }
         }
     }
 }
@@ -187,25 +209,42 @@ fn add_outer_body<L: Lanes>(out: &mut [f32], h: &[f32], x: &[f32], rank: usize) 
     /// Rows of `out` that are summed in registers together.
     const GROUP: usize = 8;
     let width = out.len() / rank;
-    for first in (0..rank).step_by(GROUP) {
-        let group = GROUP.min(rank - first);
-        for i in 0..width / LANES {
+    let (rows, chunks) = (x.len() / width, width / LANES);
+    let mut first = 0;
+    while first + GROUP <= rank {
+        for i in 0..chunks {
             let mut sums = [L::splat(0.0); GROUP];
-            for (x, h) in x.chunks_exact(width).zip(h.chunks_exact(rank)) {
-                let x = L::load(x[i * LANES..].first_chunk::<LANES>().expect("x is as wide as out"));
-                for (sum, h) in sums.iter_mut().zip(&h[first..first + group]) {
-                    *sum = sum.plus_product(L::splat(*h), x);
-                }
+            let mut row = 0;
+            while row < rows {
+                let x: L = load_at(x, row * width + i * LANES);
+                let h = h[row * rank + first..row * rank + first + GROUP].as_array::<GROUP>().expect("the range is GROUP long");
+                sums = [
+                    sums[0].plus_product(L::splat(h[0]), x),
+                    sums[1].plus_product(L::splat(h[1]), x),
+                    sums[2].plus_product(L::splat(h[2]), x),
+                    sums[3].plus_product(L::splat(h[3]), x),
+                    sums[4].plus_product(L::splat(h[4]), x),
+                    sums[5].plus_product(L::splat(h[5]), x),
+                    sums[6].plus_product(L::splat(h[6]), x),
+                    sums[7].plus_product(L::splat(h[7]), x),
+                ];
+                row += 1;
             }
-            for (r, sum) in sums.iter().take(group).enumerate() {
-                let out = out[(first + r) * width + i * LANES..].first_chunk_mut::<LANES>().expect("a whole chunk");
-                L::load(out).plus_product(*sum, L::splat(1.0)).store(out);
+            for (r, sum) in sums.into_iter().enumerate() {
+                let at = (first + r) * width + i * LANES;
+                let total = load_at::<L>(out, at).plus_product(sum, L::splat(1.0));
+                total.store(out[at..at + LANES].as_mut_array::<LANES>().expect("the range is LANES long"));
             }
         }
-        for column in width / LANES * LANES..width {
-            for r in first..first + group {
-                let rows = x.chunks_exact(width).zip(h.chunks_exact(rank));
-                out[r * width + column] += rows.map(|(x, h)| x[column] * h[r]).sum::<f32>();
+        first += GROUP;
+    }
+    // Ranks that are no multiple of the group, and columns that are no multiple of the lanes.
+    for row in 0..rows {
+        let (x, h) = (&x[row * width..(row + 1) * width], &h[row * rank..(row + 1) * rank]);
+        for r in 0..rank {
+            let start = if r < first { chunks * LANES } else { 0 };
+            for column in start..width {
+                out[r * width + column] += h[r] * x[column];
             }
         }
     }
