@@ -2,6 +2,7 @@
 
 use super::release::commit;
 use super::{Context, output};
+use crate::datasets::Datasets;
 use crate::releases::{Condition, Gate, route};
 use crate::store::Store;
 use crate::store::routes::{all_stages, decisions, get, list as all_routes, stages};
@@ -41,6 +42,9 @@ enum Verb {
         /// Only runs on this split of the dataset count [default: any]
         #[arg(long)]
         split: Option<String>,
+        /// Only runs on this version of the dataset count: name, name@version or digest [default: any]
+        #[arg(long)]
+        dataset: Option<String>,
         /// Print the route as JSON
         #[arg(long)]
         json: bool,
@@ -70,8 +74,9 @@ enum Verb {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let store = context.open_store()?;
     match args.verb {
-        Verb::Create { name, suite, require, split, json } => {
-            let gate = Gate { conditions: require, split };
+        Verb::Create { name, suite, require, split, dataset, json } => {
+            let dataset_digest = dataset.map(|reference| Datasets::new(&store).get(&reference)).transpose()?.map(|row| row.digest);
+            let gate = Gate { conditions: require, split, dataset_digest };
             let made = route::create(&store, &name, &suite, gate, (&context.actor(), &commit(&store)))?;
             if json { output::json(&made) } else { output::line(&made.name) }
         }

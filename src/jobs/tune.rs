@@ -180,6 +180,7 @@ impl Job for Tune {
             return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());
         }
         let (train, validation) = (conversations(store, &spec, &dataset, "train")?, conversations(store, &spec, &dataset, "validation")?);
+        store.blobs.check(&spec.model_digest)?;
         let model_file = store.blobs.path(&spec.model_digest);
         let directory = checkpoint_directory(store, &handle.id);
         let data = Data { train: &train, validation: &validation };

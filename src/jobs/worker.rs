@@ -16,8 +16,6 @@ use std::time::Duration;
 const LEASE_MS: i64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
-/// A job that killed its worker this often is not tried again by itself.
-const MAX_ATTEMPTS: i64 = 5;
 
 /// The hidden verb that runs a worker.
 pub const WORKER_VERB: &str = "job-worker";
@@ -217,6 +215,7 @@ fn settle(store: &Store, id: &str, (pid, status): (u32, ExitStatus)) -> Result<J
 /// # Errors
 /// What the database says.
 pub fn reap(store: &Store) -> Result<(), Failure> {
-    jobs::reap(store.db.as_ref(), &[], MAX_ATTEMPTS)?;
+    // No kind is queued again by itself: somebody resumes it, knowing why it ended.
+    jobs::reap(store.db.as_ref(), &[], 0)?;
     Ok(())
 }

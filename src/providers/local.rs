@@ -33,13 +33,19 @@ struct Shared {
     store: Store,
     config: LocalConfig,
     engines: Loaded<Pinned>,
-    adapters: Loaded<Adapter>,
+    adapters: Loaded<Bound>,
 }
 
 /// An engine and the digest of the file it runs.
 struct Pinned {
     engine: Engine,
     digest: Digest,
+}
+
+/// An adapter and the digest of the model file it was trained on.
+struct Bound {
+    adapter: Arc<Adapter>,
+    model_digest: Digest,
 }
 
 /// Things loaded once each, by digest; callers that come meanwhile wait for the one load.
@@ -79,6 +85,7 @@ impl Local {
         };
         let shared = self.shared.clone();
         let load = move || {
+            shared.store.blobs.check(&digest)?;
             let path = shared.store.blobs.path(&digest);
             let LocalConfig { threads, max_batch, max_context, max_queue, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context };
@@ -95,19 +102,20 @@ impl Local {
     }
 
     async fn adapter(&self, engine: &Arc<Pinned>, digest: Digest) -> Result<Arc<Adapter>, Failure> {
-        let (shared, engine) = (self.shared.clone(), engine.clone());
+        let (shared, loader) = (self.shared.clone(), engine.clone());
         let load = move || {
             let record = adapters::by_digest(shared.store.db.as_ref(), &digest)?;
             let record = record.ok_or_else(|| Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the adapter {digest} is not here")))?;
-            if record.model_digest != engine.digest {
-                let message =
-                    format!("the adapter {} was trained on another file of this model ({})", record.name, record.model_digest.short());
-                return Err(Failure::on(Code::INVALID_VALUE, "model", message));
-            }
             let weights = shared.store.blobs.get(&record.weights)?;
-            Ok(engine.engine.model().adapter(record.config.to_string().as_bytes(), &weights)?)
+            let adapter = loader.engine.model().adapter(record.config.to_string().as_bytes(), &weights)?;
+            Ok(Bound { adapter: Arc::new(adapter), model_digest: record.model_digest })
         };
-        self.shared.adapters.get(digest, load).await
+        let bound = self.shared.adapters.get(digest, load).await?;
+        if bound.model_digest != engine.digest {
+            let message = format!("the adapter was trained on another file of this model ({})", bound.model_digest.short());
+            return Err(Failure::on(Code::INVALID_VALUE, "model", message));
+        }
+        Ok(bound.adapter.clone())
     }
 
     /// Queues a call; its events follow.

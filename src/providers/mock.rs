@@ -13,6 +13,9 @@ use futures_util::stream;
 use serde_json::Value;
 use std::time::Duration;
 
+/// Words of a reply, all choices together: every key may call this provider, and its replies are made at once.
+const MAX_WORDS: usize = 100_000;
+
 /// The mock provider.
 pub struct Mock;
 
@@ -93,6 +96,9 @@ async fn play(call: &Call) -> Result<Script, ProviderError> {
     let prompt_words = request.messages.iter().map(|message| message.plain_text().split_whitespace().count() as u64).sum();
     let reply_words = words.concat().split_whitespace().count() as u64;
     let choices = request.n.unwrap_or(1);
+    if words.len().saturating_mul(choices as usize) > MAX_WORDS {
+        return Err(ProviderError::new(Code::INVALID_VALUE, format!("mock replies have at most {MAX_WORDS} words over all choices")));
+    }
     Ok(Script {
         id: new_id("chatcmpl").replace('_', "-"),
         model: format!("mock/{}", call.model),

@@ -47,11 +47,12 @@ impl Source {
 
     /// A text from upstream without our key, of bounded length.
     fn clean(&self, text: &str) -> String {
-        let text: String = text.chars().take(MAX_MESSAGE_CHARS).collect();
-        match &self.key {
+        // The key goes first: cut in half it would no longer be found.
+        let text = match &self.key {
             Some(key) if !key.expose().is_empty() => text.replace(key.expose(), "***"),
-            _ => text,
-        }
+            _ => text.to_string(),
+        };
+        text.chars().take(MAX_MESSAGE_CHARS).collect()
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Gate {
     /// Only runs on this split count; `null` takes any.
     #[serde(default)]
     pub split: Option<String>,
+    /// Only runs on the dataset version with this digest count; `null` takes any. Pinned, a run on easier data proves nothing.
+    #[serde(default)]
+    pub dataset_digest: Option<Digest>,
 }
 
 /// What the gate said of one release, with the numbers used.
@@ -70,7 +73,9 @@ impl Gate {
 /// When the store fails or the route's gate cannot be read; a missed gate is a [`Report`], not an error.
 pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Report, ReleaseError> {
     let gate = Gate::of(route)?;
-    let counts = |proof: &Proof| gate.split.as_ref().is_none_or(|split| *split == proof.split);
+    let on_split = |proof: &Proof| gate.split.as_ref().is_none_or(|split| *split == proof.split);
+    let on_dataset = |proof: &Proof| gate.dataset_digest.is_none_or(|digest| digest.to_string() == proof.dataset_digest);
+    let counts = |proof: &Proof| on_split(proof) && on_dataset(proof);
     let newest = proofs(db, Some(&route.suite), release)?.into_iter().find(counts);
     Ok(report(&gate, route, newest))
 }
@@ -79,7 +84,8 @@ fn report(gate: &Gate, route: &RouteRecord, proof: Option<Proof>) -> Report {
     let suite = route.suite.clone();
     let Some(proof) = proof else {
         let on_split = gate.split.as_ref().map(|split| format!(" on split \"{split}\"")).unwrap_or_default();
-        let reasons = vec![format!("no finished run of suite \"{suite}\"{on_split} measured this digest")];
+        let on_dataset = gate.dataset_digest.map(|digest| format!(" on dataset {}", digest.short())).unwrap_or_default();
+        let reasons = vec![format!("no finished run of suite \"{suite}\"{on_split}{on_dataset} measured this digest")];
         return Report { passed: false, suite, run: None, target: None, split: None, dataset_digest: None, verdicts: Vec::new(), reasons };
     };
     let verdicts = conditions::check(&gate.conditions, &proof.metrics);

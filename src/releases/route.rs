@@ -104,6 +104,11 @@ pub fn promote(store: &Store, promotion: &Promotion, commit: Commit<'_>) -> Resu
     let current = current(store, &route.name, promotion.stage)?;
     let previous = current.as_ref().map(|stage| stage.release);
     check_expected(promotion, previous)?;
+    let is_live = || Ok::<_, StoreError>(self::current(store, &route.name, Stage::Live)?.is_some_and(|live| live.release == release));
+    if promotion.stage != Stage::Live && is_live()? {
+        let message = format!("{release} is live on route \"{}\"; promote another release to live before moving it elsewhere", route.name);
+        return Err(ReleaseError::Invalid { field: "stage", message });
+    }
     let report = gate::evaluate(db, &route, &release)?;
     let run = report.run.clone();
     let word = if report.passed { "promoted" } else { "refused" };

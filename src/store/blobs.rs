@@ -87,6 +87,18 @@ impl Blobs {
         Ok(digest)
     }
 
+    /// Refuses a blob whose bytes changed, or that is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] naming it.
+    pub fn check(&self, digest: &Digest) -> Result<(), StoreError> {
+        if self.verify(digest)? {
+            Ok(())
+        } else {
+            Err(StoreError::Corrupt(format!("blob {digest} is missing or does not match its digest")))
+        }
+    }
+
     /// Whether the blob is there and its bytes still have its digest.
     ///
     /// # Errors

@@ -140,6 +140,31 @@ fn canary_takes_a_weight_and_leaves_its_stage_when_it_goes_live() {
 }
 
 #[test]
+fn a_live_release_is_not_moved_off_the_route() {
+    let refit = with_route();
+    let proven = release(&refit, 1);
+    measured(&refit, "run_1", &proven, ("intake", "test"), (0.9, 0.8));
+    promote(&refit, &proven, &[]).expect(0);
+    let moved = promote(&refit, &proven, &["--stage", "canary"]).expect(2);
+    assert!(moved.stderr.contains("is live on route"), "{}", moved.stderr);
+    assert_eq!(live(&refit), json!(proven));
+}
+
+#[test]
+fn a_gate_with_a_dataset_counts_no_run_on_other_data() {
+    let refit = Refit::new();
+    refit.write("d.jsonl", "{\"id\": \"a\", \"input\": {\"message\": \"x\"}, \"target\": \"y\"}\n");
+    refit.run(&["data", "import", "d.jsonl"]).expect(0);
+    let gate = ["--suite", "intake", "--require", "exact_match>=0.5", "--dataset", "d"];
+    refit.run(&[&["route", "create", "answers"], &gate[..]].concat()).expect(0);
+    let measured_elsewhere = release(&refit, 1);
+    measured(&refit, "run_1", &measured_elsewhere, ("intake", "test"), (0.9, 0.8));
+    let refused = promote(&refit, &measured_elsewhere, &[]).expect(1);
+    assert!(refused.stderr.contains("on dataset sha256:"), "{}", refused.stderr);
+    assert_eq!(live(&refit), Value::Null);
+}
+
+#[test]
 fn same_content_is_the_same_release_and_bad_manifests_are_named() {
     let refit = Refit::new();
     let digest = release(&refit, 7);

@@ -93,7 +93,11 @@ pub async fn start(demo: &Demo<'_>, port: u16) -> Result<Serving, Failure> {
 
 async fn ask(url: &str, key: &str, route: &str) -> Result<String, Failure> {
     let failed = |error: async_openai::error::OpenAIError| Failure::new(Code::INTERNAL, format!("the first call failed: {error}"));
-    let client = Client::with_config(OpenAIConfig::new().with_api_base(format!("{url}/v1")).with_api_key(key));
+    // The gateway is on this machine: a proxy from the environment must not come between.
+    let direct = reqwest::Client::builder().no_proxy().build();
+    let direct = direct.map_err(|error| Failure::new(Code::INTERNAL, format!("the first call failed: {error}")))?;
+    let config = OpenAIConfig::new().with_api_base(format!("{url}/v1")).with_api_key(key);
+    let client = Client::with_config(config).with_http_client(direct);
     let message = ChatCompletionRequestUserMessageArgs::default().content(MESSAGE).build().map_err(failed)?;
     let request = CreateChatCompletionRequestArgs::default().model(route).messages([message.into()]).build().map_err(failed)?;
     let response = client.chat().create(request).await.map_err(failed)?;
