@@ -31,7 +31,7 @@ impl Respond for Inference {
     fn respond<'a>(&'a self, manifest: &'a Manifest, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Reply, Failure>> {
         Box::pin(async move {
             let answer = self.run(manifest, variables, &Caller::local("eval")).await?;
-            let usage = answer.response.usage.unwrap_or_default();
+            let usage = answer.response.usage.clone().unwrap_or_default();
             Ok(Reply {
                 output: answer.response.text(),
                 input_tokens: usage.prompt_tokens,

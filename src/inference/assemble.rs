@@ -11,7 +11,9 @@ pub(super) fn add(reply: &mut ChatResponse, chunk: &ChatChunk) {
         reply.created = chunk.created;
         reply.model = chunk.model.clone();
     }
-    reply.usage = chunk.usage.or(reply.usage);
+    if chunk.usage.is_some() {
+        reply.usage.clone_from(&chunk.usage);
+    }
     merge(&mut reply.extra, &chunk.extra);
     for piece in &chunk.choices {
         let at = reply.choices.iter().position(|choice| choice.index == piece.index).unwrap_or_else(|| {

@@ -81,8 +81,8 @@ impl AnswerStream {
     }
 
     /// Tokens, once the provider has reported them.
-    pub fn usage(&self) -> Option<Usage> {
-        self.reply.usage
+    pub fn usage(&self) -> Option<&Usage> {
+        self.reply.usage.as_ref()
     }
 
     /// The chunk that `stream_options.include_usage` asks for: no choices, only usage.
@@ -93,7 +93,7 @@ impl AnswerStream {
             object: "chat.completion.chunk".into(),
             created: *created,
             model: model.clone(),
-            usage: Some(usage),
+            usage: Some(usage.clone()),
             ..ChatChunk::default()
         })
     }

@@ -55,9 +55,9 @@ impl Ticket {
 
     /// Puts down what has been answered so far.
     pub(super) fn answered(&mut self, response: &ChatResponse) {
-        self.usage = response.usage;
-        self.row.input_tokens = response.usage.map(|usage| usage.prompt_tokens);
-        self.row.output_tokens = response.usage.map(|usage| usage.completion_tokens);
+        self.usage.clone_from(&response.usage);
+        self.row.input_tokens = response.usage.as_ref().map(|usage| usage.prompt_tokens);
+        self.row.output_tokens = response.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.finish_reason = response.choices.first().and_then(|choice| choice.finish_reason.clone());
         self.row.reply = self.log.bodies.then(|| to_text(response));
     }
@@ -90,7 +90,7 @@ impl Ticket {
             status,
             total_ms: self.row.total_ms,
             first_token_ms: self.row.first_token_ms,
-            usage: self.usage,
+            usage: self.usage.as_ref(),
         });
     }
 

@@ -68,7 +68,7 @@ pub struct Finished<'a> {
     /// Milliseconds to the first chunk.
     pub first_token_ms: Option<f64>,
     /// Tokens.
-    pub usage: Option<Usage>,
+    pub usage: Option<&'a Usage>,
 }
 
 /// Counts a request as in flight until it is dropped.

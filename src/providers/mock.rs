@@ -134,7 +134,7 @@ fn chunks(script: &Script, model: &str) -> Vec<Result<ChatChunk, ProviderError>>
         return all;
     }
     all.push(each(&Delta::default(), Some(script.finish_reason)));
-    all.push(Ok(ChatChunk { usage: Some(script.usage), ..chunk(Vec::new()) }));
+    all.push(Ok(ChatChunk { usage: Some(script.usage.clone()), ..chunk(Vec::new()) }));
     all
 }
 

@@ -169,7 +169,7 @@ pub struct Choice {
 }
 
 /// Token counts of one reply.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Usage {
     /// Tokens read.
@@ -178,12 +178,38 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Their sum.
     pub total_tokens: u64,
+    /// Every other count (`prompt_tokens_details`, `completion_tokens_details`, and what providers add).
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 impl Usage {
     /// Usage of `prompt` tokens read and `completion` tokens written.
     pub fn new(prompt: u64, completion: u64) -> Self {
-        Usage { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion }
+        Usage { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion, extra: Map::new() }
+    }
+
+    /// Tokens of the prompt that came from the provider's cache.
+    pub fn cached_tokens(&self) -> Option<u64> {
+        self.detail("prompt_tokens_details", "cached_tokens")
+    }
+
+    /// Tokens of the reply that were spent on reasoning.
+    pub fn reasoning_tokens(&self) -> Option<u64> {
+        self.detail("completion_tokens_details", "reasoning_tokens")
+    }
+
+    /// A count one level down, such as `prompt_tokens_details.cached_tokens`.
+    pub fn detail(&self, group: &str, name: &str) -> Option<u64> {
+        self.extra.get(group)?.get(name)?.as_u64()
+    }
+
+    /// Sets a count one level down.
+    pub fn set_detail(&mut self, group: &str, name: &str, count: u64) {
+        let group = self.extra.entry(group).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(group) = group {
+            group.insert(name.into(), count.into());
+        }
     }
 }
 
