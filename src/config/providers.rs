@@ -5,6 +5,7 @@ use super::raw::{Problems, Section};
 use super::{Secret, env};
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
+use crate::types::messages::VERSIONS;
 use std::ops::Range;
 
 /// One configured provider.
@@ -16,6 +17,8 @@ pub struct ProviderConfig {
     pub kind: String,
     /// Base URL; rows bring their own.
     pub base_url: Option<String>,
+    /// Version of the service's API: Azure's `api-version`, Anthropic's `anthropic-version`.
+    pub api_version: Option<String>,
     /// API key, read from the environment.
     pub api_key: Option<Secret>,
     /// Models to list under `/v1/models`; others can be called as well.
@@ -36,6 +39,7 @@ impl ProviderConfig {
             name,
             kind,
             base_url: None,
+            api_version: None,
             api_key: None,
             models: Vec::new(),
             connect_timeout_s: 10,
@@ -52,6 +56,9 @@ const RESERVED: [&str; 2] = ["local", "mock"];
 pub const KINDS: &[&str] = &[
     "openai",
     "compatible",
+    "azure",
+    "anthropic",
+    "gemini",
     "groq",
     "mistral",
     "together",
@@ -65,6 +72,9 @@ pub const KINDS: &[&str] = &[
     "llamacpp",
     "lmstudio",
 ];
+
+/// Kinds that have no address of their own.
+const WITHOUT_ADDRESS: [&str; 2] = ["compatible", "azure"];
 
 pub(super) fn read(section: &Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<ProviderConfig> {
     let mut configs = Vec::new();
@@ -97,12 +107,14 @@ fn read_one(name: &str, span: Range<usize>, mut section: Section<'_, '_>, proble
         problems.add(kind_span, section.name("kind"), format!("unknown kind \"{kind}\"{way_out}"));
     }
     let base_url = base_url(&mut section, problems);
-    if kind == "compatible" && base_url.is_none() {
-        problems.add(span, section.name("base_url"), "the kind \"compatible\" needs a base_url");
+    if WITHOUT_ADDRESS.contains(&kind.as_str()) && base_url.is_none() {
+        problems.add(span, section.name("base_url"), format!("the kind \"{kind}\" needs a base_url"));
     }
+    let api_version = api_version(&kind, &mut section, problems);
     let defaults = ProviderConfig::new(name, kind);
     let config = ProviderConfig {
         base_url,
+        api_version,
         api_key: secret("api_key", &mut section, problems),
         models: section.texts("models", problems),
         connect_timeout_s: section.integer("connect_timeout_s", 1..=600, defaults.connect_timeout_s, problems),
@@ -112,6 +124,23 @@ fn read_one(name: &str, span: Range<usize>, mut section: Section<'_, '_>, proble
     };
     section.finish(problems);
     config
+}
+
+fn api_version(kind: &str, section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<String> {
+    let span = section.take("api_version")?.span();
+    let version = section.text("api_version", problems)?;
+    match kind {
+        "azure" => Some(version),
+        "anthropic" if VERSIONS.contains(&version.as_str()) => Some(version),
+        "anthropic" => {
+            problems.add(span, section.name("api_version"), format!("expected one of {}", VERSIONS.join(", ")));
+            None
+        }
+        _ => {
+            problems.add(span, section.name("api_version"), format!("the kind \"{kind}\" has no versions; azure and anthropic have"));
+            None
+        }
+    }
 }
 
 fn base_url(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<String> {

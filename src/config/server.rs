@@ -13,11 +13,13 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Seconds that running requests get on shutdown.
     pub drain_s: u64,
+    /// Seconds of silence in a stream after which a keep-alive is sent, so that no proxy in between thinks it dead.
+    pub keep_alive_s: u64,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        ServerConfig { host: "127.0.0.1".into(), port: 4747, max_body_bytes: 32 << 20, drain_s: 30 }
+        ServerConfig { host: "127.0.0.1".into(), port: 4747, max_body_bytes: 32 << 20, drain_s: 30, keep_alive_s: 15 }
     }
 }
 
@@ -30,6 +32,7 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
         port: u16::try_from(port).unwrap_or(default.port),
         max_body_bytes: usize::try_from(max_body).unwrap_or(default.max_body_bytes),
         drain_s: section.integer("drain_s", 0..=3_600, default.drain_s, problems),
+        keep_alive_s: section.integer("keep_alive_s", 1..=3_600, default.keep_alive_s, problems),
     };
     section.finish(problems);
     config

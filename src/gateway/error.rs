@@ -1,9 +1,31 @@
 //! Failures as HTTP replies: status and type from the error table, the OpenAI error body, `Retry-After` and `Allow`'s kin.
 
-use crate::types::{Coded, Failure};
+use super::anthropic;
+use crate::types::{Code, Coded, Failure};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+
+/// What a reply refuses, kept beside it so that the envelope can say it in the caller's protocol.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Row of the error table.
+    pub code: Code,
+    /// What failed and what to do.
+    pub message: String,
+}
+
+/// The same refusal in Anthropic's protocol.
+pub fn in_messages(mut response: Response, request_id: &str) -> Response {
+    let Some(Refused { code, message }) = response.extensions_mut().remove::<Refused>() else { return response };
+    let body = Json(anthropic::error_body(code, &message, Some(request_id))).into_response();
+    let (mut parts, _) = response.into_parts();
+    if code == Code::UPSTREAM_OVERLOADED {
+        parts.status = StatusCode::from_u16(anthropic::OVERLOADED).unwrap_or(parts.status);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body.into_body())
+}
 
 /// A failure on its way out over HTTP.
 #[derive(Debug)]
@@ -30,6 +52,7 @@ impl IntoResponse for ApiError {
             tracing::warn!(code = code.name, %failure, "request failed");
         }
         let mut response = (status, Json(failure.to_json())).into_response();
+        response.extensions_mut().insert(Refused { code, message: failure.told() });
         if let Some(seconds) = failure.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

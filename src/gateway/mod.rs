@@ -1,7 +1,10 @@
 //! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, [`server`]
 //! the listening and the orderly end. A handler reads: load, ask, answer.
 
+mod answer;
+mod anthropic;
 mod body;
+mod entry;
 pub mod error;
 mod middleware;
 mod openai;

@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, openai, operations};
+use super::{Gateway, anthropic, openai, operations};
 use crate::access::Role;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
@@ -34,6 +34,18 @@ pub fn table() -> Vec<Route> {
         route("/health", Access::Public, get(operations::health)),
         route("/metrics", Access::Public, get(operations::metrics)),
         route("/v1/chat/completions", app, post(openai::chat::create)),
+        route("/v1/completions", app, post(openai::completions::create)),
+        route("/v1/embeddings", app, post(openai::embeddings::create)),
+        route("/v1/messages", app, post(anthropic::create)),
+        route("/v1/messages/count_tokens", app, post(anthropic::count_tokens)),
+        route("/openai/deployments/{deployment}/chat/completions", app, post(openai::chat::create)),
+        route("/openai/deployments/{deployment}/completions", app, post(openai::completions::create)),
+        route("/openai/deployments/{deployment}/embeddings", app, post(openai::embeddings::create)),
+        route("/openai/v1/chat/completions", app, post(openai::chat::create)),
+        route("/openai/v1/completions", app, post(openai::completions::create)),
+        route("/openai/v1/embeddings", app, post(openai::embeddings::create)),
+        route("/openai/v1/models", app, get(openai::models::list)),
+        route("/openai/v1/models/{*id}", app, get(openai::models::show)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
     ]

@@ -1,33 +1,84 @@
-//! A streamed answer as server-sent events: `data: {chunk}`, the usage chunk when it was asked for, `data: [DONE]`. An error in the
-//! middle is one `data: {"error": …}`, which ends the stream. When the client goes away the body is dropped, and with it the call.
+//! A streamed answer as server-sent events, in whatever protocol an [`Encode`] writes. Events go out as they come; silence is filled
+//! with keep-alives, before the first token too; an error in the middle is the protocol's error event, which ends the stream. When
+//! the client goes away the body is dropped, and with it the call.
 
-use crate::inference::AnswerStream;
+use super::Gateway;
+use super::answer::told;
+use super::error::ApiError;
+use crate::inference::{AnswerStream, Ask};
+use crate::providers::Piece;
+use crate::types::chat::ChatRequest;
 use crate::types::{Code, Failure};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
 use futures_util::stream::unfold;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Silence after which a comment is sent, so that no proxy in between thinks the stream dead.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Writes the events of one protocol.
+pub trait Encode: Send + 'static {
+    /// What a piece adds; empty when nothing.
+    fn piece(&mut self, piece: Piece) -> String;
 
-struct Events {
-    stream: AnswerStream,
-    cut: watch::Receiver<bool>,
-    wants_usage: bool,
-    over: bool,
+    /// The last events of a stream that ended well.
+    fn end(&mut self, stream: &AnswerStream) -> String;
+
+    /// The event of an error that ends the stream.
+    fn failed(&mut self, failure: &Failure) -> String;
+
+    /// What fills silence; a comment, which every reader skips.
+    fn keep_alive(&self) -> &'static str {
+        ": keep-alive\n\n"
+    }
 }
 
-/// The reply that carries the stream.
-pub fn reply(stream: AnswerStream, wants_usage: bool, cut: watch::Receiver<bool>) -> Response {
-    let events = Events { stream, cut, wants_usage, over: false };
-    let body = unfold(events, |mut events| async move {
-        let bytes = events.next().await?;
-        Some((Ok::<_, Infallible>(bytes), events))
+type Opening = BoxFuture<'static, Result<AnswerStream, Failure>>;
+
+enum State {
+    /// The provider has not sent anything yet.
+    Opening(Opening),
+    Open(Box<AnswerStream>),
+    Over,
+}
+
+struct Events<E> {
+    state: State,
+    encoder: E,
+    cut: watch::Receiver<bool>,
+    keep_alive: Duration,
+}
+
+/// Opens the stream. While nothing has been sent an error has its own status; once silence had to be filled it is an event.
+pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, encoder: impl Encode) -> Result<Response, ApiError> {
+    let inference = gateway.app.inference.clone();
+    let mut opening: Opening = Box::pin(async move { inference.answer_stream(ask, request).await });
+    let keep_alive = Duration::from_secs(gateway.app.config.server.keep_alive_s);
+    let opened = tokio::time::timeout(keep_alive, &mut opening).await;
+    let (state, told_by) = match opened {
+        Ok(stream) => {
+            let stream = stream?;
+            let told_by = (stream.provider.clone(), stream.release);
+            (State::Open(Box::new(stream)), Some(told_by))
+        }
+        Err(_) => (State::Opening(opening), None),
+    };
+    let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive });
+    Ok(match told_by {
+        Some((provider, release)) => told(response, &provider, release),
+        None => response,
+    })
+}
+
+fn reply<E: Encode>(events: Events<E>) -> Response {
+    let late = matches!(events.state, State::Opening(_));
+    let body = unfold((events, late), |(mut events, late)| async move {
+        // What was waited for so far is filled at once.
+        let bytes = if late { Bytes::from_static(events.encoder.keep_alive().as_bytes()) } else { events.next().await? };
+        Some((Ok::<_, Infallible>(bytes), (events, false)))
     });
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -37,42 +88,94 @@ pub fn reply(stream: AnswerStream, wants_usage: bool, cut: watch::Receiver<bool>
     (headers, Body::from_stream(body)).into_response()
 }
 
-impl Events {
+/// What happened next in a stream.
+enum Next {
+    Opened(Result<AnswerStream, Failure>),
+    Came(Option<Result<Piece, Failure>>),
+    Silent,
+    Cut,
+}
+
+impl<E: Encode> Events<E> {
+    /// The next bytes that are not empty.
     async fn next(&mut self) -> Option<Bytes> {
-        if self.over {
-            return None;
-        }
-        let cut = *self.cut.borrow();
-        let next = tokio::select! {
-            biased;
-            _ = self.cut.wait_for(|cut| *cut), if !cut => None,
-            next = tokio::time::timeout(KEEP_ALIVE, self.stream.next()), if !cut => Some(next),
-            else => None,
-        };
-        match next {
-            None => {
-                self.over = true;
-                let failure = self.stream.fail(Failure::new(Code::UNAVAILABLE, "the server is shutting down"));
-                Some(data(&failure.to_json()).into())
+        loop {
+            if matches!(self.state, State::Over) {
+                return None;
             }
-            Some(Err(_)) => Some(Bytes::from_static(b": keep-alive\n\n")),
-            Some(Ok(Some(Ok(chunk)))) => Some(data(&chunk).into()),
-            Some(Ok(Some(Err(failure)))) => {
-                self.over = true;
-                Some(data(&failure.to_json()).into())
-            }
-            Some(Ok(None)) => {
-                self.over = true;
-                let mut last = self.stream.usage_chunk().filter(|_| self.wants_usage).map(|chunk| data(&chunk)).unwrap_or_default();
-                last.push_str("data: [DONE]\n\n");
-                Some(last.into())
+            let text = match self.wait().await {
+                Next::Silent => self.encoder.keep_alive().to_string(),
+                Next::Opened(Ok(stream)) => {
+                    self.state = State::Open(Box::new(stream));
+                    continue;
+                }
+                Next::Came(Some(Ok(piece))) => self.encoder.piece(piece),
+                Next::Opened(Err(failure)) | Next::Came(Some(Err(failure))) => self.fail(failure),
+                Next::Cut => {
+                    let failure = Failure::new(Code::UNAVAILABLE, "the server is shutting down");
+                    let failure = if let State::Open(stream) = &mut self.state { stream.fail(failure) } else { failure };
+                    self.fail(failure)
+                }
+                Next::Came(None) => match std::mem::replace(&mut self.state, State::Over) {
+                    State::Open(stream) => self.encoder.end(&stream),
+                    _ => String::new(),
+                },
+            };
+            if !text.is_empty() {
+                return Some(text.into());
             }
         }
     }
+
+    async fn wait(&mut self) -> Next {
+        if *self.cut.borrow() {
+            return Next::Cut;
+        }
+        let state = &mut self.state;
+        let came = async {
+            match state {
+                State::Opening(opening) => Next::Opened(opening.await),
+                State::Open(stream) => Next::Came(stream.next().await),
+                State::Over => Next::Came(None),
+            }
+        };
+        tokio::select! {
+            biased;
+            cut = self.cut.wait_for(|cut| *cut) => match cut {
+                Ok(_) => Next::Cut,
+                // The server is gone without a word: nobody waits for this stream.
+                Err(_) => Next::Cut,
+            },
+            came = tokio::time::timeout(self.keep_alive, came) => came.unwrap_or(Next::Silent),
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) -> String {
+        self.state = State::Over;
+        self.encoder.failed(&failure)
+    }
 }
 
-fn data(value: &impl Serialize) -> String {
+/// `data: {value}`.
+pub fn data(value: &impl Serialize) -> String {
     // JSON has no raw line feeds, so that one line holds it.
-    let json = serde_json::to_string(value).expect("wire bodies are strings, maps and finite numbers: serialising cannot fail");
-    format!("data: {json}\n\n")
+    format!("data: {}\n\n", json(value))
+}
+
+/// `event: {kind}` and `data: {value}`.
+pub fn event(kind: &str, value: &impl Serialize) -> String {
+    format!("event: {kind}\ndata: {}\n\n", json(value))
+}
+
+/// `event:` and `data:` of a text that is JSON already; none when it does not fit on one line.
+pub fn forwarded(kind: Option<&str>, text: &str) -> Option<String> {
+    let fits = !text.contains(['\n', '\r']) && kind.is_none_or(|kind| !kind.contains(['\n', '\r']));
+    fits.then(|| match kind {
+        Some(kind) => format!("event: {kind}\ndata: {text}\n\n"),
+        None => format!("data: {text}\n\n"),
+    })
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("wire bodies are strings, maps and finite numbers: serialising cannot fail")
 }

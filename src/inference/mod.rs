@@ -2,18 +2,20 @@
 //! ([`ticket`]) that stands before the reply ends. The gateway, evaluations and the demo all go this way.
 
 mod assemble;
+mod embed;
 pub mod plan;
 mod render;
 mod stream;
 mod ticket;
 
+pub use embed::Embedded;
 pub use plan::Listed;
 pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
-use crate::providers::{Call, Providers};
+use crate::providers::{Call, Native, Providers, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
@@ -23,7 +25,7 @@ use futures_util::StreamExt;
 use plan::Plan;
 use serde_json::{Map, Value};
 use std::sync::Arc;
-use ticket::Ticket;
+use ticket::{Asked, Ticket};
 
 /// Everything that answers model calls.
 pub struct Inference {
@@ -53,12 +55,14 @@ pub struct Ask {
     pub request_id: String,
     /// `chat.completions`, `eval`: for the log and metrics.
     pub endpoint: &'static str,
+    /// The body as the caller wrote it, where that was in another protocol than chat completions.
+    pub native: Option<Native>,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None }
     }
 }
 
@@ -69,6 +73,8 @@ pub struct Answer {
     pub request_id: String,
     /// The reply.
     pub response: ChatResponse,
+    /// The reply as the provider sent it, where that is the protocol of [`Ask::native`].
+    pub native: Option<Value>,
     /// Provider that answered.
     pub provider: String,
     /// The provider's model.
@@ -111,8 +117,9 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`].
     pub async fn answer(&self, ask: Ask, request: ChatRequest) -> Result<Answer, Failure> {
-        let ticket = Ticket::open(&self.log, ask, &request);
-        let planned = self.plan_chat(request).await;
+        let native = ask.native.clone();
+        let ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
+        let planned = self.plan_chat(request, native).await;
         self.call(ticket, planned).await
     }
 
@@ -121,23 +128,38 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
-        let mut ticket = Ticket::open(&self.log, ask, &request);
-        let (plan, request) = match self.plan_chat(request).await {
+        let native = ask.native.clone();
+        let mut ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
+        let (plan, call) = match self.plan_chat(request, native).await {
             Ok(planned) => planned,
             Err(failure) => return Err(ticket.fail(failure)),
         };
         ticket.planned(&plan);
-        let opened = plan.provider.chat_stream(plan.call(request)).await;
-        let mut chunks = match opened {
-            Ok(chunks) => chunks,
+        let opened = plan.provider.chat_stream(call).await;
+        let mut pieces = match opened {
+            Ok(pieces) => pieces,
             Err(error) => return Err(ticket.fail(error.into())),
         };
         // The first chunk decides whether this is a stream or an error with its own status.
-        match chunks.next().await {
-            Some(Ok(first)) => Ok(AnswerStream::new(ticket, plan, first, chunks)),
+        match pieces.next().await {
+            Some(Ok(first)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
             Some(Err(error)) => Err(ticket.fail(error.into())),
             None => Err(ticket.fail(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model)))),
         }
+    }
+
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
+    pub async fn count_tokens(&self, ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+        let native = ask.native.clone();
+        let mut ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
+        let (plan, call) = self.plan_chat(request, native).await.map_err(|failure| ticket.fail(failure))?;
+        ticket.planned(&plan);
+        let count = plan.provider.count_tokens(call).await.map_err(|error| ticket.fail(error.into()))?;
+        ticket.done(None);
+        Ok(count)
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -148,16 +170,16 @@ impl Inference {
     pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
         let planned = self.plan_run(manifest.clone(), variables.clone()).await;
         let asked = match &planned {
-            Ok((_, request)) => request.clone(),
+            Ok((_, call)) => call.request.clone(),
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
         };
-        let ticket = Ticket::open(&self.log, Ask::new(caller, "eval"), &asked);
+        let ticket = Ticket::open(&self.log, Ask::new(caller, "eval"), &Asked::chat(&asked));
         self.call(ticket, planned).await
     }
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub fn refused(&self, ask: Ask, failure: Failure) -> Failure {
-        Ticket::open(&self.log, ask, &ChatRequest::default()).fail(failure)
+        Ticket::open(&self.log, ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
     /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
@@ -168,42 +190,46 @@ impl Inference {
         plan::listed(&self.store, &self.providers)
     }
 
-    async fn call(&self, mut ticket: Ticket, planned: Result<(Plan, ChatRequest), Failure>) -> Result<Answer, Failure> {
-        let (plan, request) = match planned {
+    async fn call(&self, mut ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Answer, Failure> {
+        let (plan, call) = match planned {
             Ok(planned) => planned,
             Err(failure) => return Err(ticket.fail(failure)),
         };
         ticket.planned(&plan);
-        match plan.provider.chat(plan.call(request)).await {
+        match plan.provider.chat(call).await {
             Err(error) => Err(ticket.fail(error.into())),
-            Ok(response) => {
+            Ok(Reply { response, native }) => {
                 let request_id = ticket.request_id().to_string();
                 let latency_ms = ticket.succeed(&response);
                 let Plan { provider_name: provider, model, adapter, release, .. } = plan;
-                Ok(Answer { request_id, response, provider, model, adapter, release, latency_ms, first_token_ms: None })
+                Ok(Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None })
             }
         }
     }
 
-    async fn plan_chat(&self, request: ChatRequest) -> Result<(Plan, ChatRequest), Failure> {
+    async fn plan_chat(&self, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
         let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
         blocking(move || {
             let plan = plan::for_model(&store, &providers, &request.model)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
-            Ok((plan, request))
+            // A release that adds to the request has to be written into it, which the caller's own body does not know.
+            let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
+            let call = Call { native, ..plan.call(request) };
+            Ok((plan, call))
         })
         .await
     }
 
-    async fn plan_run(&self, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, ChatRequest), Failure> {
+    async fn plan_run(&self, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
         let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
         blocking(move || {
             let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
             let plan = plan::for_manifest(&store, &providers, manifest)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
-            Ok((plan, request))
+            let call = plan.call(request);
+            Ok((plan, call))
         })
         .await
     }
@@ -212,7 +238,7 @@ impl Inference {
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
-        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request }
+        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::assemble;
 use super::plan::Plan;
 use super::ticket::Ticket;
-use crate::providers::ChunkStream;
+use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Usage};
 use crate::types::{Digest, Failure};
 use futures_util::StreamExt;
@@ -21,14 +21,14 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
-    first: Option<ChatChunk>,
-    chunks: Option<ChunkStream>,
+    first: Option<Piece>,
+    pieces: Option<PieceStream>,
     reply: ChatResponse,
     ticket: Option<Ticket>,
 }
 
 impl AnswerStream {
-    pub(super) fn new(mut ticket: Ticket, plan: Plan, first: ChatChunk, chunks: ChunkStream) -> Self {
+    pub(super) fn new(mut ticket: Ticket, plan: Plan, first: Piece, pieces: PieceStream) -> Self {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
@@ -37,30 +37,30 @@ impl AnswerStream {
             adapter: plan.adapter,
             release: plan.release,
             first: Some(first),
-            chunks: Some(chunks),
+            pieces: Some(pieces),
             reply: ChatResponse::default(),
             ticket: Some(ticket),
         }
     }
 
-    /// The next chunk that carries choices; usage is kept for [`AnswerStream::usage_chunk`]. None after the last one, by which
-    /// time the log row stands; also after an error.
-    pub async fn next(&mut self) -> Option<Result<ChatChunk, Failure>> {
+    /// The next piece. A chunk that holds nothing but usage is kept for [`AnswerStream::usage_chunk`]. None after the last one, by
+    /// which time the log row stands; also after an error.
+    pub async fn next(&mut self) -> Option<Result<Piece, Failure>> {
         loop {
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
-                None => self.chunks.as_mut()?.next().await,
+                None => self.pieces.as_mut()?.next().await,
             };
             match next {
-                Some(Ok(chunk)) => {
-                    let chunk = self.pass(chunk);
-                    if !chunk.choices.is_empty() {
-                        return Some(Ok(chunk));
+                Some(Ok(piece)) => {
+                    let piece = self.pass(piece);
+                    if piece.chunk.is_some() || piece.raw.is_some() {
+                        return Some(Ok(piece));
                     }
                 }
                 Some(Err(error)) => return Some(Err(self.fail(error.into()))),
                 None => {
-                    self.chunks = None;
+                    self.pieces = None;
                     self.ticket.take().map(|ticket| ticket.succeed(&self.reply));
                     return None;
                 }
@@ -70,7 +70,7 @@ impl AnswerStream {
 
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
     pub fn fail(&mut self, failure: Failure) -> Failure {
-        self.chunks = None;
+        self.pieces = None;
         match self.ticket.take() {
             Some(mut ticket) => {
                 ticket.answered(&self.reply);
@@ -98,16 +98,26 @@ impl AnswerStream {
         })
     }
 
-    fn pass(&mut self, mut chunk: ChatChunk) -> ChatChunk {
+    fn pass(&mut self, mut piece: Piece) -> Piece {
+        let Some(chunk) = &mut piece.chunk else { return piece };
+        let mut changed = false;
         for choice in &mut chunk.choices {
             let known = self.reply.choices.iter().any(|known| known.index == choice.index);
             if !known && choice.delta.role.is_none() {
                 choice.delta.role = Some("assistant".into());
+                changed = true;
             }
         }
-        assemble::add(&mut self.reply, &chunk);
-        chunk.usage = None;
-        chunk
+        assemble::add(&mut self.reply, chunk);
+        let only_usage = chunk.usage.take().is_some() && chunk.choices.is_empty();
+        let is_chat = |raw: &RawEvent| raw.protocol == Protocol::Chat;
+        if only_usage {
+            piece.chunk = None;
+        }
+        if (changed || only_usage) && piece.raw.as_ref().is_some_and(is_chat) {
+            piece.raw = None;
+        }
+        piece
     }
 }
 

@@ -8,6 +8,7 @@ use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
+use serde::Serialize;
 use std::time::Instant;
 
 /// One call being written down.
@@ -20,17 +21,36 @@ pub(super) struct Ticket {
     _in_flight: InFlight,
 }
 
+/// What is asked, as far as the log is concerned.
+pub(super) struct Asked<'r, B> {
+    model: &'r str,
+    streamed: bool,
+    body: &'r B,
+}
+
+impl<'r> Asked<'r, ChatRequest> {
+    pub(super) fn chat(request: &'r ChatRequest) -> Self {
+        Asked { model: &request.model, streamed: request.stream.unwrap_or(false), body: request }
+    }
+}
+
+impl<'r, B: Serialize> Asked<'r, B> {
+    pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
+        Asked { model, streamed: false, body }
+    }
+}
+
 impl Ticket {
-    pub(super) fn open(log: &Log, ask: Ask, request: &ChatRequest) -> Self {
+    pub(super) fn open<B: Serialize>(log: &Log, ask: Ask, asked: &Asked<'_, B>) -> Self {
         let row = RequestRow {
             id: ask.request_id,
             at: now_ms(),
             project: ask.caller.project,
             api_key: ask.caller.key_id,
             endpoint: ask.endpoint.to_string(),
-            model: request.model.clone(),
-            streamed: request.stream.unwrap_or(false),
-            request: log.bodies.then(|| to_text(request)),
+            model: asked.model.to_string(),
+            streamed: asked.streamed,
+            request: log.bodies.then(|| to_text(asked.body)),
             ..RequestRow::default()
         };
         let in_flight = log.metrics.begin();
@@ -70,6 +90,14 @@ impl Ticket {
         self.row.total_ms
     }
 
+    /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it.
+    pub(super) fn done(mut self, read: Option<u64>) {
+        self.usage = read.map(|tokens| Usage::new(tokens, 0));
+        self.row.input_tokens = read;
+        self.row.output_tokens = read.map(|_| 0);
+        self.write(200, None);
+    }
+
     /// The call failed; gives the failure back.
     pub(super) fn fail(&mut self, failure: Failure) -> Failure {
         self.write(failure.code().status, Some(failure.code()));
@@ -107,6 +135,6 @@ impl Drop for Ticket {
     }
 }
 
-fn to_text(body: &impl serde::Serialize) -> String {
+fn to_text(body: &impl Serialize) -> String {
     serde_json::to_string(body).expect("wire bodies are strings, maps and finite numbers: serialising cannot fail")
 }

@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_configuration_knows_exactly_these_kinds() {
-        let mut rows: Vec<_> = ROWS.iter().map(|row| row.kind).collect();
+        let mut rows: Vec<_> = ROWS.iter().map(|row| row.kind).chain(crate::providers::registry::own_kinds()).collect();
         let mut kinds = crate::config::providers::KINDS.to_vec();
         rows.sort_unstable();
         kinds.sort_unstable();

@@ -1,7 +1,7 @@
 //! The `local` provider: models of the engine behind the [`Provider`] trait. A model is loaded when it is first asked for, by digest;
 //! adapters likewise. Async code hands requests to the engine's thread and reads events.
 
-use super::{Call, ChunkStream, ModelInfo, Provider, ProviderError};
+use super::{Call, ModelInfo, Piece, PieceStream, Provider, ProviderError, Reply};
 use crate::config::LocalConfig;
 use crate::engine::chat_template::ChatMessage;
 use crate::engine::sampling::Sampling;
@@ -143,7 +143,7 @@ impl Local {
 }
 
 impl Provider for Local {
-    fn chat(&self, call: Call) -> BoxFuture<'_, Result<ChatResponse, ProviderError>> {
+    fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
             let model = full_name(&call);
             let mut events = self.submit(call).await.map_err(provider_error)?;
@@ -151,7 +151,7 @@ impl Provider for Local {
             loop {
                 match events.recv().await {
                     Some(Event::Text(more)) => text.push_str(&more),
-                    Some(Event::Done(finish)) => return Ok(response(model, text, &finish)),
+                    Some(Event::Done(finish)) => return Ok(response(model, text, &finish).into()),
                     Some(Event::Failed(error)) => return Err(provider_error(error.into())),
                     None => return Err(provider_error(EngineError::Stopped.into())),
                 }
@@ -159,11 +159,22 @@ impl Provider for Local {
         })
     }
 
-    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<ChunkStream, ProviderError>> {
+    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>> {
         Box::pin(async move {
             let model = full_name(&call);
             let events = self.submit(call).await.map_err(provider_error)?;
             Ok(chunks(model, events))
+        })
+    }
+
+    fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
+        Box::pin(async move {
+            let engine = self.engine(&call.model, call.model_digest).await.map_err(provider_error)?;
+            let counted = blocking(move || {
+                let messages: Vec<ChatMessage> = call.request.messages.iter().map(ChatMessage::of).collect::<Result<_, _>>()?;
+                Ok(engine.engine.model().prompt_tokens(&messages)?.len() as u64)
+            });
+            counted.await.map_err(provider_error)
         })
     }
 
@@ -258,7 +269,7 @@ fn response(model: String, text: String, finish: &Finish) -> ChatResponse {
 }
 
 /// Role, text, finish and usage chunks of the engine's events. Dropping the stream closes the channel, which cancels the request.
-fn chunks(model: String, events: UnboundedReceiver<Event>) -> ChunkStream {
+fn chunks(model: String, events: UnboundedReceiver<Event>) -> PieceStream {
     let frame =
         ChatChunk { id: completion_id(), object: "chat.completion.chunk".into(), created: now_ms() / 1000, model, ..ChatChunk::default() };
     let with = move |delta: Delta, finish: Option<&str>| {
@@ -282,7 +293,7 @@ fn chunks(model: String, events: UnboundedReceiver<Event>) -> ChunkStream {
             })
         }
     });
-    stream::iter([Ok(role)]).chain(following.flat_map(stream::iter)).boxed()
+    stream::iter([Ok(role)]).chain(following.flat_map(stream::iter)).map(|chunk| chunk.map(Piece::from)).boxed()
 }
 
 fn provider_error(failure: Failure) -> ProviderError {

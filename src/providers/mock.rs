@@ -2,7 +2,7 @@
 //! the text in the body's `mock.reply`, `mock/fail` an upstream error. `mock.delay_ms` waits before the reply (or its first chunk),
 //! `mock.fail_after` breaks a stream after so many words. Usage counts words.
 
-use super::{Call, ChunkStream, ModelInfo, Provider, ProviderError};
+use super::{Call, ModelInfo, Piece, PieceStream, Provider, ProviderError, Reply};
 use crate::types::Code;
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
 use crate::types::ids::new_id;
@@ -32,7 +32,7 @@ struct Script {
 }
 
 impl Provider for Mock {
-    fn chat(&self, call: Call) -> BoxFuture<'_, Result<ChatResponse, ProviderError>> {
+    fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
             let script = play(&call).await?;
             let choice = |index| Choice {
@@ -49,11 +49,12 @@ impl Provider for Mock {
                 choices: (0..script.choices).map(choice).collect(),
                 usage: Some(script.usage),
                 ..ChatResponse::default()
-            })
+            }
+            .into())
         })
     }
 
-    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<ChunkStream, ProviderError>> {
+    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>> {
         Box::pin(async move {
             let script = play(&call).await?;
             let pace = Duration::from_millis(option(&call.request, "chunk_delay_ms").unwrap_or(0));
@@ -62,10 +63,14 @@ impl Provider for Mock {
                 if !pace.is_zero() {
                     tokio::time::sleep(pace).await;
                 }
-                chunk
+                chunk.map(Piece::from)
             });
             Ok(paced.boxed())
         })
+    }
+
+    fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
+        Box::pin(async move { Ok(prompt_words(&call.request)) })
     }
 
     fn models(&self) -> Vec<ModelInfo> {
@@ -93,7 +98,6 @@ async fn play(call: &Call) -> Result<Script, ProviderError> {
     let limit = request.token_limit().map_or(usize::MAX, |limit| limit as usize);
     let finish_reason = if words.len() > limit { "length" } else { "stop" };
     words.truncate(limit);
-    let prompt_words = request.messages.iter().map(|message| message.plain_text().split_whitespace().count() as u64).sum();
     let reply_words = words.concat().split_whitespace().count() as u64;
     let choices = request.n.unwrap_or(1);
     if words.len().saturating_mul(choices as usize) > MAX_WORDS {
@@ -104,7 +108,7 @@ async fn play(call: &Call) -> Result<Script, ProviderError> {
         model: format!("mock/{}", call.model),
         words,
         finish_reason,
-        usage: Usage::new(prompt_words, reply_words * u64::from(choices)),
+        usage: Usage::new(prompt_words(request), reply_words * u64::from(choices)),
         choices,
         fail_after: option(request, "fail_after").and_then(|n| usize::try_from(n).ok()),
     })
@@ -136,6 +140,10 @@ fn chunks(script: &Script, model: &str) -> Vec<Result<ChatChunk, ProviderError>>
     all.push(each(&Delta::default(), Some(script.finish_reason)));
     all.push(Ok(ChatChunk { usage: Some(script.usage.clone()), ..chunk(Vec::new()) }));
     all
+}
+
+fn prompt_words(request: &ChatRequest) -> u64 {
+    request.messages.iter().map(|message| message.plain_text().split_whitespace().count() as u64).sum()
 }
 
 fn mock_field<'r>(request: &'r ChatRequest, name: &str) -> Option<&'r Value> {

@@ -1,7 +1,11 @@
 //! Places that answer model calls, behind one small trait. Adding one: a new file and a word in [`registry`]; OpenAI-compatible
 //! services are rows in [`compatible`].
 
+pub mod anthropic;
+pub mod azure;
 pub mod compatible;
+pub mod gemini;
+mod http;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod mock;
@@ -13,10 +17,12 @@ mod upstream;
 pub use registry::Providers;
 
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
+use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::types::traits::CountTokens;
 use crate::types::{Code, Coded, Digest};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// One model call, ready for a provider.
@@ -30,6 +36,69 @@ pub struct Call {
     pub adapter: Option<Digest>,
     /// The request; its `model` field still holds what the caller wrote, providers send `model` above.
     pub request: ChatRequest,
+    /// The same request as the caller wrote it, where that was in another protocol: a provider that speaks it sends this on instead.
+    pub native: Option<Native>,
+}
+
+/// How a body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OpenAI's `/v1/chat/completions`.
+    Chat,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+}
+
+/// A request body in a protocol other than chat completions.
+#[derive(Debug, Clone)]
+pub struct Native {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Version of the protocol that the caller speaks, one of a closed list.
+    pub version: &'static str,
+    /// The body, `model` as the caller wrote it.
+    pub body: Map<String, Value>,
+}
+
+/// A whole reply.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// As a chat completion; always carries `usage` where the provider reports it.
+    pub response: ChatResponse,
+    /// As the provider sent it, where that is the protocol of [`Call::native`].
+    pub native: Option<Value>,
+}
+
+impl From<ChatResponse> for Reply {
+    fn from(response: ChatResponse) -> Self {
+        Reply { response, native: None }
+    }
+}
+
+/// One piece of a streamed reply: what it adds to the completion, and the event it came in.
+#[derive(Debug, Clone, Default)]
+pub struct Piece {
+    /// As a chat chunk; none for events that add nothing (`ping`).
+    pub chunk: Option<ChatChunk>,
+    /// The event as it came, where the caller speaks its protocol and nothing needs changing.
+    pub raw: Option<RawEvent>,
+}
+
+impl From<ChatChunk> for Piece {
+    fn from(chunk: ChatChunk) -> Self {
+        Piece { chunk: Some(chunk), raw: None }
+    }
+}
+
+/// An event of an upstream stream, to be forwarded as it is.
+#[derive(Debug, Clone)]
+pub struct RawEvent {
+    /// The protocol that it is written in.
+    pub protocol: Protocol,
+    /// `event:`; `message` stands for none.
+    pub kind: String,
+    /// `data:`.
+    pub data: String,
 }
 
 /// A model that a provider offers, for `/v1/models`.
@@ -41,17 +110,38 @@ pub struct ModelInfo {
     pub owner: String,
 }
 
-/// Chunks of a streamed reply. Dropping it cancels the call.
-pub type ChunkStream = BoxStream<'static, Result<ChatChunk, ProviderError>>;
+/// Pieces of a streamed reply. Dropping it cancels the call.
+pub type PieceStream = BoxStream<'static, Result<Piece, ProviderError>>;
+
+/// An embeddings call, ready for a provider.
+#[derive(Debug, Clone)]
+pub struct EmbedCall {
+    /// The provider's own model name.
+    pub model: String,
+    /// The request; its `model` field still holds what the caller wrote.
+    pub request: EmbeddingRequest,
+}
 
 /// A place that answers model calls.
 pub trait Provider: Send + Sync {
-    /// A whole reply. Always carries `usage`.
-    fn chat(&self, call: Call) -> BoxFuture<'_, Result<ChatResponse, ProviderError>>;
+    /// A whole reply.
+    fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>>;
 
     /// A streamed reply. The future resolves when the provider accepted the call; the last chunk carries `usage` where the provider
     /// reports it, whether or not the client asked (the gateway strips it).
-    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<ChunkStream, ProviderError>>;
+    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>>;
+
+    /// Vectors of texts.
+    fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {
+        let message = format!("\"{}\" is at a provider that makes no embeddings", call.model);
+        Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
+    }
+
+    /// Tokens of a request's prompt, as the model would count them.
+    fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
+        let message = format!("the tokens of a request to \"{}\" cannot be counted at this provider", call.model);
+        Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
+    }
 
     /// Models that can be listed without a network call.
     fn models(&self) -> Vec<ModelInfo>;

@@ -1,84 +1,47 @@
-//! OpenAI and everything that speaks its chat API. Redirects are not followed, so that a key is only ever sent to the origin of
-//! its base URL; what the caller sends decides neither address nor headers. Reading replies is [`upstream`](super)'s business.
+//! OpenAI and everything that speaks its chat API. Reading replies is [`upstream`]'s business, connecting [`http`](super::http)'s.
 
 use super::compatible::Quirks;
-use super::upstream::{self, Source};
-use super::{Call, ChunkStream, ModelInfo, Provider, ProviderError};
-use crate::config::{ProviderConfig, Secret};
-use crate::types::Code;
-use crate::types::chat::ChatResponse;
+use super::http::{Http, Service, segment};
+use super::sse::Event;
+use super::upstream::{self, Decode, Source};
+use super::{Call, EmbedCall, ModelInfo, Piece, PieceStream, Protocol, Provider, ProviderError, RawEvent, Reply};
+use crate::config::ProviderConfig;
+use crate::types::chat::{ChatChunk, ChatResponse};
+use crate::types::embeddings::EmbeddingResponse;
 use futures_util::future::BoxFuture;
-use reqwest::redirect::Policy;
 use serde_json::{Value, json};
-use std::sync::OnceLock;
-use std::time::Duration;
 
 /// Fields of a request that are Refit's own and are not sent on.
-const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
+pub(super) const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
+/// Fields of a message that another protocol's replies carry and this one's services refuse.
+const OWN_MESSAGE_FIELDS: [&str; 3] = ["thinking_blocks", "content_blocks", "is_error"];
 
-/// Where a provider is and how it is spoken to.
-pub struct Endpoint {
-    /// Base URL without a slash at the end.
-    pub base_url: String,
-    /// API key, bound to this base URL.
-    pub key: Option<Secret>,
-    /// Variable in which the key is looked for, for the message when it is missing; `None` where none is needed.
-    pub key_variable: Option<&'static str>,
+/// How a service is spoken to.
+pub struct Dialect {
     /// Differences from OpenAI's own API.
     pub quirks: Quirks,
+    /// Azure's `api-version`: with it models are deployments, which are named in the path.
+    pub api_version: Option<String>,
 }
 
 /// One OpenAI-compatible provider.
 pub struct OpenAi {
-    name: String,
-    endpoint: Endpoint,
+    http: Http,
+    dialect: Dialect,
     models: Vec<String>,
-    connect_timeout: Duration,
-    timeout: Duration,
-    idle_timeout: Duration,
-    client: OnceLock<reqwest::Client>,
 }
 
 impl OpenAi {
     /// A provider; nothing is connected yet.
-    pub fn new(config: &ProviderConfig, endpoint: Endpoint) -> Self {
-        OpenAi {
-            name: config.name.clone(),
-            endpoint,
-            models: config.models.clone(),
-            connect_timeout: Duration::from_secs(config.connect_timeout_s),
-            timeout: Duration::from_secs(config.timeout_s),
-            idle_timeout: Duration::from_secs(config.idle_timeout_s),
-            client: OnceLock::new(),
-        }
+    pub fn new(config: &ProviderConfig, service: Service, dialect: Dialect) -> Self {
+        OpenAi { http: Http::new(config, service), dialect, models: config.models.clone() }
     }
 
-    /// Sends the call; the reply's head has arrived and is a success.
-    async fn send(&self, call: Call, streamed: bool) -> Result<(reqwest::Response, Source), ProviderError> {
-        let source = Source { provider: self.name.clone(), model: call.model.clone(), key: self.endpoint.key.clone() };
-        if self.endpoint.key.is_none()
-            && let Some(variable) = self.endpoint.key_variable
-        {
-            return Err(missing_key(&self.name, variable));
+    fn path(&self, model: &str, operation: &str) -> String {
+        match &self.dialect.api_version {
+            Some(version) => format!("/openai/deployments/{}/{operation}?api-version={}", segment(model), segment(version)),
+            None => format!("/{operation}"),
         }
-        let url = format!("{}/chat/completions", self.endpoint.base_url);
-        let mut request = self.client()?.post(url).json(&self.body(call, streamed));
-        if let Some(key) = &self.endpoint.key {
-            request = request.bearer_auth(key.expose());
-        }
-        let sent = tokio::time::timeout(self.timeout, request.send()).await;
-        let response = sent.map_err(|_| source.timed_out(self.timeout))?.map_err(|error| source.unreachable(error))?;
-        if response.status().is_success() { Ok((response, source)) } else { Err(upstream::refusal(response, &source).await) }
-    }
-
-    fn client(&self) -> Result<&reqwest::Client, ProviderError> {
-        if let Some(client) = self.client.get() {
-            return Ok(client);
-        }
-        let builder = reqwest::Client::builder().redirect(Policy::none()).connect_timeout(self.connect_timeout).tcp_nodelay(true);
-        let client = builder.user_agent(concat!("refit/", env!("CARGO_PKG_VERSION"))).pool_idle_timeout(Duration::from_secs(50)).build();
-        let client = client.map_err(|error| ProviderError::new(Code::INTERNAL, format!("cannot set up TLS for {}: {error}", self.name)))?;
-        Ok(self.client.get_or_init(|| client))
     }
 
     fn body(&self, call: Call, streamed: bool) -> Value {
@@ -86,13 +49,16 @@ impl OpenAi {
         request.model = call.model;
         request.stream = streamed.then_some(true);
         request.stream_options = None;
-        if self.endpoint.quirks.old_token_limit {
+        if self.dialect.quirks.old_token_limit {
             request.max_tokens = request.token_limit();
             request.max_completion_tokens = None;
         }
         OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
+        for message in &mut request.messages {
+            OWN_MESSAGE_FIELDS.iter().for_each(|field| drop(message.extra.shift_remove(*field)));
+        }
         let mut body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
-        if streamed && !self.endpoint.quirks.no_stream_options {
+        if streamed && !self.dialect.quirks.no_stream_options {
             body["stream_options"] = json!({"include_usage": true});
         }
         body
@@ -100,29 +66,71 @@ impl OpenAi {
 }
 
 impl Provider for OpenAi {
-    fn chat(&self, call: Call) -> BoxFuture<'_, Result<ChatResponse, ProviderError>> {
+    fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
-            let (response, source) = self.send(call, false).await?;
-            let read = tokio::time::timeout(self.timeout, upstream::read_reply(response, &source)).await;
-            read.map_err(|_| source.timed_out(self.timeout))?
+            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "chat/completions"));
+            let response: ChatResponse = self.http.post_json(&path, &[], &self.body(call, false), &source).await?;
+            if response.choices.is_empty() {
+                return Err(source.broken("the reply has no choices"));
+            }
+            Ok(response.into())
         })
     }
 
-    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<ChunkStream, ProviderError>> {
+    fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>> {
         Box::pin(async move {
-            let (response, source) = self.send(call, true).await?;
-            Ok(upstream::read_stream(response, source, self.idle_timeout))
+            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "chat/completions"));
+            let response = self.http.post(&path, &[], &self.body(call, true), &source).await?;
+            upstream::read_stream(response, source, self.http.idle_timeout(), Chunks::default()).await
+        })
+    }
+
+    fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {
+        Box::pin(async move {
+            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "embeddings"));
+            let mut request = call.request;
+            request.model = call.model;
+            OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
+            let body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
+            self.http.post_json(&path, &[], &body, &source).await
         })
     }
 
     fn models(&self) -> Vec<ModelInfo> {
-        self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.name.clone() }).collect()
+        self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.http.name().to_string() }).collect()
     }
 }
 
-fn missing_key(provider: &str, variable: &str) -> ProviderError {
-    let mut error = ProviderError::new(Code::UNSUPPORTED, format!("the provider \"{provider}\" has no API key on this server"));
-    error.param = Some("model".into());
-    error.hint = Some(format!("start refit with {variable} set, or name another variable under [providers.{provider}] in refit.toml"));
-    error
+/// `data: {chunk}` up to `data: [DONE]`.
+#[derive(Default)]
+struct Chunks {
+    /// A choice gave its finish reason; a stream that ends before that was cut off.
+    whole: bool,
+    over: bool,
+}
+
+impl Decode for Chunks {
+    fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError> {
+        if event.data.trim() == "[DONE]" {
+            self.over = true;
+            return Ok(Vec::new());
+        }
+        let unreadable = |error| source.broken(format!("a chunk of the stream is not readable: {error}"));
+        let chunk: ChatChunk = serde_json::from_str(&event.data).map_err(unreadable)?;
+        if chunk.extra.get("error").is_some_and(|error| !error.is_null()) {
+            let body = serde_json::from_str(&event.data).unwrap_or(Value::Null);
+            return Err(upstream::from_body(502, &body, source));
+        }
+        self.whole |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
+        let raw = RawEvent { protocol: Protocol::Chat, kind: event.kind, data: event.data };
+        Ok(vec![Piece { chunk: Some(chunk), raw: Some(raw) }])
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole
+    }
 }

@@ -1,7 +1,8 @@
 //! The registry: which providers there are, by name, and how `provider/model` is resolved.
 
 use super::compatible::{ROWS, row};
-use super::{ModelInfo, Provider, ProviderError, mock, openai};
+use super::http::{Auth, Service};
+use super::{ModelInfo, Provider, ProviderError, anthropic, azure, gemini, mock, openai};
 use crate::config::{ProviderConfig, Secret, env};
 use crate::types::Code;
 use crate::types::error::did_you_mean;
@@ -22,7 +23,10 @@ impl Providers {
         by_name.insert("mock".into(), Arc::new(mock::Mock));
         by_name.extend(local.map(|provider| ("local".to_string(), provider)));
         let unlisted = ROWS.iter().filter(|row| row.base_url.is_some() && configured.iter().all(|c| c.name != row.kind));
-        let unlisted: Vec<_> = unlisted.map(|row| ProviderConfig::new(row.kind, row.kind)).collect();
+        let unlisted = unlisted
+            .map(|row| row.kind)
+            .chain(OWN_KINDS.iter().map(|(kind, _)| *kind).filter(|kind| configured.iter().all(|c| c.name != *kind)));
+        let unlisted: Vec<_> = unlisted.map(|kind| ProviderConfig::new(kind, kind)).collect();
         for config in unlisted.iter().chain(configured) {
             if let Some(provider) = hosted(config) {
                 by_name.insert(config.name.clone(), provider);
@@ -88,14 +92,39 @@ fn no_local(model: &str) -> ProviderError {
     error
 }
 
-/// An OpenAI-compatible provider from its row and its configuration; none when the kind is unknown, which `config` has refused before.
+/// Opens a provider from its configuration; none when that lacks something, which `config` has refused before.
+type Open = fn(&ProviderConfig) -> Option<Arc<dyn Provider>>;
+
+/// Kinds with a protocol of their own.
+const OWN_KINDS: &[(&str, Open)] = &[
+    ("azure", |config| Some(Arc::new(azure::open(config, key(config, Some(azure::KEY_VARIABLE)))?))),
+    ("anthropic", |config| Some(Arc::new(anthropic::open(config, key(config, Some(anthropic::KEY_VARIABLE)))))),
+    ("gemini", |config| Some(Arc::new(gemini::open(config, key(config, Some(gemini::KEY_VARIABLE)))))),
+];
+
+/// Names of the kinds with a protocol of their own.
+#[cfg(test)]
+pub(super) fn own_kinds() -> impl Iterator<Item = &'static str> {
+    OWN_KINDS.iter().map(|(kind, _)| *kind)
+}
+
+/// A key is bound to its origin: the kind's variable is read only where the kind's own base URL is used. Azure has no address of its
+/// own, so that there the key must be named in the configuration.
+fn key(config: &ProviderConfig, variable: Option<&'static str>) -> Option<Secret> {
+    let variable = variable.filter(|_| config.base_url.is_none());
+    config.api_key.clone().or_else(|| variable.and_then(env::text).map(Secret::new))
+}
+
+/// A hosted provider from its configuration; none when the kind is unknown, which `config` has refused before.
 fn hosted(config: &ProviderConfig) -> Option<Arc<dyn Provider>> {
+    if let Some((_, open)) = OWN_KINDS.iter().find(|(kind, _)| *kind == config.kind) {
+        return open(config);
+    }
     let row = row(&config.kind)?;
     let base_url = config.base_url.clone().or_else(|| row.base_url.map(str::to_string))?;
-    // A key is bound to its origin: the row's variable is read only where the row's own base URL is used.
     let key_variable = row.key_variable.filter(|_| config.base_url.is_none());
-    let key = config.api_key.clone().or_else(|| key_variable.and_then(env::text).map(Secret::new));
-    Some(Arc::new(openai::OpenAi::new(config, openai::Endpoint { base_url, key, key_variable, quirks: row.quirks })))
+    let service = Service { base_url, key: key(config, row.key_variable), key_variable, auth: Auth::Bearer };
+    Some(Arc::new(openai::OpenAi::new(config, service, openai::Dialect { quirks: row.quirks, api_version: None })))
 }
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
-//! Reading what an OpenAI-compatible upstream answers: whole replies, streams, and errors turned into [`ProviderError`]s that keep
-//! the upstream's message and field but no secret.
+//! Reading what an upstream answers, whatever its protocol: whole replies, event streams, and errors turned into [`ProviderError`]s
+//! that keep the upstream's message and field but no secret.
 
-use super::sse::Parser;
-use super::{ChunkStream, ProviderError};
+use super::sse::{Event, Parser};
+use super::{Piece, PieceStream, ProviderError};
 use crate::config::Secret;
 use crate::types::Code;
-use crate::types::chat::{ChatChunk, ChatResponse};
 use crate::types::time::now_ms;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, unfold};
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 const MAX_REPLY_BYTES: usize = 64 << 20;
@@ -28,7 +28,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn error(&self, code: Code, what: impl std::fmt::Display) -> ProviderError {
+    pub(super) fn error(&self, code: Code, what: impl std::fmt::Display) -> ProviderError {
         ProviderError::new(code, format!("{}/{}: {}", self.provider, self.model, self.clean(&what.to_string())))
     }
 
@@ -41,7 +41,7 @@ impl Source {
         self.error(code, causes(&error.without_url()))
     }
 
-    fn broken(&self, what: impl std::fmt::Display) -> ProviderError {
+    pub(super) fn broken(&self, what: impl std::fmt::Display) -> ProviderError {
         self.error(Code::UPSTREAM, what)
     }
 
@@ -81,22 +81,27 @@ pub(super) async fn refusal(response: reqwest::Response, source: &Source) -> Pro
     error
 }
 
-/// The error that a status and an OpenAI-shaped error body stand for.
-fn from_body(status: u16, body: &Value, source: &Source) -> ProviderError {
+/// The error that a status and an error body stand for, in any of the providers' shapes.
+pub(super) fn from_body(status: u16, body: &Value, source: &Source) -> ProviderError {
     // `error` is an object at OpenAI, a plain text at some; FastAPI servers say `detail` or `message`.
     let inner = body.get("error").unwrap_or(body);
     let field = |name: &str| inner.get(name).and_then(Value::as_str);
     let said = field("message").or_else(|| inner.as_str()).or_else(|| field("detail"));
-    let code = match (status, field("code")) {
-        (_, Some("context_length_exceeded")) => Code::CONTEXT_LENGTH,
-        (400 | 422, _) => Code::INVALID_REQUEST,
-        (404, _) => Code::MODEL_NOT_FOUND,
-        (408 | 504, _) => Code::UPSTREAM_TIMEOUT,
-        (413, _) => Code::TOO_LARGE,
-        (429, _) => Code::RATE_LIMIT,
+    // `type` at OpenAI and Anthropic, `status` at Google.
+    let kind = field("type").or_else(|| field("status"));
+    let code = match (status, field("code"), kind) {
+        (_, Some("context_length_exceeded"), _) => Code::CONTEXT_LENGTH,
+        (529 | 503, ..) | (_, _, Some("overloaded_error" | "UNAVAILABLE")) => Code::UPSTREAM_OVERLOADED,
+        (400 | 422, ..) | (502, _, Some("invalid_request_error" | "INVALID_ARGUMENT")) => Code::INVALID_REQUEST,
+        (404, ..) => Code::MODEL_NOT_FOUND,
+        (408 | 504, ..) => Code::UPSTREAM_TIMEOUT,
+        (413, ..) => Code::TOO_LARGE,
+        (429, ..) | (502, _, Some("rate_limit_error" | "RESOURCE_EXHAUSTED")) => Code::RATE_LIMIT,
         _ => Code::UPSTREAM,
     };
-    if matches!(status, 401 | 403) {
+    let is_key =
+        matches!(status, 401 | 403) || body.pointer("/error/details").is_some_and(|list| list.to_string().contains("API_KEY_INVALID"));
+    if is_key {
         // The key at fault is ours, not the caller's; upstream messages repeat parts of it.
         let mut error = source.broken(format!("refused the server's API key (status {status})"));
         error.hint = Some(format!("check the key of the provider \"{}\" on the server", source.provider));
@@ -122,17 +127,14 @@ fn retry_after(headers: &HeaderMap) -> Option<u32> {
     value.parse().ok().or_else(until)
 }
 
-/// A whole reply.
-pub(super) async fn read_reply(response: reqwest::Response, source: &Source) -> Result<ChatResponse, ProviderError> {
+/// A whole reply's JSON. An error inside a success is an error.
+pub(super) async fn read_json(response: reqwest::Response, source: &Source) -> Result<Value, ProviderError> {
     let body = read_capped(response, MAX_REPLY_BYTES).await.map_err(|what| source.broken(what))?;
-    let reply: ChatResponse =
-        serde_json::from_slice(&body).map_err(|error| source.broken(format!("the reply is not a chat completion: {error}")))?;
-    if reply.choices.is_empty() {
-        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let said = body.get("error").map(|_| from_body(502, &body, source));
-        return Err(said.unwrap_or_else(|| source.broken("the reply has no choices")));
+    let body: Value = serde_json::from_slice(&body).map_err(|error| source.broken(format!("the reply is not JSON: {error}")))?;
+    match body.get("error") {
+        None | Some(Value::Null) => Ok(body),
+        Some(_) => Err(from_body(502, &body, source)),
     }
-    Ok(reply)
 }
 
 async fn read_capped(response: reqwest::Response, limit: usize) -> Result<Vec<u8>, String> {
@@ -148,62 +150,83 @@ async fn read_capped(response: reqwest::Response, limit: usize) -> Result<Vec<u8
     Ok(body)
 }
 
-struct Reading {
+/// Turns the events of one protocol into pieces.
+pub(super) trait Decode: Send + 'static {
+    /// What an event adds, in order.
+    ///
+    /// # Errors
+    /// When the event reports one, or is not readable.
+    fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError>;
+
+    /// Whether the last event of the reply has been seen: nothing is read after it.
+    fn is_over(&self) -> bool;
+
+    /// Whether the stream may end now: a reply is whole once every choice has said why it ended.
+    fn is_whole(&self) -> bool;
+}
+
+struct Reading<D> {
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     parser: Parser,
     source: Source,
     idle: Duration,
-    /// A choice gave its finish reason; a stream that ends before that was cut off.
-    finished: bool,
+    decoder: D,
+    ready: VecDeque<Piece>,
 }
 
-/// Chunks of a streamed reply, up to `[DONE]`.
-pub(super) fn read_stream(response: reqwest::Response, source: Source, idle: Duration) -> ChunkStream {
-    let reading = Reading { bytes: response.bytes_stream().boxed(), parser: Parser::new(MAX_EVENT_BYTES), source, idle, finished: false };
-    let step = |reading: Option<Reading>| async move {
+/// The pieces of a streamed reply.
+///
+/// # Errors
+/// When the reply is no event stream: some services put an error into a plain 200.
+pub(super) async fn read_stream<D: Decode>(
+    response: reqwest::Response,
+    source: Source,
+    idle: Duration,
+    decoder: D,
+) -> Result<PieceStream, ProviderError> {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    if kind.starts_with("application/json") {
+        let read = tokio::time::timeout(idle, read_json(response, &source)).await;
+        read.map_err(|_| source.timed_out(idle))??;
+        return Err(source.broken("a stream was asked for, and a whole reply came"));
+    }
+    let (bytes, parser) = (response.bytes_stream().boxed(), Parser::new(MAX_EVENT_BYTES));
+    let reading = Reading { bytes, parser, source, idle, decoder, ready: VecDeque::new() };
+    let step = |reading: Option<Reading<D>>| async move {
         let mut reading = reading?;
         match reading.next().await {
-            Ok(Some(chunk)) => Some((Ok(chunk), Some(reading))),
+            Ok(Some(piece)) => Some((Ok(piece), Some(reading))),
             Ok(None) => None,
             Err(error) => Some((Err(error), None)),
         }
     };
-    unfold(Some(reading), step).boxed()
+    Ok(unfold(Some(reading), step).boxed())
 }
 
-impl Reading {
-    async fn next(&mut self) -> Result<Option<ChatChunk>, ProviderError> {
+impl<D: Decode> Reading<D> {
+    async fn next(&mut self) -> Result<Option<Piece>, ProviderError> {
         loop {
-            while let Some(event) = self.parser.next_event() {
-                if event.data.trim() == "[DONE]" {
-                    return Ok(None);
-                }
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
+            }
+            if self.decoder.is_over() {
+                return Ok(None);
+            }
+            if let Some(event) = self.parser.next_event() {
                 if !event.data.is_empty() {
-                    return self.chunk(&event.data).map(Some);
+                    self.ready.extend(self.decoder.event(event, &self.source)?);
                 }
+                continue;
             }
             let idle = self.idle;
-            let received = tokio::time::timeout(idle, self.bytes.next()).await;
-            match received
-                .map_err(|_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs())))?
-            {
+            let silent = |_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs()));
+            match tokio::time::timeout(idle, self.bytes.next()).await.map_err(silent)? {
                 Some(Ok(bytes)) => self.parser.push(&bytes).map_err(|error| self.source.broken(error))?,
                 Some(Err(error)) => return Err(self.source.broken(format!("the stream broke off: {}", causes(&error.without_url())))),
-                None if self.finished => return Ok(None),
+                None if self.decoder.is_whole() => return Ok(None),
                 None => return Err(self.source.broken("the stream ended before the reply did")),
             }
         }
-    }
-
-    fn chunk(&mut self, data: &str) -> Result<ChatChunk, ProviderError> {
-        let unreadable = |error| self.source.broken(format!("a chunk of the stream is not readable: {error}"));
-        let chunk: ChatChunk = serde_json::from_str(data).map_err(unreadable)?;
-        if chunk.choices.is_empty() && chunk.extra.contains_key("error") {
-            let body = serde_json::from_str(data).unwrap_or(Value::Null);
-            return Err(from_body(502, &body, &self.source));
-        }
-        self.finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
-        Ok(chunk)
     }
 }
 

@@ -39,6 +39,11 @@ pub struct PromptRef {
 }
 
 impl Manifest {
+    /// Whether a request passes through as it is: no prompt, no parameters, no tools, no format.
+    pub fn adds_nothing(&self) -> bool {
+        self.prompt.is_none() && self.parameters.is_empty() && self.tools.is_empty() && self.response_format.is_none()
+    }
+
     /// The release digest: SHA-256 of the manifest's canonical JSON.
     pub fn digest(&self) -> Digest {
         Digest::of_json(&serde_json::to_value(self).expect("a manifest is strings, maps and numbers: serialising cannot fail"))

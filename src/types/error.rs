@@ -76,6 +76,8 @@ codes! {
     UPSTREAM = "upstream_error", 502, "upstream_error";
     /// The upstream provider could not be reached.
     UPSTREAM_UNREACHABLE = "upstream_unreachable", 502, "upstream_error";
+    /// The upstream provider says that it has too much to do.
+    UPSTREAM_OVERLOADED = "upstream_overloaded", 503, "upstream_error";
     /// Shutting down, or the model is still loading.
     UNAVAILABLE = "unavailable", 503, "server_error";
     /// The upstream provider did not answer in time.
@@ -139,14 +141,18 @@ impl Failure {
         self.0.retry_after_s()
     }
 
+    /// Message and way out in one text, for callers over HTTP.
+    pub fn told(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self} ({hint})"),
+            None => self.to_string(),
+        }
+    }
+
     /// The OpenAI error body: `{"error":{"message","type","param","code"}}`.
     pub fn to_json(&self) -> Value {
         let code = self.code();
-        let message = match self.hint() {
-            Some(hint) => format!("{self} ({hint})"),
-            None => self.to_string(),
-        };
-        json!({"error": {"message": message, "type": code.kind, "param": self.param(), "code": code.name}})
+        json!({"error": {"message": self.told(), "type": code.kind, "param": self.param(), "code": code.name}})
     }
 }
 

@@ -3,8 +3,10 @@
 
 pub mod chat;
 pub mod digest;
+pub mod embeddings;
 pub mod error;
 pub mod ids;
+pub mod messages;
 pub mod time;
 pub mod traits;
 

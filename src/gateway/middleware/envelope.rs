@@ -1,7 +1,7 @@
 //! The outermost layer: gives the request its id, turns a panic into a reply, counts, and names the id in the reply.
 
 use crate::gateway::Gateway;
-use crate::gateway::error::ApiError;
+use crate::gateway::error::{ApiError, in_messages};
 use crate::types::ids::new_id;
 use crate::types::{Code, Failure};
 use axum::extract::{MatchedPath, Request, State};
@@ -12,6 +12,10 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// Anthropic's clients read the id of a request here.
+const ANTHROPIC_HEADER: HeaderName = HeaderName::from_static("request-id");
+/// Paths that are answered in Anthropic's protocol.
+const MESSAGES: &str = "/v1/messages";
 
 /// Id of the request: the `x-request-id` of the reply and the id of its log row. Never the client's own.
 #[derive(Debug, Clone)]
@@ -21,6 +25,7 @@ pub struct RequestId(pub String);
 pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
     let id = new_id("req");
     let path = request.extensions().get::<MatchedPath>().map_or("unmatched".to_string(), |path| path.as_str().to_string());
+    let messages = request.uri().path().starts_with(MESSAGES);
     request.extensions_mut().insert(RequestId(id.clone()));
     // Nothing that a handler shares can be left half-changed: it lives in the store or behind poison-tolerant locks.
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -28,8 +33,14 @@ pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Ne
         tracing::error!(request = id, path, "a handler panicked");
         ApiError(Failure::new(Code::INTERNAL, "something inside Refit failed; the server's log has more")).into_response()
     });
+    if messages {
+        response = in_messages(response, &id);
+    }
     gateway.app.metrics.http(&path, response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&id) {
+        if messages {
+            response.headers_mut().insert(ANTHROPIC_HEADER, value.clone());
+        }
         response.headers_mut().insert(HEADER, value);
     }
     response

@@ -1,54 +1,47 @@
 //! `POST /v1/chat/completions`, plain and streamed.
 
 use super::check;
-use crate::access::Caller;
+use crate::gateway::entry::Entry;
 use crate::gateway::error::ApiError;
-use crate::gateway::middleware::RequestId;
-use crate::gateway::{Gateway, body, sse};
-use crate::inference::Ask;
-use crate::types::chat::ChatRequest;
-use crate::types::{Digest, Failure};
+use crate::gateway::sse::{Encode, data, forwarded};
+use crate::gateway::{Gateway, answer};
+use crate::inference::AnswerStream;
+use crate::providers::{Piece, Protocol};
+use crate::types::Failure;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-
-const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
-const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
+use axum::response::Response;
 
 /// The handler.
-pub async fn create(
-    State(gateway): State<Gateway>,
-    Extension(caller): Extension<Caller>,
-    Extension(RequestId(request_id)): Extension<RequestId>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let inference = &gateway.app.inference;
-    let ask = Ask { caller, request_id, endpoint: "chat.completions" };
-    let chat = match read(&gateway, request).await {
-        Ok(chat) => chat,
-        Err(failure) => return Err(inference.refused(ask, failure).into()),
+pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
+    let entry = Entry::of(&gateway, request, "chat.completions").await?;
+    let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
+    let encoder = Chunks { wants_usage: chat.wants_usage() };
+    let whole = |answer: crate::inference::Answer| {
+        serde_json::to_value(answer.response).expect("a reply is strings, maps and finite numbers: serialising cannot fail")
     };
-    if chat.stream.unwrap_or(false) {
-        let wants_usage = chat.wants_usage();
-        let stream = inference.answer_stream(ask, chat).await?;
-        let (provider, release) = (stream.provider.clone(), stream.release);
-        return Ok(told(sse::reply(stream, wants_usage, gateway.cut.clone()), &provider, release));
+    answer::chat(&gateway, ask, chat, whole, encoder).await
+}
+
+/// `data: {chunk}`, the usage chunk when it was asked for, `data: [DONE]`. A chunk of a provider with the same protocol goes out as
+/// it came.
+pub(super) struct Chunks {
+    pub(super) wants_usage: bool,
+}
+
+impl Encode for Chunks {
+    fn piece(&mut self, piece: Piece) -> String {
+        let raw = piece.raw.filter(|raw| raw.protocol == Protocol::Chat);
+        let forwarded = raw.and_then(|raw| forwarded(None, &raw.data));
+        forwarded.or_else(|| piece.chunk.map(|chunk| data(&chunk))).unwrap_or_default()
     }
-    let answer = inference.answer(ask, chat).await?;
-    Ok(told(Json(answer.response).into_response(), &answer.provider, answer.release))
-}
 
-async fn read(gateway: &Gateway, request: Request) -> Result<ChatRequest, Failure> {
-    let (parts, body) = request.into_parts();
-    let body = body::read_json(&parts.headers, body, gateway.app.config.server.max_body_bytes).await?;
-    check::chat(body)
-}
+    fn end(&mut self, stream: &AnswerStream) -> String {
+        let mut last = stream.usage_chunk().filter(|_| self.wants_usage).map(|chunk| data(&chunk)).unwrap_or_default();
+        last.push_str("data: [DONE]\n\n");
+        last
+    }
 
-/// Names in the headers who answered.
-fn told(mut response: Response, provider: &str, release: Option<Digest>) -> Response {
-    let headers = response.headers_mut();
-    headers.extend(HeaderValue::from_str(provider).map(|value| (PROVIDER, value)));
-    headers.extend(release.and_then(|digest| HeaderValue::from_str(&digest.to_string()).ok()).map(|value| (RELEASE, value)));
-    response
+    fn failed(&mut self, failure: &Failure) -> String {
+        data(&failure.to_json())
+    }
 }

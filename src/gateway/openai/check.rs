@@ -2,6 +2,7 @@
 //! field at fault named as a path. Fields that are not in the table travel on as they are.
 
 use crate::types::chat::ChatRequest;
+use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Failure};
 use serde_json::{Map, Value};
 
@@ -47,28 +48,113 @@ const FIELDS: &[(&str, Kind)] = &[
 ];
 
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+/// As the OpenAI API has it.
+const MAX_TOOLS: usize = 128;
 const MAX_MODEL_BYTES: usize = 256;
 
 /// Checks a body and reads it.
 ///
 /// # Errors
 /// [`Code::MISSING_FIELD`] or [`Code::INVALID_VALUE`] with the field's path.
-pub fn chat(body: Value) -> Result<ChatRequest, Failure> {
-    let Value::Object(mut fields) = body else {
-        return Err(Failure::new(Code::INVALID_REQUEST, format!("the body is {}; a JSON object is expected", name(&body))));
-    };
+pub fn chat(mut fields: Map<String, Value>) -> Result<ChatRequest, Failure> {
     fields.retain(|_, value| !value.is_null());
     model(&fields)?;
     messages(&fields)?;
-    for (field, kind) in FIELDS {
-        if let Some(value) = fields.get(*field) {
-            check(field, kind, value)?;
-        }
-    }
+    checked(&fields, FIELDS)?;
     nested(&fields)?;
     // Whatever the table let through and the types do not take is still an answer, not a crash.
     serde_json::from_value(Value::Object(fields))
         .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
+}
+
+/// An older completion as a chat request.
+pub struct Completion {
+    /// The request.
+    pub chat: ChatRequest,
+    /// The prompt, where the reply shall repeat it.
+    pub echo: Option<String>,
+}
+
+/// Checks the body of an older completion and reads it.
+///
+/// # Errors
+/// As [`chat`]; [`Code::UNSUPPORTED`] for what a chat cannot do.
+pub fn completion(mut fields: Map<String, Value>) -> Result<Completion, Failure> {
+    model(&fields)?;
+    let unsupported = |field: &str, what: &str| Err(Failure::on(Code::UNSUPPORTED, field, format!("{field}: {what}")));
+    let prompt = match fields.shift_remove("prompt") {
+        None => return Err(missing("prompt", "a text is needed")),
+        Some(Value::String(prompt)) => prompt,
+        Some(Value::Array(prompts)) => match prompts.as_slice() {
+            [Value::String(prompt)] => prompt.clone(),
+            [Value::String(_), ..] => return unsupported("prompt", "one prompt a call is taken; send several calls"),
+            _ => return unsupported("prompt", "a text is taken, no token ids"),
+        },
+        Some(other) => return Err(expected("prompt", "a text", &other)),
+    };
+    let echo = fields.shift_remove("echo");
+    if let Some(value) = &echo {
+        check("echo", &Kind::Switch, value)?;
+    }
+    if fields.shift_remove("suffix").is_some_and(|suffix| suffix != "") {
+        return unsupported("suffix", "text cannot be inserted before a suffix here");
+    }
+    if fields.shift_remove("best_of").is_some_and(|best_of| best_of != 1) {
+        return unsupported("best_of", "only 1 is taken");
+    }
+    match fields.shift_remove("logprobs") {
+        None => {}
+        Some(Value::Number(count)) if count.as_u64().is_some_and(|count| count <= 5) => {
+            fields.insert("logprobs".into(), true.into());
+            fields.insert("top_logprobs".into(), count.into());
+        }
+        Some(other) => return Err(expected("logprobs", "a whole number from 0 to 5", &other)),
+    }
+    let echo = (echo == Some(Value::Bool(true))).then(|| prompt.clone());
+    fields.insert("messages".into(), serde_json::json!([{"role": "user", "content": prompt}]));
+    Ok(Completion { chat: chat(fields)?, echo })
+}
+
+const EMBEDDING_FIELDS: &[(&str, Kind)] =
+    &[("dimensions", Kind::Integer(1, 65_536)), ("user", Kind::Text), ("encoding_format", Kind::Text)];
+const MAX_INPUTS: usize = 2_048;
+
+/// Checks the body of an embeddings request and reads it.
+///
+/// # Errors
+/// As [`chat`].
+pub fn embeddings(fields: Map<String, Value>) -> Result<EmbeddingRequest, Failure> {
+    model(&fields)?;
+    checked(&fields, EMBEDDING_FIELDS)?;
+    if fields.get("encoding_format").is_some_and(|format| format != "float" && format != "base64") {
+        return Err(wrong("encoding_format", "expected float or base64"));
+    }
+    let tokens = |value: &Value| value.as_array().is_some_and(|ids| !ids.is_empty() && ids.iter().all(Value::is_u64));
+    match fields.get("input") {
+        None => return Err(missing("input", "a text or a list of texts is needed")),
+        Some(Value::String(text)) if text.is_empty() => return Err(wrong("input", "the text is empty")),
+        Some(Value::String(_)) => {}
+        Some(Value::Array(items)) if items.is_empty() => return Err(wrong("input", "the list is empty")),
+        Some(list) if tokens(list) => {}
+        Some(Value::Array(items)) if items.len() > MAX_INPUTS => {
+            return Err(wrong("input", format!("at most {MAX_INPUTS} inputs are taken, found {}", items.len())));
+        }
+        Some(Value::Array(items)) => {
+            let all_tokens = tokens(&items[0]);
+            let fits = |item: &Value| if all_tokens { tokens(item) } else { item.as_str().is_some_and(|text| !text.is_empty()) };
+            if let Some((i, item)) = items.iter().enumerate().find(|(_, item)| !fits(item)) {
+                return Err(expected(&format!("input[{i}]"), "a text that is not empty", item));
+            }
+        }
+        Some(other) => return Err(expected("input", "a text or a list of texts", other)),
+    }
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
+}
+
+fn checked(fields: &Map<String, Value>, table: &[(&str, Kind)]) -> Result<(), Failure> {
+    let present = table.iter().filter_map(|(field, kind)| fields.get(*field).map(|value| (field, kind, value)));
+    present.into_iter().try_for_each(|(field, kind, value)| check(field, kind, value))
 }
 
 fn model(fields: &Map<String, Value>) -> Result<(), Failure> {
@@ -185,7 +271,11 @@ fn nested(fields: &Map<String, Value>) -> Result<(), Failure> {
             _ => return Err(wrong("response_format.type", "expected text, json_object or json_schema")),
         }
     }
-    let tools = fields.get("tools").and_then(Value::as_array).into_iter().flatten().enumerate();
+    let tools = fields.get("tools").and_then(Value::as_array);
+    if let Some(count) = tools.map(Vec::len).filter(|count| *count > MAX_TOOLS) {
+        return Err(wrong("tools", format!("at most {MAX_TOOLS} tools are taken, found {count}")));
+    }
+    let tools = tools.into_iter().flatten().enumerate();
     for (i, tool) in tools {
         if !tool.get("type").is_some_and(Value::is_string) {
             return Err(wrong(&format!("tools[{i}].type"), "a tool is an object with a type"));
@@ -228,7 +318,7 @@ mod tests {
         for (field, value) in change.as_object().expect("an object") {
             body[field] = value.clone();
         }
-        let failure = chat(body).expect_err("must be refused");
+        let failure = chat(body.as_object().expect("an object").clone()).expect_err("must be refused");
         (failure.param().unwrap_or_default(), failure.code().name)
     }
 
@@ -290,7 +380,7 @@ mod tests {
     fn null_counts_as_absent_and_unknown_fields_stay() {
         let body =
             json!({"model": "m", "messages": [{"role": "assistant", "content": null, "tool_calls": []}], "temperature": null, "x": 1});
-        let request = chat(body).expect("fine");
+        let request = chat(body.as_object().expect("an object").clone()).expect("fine");
         assert!(request.temperature.is_none() && request.extra["x"] == 1);
     }
 }

@@ -1,5 +1,7 @@
 //! The OpenAI-compatible API under `/v1`.
 
 pub mod chat;
-mod check;
+pub mod check;
+pub mod completions;
+pub mod embeddings;
 pub mod models;

@@ -1,0 +1,42 @@
+//! The end of a model call: a whole reply or a stream, written in the caller's protocol, with the headers that tell what answered.
+
+use super::Gateway;
+use super::error::ApiError;
+use super::sse::{self, Encode};
+use crate::inference::{Answer, Ask};
+use crate::types::Digest;
+use crate::types::chat::ChatRequest;
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
+const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
+
+/// Answers a chat request: `whole` writes a whole reply, `encoder` a streamed one.
+pub async fn chat(
+    gateway: &Gateway,
+    ask: Ask,
+    request: ChatRequest,
+    whole: impl FnOnce(Answer) -> Value,
+    encoder: impl Encode,
+) -> Result<Response, ApiError> {
+    if request.stream.unwrap_or(false) {
+        return sse::open(gateway, ask, request, encoder).await;
+    }
+    let answer = gateway.app.inference.answer(ask, request).await?;
+    let (provider, release) = (answer.provider.clone(), answer.release);
+    Ok(told(Json(whole(answer)).into_response(), &provider, release))
+}
+
+/// Names the provider and the release in the reply's headers.
+pub fn told(mut response: Response, provider: &str, release: Option<Digest>) -> Response {
+    let release = release.map(|release| release.to_string());
+    for (name, value) in [(PROVIDER, Some(provider)), (RELEASE, release.as_deref())] {
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}

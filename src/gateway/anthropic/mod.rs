@@ -1,0 +1,48 @@
+//! Anthropic's Messages API under `/v1/messages`, against any provider: [`request`] reads a message request as a chat request,
+//! [`reply`] and [`stream`] write the answer back. Where the provider speaks the protocol itself, request and answer pass as they
+//! are. (Messages API reference, versions 2023-06-01 and 2026-10-21.)
+
+mod error;
+mod reply;
+mod request;
+mod stream;
+
+pub use error::OVERLOADED;
+pub use error::body as error_body;
+
+use super::entry::Entry;
+use super::error::ApiError;
+use super::{Gateway, answer};
+use crate::inference::{Answer, Ask};
+use crate::providers::{Native, Protocol};
+use crate::types::Failure;
+use crate::types::chat::ChatRequest;
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+/// `POST /v1/messages`, plain and streamed.
+pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
+    let entry = Entry::of(&gateway, request, "messages").await?;
+    let (gateway, ask, (native, chat)) = entry.read(|fields, headers| read(fields, headers, true)).await?;
+    let ask = Ask { native: Some(native), ..ask };
+    let (id, model) = (ask.request_id.clone(), chat.model.clone());
+    let whole = |answer: Answer| answer.native.unwrap_or_else(|| reply::of_chat(&answer.response));
+    answer::chat(&gateway, ask, chat, whole, stream::Events::new(id, model)).await
+}
+
+/// `POST /v1/messages/count_tokens`.
+pub async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Result<Json<Value>, ApiError> {
+    let entry = Entry::of(&gateway, request, "messages.count_tokens").await?;
+    let (gateway, ask, (native, chat)) = entry.read(|fields, headers| read(fields, headers, false)).await?;
+    let count = gateway.app.inference.count_tokens(Ask { native: Some(native), ..ask }, chat).await?;
+    Ok(Json(json!({"input_tokens": count})))
+}
+
+fn read(fields: Map<String, Value>, headers: &HeaderMap, needs_limit: bool) -> Result<(Native, ChatRequest), Failure> {
+    let version = request::version(headers)?;
+    let chat = request::to_chat(&fields, version, needs_limit)?;
+    Ok((Native { protocol: Protocol::Messages, version, body: fields }, chat))
+}

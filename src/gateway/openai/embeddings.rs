@@ -1,0 +1,17 @@
+//! `POST /v1/embeddings`.
+
+use super::check;
+use crate::gateway::entry::Entry;
+use crate::gateway::error::ApiError;
+use crate::gateway::{Gateway, answer};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+
+/// The handler.
+pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
+    let entry = Entry::of(&gateway, request, "embeddings").await?;
+    let (gateway, ask, request) = entry.read(|fields, _| check::embeddings(fields)).await?;
+    let made = gateway.app.inference.embed(ask, request).await?;
+    Ok(answer::told(Json(made.response).into_response(), &made.provider, made.release))
+}

@@ -1,0 +1,79 @@
+//! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
+
+use super::ticket::{Asked, Ticket};
+use super::{Ask, Inference, blocking, plan};
+use crate::providers::EmbedCall;
+use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
+use crate::types::{Code, Digest, Failure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+/// Vectors with what is known about them.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    /// The reply.
+    pub response: EmbeddingResponse,
+    /// Provider that answered.
+    pub provider: String,
+    /// Release that answered, when a route was called.
+    pub release: Option<Digest>,
+}
+
+impl Inference {
+    /// Makes vectors on a route or a model, in the encoding that the request asks for.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
+    pub async fn embed(&self, ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+        let mut ticket = Ticket::open(&self.log, ask, &Asked::whole(&request.model, &request));
+        let (store, providers, model) = (self.store.clone(), self.providers.clone(), request.model.clone());
+        let planned = blocking(move || {
+            let plan = plan::for_model(&store, &providers, &model)?;
+            match plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some()) {
+                true => {
+                    Err(Failure::on(Code::UNSUPPORTED, "model", format!("the route \"{model}\" answers a prompt; it makes no embeddings")))
+                }
+                false => Ok(plan),
+            }
+        });
+        let plan = planned.await.map_err(|failure| ticket.fail(failure))?;
+        ticket.planned(&plan);
+        let base64 = request.wants_base64();
+        let call = EmbedCall { model: plan.model.clone(), request };
+        let mut response = plan.provider.embed(call).await.map_err(|error| ticket.fail(error.into()))?;
+        response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
+        ticket.done(Some(response.usage.prompt_tokens));
+        Ok(Embedded { response, provider: plan.provider_name, release: plan.release })
+    }
+}
+
+/// Writes a vector as it was asked for; what is not readable stays as the provider sent it.
+fn encode(vector: &mut Vector, base64: bool) {
+    match vector {
+        Vector::Floats(numbers) if base64 => {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+            *vector = Vector::Base64(BASE64_STANDARD.encode(bytes));
+        }
+        Vector::Base64(text) if !base64 => {
+            if let Ok(bytes) = BASE64_STANDARD.decode(text.as_bytes()) {
+                let numbers = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+                *vector = Vector::Floats(numbers.collect());
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_survive_both_encodings() {
+        let mut vector = Vector::Floats(vec![0.5, -1.25]);
+        encode(&mut vector, true);
+        assert!(matches!(&vector, Vector::Base64(text) if text == "AAAAPwAAoL8="), "{vector:?}");
+        encode(&mut vector, false);
+        assert!(matches!(&vector, Vector::Floats(numbers) if numbers == &[0.5, -1.25]), "{vector:?}");
+    }
+}

@@ -1,0 +1,170 @@
+//! One provider's connection to its service. Redirects are not followed, so that a key is only ever sent to the origin of its base
+//! URL; callers decide neither address nor headers. Names that become part of a path are percent-encoded.
+
+use super::ProviderError;
+use super::upstream::{self, Source};
+use crate::config::{ProviderConfig, Secret};
+use crate::types::Code;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// What a path segment may hold as it is (RFC 3986, "unreserved").
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// How the key is presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer`.
+    Bearer,
+    /// A header of the service's own, such as `x-api-key`.
+    Header(&'static str),
+}
+
+/// A service: where it is and which key opens it.
+pub struct Service {
+    /// Base URL without a slash at the end.
+    pub base_url: String,
+    /// API key, bound to this base URL.
+    pub key: Option<Secret>,
+    /// Variable in which the key is looked for, for the message when it is missing; `None` where none is needed.
+    pub key_variable: Option<&'static str>,
+    /// How the key is presented.
+    pub auth: Auth,
+}
+
+/// The connection. Nothing is connected before the first call.
+pub struct Http {
+    name: String,
+    service: Service,
+    connect_timeout: Duration,
+    timeout: Duration,
+    idle_timeout: Duration,
+    client: OnceLock<reqwest::Client>,
+}
+
+impl Http {
+    /// The connection of a configured provider.
+    pub fn new(config: &ProviderConfig, service: Service) -> Self {
+        Http {
+            name: config.name.clone(),
+            service,
+            connect_timeout: Duration::from_secs(config.connect_timeout_s),
+            timeout: Duration::from_secs(config.timeout_s),
+            idle_timeout: Duration::from_secs(config.idle_timeout_s),
+            client: OnceLock::new(),
+        }
+    }
+
+    /// The provider's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Who answers, for messages.
+    pub(super) fn source(&self, model: &str) -> Source {
+        Source { provider: self.name.clone(), model: model.to_string(), key: self.service.key.clone() }
+    }
+
+    /// Silence that a stream may keep.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
+    /// Posts a body below the base URL; the reply's head has arrived and is a success.
+    ///
+    /// # Errors
+    /// [`Code::UNSUPPORTED`] without a key, and everything that [`upstream::refusal`] reads out of a reply.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: &Value,
+        source: &Source,
+    ) -> Result<reqwest::Response, ProviderError> {
+        let mut request = self.client()?.post(format!("{}{path}", self.service.base_url)).headers(self.key_header(source)?).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let sent = tokio::time::timeout(self.timeout, request.send()).await;
+        let response = sent.map_err(|_| source.timed_out(self.timeout))?.map_err(|error| source.unreachable(error))?;
+        if response.status().is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
+    }
+
+    /// Posts a body and reads the whole reply.
+    ///
+    /// # Errors
+    /// As [`Http::post`]; [`Code::UPSTREAM`] when the reply is not what was asked for, [`Code::UPSTREAM_TIMEOUT`].
+    pub(super) async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: &Value,
+        source: &Source,
+    ) -> Result<T, ProviderError> {
+        let response = self.post(path, headers, body, source).await?;
+        let read = tokio::time::timeout(self.timeout, upstream::read_json(response, source)).await;
+        let value = read.map_err(|_| source.timed_out(self.timeout))??;
+        serde_json::from_value(value).map_err(|error| source.broken(format!("the reply is not what was asked for: {error}")))
+    }
+
+    fn key_header(&self, source: &Source) -> Result<HeaderMap, ProviderError> {
+        let Some(key) = &self.service.key else {
+            return match self.service.key_variable {
+                Some(variable) => Err(missing_key(&self.name, variable)),
+                None => Ok(HeaderMap::new()),
+            };
+        };
+        let (name, text) = match self.service.auth {
+            Auth::Bearer => (reqwest::header::AUTHORIZATION, format!("Bearer {}", key.expose())),
+            Auth::Header(name) => (HeaderName::from_static(name), key.expose().to_string()),
+        };
+        let unfit = |_| source.error(Code::UNSUPPORTED, "the server's API key holds characters that no header can carry");
+        let mut value = HeaderValue::from_str(text.trim()).map_err(unfit)?;
+        value.set_sensitive(true);
+        Ok(HeaderMap::from_iter([(name, value)]))
+    }
+
+    fn client(&self) -> Result<&reqwest::Client, ProviderError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let builder = reqwest::Client::builder().redirect(Policy::none()).connect_timeout(self.connect_timeout).tcp_nodelay(true);
+        let client = builder.user_agent(concat!("refit/", env!("CARGO_PKG_VERSION"))).pool_idle_timeout(Duration::from_secs(50)).build();
+        let client = client.map_err(|error| ProviderError::new(Code::INTERNAL, format!("cannot set up TLS for {}: {error}", self.name)))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+/// A name as one segment of a path: nothing in it can leave the segment.
+pub fn segment(name: &str) -> String {
+    match name {
+        // The two segments that mean something else.
+        "." => "%2E".into(),
+        ".." => "%2E%2E".into(),
+        name => utf8_percent_encode(name, SEGMENT).to_string(),
+    }
+}
+
+fn missing_key(provider: &str, variable: &str) -> ProviderError {
+    let mut error = ProviderError::new(Code::UNSUPPORTED, format!("the provider \"{provider}\" has no API key on this server"));
+    error.param = Some("model".into());
+    error.hint = Some(format!("start refit with {variable} set, or name another variable under [providers.{provider}] in refit.toml"));
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_name_stays_in_its_segment() {
+        assert_eq!(segment("gpt-4o_2.0~x"), "gpt-4o_2.0~x");
+        assert_eq!(segment("../../v1/files?x=1#y"), "..%2F..%2Fv1%2Ffiles%3Fx%3D1%23y");
+        assert_eq!(segment(".."), "%2E%2E");
+    }
+}
