@@ -167,13 +167,14 @@ fn model(fields: &Map<String, Value>) -> Result<(), Failure> {
 }
 
 fn messages(fields: &Map<String, Value>) -> Result<(), Failure> {
-    let has_variables = fields.get("prompt").is_some_and(|prompt| prompt.get("variables").is_some_and(Value::is_object));
+    let called = |prompt: &Value| prompt.get("variables").is_some_and(Value::is_object) || prompt.get("id").is_some_and(Value::is_string);
+    let has_prompt = fields.get("prompt").is_some_and(called);
     let messages = match fields.get("messages") {
         None => return Err(missing("messages", "a list of messages is needed")),
         Some(Value::Array(messages)) => messages,
         Some(other) => return Err(expected("messages", "a list", other)),
     };
-    if messages.is_empty() && !has_variables {
+    if messages.is_empty() && !has_prompt {
         return Err(wrong("messages", "the list is empty; at least one message is needed"));
     }
     messages.iter().enumerate().try_for_each(|(i, value)| message(&format!("messages[{i}]"), value))

@@ -5,3 +5,4 @@ pub mod check;
 pub mod completions;
 pub mod embeddings;
 pub mod models;
+pub mod responses;

@@ -49,7 +49,12 @@ pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> R
             return Err(refuse.unsupported(name));
         }
     }
-    sampling(&mut body, request.temperature, request.top_p, &mut extra, version, &refuse)?;
+    let given = [
+        ("temperature", request.temperature.map(Value::from)),
+        ("top_p", request.top_p.map(Value::from)),
+        ("top_k", extra.shift_remove("top_k")),
+    ];
+    sampling(&mut body, given, version, &refuse)?;
     if let Some(stop) = request.stop {
         body.insert("stop_sequences".into(), stop.texts().into());
     }
@@ -86,16 +91,8 @@ impl Refuse<'_> {
     }
 }
 
-fn sampling(
-    body: &mut Body,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    extra: &mut Body,
-    version: &str,
-    refuse: &Refuse<'_>,
-) -> Result<(), ProviderError> {
-    let top_k = extra.shift_remove("top_k");
-    for (name, value) in [("temperature", temperature.map(Value::from)), ("top_p", top_p.map(Value::from)), ("top_k", top_k)] {
+fn sampling(body: &mut Body, given: [(&str, Option<Value>); 3], version: &str, refuse: &Refuse<'_>) -> Result<(), ProviderError> {
+    for (name, value) in given {
         let Some(value) = value else { continue };
         if !takes_sampling(version) {
             let mut error = refuse.unsupported(name);

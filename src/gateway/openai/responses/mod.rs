@@ -1,0 +1,23 @@
+//! `POST /v1/responses`, plain and streamed, against any provider: [`request`] reads it as a chat request, [`reply`] and [`stream`]
+//! write the answer back. Nothing is kept between calls: `previous_response_id`, `conversation` and `background` are refused.
+
+mod reply;
+mod request;
+mod stream;
+
+use crate::gateway::entry::Entry;
+use crate::gateway::error::ApiError;
+use crate::gateway::{Gateway, answer};
+use crate::inference::Answer;
+use axum::extract::{Request, State};
+use axum::response::Response;
+
+/// The handler.
+pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
+    let entry = Entry::of(&gateway, request, "responses").await?;
+    let (gateway, ask, (chat, frame)) = entry.read(|fields, _| request::to_chat(fields)).await?;
+    let frame = reply::Frame::new(frame);
+    let encoder = stream::Events::new(frame.clone());
+    let whole = move |answer: Answer| frame.of_chat(&answer.response);
+    answer::chat(&gateway, ask, chat, whole, encoder).await
+}
