@@ -210,7 +210,7 @@ impl Inference {
     async fn plan_chat(&self, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
         let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
         blocking(move || {
-            let plan = plan::for_model(&store, &providers, &request.model)?;
+            let plan = plan::for_request(&store, &providers, &prompts, &request)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
             // A release that adds to the request has to be written into it, which the caller's own body does not know.

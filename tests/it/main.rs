@@ -22,3 +22,4 @@ mod support;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;
+mod wire;

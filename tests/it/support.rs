@@ -196,12 +196,24 @@ impl Reply {
 
 /// One blocking request, with 120 s to answer.
 pub fn http(method: &str, url: &str, key: Option<&str>, body: Option<Vec<u8>>) -> Reply {
+    request(method, url, key, &[], body)
+}
+
+/// A POST of JSON with more headers.
+pub fn http_with(url: &str, key: Option<&str>, headers: &[(&str, &str)], body: Vec<u8>) -> Reply {
+    request("POST", url, key, headers, Some(body))
+}
+
+fn request(method: &str, url: &str, key: Option<&str>, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Reply {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().expect("a client");
         let mut request = client.request(method.parse().expect("a method"), url);
         if let Some(key) = key {
             request = request.bearer_auth(key);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body);

@@ -12,23 +12,29 @@ const CHAT: &str = "/v1/chat/completions";
 const CANARY: &str = "sk-canary-5f3a";
 
 /// One exchange of the scripted upstream.
-struct Script {
+pub struct Script {
     /// Bytes of the reply, in the pieces in which they are written.
-    pieces: Vec<Vec<u8>>,
+    pub pieces: Vec<Vec<u8>>,
     /// Keep the connection open after the last piece until the client closes it.
-    hang: bool,
+    pub hang: bool,
 }
 
 /// What the upstream saw.
-struct Seen {
-    head: String,
-    body: Value,
+pub struct Seen {
+    pub head: String,
+    /// Path and query, in their own case.
+    pub target: String,
+    pub body: Value,
     /// The client closed its side while the upstream hung.
-    closed: bool,
+    pub closed: bool,
+}
+
+fn target(head: &str) -> String {
+    head.split(' ').nth(1).unwrap_or_default().to_string()
 }
 
 /// Serves the scripts in order, a connection each; returns the port and what was seen.
-fn upstream(scripts: Vec<Script>) -> (u16, Receiver<Seen>) {
+pub fn upstream(scripts: Vec<Script>) -> (u16, Receiver<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let (sender, seen) = channel();
@@ -36,7 +42,7 @@ fn upstream(scripts: Vec<Script>) -> (u16, Receiver<Seen>) {
         for script in scripts {
             let Ok((mut stream, _)) = listener.accept() else { return };
             stream.set_nodelay(true).expect("nodelay");
-            let (head, body) = read_request(&mut stream);
+            let (raw, body) = read_request(&mut stream);
             for piece in &script.pieces {
                 if stream.write_all(piece).and_then(|()| stream.flush()).is_err() {
                     break;
@@ -44,7 +50,7 @@ fn upstream(scripts: Vec<Script>) -> (u16, Receiver<Seen>) {
                 std::thread::sleep(Duration::from_micros(300));
             }
             let closed = script.hang && matches!(stream.read(&mut [0]), Ok(0) | Err(_));
-            let _ = sender.send(Seen { head, body, closed });
+            let _ = sender.send(Seen { target: target(&raw), head: raw.to_lowercase(), body, closed });
         }
     });
     (port, seen)
@@ -55,14 +61,15 @@ fn read_request(stream: &mut TcpStream) -> (String, Value) {
     while !bytes.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("a request") == 1 {
         bytes.push(byte[0]);
     }
-    let head = String::from_utf8(bytes).expect("an ASCII head").to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+    let head = String::from_utf8(bytes).expect("an ASCII head");
+    let length =
+        head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).expect("a body");
     (head, serde_json::from_slice(&body).unwrap_or(Value::Null))
 }
 
-fn reply(status: &str, headers: &str, body: &str) -> Script {
+pub fn reply(status: &str, headers: &str, body: &str) -> Script {
     let text = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
         body.len()
@@ -71,7 +78,7 @@ fn reply(status: &str, headers: &str, body: &str) -> Script {
 }
 
 /// An event stream, written in pieces of so many bytes.
-fn stream(body: &str, piece: usize) -> Script {
+pub fn stream(body: &str, piece: usize) -> Script {
     let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n".to_vec();
     Script { pieces: std::iter::once(head).chain(body.as_bytes().chunks(piece).map(<[u8]>::to_vec)).collect(), hang: false }
 }

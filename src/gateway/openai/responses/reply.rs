@@ -116,7 +116,8 @@ impl Frame {
             parts.push(output_text("", Vec::new()));
         }
         if !parts.is_empty() {
-            output.push(message(&new_id("msg"), "completed", parts));
+            let cut = matches!(choice.finish_reason.as_deref(), Some("length" | "content_filter"));
+            output.push(message(&new_id("msg"), if cut { "incomplete" } else { "completed" }, parts));
         }
         for call in calls.into_iter().flatten() {
             let text = |pointer: &str| call.pointer(pointer).and_then(Value::as_str).unwrap_or_default();

@@ -25,7 +25,6 @@ const SAME: &[&str] = &[
     "top_logprobs",
     "parallel_tool_calls",
     "user",
-    "metadata",
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
@@ -100,6 +99,18 @@ fn prompt(chat: &mut Fields) -> Result<(), Failure> {
         return Err(missing("prompt.id", "the name of a route or of a prompt is needed"));
     };
     chat.entry("model").or_insert(id.into());
+    let variables = chat.get_mut("prompt").and_then(|prompt| prompt.get_mut("variables")).and_then(Value::as_object_mut);
+    for (name, variable) in variables.into_iter().flatten() {
+        match variable.get("type").and_then(Value::as_str) {
+            None => {}
+            Some("input_text") => *variable = variable["text"].take(),
+            Some(_) => {
+                let field = format!("prompt.variables.{name}");
+                let message = format!("{field}: a text is needed; images and files in variables are not taken yet");
+                return Err(Failure::on(Code::UNSUPPORTED, field, message));
+            }
+        }
+    }
     Ok(())
 }
 
