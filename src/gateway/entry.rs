@@ -2,18 +2,15 @@
 
 use super::error::ApiError;
 use super::middleware::RequestId;
+use super::openai::azure::Deployment;
 use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::Ask;
 use crate::types::{Code, Failure};
-use axum::RequestExt;
 use axum::body::Body;
-use axum::extract::{RawPathParams, Request};
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
-
-/// Name of the path parameter that holds a deployment.
-const DEPLOYMENT: &str = "deployment";
 
 /// A call at the door.
 pub struct Entry {
@@ -29,14 +26,12 @@ pub struct Entry {
 
 impl Entry {
     /// Takes a request that has passed the access check.
-    pub async fn of(gateway: &Gateway, mut request: Request, endpoint: &'static str) -> Result<Self, ApiError> {
-        // Not there on a path without parameters, or when a name is not UTF-8.
-        let params = request.extract_parts::<RawPathParams>().await.ok();
-        let deployment = params.and_then(|params| params.iter().find(|(name, _)| *name == DEPLOYMENT).map(|(_, value)| value.to_string()));
+    pub fn of(gateway: &Gateway, request: Request, endpoint: &'static str) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Failure::new(Code::FORBIDDEN, "no caller was resolved for this path"))?;
         let id = parts.extensions.get::<RequestId>().map(|RequestId(id)| id.clone());
+        let deployment = parts.extensions.get::<Deployment>().map(|Deployment(name)| name.clone());
         let mut ask = Ask::new(&caller, endpoint);
         ask.request_id = id.unwrap_or(ask.request_id);
         Ok(Entry { gateway: gateway.clone(), ask, headers: parts.headers, deployment, body })

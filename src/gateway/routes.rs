@@ -6,7 +6,7 @@ use super::{Gateway, anthropic, openai, operations};
 use crate::access::Role;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, any, get, post};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +39,7 @@ pub fn table() -> Vec<Route> {
         route("/v1/responses", app, post(openai::responses::create)),
         route("/v1/messages", app, post(anthropic::create)),
         route("/v1/messages/count_tokens", app, post(anthropic::count_tokens)),
-        route("/openai/deployments/{deployment}/chat/completions", app, post(openai::chat::create)),
-        route("/openai/deployments/{deployment}/completions", app, post(openai::completions::create)),
-        route("/openai/deployments/{deployment}/embeddings", app, post(openai::embeddings::create)),
-        route("/openai/deployments/{deployment}/responses", app, post(openai::responses::create)),
+        route("/openai/deployments/{*call}", app, any(openai::azure::dispatch)),
         route("/openai/responses", app, post(openai::responses::create)),
         route("/openai/v1/responses", app, post(openai::responses::create)),
         route("/openai/v1/chat/completions", app, post(openai::chat::create)),

@@ -1,4 +1,4 @@
-//! Our adapters in other people's software. Runs in `./test interop` (part of `./test --full`), which installs what it needs; the group
+//! Our adapters in other people's software. Runs in `./test peft` (part of `./test --full`), which installs what it needs; the group
 //! `blackbox` leaves this module out.
 
 use crate::engine::{TEXT, adapter, all_logits, model};
@@ -12,8 +12,8 @@ const TOLERANCE: &str = "0.001";
 
 #[test]
 fn peft_folder_gives_the_same_logits_in_hugging_face_peft() {
-    let python = std::env::var("REFIT_INTEROP_PYTHON").expect("./test interop sets REFIT_INTEROP_PYTHON");
-    let file = support::model_file().expect("./test interop sets REFIT_TEST_MODEL");
+    let python = std::env::var("REFIT_INTEROP_PYTHON").expect("./test peft sets REFIT_INTEROP_PYTHON");
+    let file = support::model_file().expect("./test peft sets REFIT_TEST_MODEL");
     let model = model().expect("the model");
     let made = Arc::new(adapter(&model, 7));
     let tokens = model.tokenizer.encode(TEXT).expect("tokens");

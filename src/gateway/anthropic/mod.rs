@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 
 /// `POST /v1/messages`, plain and streamed.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "messages").await?;
+    let entry = Entry::of(&gateway, request, "messages")?;
     let (gateway, ask, (native, chat)) = entry.read(|fields, headers| read(fields, headers, true)).await?;
     let ask = Ask { native: Some(native), ..ask };
     let (id, model) = (ask.request_id.clone(), chat.model.clone());
@@ -35,7 +35,7 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
 
 /// `POST /v1/messages/count_tokens`.
 pub async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Result<Json<Value>, ApiError> {
-    let entry = Entry::of(&gateway, request, "messages.count_tokens").await?;
+    let entry = Entry::of(&gateway, request, "messages.count_tokens")?;
     let (gateway, ask, (native, chat)) = entry.read(|fields, headers| read(fields, headers, false)).await?;
     let count = gateway.app.inference.count_tokens(Ask { native: Some(native), ..ask }, chat).await?;
     Ok(Json(json!({"input_tokens": count})))

@@ -13,7 +13,7 @@ use axum::response::Response;
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "chat.completions").await?;
+    let entry = Entry::of(&gateway, request, "chat.completions")?;
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
     let encoder = Chunks { wants_usage: chat.wants_usage() };
     let whole = |answer: crate::inference::Answer| {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "completions").await?;
+    let entry = Entry::of(&gateway, request, "completions")?;
     let (gateway, ask, check::Completion { chat, echo }) = entry.read(|fields, _| check::completion(fields)).await?;
     let encoder = Texts { wants_usage: chat.wants_usage(), echo: echo.clone(), begun: Vec::new() };
     let whole = move |answer: crate::inference::Answer| whole(&answer.response, echo.as_deref().unwrap_or(""));

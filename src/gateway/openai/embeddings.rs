@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "embeddings").await?;
+    let entry = Entry::of(&gateway, request, "embeddings")?;
     let (gateway, ask, request) = entry.read(|fields, _| check::embeddings(fields)).await?;
     let made = gateway.app.inference.embed(ask, request).await?;
     Ok(answer::told(Json(made.response).into_response(), &made.provider, made.release))

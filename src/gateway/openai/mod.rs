@@ -1,5 +1,6 @@
 //! The OpenAI-compatible API under `/v1`.
 
+pub mod azure;
 pub mod chat;
 pub mod check;
 pub mod completions;

@@ -14,7 +14,7 @@ use axum::response::Response;
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "responses").await?;
+    let entry = Entry::of(&gateway, request, "responses")?;
     let (gateway, ask, (chat, frame)) = entry.read(|fields, _| request::to_chat(fields)).await?;
     let frame = reply::Frame::new(frame);
     let encoder = stream::Events::new(frame.clone());

@@ -1,0 +1,77 @@
+"""The running binary in front of [`vendors`] and the real model. `REFIT_BINARY` and `REFIT_TEST_MODEL` are set by `./test interop`."""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+import pytest
+from vendors import Vendors
+
+MODEL = "smollm2-135m-instruct"
+# Provider -> a model there. `row` is a row of the OpenAI-compatible table.
+MODELS = {
+    "openai": "openai/gpt-4o-mini",
+    "azure": "azure/gpt-4o",
+    "anthropic": "anthropic/claude-opus-5-5",
+    "gemini": "gemini/gemini-3-flash",
+    "row": "groq/llama-3.3-70b",
+    "local": f"local/{MODEL}",
+    "mock": "mock/echo",
+}
+# Providers that answer tools and structured output; the local engine says no until its issue, the mock has no such thing.
+CAPABLE = ["openai", "azure", "anthropic", "gemini", "row"]
+
+
+@dataclass
+class Refit:
+    url: str
+    key: str
+    vendors: Vendors
+
+
+@pytest.fixture(scope="session")
+def refit():
+    binary, model = os.environ["REFIT_BINARY"], os.environ["REFIT_TEST_MODEL"]
+    vendors = Vendors()
+    environment = {**os.environ, "UP_KEY": "sk-up"}
+    with tempfile.TemporaryDirectory() as directory:
+        table = ["[server]\nport = 0\n"]
+        for name, more in {"openai": "", "azure": 'api_version = "2024-10-21"\n', "anthropic": "", "gemini": "", "groq": ""}.items():
+            table.append(f'[providers.{name}]\nbase_url = "http://127.0.0.1:{vendors.port}/{name}"\napi_key = {{ env = "UP_KEY" }}\n{more}')
+        config = os.path.join(directory, "refit.toml")
+        with open(config, "w") as file:
+            file.write("\n".join(table))
+        base = [binary, "--data-dir", os.path.join(directory, "data"), "--config", config]
+        run = lambda *arguments: subprocess.run([*base, *arguments], check=True, capture_output=True, text=True, env=environment).stdout
+        run("model", "pull", model, "--name", MODEL)
+        prompt = os.path.join(directory, "greet.prompt")
+        with open(prompt, "w") as file:
+            file.write("---\nmodel: mock/echo\ninput:\n  schema:\n    who: string\n---\nHello {{who}}!\n")
+        run("prompt", "publish", prompt)
+        key = json.loads(run("key", "create", "sdk", "--json"))["key"]
+        server = subprocess.Popen([*base, "serve"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        url = None
+        for line in server.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                url = found.group(0)
+                break
+        assert url, "refit did not start"
+        try:
+            yield Refit(url, key, vendors)
+        finally:
+            server.terminate()
+            server.wait(30)
+            vendors.close()
+    assert not vendors.wrong, "\n\n".join(vendors.wrong)
+
+
+@pytest.fixture(autouse=True)
+def upstream_is_content(refit, request):
+    """Whatever a test asked for, the vendor's types took every request that reached the vendor."""
+    before = len(refit.vendors.wrong)
+    yield
+    wrong = refit.vendors.wrong[before:]
+    assert not wrong, "\n\n".join(wrong)

@@ -1,0 +1,109 @@
+// The OpenAI and Anthropic Node SDKs against every provider: `node cases.mjs --list` names the cases, `node cases.mjs` runs them and
+// prints one JSON object, name -> error or null.
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+
+const listing = process.argv.includes("--list");
+const ALL = ["openai", "azure", "anthropic", "gemini", "row", "local", "mock"];
+const CAPABLE = ["openai", "azure", "anthropic", "gemini", "row"];
+const CITY = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
+const TOOL = { type: "function", function: { name: "get_weather", parameters: CITY } };
+const SCHEMA = {
+  type: "object",
+  properties: { topic: { type: "string" }, urgent: { type: "boolean" } },
+  required: ["topic", "urgent"],
+  additionalProperties: false,
+};
+const HELLO = [{ role: "user", content: "Say hi." }];
+const models = JSON.parse(process.env.REFIT_MODELS ?? "{}");
+
+const answers = (provider, text) => {
+  if (provider === "local") assert.ok(text.trim());
+  else assert.equal(text, provider === "mock" ? "Say hi." : "Hi grüße 🦀");
+};
+
+let openai, azure, anthropic;
+if (!listing) {
+  const require = createRequire(process.env.REFIT_NODE_MODULES + "/");
+  const { default: OpenAI, AzureOpenAI } = require("openai");
+  const { default: Anthropic } = require("@anthropic-ai/sdk");
+  const [url, apiKey] = [process.env.REFIT_URL, process.env.REFIT_KEY];
+  openai = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
+  azure = new AzureOpenAI({ endpoint: url, apiKey, apiVersion: "2024-10-21", maxRetries: 0 });
+  anthropic = new Anthropic({ baseURL: url, apiKey, maxRetries: 0 });
+}
+
+const cases = {};
+const each = (name, providers, run) => providers.forEach((provider) => (cases[`${name}[${provider}]`] = () => run(provider, models[provider])));
+
+each("openai_chat_plain", ALL, async (provider, model) => {
+  const reply = await openai.chat.completions.create({ model, messages: HELLO, max_tokens: 16 });
+  answers(provider, reply.choices[0].message.content);
+});
+each("openai_chat_stream", ALL, async (provider, model) => {
+  let text = "";
+  for await (const chunk of await openai.chat.completions.create({ model, messages: HELLO, max_tokens: 16, stream: true }))
+    text += chunk.choices[0]?.delta?.content ?? "";
+  answers(provider, text);
+});
+each("openai_chat_tools", CAPABLE, async (_, model) => {
+  const reply = await openai.chat.completions.stream({ model, messages: HELLO, tools: [TOOL] }).finalChatCompletion();
+  assert.deepEqual(
+    reply.choices[0].message.tool_calls.map((call) => JSON.parse(call.function.arguments).city),
+    ["Ulm", "Bonn"],
+  );
+});
+each("openai_chat_structured", CAPABLE, async (_, model) => {
+  const response_format = { type: "json_schema", json_schema: { name: "ticket", strict: true, schema: SCHEMA } };
+  const reply = await openai.chat.completions.parse({ model, messages: HELLO, response_format });
+  assert.deepEqual(JSON.parse(reply.choices[0].message.content), { topic: "hi", urgent: false });
+});
+each("openai_responses_stream", ALL, async (provider, model) => {
+  const response = await openai.responses.stream({ model, input: "Say hi.", max_output_tokens: 16 }).finalResponse();
+  answers(provider, response.output_text);
+});
+each("openai_embeddings", ["openai", "azure", "gemini", "row"], async (_, model) => {
+  const reply = await openai.embeddings.create({ model, input: "a" });
+  assert.deepEqual(Array.from(reply.data[0].embedding), [0.5, -1.25, 2]);
+});
+each("openai_azure", ALL, async (provider, model) => {
+  const reply = await azure.chat.completions.create({ model, messages: HELLO, max_tokens: 16 });
+  answers(provider, reply.choices[0].message.content);
+});
+each("anthropic_plain", ALL, async (provider, model) => {
+  const message = await anthropic.messages.create({ model, max_tokens: 16, messages: HELLO });
+  answers(provider, message.content[0].text);
+});
+each("anthropic_stream", ALL, async (provider, model) => {
+  const message = await anthropic.messages.stream({ model, max_tokens: 16, messages: HELLO }).finalMessage();
+  answers(provider, message.content[0].text);
+  assert.ok(message.usage.output_tokens > 0);
+});
+each("anthropic_tools", CAPABLE, async (_, model) => {
+  const tools = [{ name: "get_weather", input_schema: CITY }];
+  const message = await anthropic.messages.stream({ model, max_tokens: 16, messages: HELLO, tools }).finalMessage();
+  assert.deepEqual(
+    message.content.map((block) => block.input.city),
+    ["Ulm", "Bonn"],
+  );
+});
+each("anthropic_structured", CAPABLE, async (_, model) => {
+  const output_config = { format: { type: "json_schema", schema: SCHEMA } };
+  const message = await anthropic.messages.create({ model, max_tokens: 16, messages: HELLO, output_config });
+  assert.deepEqual(JSON.parse(message.content[0].text), { topic: "hi", urgent: false });
+});
+
+if (listing) {
+  console.log(JSON.stringify(Object.keys(cases)));
+} else {
+  const results = {};
+  for (const [name, run] of Object.entries(cases)) {
+    try {
+      await run();
+      results[name] = null;
+    } catch (error) {
+      results[name] = String(error?.stack ?? error);
+    }
+  }
+  console.log(JSON.stringify(results));
+}

@@ -1,0 +1,251 @@
+"""The OpenAI Python SDK: chat completions, completions, responses, embeddings, models, and the Azure client."""
+
+import json
+
+import openai
+import pytest
+from cases import CITY, HELLO, PNG, SCHEMA, TOOL, answers
+from conftest import CAPABLE, MODELS
+from pydantic import BaseModel
+
+ALL = list(MODELS)
+NO = [provider for provider in ALL if provider not in CAPABLE]
+
+
+class Ticket(BaseModel):
+    topic: str
+    urgent: bool
+
+
+@pytest.fixture
+def client(refit):
+    return openai.OpenAI(base_url=f"{refit.url}/v1", api_key=refit.key, max_retries=0)
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_chat_plain(client, provider):
+    reply = client.chat.completions.create(model=MODELS[provider], messages=HELLO, max_tokens=16, seed=1)
+    assert answers(provider, reply.choices[0].message.content)
+    assert reply.choices[0].finish_reason in ("stop", "length") and reply.usage.total_tokens > 0
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_chat_stream(client, provider):
+    chunks = list(client.chat.completions.create(model=MODELS[provider], messages=HELLO, max_tokens=16, seed=1, stream=True))
+    assert answers(provider, "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-1] in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks), "usage came although nobody asked for it"
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_chat_stream_with_usage(client, provider):
+    options = {"include_usage": True}
+    chunks = list(client.chat.completions.create(model=MODELS[provider], messages=HELLO, max_tokens=16, stream=True, stream_options=options))
+    assert chunks[-1].usage.total_tokens > 0 and chunks[-1].choices == []
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_chat_tools(client, provider):
+    """Parallel calls, and the turn that answers them."""
+    reply = client.chat.completions.create(model=MODELS[provider], messages=HELLO, tools=[TOOL])
+    message = reply.choices[0].message
+    assert reply.choices[0].finish_reason == "tool_calls"
+    assert [json.loads(call.function.arguments) for call in message.tool_calls] == [{"city": "Ulm"}, {"city": "Bonn"}]
+    results = [{"role": "tool", "tool_call_id": call.id, "content": '{"celsius": 7}'} for call in message.tool_calls]
+    turn = HELLO + [message.model_dump(exclude_none=True, include={"role", "content", "tool_calls"})] + results
+    reply = client.chat.completions.create(model=MODELS[provider], messages=turn, tools=[TOOL])
+    assert reply.choices[0].message.content == "7 degrees"
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_chat_tools_streamed(client, provider):
+    with client.chat.completions.stream(model=MODELS[provider], messages=HELLO, tools=[TOOL]) as stream:
+        reply = stream.get_final_completion()
+    calls = reply.choices[0].message.tool_calls
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in calls] == [("get_weather", {"city": "Ulm"}), ("get_weather", {"city": "Bonn"})]
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_chat_structured(client, provider):
+    reply = client.chat.completions.parse(model=MODELS[provider], messages=HELLO, response_format=Ticket)
+    assert reply.choices[0].message.parsed == Ticket(topic="hi", urgent=False)
+
+
+@pytest.mark.parametrize("provider", ["local"])
+def test_chat_tools_and_structure_are_refused_by_name(client, provider):
+    """`no` in the matrix: the local engine's tools and schemas are an issue of their own; the refusal names the field."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODELS[provider], messages=HELLO, tools=[TOOL])
+    assert refused.value.param == "tools"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.parse(model=MODELS[provider], messages=HELLO, response_format=Ticket)
+    assert refused.value.param == "response_format"
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_chat_image(client, provider):
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}]
+    reply = client.chat.completions.create(model=MODELS[provider], messages=[{"role": "user", "content": content}])
+    assert reply.choices[0].message.content == "a dot"
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_chat_usage_details(client, provider):
+    usage = client.chat.completions.create(model=MODELS[provider], messages=HELLO).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.cached_tokens) == (20, 5, 16)
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_responses_plain(client, provider):
+    reply = client.responses.create(model=MODELS[provider], input="Say hi.", max_output_tokens=16)
+    assert answers(provider, reply.output_text) and reply.status in ("completed", "incomplete") and reply.usage.total_tokens > 0
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_responses_stream(client, provider):
+    with client.responses.stream(model=MODELS[provider], input="Say hi.", max_output_tokens=16) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    assert answers(provider, text)
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_responses_tools(client, provider):
+    tools = [{"type": "function", "name": "get_weather", "description": "Weather of a city", "parameters": CITY, "strict": True}]
+    reply = client.responses.create(model=MODELS[provider], input="Weather?", tools=tools)
+    calls = [item for item in reply.output if item.type == "function_call"]
+    assert [json.loads(call.arguments)["city"] for call in calls] == ["Ulm", "Bonn"]
+    history = [{"role": "user", "content": "Weather?"}]
+    history += [call.model_dump(include={"type", "call_id", "name", "arguments"}) for call in calls]
+    history += [{"type": "function_call_output", "call_id": call.call_id, "output": "7"} for call in calls]
+    assert client.responses.create(model=MODELS[provider], input=history, tools=tools).output_text == "7 degrees"
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_responses_tools_streamed(client, provider):
+    tools = [{"type": "function", "name": "get_weather", "parameters": CITY, "strict": True}]
+    events = list(client.responses.create(model=MODELS[provider], input="Weather?", tools=tools, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    done = [json.loads(event.arguments)["city"] for event in events if event.type == "response.function_call_arguments.done"]
+    assert done == ["Ulm", "Bonn"] and events[-1].type == "response.completed"
+    assert [item.type for item in events[-1].response.output] == ["function_call", "function_call"]
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_responses_structured(client, provider):
+    assert client.responses.parse(model=MODELS[provider], input="Say hi.", text_format=Ticket).output_parsed == Ticket(topic="hi", urgent=False)
+
+
+def test_responses_with_a_prompt_and_neither_model_nor_input(client):
+    reply = client.responses.create(prompt={"id": "greet", "version": "1", "variables": {"who": "Ada"}})
+    assert reply.output_text == "Hello Ada!" and reply.prompt.id == "greet"
+    chat = client.chat.completions.create(model="mock/echo", messages=[], extra_body={"prompt": {"id": "greet", "variables": {"who": "Bo"}}})
+    assert chat.choices[0].message.content == "Hello Bo!"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.responses.create(prompt={"id": "great", "variables": {}})
+    assert "greet" in unknown.value.message
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="mock/echo", input="x", previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_completions(client, provider):
+    reply = client.completions.create(model=MODELS[provider], prompt="Say hi.", max_tokens=16)
+    assert answers(provider, reply.choices[0].text)
+    chunks = client.completions.create(model=MODELS[provider], prompt="Say hi.", max_tokens=16, stream=True)
+    assert answers(provider, "".join(chunk.choices[0].text for chunk in chunks))
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure", "gemini", "row"])
+def test_embeddings(client, provider):
+    """The SDK asks for base64 by itself."""
+    reply = client.embeddings.create(model=MODELS[provider], input=["a", "b"])
+    assert [item.embedding for item in reply.data] == [[0.5, -1.25, 2.0]] * 2
+    reply = client.embeddings.create(model=MODELS[provider], input="a", encoding_format="float")
+    assert reply.data[0].embedding == [0.5, -1.25, 2.0]
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "mock", "local"])
+def test_embeddings_are_refused_where_there_are_none(client, provider):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=MODELS[provider], input="a")
+    assert refused.value.code == "unsupported" and refused.value.param == "model"
+
+
+def test_models(client):
+    names = [model.id for model in client.models.list()]
+    assert "mock/echo" in names and MODELS["local"] in names
+    assert client.models.retrieve(MODELS["local"]).id == MODELS["local"]
+
+
+def test_errors_are_the_sdks_own(client, refit):
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="mock/ecco", messages=HELLO)
+    assert "mock/echo" in unknown.value.message and unknown.value.request_id.startswith("req_")
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model="mock/echo", messages=HELLO, temperature=-1)
+    assert wrong.value.param == "temperature"
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{refit.url}/v1", api_key="rk-no", max_retries=0).models.list()
+    with pytest.raises(openai.APIError) as broken:
+        list(client.chat.completions.create(model="mock/fixed", messages=HELLO, stream=True, extra_body={"mock": {"reply": "a b c", "fail_after": 1}}))
+    assert "broke" in broken.value.message
+
+
+@pytest.fixture
+def azure(refit):
+    return openai.AzureOpenAI(azure_endpoint=refit.url, api_key=refit.key, api_version="2024-10-21", max_retries=0)
+
+
+@pytest.mark.parametrize("provider", ALL)
+def test_azure_client(azure, provider):
+    """The model travels in the path, with its slash encoded; the key as `api-key`."""
+    reply = azure.chat.completions.create(model=MODELS[provider], messages=HELLO, max_tokens=16)
+    assert answers(provider, reply.choices[0].message.content)
+    chunks = azure.chat.completions.create(model=MODELS[provider], messages=HELLO, max_tokens=16, stream=True)
+    assert answers(provider, "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
+
+
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_azure_client_tools_structured_and_embeddings(azure, provider):
+    reply = azure.chat.completions.create(model=MODELS[provider], messages=HELLO, tools=[TOOL])
+    assert len(reply.choices[0].message.tool_calls) == 2
+    assert azure.chat.completions.parse(model=MODELS[provider], messages=HELLO, response_format=Ticket).choices[0].message.parsed.topic == "hi"
+    assert azure.responses.create(model=MODELS[provider], input="Say hi.").output_text == "Hi grüße 🦀"
+    if provider != "anthropic":
+        assert azure.embeddings.create(model=MODELS[provider], input="a").data[0].embedding == [0.5, -1.25, 2.0]
+
+
+def test_azure_deployment_in_the_client_wins(refit):
+    client = openai.AzureOpenAI(azure_endpoint=refit.url, azure_deployment="mock/echo", api_key=refit.key, api_version="2025-04-01-preview", max_retries=0)
+    assert client.chat.completions.create(model="whatever", messages=HELLO).choices[0].message.content == "Say hi."
+
+
+def test_azures_v1_paths(refit):
+    client = openai.OpenAI(base_url=f"{refit.url}/openai/v1", api_key=refit.key, max_retries=0)
+    assert client.chat.completions.create(model="mock/echo", messages=HELLO).choices[0].message.content == "Say hi."
+
+
+def test_schema_is_the_callers(client, refit):
+    """What a schema says reaches each provider whole."""
+    for provider in CAPABLE:
+        format = {"type": "json_schema", "json_schema": {"name": "t", "strict": True, "schema": SCHEMA}}
+        client.chat.completions.create(model=MODELS[provider], messages=HELLO, response_format=format)
+        body = refit.vendors.seen[-1][2]
+        found = {
+            "anthropic": lambda: body["output_config"]["format"]["schema"],
+            "gemini": lambda: body["generationConfig"]["responseJsonSchema"],
+        }.get(provider, lambda: body["response_format"]["json_schema"]["schema"])()
+        assert found == SCHEMA
+
+
+def test_keys_go_to_their_own_provider_only(client, refit):
+    """Every request that reached a provider carried the server's key in that provider's header, and the caller's nowhere."""
+    client.chat.completions.create(model=MODELS["openai"], messages=HELLO, extra_headers={"x-api-key": refit.key, "x-base-url": "http://127.0.0.1:9", "anthropic-beta": "x"})
+    header = {"openai": "authorization", "azure": "api-key", "anthropic": "x-api-key", "gemini": "x-goog-api-key", "groq": "authorization"}
+    for path, headers, body in refit.vendors.seen:
+        own = header[path.split("/")[1]]
+        assert headers[own] in ("sk-up", "Bearer sk-up")
+        assert not any(name in headers for name in set(header.values()) - {own})
+        assert refit.key not in json.dumps(headers) + json.dumps(body)
+        assert not {"x-base-url", "anthropic-beta"} & set(headers)

@@ -1,0 +1,255 @@
+"""Hosted providers as far as their public API documents go, on one loopback port: OpenAI and Azure (chat, embeddings), Anthropic
+(messages, count_tokens) and Gemini (generateContent, streamGenerateContent, embeddings). Every request is parsed strictly with the
+vendor's own SDK types before it is answered, and kept for the tests; every answer is built with the vendor's types too.
+
+What is answered follows from the request: two parallel calls where tools are offered, JSON where a schema is given, 7 degrees after a
+tool's result, a description where an image is sent, and a greeting otherwise."""
+
+import base64
+import json
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import strict
+
+TEXT = "Hi grüße 🦀"
+JSON = '{"topic": "hi", "urgent": false}'
+CITIES = ["Ulm", "Bonn"]
+VECTOR = [0.5, -1.25, 2.0]
+
+
+class Wanted:
+    """What a request asks for, in no protocol."""
+
+    def __init__(self, tools, results, schema, image, thinking=False):
+        self.calls = bool(tools) and not results
+        self.thinking = thinking
+        self.text = "7 degrees" if results else JSON if schema else "a dot" if image else TEXT
+
+    def pieces(self):
+        middle = len(self.text) // 2
+        return [self.text[:middle], self.text[middle:]]
+
+
+# ---- OpenAI -------------------------------------------------------------------------------------------------------------------
+
+
+def openai_wanted(body):
+    parts = [part for message in body["messages"] if isinstance(message.get("content"), list) for part in message["content"]]
+    schema = (body.get("response_format") or {}).get("type") in ("json_schema", "json_object")
+    return Wanted(body.get("tools"), body["messages"][-1]["role"] == "tool", schema, any(p["type"] == "image_url" for p in parts))
+
+
+OPENAI_USAGE = {
+    "prompt_tokens": 20,
+    "completion_tokens": 5,
+    "total_tokens": 25,
+    "prompt_tokens_details": {"cached_tokens": 16, "audio_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 2, "audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+}
+
+
+def openai_call(i, city=None):
+    return {"id": f"call_{i}", "type": "function", "function": {"name": "get_weather", "arguments": json.dumps({"city": city}) if city else ""}}
+
+
+def openai_whole(body):
+    wanted = openai_wanted(body)
+    message = {"role": "assistant", "content": wanted.text, "refusal": None}
+    finish = "stop"
+    if wanted.calls:
+        message |= {"content": None, "tool_calls": [openai_call(i, city) for i, city in enumerate(CITIES)]}
+        finish = "tool_calls"
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1760000000, "model": body["model"], "choices": [choice], "usage": OPENAI_USAGE}
+
+
+def openai_stream(body):
+    wanted = openai_wanted(body)
+    deltas = [{"role": "assistant", "content": ""}]
+    if wanted.calls:
+        for i, city in enumerate(CITIES):
+            arguments = json.dumps({"city": city})
+            deltas.append({"tool_calls": [{"index": i} | openai_call(i)]})
+            deltas += [{"tool_calls": [{"index": i, "function": {"arguments": arguments[j : j + 6]}}]} for j in range(0, len(arguments), 6)]
+    else:
+        deltas += [{"content": piece} for piece in wanted.pieces()]
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1760000000, "model": body["model"]}
+    for delta in deltas:
+        yield None, chunk | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    yield None, chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if wanted.calls else "stop"}]}
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield None, chunk | {"choices": [], "usage": OPENAI_USAGE}
+    yield None, "[DONE]"
+
+
+def openai_embeddings(body):
+    inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    vector = VECTOR
+    if body.get("encoding_format") == "base64":
+        vector = base64.b64encode(struct.pack(f"<{len(VECTOR)}f", *VECTOR)).decode()
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, _ in enumerate(inputs)]
+    return {"object": "list", "data": data, "model": body["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3}}
+
+
+# ---- Anthropic ----------------------------------------------------------------------------------------------------------------
+
+
+def anthropic_wanted(body):
+    last = body["messages"][-1]["content"]
+    blocks = last if isinstance(last, list) else []
+    kinds = [block["type"] for block in blocks]
+    schema = (body.get("output_config") or {}).get("format")
+    thinking = (body.get("thinking") or {}).get("type") in ("enabled", "adaptive")
+    return Wanted(body.get("tools"), "tool_result" in kinds, schema, "image" in kinds, thinking)
+
+
+def anthropic_message(body, content, stop):
+    usage = {"input_tokens": 4, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 16, "output_tokens": 5}
+    return {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": content, "stop_reason": stop, "stop_sequence": None, "usage": usage}
+
+
+def anthropic_blocks(wanted):
+    thoughts = [{"type": "thinking", "thinking": "Greet them.", "signature": "c2ln"}] if wanted.thinking else []
+    if wanted.calls:
+        calls = [{"type": "tool_use", "id": f"toolu_{i}", "name": "get_weather", "input": {"city": city}} for i, city in enumerate(CITIES)]
+        return thoughts + calls, "tool_use"
+    return thoughts + [{"type": "text", "text": wanted.text}], "end_turn"
+
+
+def anthropic_whole(body):
+    return anthropic_message(body, *anthropic_blocks(anthropic_wanted(body)))
+
+
+def anthropic_stream(body):
+    wanted = anthropic_wanted(body)
+    blocks, stop = anthropic_blocks(wanted)
+    yield "message_start", {"type": "message_start", "message": anthropic_message(body, [], None)}
+    yield "ping", {"type": "ping"}
+    for i, block in enumerate(blocks):
+        empty, deltas = {
+            "text": lambda: ({"type": "text", "text": ""}, [{"type": "text_delta", "text": piece} for piece in wanted.pieces()]),
+            "thinking": lambda: (
+                {"type": "thinking", "thinking": "", "signature": ""},
+                [{"type": "thinking_delta", "thinking": block["thinking"]}, {"type": "signature_delta", "signature": block["signature"]}],
+            ),
+            "tool_use": lambda: (
+                block | {"input": {}},
+                [{"type": "input_json_delta", "partial_json": piece} for piece in ("", '{"city": ', json.dumps(block["input"]["city"]), "}")],
+            ),
+        }[block["type"]]()
+        yield "content_block_start", {"type": "content_block_start", "index": i, "content_block": empty}
+        for delta in deltas:
+            yield "content_block_delta", {"type": "content_block_delta", "index": i, "delta": delta}
+        yield "content_block_stop", {"type": "content_block_stop", "index": i}
+    yield "message_delta", {"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": {"output_tokens": 5}}
+    yield "message_stop", {"type": "message_stop"}
+
+
+# ---- Gemini -------------------------------------------------------------------------------------------------------------------
+
+
+def gemini_wanted(body):
+    parts = body["contents"][-1]["parts"]
+    schema = (body.get("generationConfig") or {}).get("responseMimeType") == "application/json"
+    return Wanted(body.get("tools"), any("functionResponse" in part for part in parts), schema, any("inlineData" in part for part in parts))
+
+
+def gemini_answer(parts, finish):
+    candidate = {"content": {"role": "model", "parts": parts}, "index": 0} | ({"finishReason": finish} if finish else {})
+    usage = {"promptTokenCount": 20, "candidatesTokenCount": 3, "thoughtsTokenCount": 2, "cachedContentTokenCount": 16, "totalTokenCount": 25}
+    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-3-flash", "responseId": "r-1"}
+
+
+def gemini_calls():
+    return [{"functionCall": {"id": f"fc-{i}", "name": "get_weather", "args": {"city": city}}} for i, city in enumerate(CITIES)]
+
+
+def gemini_whole(body):
+    wanted = gemini_wanted(body)
+    return gemini_answer(gemini_calls() if wanted.calls else [{"text": wanted.text}], "STOP")
+
+
+def gemini_stream(body):
+    wanted = gemini_wanted(body)
+    pieces = [[call] for call in gemini_calls()] if wanted.calls else [[{"text": piece}] for piece in wanted.pieces()]
+    for i, parts in enumerate(pieces):
+        yield None, gemini_answer(parts, "STOP" if i + 1 == len(pieces) else None)
+
+
+# ---- the server ---------------------------------------------------------------------------------------------------------------
+
+
+class Vendors:
+    """The providers on a port of their own; `seen` holds (path, headers, body) of every request, `wrong` what was not valid."""
+
+    def __init__(self):
+        self.seen, self.wrong = [], []
+        vendors = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                vendors.seen.append((self.path, headers, body))
+                try:
+                    self.answer(body, headers)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with a request belongs into the report
+                    vendors.wrong.append(f"{self.path}: {error}\n{json.dumps(body)[:2000]}")
+                    self.whole({"error": {"message": f"not valid: {error}", "type": "invalid_request_error"}}, 400)
+
+            def answer(self, body, headers):
+                path = self.path
+                if path.startswith("/anthropic/"):
+                    counting = path.endswith("/count_tokens")
+                    strict.anthropic_request(body, headers["anthropic-version"], counting)
+                    if counting:
+                        return self.whole({"input_tokens": 14})
+                    return self.events(anthropic_stream(body)) if body.get("stream") else self.whole(strict.anthropic_reply(anthropic_whole(body)))
+                if path.startswith("/gemini/"):
+                    if "batchEmbedContents" in path:
+                        return self.whole({"embeddings": [{"values": VECTOR} for _ in body["requests"]]})
+                    if "countTokens" in path:
+                        return self.whole({"totalTokens": 14})
+                    strict.gemini_request(body)
+                    streamed = "streamGenerateContent" in path
+                    return self.events(gemini_stream(body)) if streamed else self.whole(strict.gemini_reply(gemini_whole(body)))
+                if path.split("?")[0].endswith("/embeddings"):
+                    strict.openai_embeddings_request(body)
+                    return self.whole(openai_embeddings(body))
+                strict.openai_request(body)
+                return self.events(openai_stream(body)) if body.get("stream") else self.whole(strict.openai_reply(openai_whole(body)))
+
+            def whole(self, body, status=200):
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def events(self, events):
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                for kind, data in events:
+                    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+                    event = (f"event: {kind}\n" if kind else "") + f"data: {text}\n\n"
+                    raw = event.encode()
+                    self.wfile.write(f"{len(raw):x}\r\n".encode() + raw + b"\r\n")
+                    self.wfile.flush()
+                self.wfile.write(b"0\r\n\r\n")
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
