@@ -8,6 +8,7 @@ mod entry;
 pub mod error;
 mod middleware;
 mod openai;
+pub mod openapi;
 mod operations;
 pub mod routes;
 pub mod server;

@@ -18,6 +18,7 @@ mod models;
 mod prompts;
 mod releases;
 mod serving;
+mod streams;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;

@@ -56,7 +56,7 @@ pub fn upstream(scripts: Vec<Script>) -> (u16, Receiver<Seen>) {
     (port, seen)
 }
 
-fn read_request(stream: &mut TcpStream) -> (String, Value) {
+pub fn read_request(stream: &mut TcpStream) -> (String, Value) {
     let (mut bytes, mut byte) = (Vec::new(), [0u8]);
     while !bytes.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("a request") == 1 {
         bytes.push(byte[0]);

@@ -36,6 +36,6 @@ pub async fn dispatch(State(gateway): State<Gateway>, Path(call): Path<String>, 
         "completions" => completions::create(state, request).await,
         "embeddings" => embeddings::create(state, request).await,
         "responses" => responses::create(state, request).await,
-        _ => Ok(models::list(state).await.into_response()),
+        _ => Ok(models::list(state, request.headers().clone()).await.into_response()),
     }
 }

@@ -4,7 +4,7 @@
 use crate::types::chat::ChatRequest;
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Failure};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What a field may hold. `null` always counts as absent.
 enum Kind {
@@ -284,6 +284,90 @@ fn nested(fields: &Map<String, Value>) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// A chat request as a JSON Schema, from the tables above.
+pub fn chat_schema() -> Value {
+    let part = json!({"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}});
+    let message = json!({"type": "object", "required": ["role"], "properties": {
+        "role": {"enum": ROLES},
+        "content": {"oneOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]},
+        "tool_call_id": {"type": "string"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+    }});
+    schema(FIELDS, &[("model", model_schema()), ("messages", json!({"type": "array", "minItems": 1, "items": message}))])
+}
+
+/// An older completion as a JSON Schema.
+pub fn completion_schema() -> Value {
+    let older: Vec<_> = FIELDS.iter().filter(|(name, _)| COMPLETION_FIELDS.contains(name)).collect();
+    let mut whole = schema(&[], &[("model", model_schema()), ("prompt", json!({"type": "string"}))]);
+    for (name, kind) in older {
+        whole["properties"][*name] = kind.schema();
+    }
+    whole["properties"]["echo"] = json!({"type": ["boolean", "null"]});
+    whole["properties"]["logprobs"] = json!({"type": ["integer", "null"], "minimum": 0, "maximum": 5});
+    whole
+}
+
+/// An embeddings request as a JSON Schema.
+pub fn embedding_schema() -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    let input = json!({"oneOf": [text, {"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": text}]});
+    let mut whole = schema(EMBEDDING_FIELDS, &[("model", model_schema()), ("input", input)]);
+    whole["properties"]["encoding_format"] = json!({"enum": ["float", "base64", null]});
+    whole
+}
+
+/// The name of a route or a model.
+pub fn model_schema() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": MAX_MODEL_BYTES, "examples": ["mock/echo", "openai/gpt-4o-mini"]})
+}
+
+fn schema(table: &[(&str, Kind)], required: &[(&str, Value)]) -> Value {
+    let names: Vec<_> = required.iter().map(|(name, _)| *name).collect();
+    let given = required.iter().map(|(name, schema)| ((*name).to_string(), schema.clone()));
+    let properties: Map<_, _> = given.chain(table.iter().map(|(name, kind)| ((*name).to_string(), kind.schema()))).collect();
+    json!({"type": "object", "required": names, "properties": properties})
+}
+
+impl Kind {
+    fn schema(&self) -> Value {
+        match self {
+            Kind::Text => json!({"type": ["string", "null"]}),
+            Kind::Switch => json!({"type": ["boolean", "null"]}),
+            Kind::Number(least, most) => json!({"type": ["number", "null"], "minimum": least, "maximum": most}),
+            Kind::Integer(least, most) => json!({"type": ["integer", "null"], "minimum": least, "maximum": most}),
+            Kind::Object => json!({"type": ["object", "null"]}),
+            Kind::List => json!({"type": ["array", "null"], "items": {"type": "object"}}),
+            Kind::TextOrObject => json!({"type": ["string", "object", "null"]}),
+            Kind::Stop => {
+                json!({"oneOf": [{"type": "string"}, {"type": "array", "maxItems": 4, "items": {"type": "string"}}, {"type": "null"}]})
+            }
+            Kind::Metadata => {
+                json!({"type": ["object", "null"], "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512}})
+            }
+            Kind::LogitBias => {
+                json!({"type": ["object", "null"], "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})
+            }
+        }
+    }
+}
+
+/// Fields of the older API that its replacement has too.
+const COMPLETION_FIELDS: [&str; 12] = [
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "n",
+    "max_tokens",
+    "seed",
+    "stop",
+    "user",
+    "logit_bias",
+];
 
 fn missing(field: &str, message: impl std::fmt::Display) -> Failure {
     Failure::on(Code::MISSING_FIELD, field, format!("{field} is missing: {message}"))

@@ -5,20 +5,22 @@ use crate::gateway::error::ApiError;
 use crate::inference::Listed;
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_safe_name;
+use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 /// The list.
-pub async fn list(State(gateway): State<Gateway>) -> Result<Json<Value>, ApiError> {
-    let data: Vec<_> = listed(gateway).await?.iter().map(model).collect();
+pub async fn list(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
+    let data: Vec<_> = listed(gateway).await?.iter().map(|listed| written(listed, &headers)).collect();
     let (first, last) = (data.first().map(|m| m["id"].clone()), data.last().map(|m| m["id"].clone()));
     Ok(Json(json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": false})))
 }
 
 /// One of them. The id may hold slashes, percent-encoded or not.
-pub async fn show(State(gateway): State<Gateway>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn show(State(gateway): State<Gateway>, Path(id): Path<String>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
     if !is_safe_name(&id) {
         return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", "no model has such a name").into());
     }
@@ -27,7 +29,7 @@ pub async fn show(State(gateway): State<Gateway>, Path(id): Path<String>) -> Res
         let nearest = did_you_mean(&id, all.iter().map(|listed| listed.id.as_str()));
         return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the model \"{id}\" does not exist{nearest}")).into());
     };
-    Ok(Json(model(found)))
+    Ok(Json(written(found, &headers)))
 }
 
 async fn listed(gateway: Gateway) -> Result<Vec<Listed>, Failure> {
@@ -35,6 +37,10 @@ async fn listed(gateway: Gateway) -> Result<Vec<Listed>, Failure> {
     looked_up.unwrap_or_else(|_| Err(Failure::new(Code::INTERNAL, "the models could not be listed")))
 }
 
-fn model(listed: &Listed) -> Value {
+/// A model in the shape of the caller's protocol, which Anthropic's clients name in a header.
+fn written(listed: &Listed, headers: &HeaderMap) -> Value {
+    if headers.contains_key("anthropic-version") {
+        return json!({"type": "model", "id": listed.id, "display_name": listed.id, "created_at": rfc3339(listed.created_at)});
+    }
     json!({"id": listed.id, "object": "model", "created": listed.created_at / 1000, "owned_by": listed.owner})
 }
