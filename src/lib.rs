@@ -9,7 +9,7 @@
 //!   1 stats config store          0 types
 //! ```
 //!
-//! Long prose: [architecture](docs::architecture), [decisions](docs::decisions).
+//! Long prose: [the wire](docs::api), [architecture](docs::architecture), [decisions](docs::decisions).
 
 pub mod access;
 pub mod app;

@@ -1,5 +1,8 @@
 //! Long prose, kept as Markdown beside this file and shown by rustdoc. No code.
 
+#[doc = include_str!("api.md")]
+pub mod api {}
+
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 

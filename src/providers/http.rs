@@ -1,8 +1,8 @@
 //! One provider's connection to its service. Redirects are not followed, so that a key is only ever sent to the origin of its base
 //! URL; callers decide neither address nor headers. Names that become part of a path are percent-encoded.
 
-use super::ProviderError;
 use super::upstream::{self, Source};
+use super::{ModelInfo, ProviderError};
 use crate::config::{ProviderConfig, Secret};
 use crate::types::Code;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,6 +13,9 @@ use serde_json::Value;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+/// Time for a list of models: whoever asks for ours waits for it.
+const LIST_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_NAME_BYTES: usize = 200;
 /// What a path segment may hold as it is (RFC 3986, "unreserved").
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -110,6 +113,35 @@ impl Http {
         let read = tokio::time::timeout(self.timeout, upstream::read_json(response, source)).await;
         let value = read.map_err(|_| source.timed_out(self.timeout))??;
         serde_json::from_value(value).map_err(|error| source.broken(format!("the reply is not what was asked for: {error}")))
+    }
+
+    /// Asks for what lies at a path; the whole reply.
+    ///
+    /// # Errors
+    /// As [`Http::post_json`].
+    pub(super) async fn get_json(&self, path: &str, headers: &[(&'static str, String)]) -> Result<Value, ProviderError> {
+        let source = self.source("models");
+        let mut request = self.client()?.get(format!("{}{path}", self.service.base_url)).headers(self.key_header(&source)?);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let asked = async {
+            let response = request.send().await.map_err(|error| source.unreachable(error))?;
+            if !response.status().is_success() {
+                return Err(upstream::refusal(response, &source).await);
+            }
+            upstream::read_json(response, &source).await
+        };
+        tokio::time::timeout(LIST_TIMEOUT, asked).await.map_err(|_| source.timed_out(LIST_TIMEOUT))?
+    }
+
+    /// The names that a list of models holds, at `pointer`, under `field`.
+    pub(super) fn named(&self, list: &Value, pointer: &str, field: &str) -> Vec<ModelInfo> {
+        let entries = list.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.get(field).and_then(Value::as_str));
+        // A name that could not be called is not listed.
+        let names = names.filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(char::is_control));
+        names.map(|name| ModelInfo { name: name.to_string(), owner: self.name.clone() }).collect()
     }
 
     fn key_header(&self, source: &Source) -> Result<HeaderMap, ProviderError> {

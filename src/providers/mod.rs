@@ -143,6 +143,11 @@ pub trait Provider: Send + Sync {
         Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
     }
 
+    /// Models as the service lists them now.
+    fn list_models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(async move { Ok(self.models()) })
+    }
+
     /// Models that can be listed without a network call.
     fn models(&self) -> Vec<ModelInfo>;
 

@@ -96,6 +96,22 @@ impl Provider for OpenAi {
         })
     }
 
+    fn list_models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(async move {
+            if !self.models.is_empty() {
+                return Ok(self.models());
+            }
+            // Azure's classic paths list base models there, which are no deployments.
+            if self.dialect.api_version.is_some() {
+                return Ok(self.models());
+            }
+            let list = self.http.get_json("/models", &[]).await?;
+            // A bare list at Together.
+            let pointer = if list.is_array() { "" } else { "/data" };
+            Ok(self.http.named(&list, pointer, "id"))
+        })
+    }
+
     fn models(&self) -> Vec<ModelInfo> {
         self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.http.name().to_string() }).collect()
     }

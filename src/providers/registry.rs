@@ -7,13 +7,28 @@ use crate::config::{ProviderConfig, Secret, env};
 use crate::types::Code;
 use crate::types::error::did_you_mean;
 use crate::types::traits::CountTokens;
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Every provider of this process, by name.
 pub struct Providers {
     by_name: BTreeMap<String, Arc<dyn Provider>>,
+    /// Names of the configuration file: only these are asked for their models.
+    configured: Vec<String>,
+    remote: Mutex<Remote>,
 }
+
+/// What the configured services listed, and when.
+#[derive(Default)]
+struct Remote {
+    asked: Option<Instant>,
+    models: BTreeMap<String, Vec<ModelInfo>>,
+}
+
+/// How long a service's list is good for.
+const LIST_AGE: Duration = Duration::from_secs(300);
 
 impl Providers {
     /// The built-in providers, the rows of `compatible.rs` under their own names, and the configured ones over them. `local` is the
@@ -32,7 +47,29 @@ impl Providers {
                 by_name.insert(config.name.clone(), provider);
             }
         }
-        Providers { by_name }
+        let configured = configured.iter().map(|config| config.name.clone()).collect();
+        Providers { by_name, configured, remote: Mutex::default() }
+    }
+
+    /// Asks the configured services for their models, unless they were asked lately. A service that does not answer keeps the list it
+    /// had; who asks in the meantime gets that, too.
+    pub async fn refresh(&self) {
+        {
+            let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+            if remote.asked.is_some_and(|asked| asked.elapsed() < LIST_AGE) {
+                return;
+            }
+            remote.asked = Some(Instant::now());
+        }
+        let asked = self.configured.iter().filter_map(|name| Some((name, self.by_name.get(name)?)));
+        let lists = join_all(asked.map(|(name, provider)| async move { (name, provider.list_models().await) })).await;
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, list) in lists {
+            match list {
+                Ok(models) => drop(remote.models.insert(name.clone(), models)),
+                Err(error) => tracing::info!(provider = name, %error, "the provider's models could not be listed"),
+            }
+        }
     }
 
     /// The provider of this name.
@@ -77,8 +114,10 @@ impl Providers {
 
     /// All models that can be listed without a network call, with the provider's name.
     pub fn models(&self) -> Vec<(String, ModelInfo)> {
+        let remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |(name, provider): (&String, &Arc<dyn Provider>)| {
-            provider.models().into_iter().map(|info| (name.clone(), info)).collect::<Vec<_>>()
+            let listed = remote.models.get(name).cloned().unwrap_or_else(|| provider.models());
+            listed.into_iter().map(|info| (name.clone(), info)).collect::<Vec<_>>()
         };
         self.by_name.iter().flat_map(of).collect()
     }

@@ -200,6 +200,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_ten_megabytes_passes_in_any_pieces_below_the_cap() {
+        let long = "é".repeat(5 << 20);
+        let text = format!("data: {long}\n\n");
+        for (piece, cap) in [(1, 16 << 20), (4_097, 16 << 20), (usize::MAX, 11 << 20)] {
+            let mut parser = Parser::new(cap);
+            text.as_bytes().chunks(piece).for_each(|piece| parser.push(piece).expect("below the cap"));
+            let data = parser.next_event().map(|event| event.data);
+            assert!(data.is_some_and(|data| data == long), "pieces of {piece}");
+        }
+        let mut parser = Parser::new(10 << 20);
+        assert_eq!(text.as_bytes().chunks(4_097).try_for_each(|piece| parser.push(piece)), Err(TooLong(10 << 20)));
+    }
+
+    #[test]
     fn endless_lines_and_events_are_refused() {
         let mut parser = Parser::new(100);
         assert_eq!(parser.push(&[b'a'; 101]), Err(TooLong(100)));

@@ -190,6 +190,20 @@ fn upstream_errors_keep_message_field_and_retry_after() {
 }
 
 #[test]
+fn overloaded_inside_a_200_is_a_failure_before_and_in_the_stream() {
+    let overloaded = json!({"error": {"type": "overloaded_error", "message": "Overloaded"}}).to_string();
+    for fields in [json!({}), json!({"stream": true})] {
+        let (got, _, refit) = ask(reply("200 OK", "", &overloaded), fields);
+        assert_eq!((got.status, &got.json()["error"]["code"]), (503, &json!("upstream_overloaded")), "{got:?}");
+        assert_eq!(row(&refit, &got)["status"], 503);
+    }
+    let begun = format!("data: {}\n\ndata: {overloaded}\n\n", chunk(json!({"role": "assistant", "content": "half"}), Value::Null));
+    let (got, _, refit) = ask(stream(&begun, 9), json!({"stream": true}));
+    assert!(got.status == 200 && got.body.contains("upstream_overloaded"), "{got:?}");
+    assert_eq!((&row(&refit, &got)["status"], &row(&refit, &got)["error_code"]), (&json!(503), &json!("upstream_overloaded")));
+}
+
+#[test]
 fn a_key_from_the_environment_goes_to_its_own_service_only() {
     let (port, seen) = upstream(vec![reply("500 Oops", "", "{}")]);
     let refit = Refit::new().env("GROQ_API_KEY", CANARY);

@@ -86,6 +86,16 @@ impl Provider for Anthropic {
         })
     }
 
+    fn list_models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(async move {
+            if !self.models.is_empty() {
+                return Ok(self.models());
+            }
+            let list = self.http.get_json("/v1/models?limit=1000", &[("anthropic-version", self.version.to_string())]).await?;
+            Ok(self.http.named(&list, "/data", "id"))
+        })
+    }
+
     fn models(&self) -> Vec<ModelInfo> {
         self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.http.name().to_string() }).collect()
     }

@@ -97,6 +97,17 @@ impl Provider for Gemini {
         })
     }
 
+    fn list_models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(async move {
+            if !self.models.is_empty() {
+                return Ok(self.models());
+            }
+            let list = self.http.get_json("/models?pageSize=1000", &[]).await?;
+            let strip = |info: ModelInfo| ModelInfo { name: info.name.trim_start_matches("models/").to_string(), ..info };
+            Ok(self.http.named(&list, "/models", "name").into_iter().map(strip).collect())
+        })
+    }
+
     fn models(&self) -> Vec<ModelInfo> {
         self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.http.name().to_string() }).collect()
     }

@@ -85,6 +85,12 @@ def test_count_tokens_is_refused_where_nobody_counts(client, provider):
         client.messages.count_tokens(model=MODELS[provider], messages=HELLO)
 
 
+def test_models(client):
+    names = [model.id for model in client.models.list()]
+    assert MODELS["anthropic"] in names and MODELS["local"] in names
+    assert client.models.retrieve(MODELS["local"]).type == "model"
+
+
 def test_thinking_comes_back_signed_and_is_sent_again(client, refit):
     thinking = {"type": "adaptive"}
     message = client.messages.create(model=MODELS["anthropic"], max_tokens=2000, messages=HELLO, thinking=thinking)

@@ -175,6 +175,8 @@ def test_embeddings_are_refused_where_there_are_none(client, provider):
 def test_models(client):
     names = [model.id for model in client.models.list()]
     assert "mock/echo" in names and MODELS["local"] in names
+    # The providers' own lists; Azure's classic paths have none of deployments.
+    assert {MODELS[provider] for provider in CAPABLE} - {MODELS["azure"]} <= set(names)
     assert client.models.retrieve(MODELS["local"]).id == MODELS["local"]
 
 

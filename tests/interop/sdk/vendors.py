@@ -194,6 +194,12 @@ class Vendors:
             def log_message(self, *_):
                 pass
 
+            def do_GET(self):
+                if self.path.startswith("/gemini/"):
+                    return self.whole({"models": [{"name": "models/gemini-3-flash", "displayName": "Gemini"}]})
+                ids = {"openai": "gpt-4o-mini", "anthropic": "claude-opus-5-5", "groq": "llama-3.3-70b"}
+                self.whole({"object": "list", "data": [{"id": ids[self.path.split("/")[1]], "object": "model"}], "has_more": False})
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 headers = {name.lower(): value for name, value in self.headers.items()}
