@@ -21,11 +21,14 @@ pub struct Quirks {
     pub no_stream_options: bool,
     /// Knows `max_tokens` only, not `max_completion_tokens`.
     pub old_token_limit: bool,
+    /// Calls the seed `random_seed`.
+    pub random_seed: bool,
 }
 
-const PLAIN: Quirks = Quirks { no_stream_options: false, old_token_limit: false };
-const OLD_LIMIT: Quirks = Quirks { no_stream_options: false, old_token_limit: true };
-const OLD_STREAM: Quirks = Quirks { no_stream_options: true, old_token_limit: true };
+const PLAIN: Quirks = Quirks { no_stream_options: false, old_token_limit: false, random_seed: false };
+const OLD_LIMIT: Quirks = Quirks { old_token_limit: true, ..PLAIN };
+const OLD_STREAM: Quirks = Quirks { no_stream_options: true, ..OLD_LIMIT };
+const MISTRAL: Quirks = Quirks { random_seed: true, ..OLD_STREAM };
 
 const fn hosted(kind: &'static str, base_url: &'static str, key_variable: &'static str, quirks: Quirks) -> Row {
     Row { kind, base_url: Some(base_url), key_variable: Some(key_variable), quirks }
@@ -40,7 +43,7 @@ pub const ROWS: &[Row] = &[
     hosted("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", PLAIN),
     Row { kind: "compatible", base_url: None, key_variable: None, quirks: PLAIN },
     hosted("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", PLAIN),
-    hosted("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", OLD_STREAM),
+    hosted("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", MISTRAL),
     hosted("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", OLD_LIMIT),
     hosted("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", OLD_LIMIT),
     hosted("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", OLD_LIMIT),

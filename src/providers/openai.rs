@@ -53,6 +53,11 @@ impl OpenAi {
             request.max_tokens = request.token_limit();
             request.max_completion_tokens = None;
         }
+        if self.dialect.quirks.random_seed
+            && let Some(seed) = request.seed.take()
+        {
+            request.extra.insert("random_seed".into(), seed.into());
+        }
         OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
         for message in &mut request.messages {
             OWN_MESSAGE_FIELDS.iter().for_each(|field| drop(message.extra.shift_remove(*field)));

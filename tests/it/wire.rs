@@ -144,8 +144,13 @@ fn every_translation_is_the_written_one() {
     let provider = |name: &str, more: &str| {
         format!("[providers.{name}]\nbase_url = \"http://127.0.0.1:{port}/{name}\"\napi_key = {{ env = \"UP_KEY\" }}\n{more}\n")
     };
-    let config =
-        [provider("openai", ""), provider("azure", "api_version = \"2024-10-21\""), provider("anthropic", ""), provider("gemini", "")];
+    let config = [
+        provider("openai", ""),
+        provider("azure", "api_version = \"2024-10-21\""),
+        provider("anthropic", ""),
+        provider("gemini", ""),
+        provider("mistral", ""),
+    ];
     refit.write("refit.toml", config.concat());
     let (key, server) = (refit.key(), refit.serve(&[]));
     let mut wrong = Vec::new();
