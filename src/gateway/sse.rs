@@ -90,7 +90,7 @@ fn reply<E: Encode>(events: Events<E>) -> Response {
 
 /// What happened next in a stream.
 enum Next {
-    Opened(Result<AnswerStream, Failure>),
+    Opened(Result<Box<AnswerStream>, Failure>),
     Came(Option<Result<Piece, Failure>>),
     Silent,
     Cut,
@@ -106,7 +106,7 @@ impl<E: Encode> Events<E> {
             let text = match self.wait().await {
                 Next::Silent => self.encoder.keep_alive().to_string(),
                 Next::Opened(Ok(stream)) => {
-                    self.state = State::Open(Box::new(stream));
+                    self.state = State::Open(stream);
                     continue;
                 }
                 Next::Came(Some(Ok(piece))) => self.encoder.piece(piece),
@@ -134,7 +134,7 @@ impl<E: Encode> Events<E> {
         let state = &mut self.state;
         let came = async {
             match state {
-                State::Opening(opening) => Next::Opened(opening.await),
+                State::Opening(opening) => Next::Opened(opening.await.map(Box::new)),
                 State::Open(stream) => Next::Came(stream.next().await),
                 State::Over => Next::Came(None),
             }
