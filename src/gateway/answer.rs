@@ -1,12 +1,12 @@
 //! The end of a model call: a whole reply or a stream, written in the caller's protocol, with the headers that tell what answered.
 
 use super::Gateway;
+use super::body::Json;
 use super::error::ApiError;
 use super::sse::{self, Encode};
 use crate::inference::{Answer, Ask};
 use crate::types::Digest;
 use crate::types::chat::ChatRequest;
-use axum::Json;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;

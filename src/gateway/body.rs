@@ -1,16 +1,26 @@
-//! Request bodies, read whole: bounded in size and in time, and drained when they are refused, so that the client reads the reply
-//! instead of a reset.
+//! Request bodies, read whole: bounded in size, in values and in time, and drained when they are refused, so that the client reads
+//! the reply instead of a reset. And JSON as the body of a reply.
 
-use crate::types::{Code, Failure};
+use crate::types::{Code, Failure, json};
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
+use serde::Serialize;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Silence that a client may keep while it sends a body.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a client may take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// Silence between two pieces.
+    silence: Duration,
+    /// All of it: the largest body over a line of one megabit a second takes less.
+    whole: Duration,
+}
+
+const TIMES: Times = Times { silence: Duration::from_secs(30), whole: Duration::from_secs(300) };
 /// How much of a refused body is still read.
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -18,19 +28,28 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Reads a JSON body of at most `limit` bytes. Whatever the content type says, it is read as JSON: clients forget the header.
 ///
 /// # Errors
-/// [`Code::TOO_LARGE`]; [`Code::INVALID_REQUEST`] naming line and column when it is not JSON, or when it breaks off.
+/// [`Code::TOO_LARGE`]; [`Code::INVALID_REQUEST`] naming field, line and column when it is not JSON, or when it breaks off.
 pub async fn read_json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Value, Failure> {
-    let bytes = read(headers, body, limit).await?;
+    let bytes = read(headers, body, limit, TIMES).await?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Failure::new(Code::INVALID_REQUEST, "the body is empty; a JSON object is expected"));
     }
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let message = format!("the body is not valid JSON at line {}, column {}: {error}", error.line(), error.column());
-        Failure::new(Code::INVALID_REQUEST, message)
-    })
+    json::read(&bytes, json::MAX_VALUES).map_err(refused)
 }
 
-async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Failure> {
+fn refused(fault: json::Fault) -> Failure {
+    let json::Fault { what, line, column, path, too_many } = fault;
+    let (code, message) = match too_many {
+        true => (Code::TOO_LARGE, format!("the body holds more than {} values at line {line}, column {column}", json::MAX_VALUES)),
+        false => (Code::INVALID_REQUEST, format!("the body is not valid JSON at line {line}, column {column}: {what}")),
+    };
+    match path {
+        Some(path) => Failure::on(code, path.clone(), format!("{message} (in {path})")),
+        None => Failure::new(code, message),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body, limit: usize, times: Times) -> Result<Bytes, Failure> {
     let too_large = || {
         let failure = Failure::new(Code::TOO_LARGE, format!("the body is larger than {limit} bytes"));
         failure.with_hint("server.max_body_bytes in refit.toml sets the limit")
@@ -44,10 +63,17 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Fa
         }
         return Err(too_large());
     }
+    let slow = |what: String| Failure::new(Code::INVALID_REQUEST, what);
+    let begun = Instant::now();
     let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20));
     loop {
-        let next = tokio::time::timeout(SILENCE, stream.next()).await;
-        match next.map_err(|_| Failure::new(Code::INVALID_REQUEST, format!("the body stopped for {} s", SILENCE.as_secs())))? {
+        let left = times.whole.saturating_sub(begun.elapsed());
+        let next = tokio::time::timeout(times.silence.min(left), stream.next()).await;
+        // Bytes that are there already are taken without a look at the clock.
+        if begun.elapsed() >= times.whole {
+            return Err(slow(format!("the body did not arrive within {} s", times.whole.as_secs())));
+        }
+        match next.map_err(|_| slow(format!("the body stopped for {} s", times.silence.as_secs())))? {
             None => return Ok(bytes.into()),
             Some(Err(error)) => return Err(Failure::new(Code::INVALID_REQUEST, format!("the body broke off: {error}"))),
             Some(Ok(piece)) if bytes.len() + piece.len() > limit => {
@@ -71,4 +97,33 @@ async fn drain(mut stream: axum::body::BodyDataStream) {
     };
     // Past this time the client gets its reset.
     let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+}
+
+/// JSON as the body of a reply.
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        let text = serde_json::to_vec(&self.0).expect("wire bodies are strings, maps and finite numbers: serialising cannot fail");
+        ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_body_that_drips_has_an_end() {
+        let drops = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+        });
+        let times = Times { silence: Duration::from_secs(5), whole: Duration::from_millis(100) };
+        let read = tokio::time::timeout(Duration::from_secs(20), read(&HeaderMap::new(), Body::from_stream(drops), 1 << 20, times)).await;
+        let failure = read.expect("it ends").expect_err("it is refused");
+        assert!(failure.code() == Code::INVALID_REQUEST && failure.to_string().contains("did not arrive"), "{failure}");
+    }
 }

@@ -1,8 +1,8 @@
 //! Failures as HTTP replies: status and type from the error table, the OpenAI error body, `Retry-After` and `Allow`'s kin.
 
 use super::anthropic;
+use super::body::Json;
 use crate::types::{Code, Coded, Failure};
-use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 

@@ -1,9 +1,9 @@
 //! `GET /openapi.json`: our own surface as an OpenAPI 3.1 document, made from the route table and from the tables that requests are
 //! checked against. A route without an entry here fails a test.
 
+use super::body::Json;
 use super::openai::check;
 use super::routes::{Access, access_of};
-use axum::Json;
 use serde_json::{Map, Value, json};
 
 /// One operation of the document.

@@ -1,11 +1,11 @@
 //! Endpoints for operators, and the answers for what does not exist.
 
 use super::Gateway;
+use super::body::Json;
 use super::error::ApiError;
 use crate::monitor::metrics::CONTENT_TYPE;
 use crate::types::error::did_you_mean;
 use crate::types::{Code, Failure};
-use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, Uri, header};
 use axum::response::{IntoResponse, Response};

@@ -18,6 +18,7 @@ use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Writes the events of one protocol.
 pub trait Encode: Send + 'static {
@@ -50,6 +51,8 @@ struct Events<E> {
     encoder: E,
     cut: watch::Receiver<bool>,
     keep_alive: Duration,
+    /// When silence is filled: only what is sent puts it off, not what comes and makes no bytes.
+    due: Instant,
 }
 
 /// Opens the stream. While nothing has been sent an error has its own status; once silence had to be filled it is an event.
@@ -66,7 +69,7 @@ pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, enco
         }
         Err(_) => (State::Opening(opening), None),
     };
-    let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive });
+    let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive, due: Instant::now() + keep_alive });
     Ok(match told_by {
         Some((provider, release)) => told(response, &provider, release),
         None => response,
@@ -121,7 +124,10 @@ impl<E: Encode> Events<E> {
                     _ => String::new(),
                 },
             };
+            let silent = text.is_empty() && !matches!(self.state, State::Over) && Instant::now() >= self.due;
+            let text = if silent { self.encoder.keep_alive().to_string() } else { text };
             if !text.is_empty() {
+                self.due = Instant::now() + self.keep_alive;
                 return Some(text.into());
             }
         }
@@ -146,7 +152,7 @@ impl<E: Encode> Events<E> {
                 // The server is gone without a word: nobody waits for this stream.
                 Err(_) => Next::Cut,
             },
-            came = tokio::time::timeout(self.keep_alive, came) => came.unwrap_or(Next::Silent),
+            came = tokio::time::timeout_at(self.due, came) => came.unwrap_or(Next::Silent),
         }
     }
 

@@ -39,8 +39,15 @@ impl Inference {
         let plan = planned.await.map_err(|failure| ticket.fail(failure))?;
         ticket.planned(&plan);
         let base64 = request.wants_base64();
+        let inputs = request.count();
         let call = EmbedCall { model: plan.model.clone(), request };
         let mut response = plan.provider.embed(call).await.map_err(|error| ticket.fail(error.into()))?;
+        // Callers pair vectors with inputs by their place: too few would be paired wrongly.
+        if response.data.len() != inputs || response.data.iter().any(|vector| vector.embedding.is_empty()) {
+            let made = response.data.len();
+            let message = format!("{}/{} answered {inputs} inputs with {made} vectors, or empty ones", plan.provider_name, plan.model);
+            return Err(ticket.fail(Failure::new(Code::UPSTREAM, message)));
+        }
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
         ticket.done(Some(response.usage.prompt_tokens));
         Ok(Embedded { response, provider: plan.provider_name, release: plan.release })

@@ -18,6 +18,8 @@ pub struct Providers {
     /// Names of the configuration file: only these are asked for their models.
     configured: Vec<String>,
     remote: Mutex<Remote>,
+    /// Held by the one who asks.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// What the configured services listed, and when.
@@ -48,22 +50,22 @@ impl Providers {
             }
         }
         let configured = configured.iter().map(|config| config.name.clone()).collect();
-        Providers { by_name, configured, remote: Mutex::default() }
+        Providers { by_name, configured, remote: Mutex::default(), asking: tokio::sync::Mutex::default() }
     }
 
     /// Asks the configured services for their models, unless they were asked lately. A service that does not answer keeps the list it
     /// had; who asks in the meantime gets that, too.
     pub async fn refresh(&self) {
-        {
-            let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-            if remote.asked.is_some_and(|asked| asked.elapsed() < LIST_AGE) {
-                return;
-            }
-            remote.asked = Some(Instant::now());
+        let Ok(_asking) = self.asking.try_lock() else { return };
+        let asked = self.remote.lock().unwrap_or_else(PoisonError::into_inner).asked;
+        if asked.is_some_and(|asked| asked.elapsed() < LIST_AGE) {
+            return;
         }
         let asked = self.configured.iter().filter_map(|name| Some((name, self.by_name.get(name)?)));
         let lists = join_all(asked.map(|(name, provider)| async move { (name, provider.list_models().await) })).await;
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only now: a caller that leaves early has asked nobody.
+        remote.asked = Some(Instant::now());
         for (name, list) in lists {
             match list {
                 Ok(models) => drop(remote.models.insert(name.clone(), models)),

@@ -132,33 +132,47 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn incremental(text: &[u8], cuts: &[usize]) -> Vec<Event> {
-        let mut parser = Parser::new(1 << 20);
+    /// The events, and whether the parser refused to go on.
+    fn incremental(text: &[u8], cuts: &[usize], cap: usize) -> (Vec<Event>, bool) {
+        let mut parser = Parser::new(cap);
         let mut events = Vec::new();
         let mut rest = text;
-        for cut in cuts {
-            let (now, later) = rest.split_at((*cut).min(rest.len()));
-            parser.push(now).expect("below the limit");
-            while let Some(event) = parser.next_event() {
-                events.push(event);
+        for cut in cuts.iter().copied().chain([usize::MAX]) {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            let pushed = parser.push(now);
+            events.extend(std::iter::from_fn(|| parser.next_event()));
+            if pushed.is_err() {
+                return (events, true);
             }
             rest = later;
         }
-        parser.push(rest).expect("below the limit");
-        events.extend(std::iter::from_fn(|| parser.next_event()));
-        events
+        (events, false)
     }
 
-    /// The specification read literally on the whole text.
-    fn naive(bytes: &[u8]) -> Vec<Event> {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text).replace("\r\n", "\n").replace('\r', "\n");
-        let mut lines: Vec<_> = text.split('\n').collect();
-        lines.pop();
-        let (mut events, mut data, mut kind) = (Vec::new(), Vec::new(), String::new());
-        for line in lines {
-            let (name, value) = line.split_once(':').map_or((line, ""), |(name, value)| (name, value.strip_prefix(' ').unwrap_or(value)));
-            match (line, name) {
+    /// The specification read literally on the whole text, with the caps on a line's bytes and an event's data.
+    fn naive(bytes: &[u8], cap: usize) -> (Vec<Event>, bool) {
+        let mut lines = vec![Vec::new()];
+        let mut bytes = bytes.iter().peekable();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'\r' => {
+                    bytes.next_if(|next| **next == b'\n');
+                    lines.push(Vec::new());
+                }
+                b'\n' => lines.push(Vec::new()),
+                byte => lines.last_mut().expect("a line").push(*byte),
+            }
+        }
+        let (mut events, mut data, mut kind) = (Vec::new(), Vec::<String>::new(), String::new());
+        let unfinished = lines.pop().expect("a line");
+        for (at, line) in lines.iter().enumerate() {
+            if line.len() > cap {
+                return (events, true);
+            }
+            let line = if at == 0 { line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line) } else { line };
+            let line = String::from_utf8_lossy(line);
+            let (name, value) = line.split_once(':').map_or((&*line, ""), |(name, value)| (name, value.strip_prefix(' ').unwrap_or(value)));
+            match (&*line, name) {
                 ("", _) => {
                     if !data.is_empty() {
                         let kind = if kind.is_empty() { "message".to_string() } else { kind.clone() };
@@ -167,33 +181,42 @@ mod tests {
                     data.clear();
                     kind.clear();
                 }
-                (_, "data") => data.push(value.to_string()),
+                (_, "data") => {
+                    if data.join("\n").len() + value.len() > cap {
+                        return (events, true);
+                    }
+                    data.push(value.to_string());
+                }
                 (_, "event") => kind = value.to_string(),
                 _ => {}
             }
         }
-        events
+        (events, unfinished.len() > cap)
     }
 
     proptest! {
         #[test]
         fn any_split_equals_the_naive_parser_on_the_whole_text(
             pieces in proptest::collection::vec(prop_oneof![
-                Just("data: ".to_string()), Just("data:".to_string()), Just("data".to_string()), Just("event: x".to_string()), Just(": comment".to_string()),
-                Just("\n".to_string()), Just("\r".to_string()), Just("\r\n".to_string()), Just("\n\n".to_string()), Just("\u{feff}".to_string()),
-                Just("é🦀".to_string()), Just("id: 1".to_string()), "[a-z: ]{0,5}".prop_map(String::from),
+                Just(b"data: ".to_vec()), Just(b"data:".to_vec()), Just(b"data".to_vec()), Just(b"event: x".to_vec()),
+                Just(b": comment".to_vec()), Just(b"\n".to_vec()), Just(b"\r".to_vec()), Just(b"\r\n".to_vec()), Just(b"\n\n".to_vec()),
+                Just("\u{feff}".as_bytes().to_vec()), Just("é🦀".as_bytes().to_vec()), Just(b"id: 1".to_vec()),
+                // Bytes that are no UTF-8, and characters that break off.
+                Just(b"\xff".to_vec()), Just(b"\xf0\x9f".to_vec()), Just(b"\xef\xbb".to_vec()), Just(b"\xc3".to_vec()),
+                "[a-z: ]{0,5}".prop_map(String::into_bytes),
             ], 0..40),
             cuts in proptest::collection::vec(0usize..7, 0..60),
+            cap in prop_oneof![Just(1usize << 20), 4usize..24],
         ) {
             let text = pieces.concat();
-            prop_assert_eq!(incremental(text.as_bytes(), &cuts), naive(text.as_bytes()));
+            prop_assert_eq!(incremental(&text, &cuts, cap), naive(&text, cap));
         }
     }
 
     #[test]
     fn one_byte_at_a_time_with_split_characters_and_line_ends() {
         let text = "\u{feff}: hi\r\ndata: {\"a\":\"é🦀\"}\r\rdata: x\r\ndata: y\r\n\r\nevent: end\ndata\n\ndata: cut off\n";
-        let events = incremental(text.as_bytes(), &vec![1; text.len()]);
+        let (events, _) = incremental(text.as_bytes(), &vec![1; text.len()], 1 << 20);
         let data: Vec<_> = events.iter().map(|event| event.data.as_str()).collect();
         assert_eq!(data, ["{\"a\":\"é🦀\"}", "x\ny", ""]);
         assert_eq!(events[2].kind, "end");

@@ -1,6 +1,7 @@
-//! The chat-completions wire types (OpenAI API, `/v1/chat/completions`), ours, with every unknown field kept in `extra`.
+//! The chat-completions wire types (OpenAI API, `/v1/chat/completions`), ours, with every unknown field kept in `extra`. Replies are
+//! read leniently: servers that speak the API send `null` for what they do not have, fractions of seconds, and texts in parts.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// A chat-completion request. Fields that Refit does not read stay in `extra` and travel on.
@@ -106,11 +107,7 @@ impl Message {
 
     /// The text of the message: parts of type `text` joined, other parts left out.
     pub fn plain_text(&self) -> String {
-        match &self.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect(),
-        }
+        self.content.as_ref().map(Content::plain_text).unwrap_or_default()
     }
 }
 
@@ -124,19 +121,34 @@ pub enum Content {
     Parts(Vec<Value>),
 }
 
+impl Content {
+    /// Its text: parts with a `text` joined, other parts left out.
+    pub fn plain_text(&self) -> String {
+        match self {
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect(),
+        }
+    }
+}
+
 /// A whole reply.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ChatResponse {
     /// `chatcmpl-…`.
+    #[serde(deserialize_with = "or_default")]
     pub id: String,
     /// `chat.completion`.
+    #[serde(deserialize_with = "or_default")]
     pub object: String,
     /// Seconds since the Unix epoch.
+    #[serde(deserialize_with = "whole")]
     pub created: i64,
     /// The model that answered.
+    #[serde(deserialize_with = "or_default")]
     pub model: String,
     /// The choices, `n` of them.
+    #[serde(deserialize_with = "or_default")]
     pub choices: Vec<Choice>,
     /// Token counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,10 +170,13 @@ impl ChatResponse {
 #[serde(default)]
 pub struct Choice {
     /// Position.
+    #[serde(deserialize_with = "whole")]
     pub index: u32,
     /// The assistant's message.
+    #[serde(deserialize_with = "or_default")]
     pub message: Message,
     /// `stop`, `length`, `tool_calls`, `content_filter`.
+    #[serde(deserialize_with = "text")]
     pub finish_reason: Option<String>,
     /// Every other field (`logprobs`).
     #[serde(flatten)]
@@ -173,10 +188,13 @@ pub struct Choice {
 #[serde(default)]
 pub struct Usage {
     /// Tokens read.
+    #[serde(deserialize_with = "whole")]
     pub prompt_tokens: u64,
     /// Tokens written.
+    #[serde(deserialize_with = "whole")]
     pub completion_tokens: u64,
     /// Their sum.
+    #[serde(deserialize_with = "whole")]
     pub total_tokens: u64,
     /// Every other count (`prompt_tokens_details`, `completion_tokens_details`, and what providers add).
     #[serde(flatten)]
@@ -218,14 +236,19 @@ impl Usage {
 #[serde(default)]
 pub struct ChatChunk {
     /// `chatcmpl-…`, the same in every chunk.
+    #[serde(deserialize_with = "or_default")]
     pub id: String,
     /// `chat.completion.chunk`.
+    #[serde(deserialize_with = "or_default")]
     pub object: String,
     /// Seconds since the Unix epoch.
+    #[serde(deserialize_with = "whole")]
     pub created: i64,
     /// The model that answers.
+    #[serde(deserialize_with = "or_default")]
     pub model: String,
     /// The changes; empty in a usage chunk.
+    #[serde(deserialize_with = "or_default")]
     pub choices: Vec<ChunkChoice>,
     /// Only in the last chunk, and only when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -240,10 +263,13 @@ pub struct ChatChunk {
 #[serde(default)]
 pub struct ChunkChoice {
     /// Position.
+    #[serde(deserialize_with = "whole")]
     pub index: u32,
     /// What is new.
+    #[serde(deserialize_with = "or_default")]
     pub delta: Delta,
     /// Set in the choice's last chunk.
+    #[serde(deserialize_with = "text")]
     pub finish_reason: Option<String>,
     /// Every other field.
     #[serde(flatten)]
@@ -256,12 +282,34 @@ pub struct Delta {
     /// Sent once, first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// New text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// New text; of a list of parts (Mistral's thinking models) those of type `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "joined")]
     pub content: Option<String>,
     /// Every other field (`tool_calls`, `reasoning_content`).
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// `null` as nothing.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A whole number; `null` as 0, fractions cut.
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64> + Default>(deserializer: D) -> Result<T, D::Error> {
+    let number: Option<serde_json::Number> = Option::deserialize(deserializer)?;
+    // A cast takes what is beyond the range to its end.
+    let number = number.and_then(|number| number.as_i64().or_else(|| number.as_f64().map(|x| x as i64)));
+    Ok(number.and_then(|number| T::try_from(number).ok()).unwrap_or_default())
+}
+
+/// A text; an empty one says as little as none.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.filter(|text: &String| !text.is_empty()))
+}
+
+fn joined<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Content>::deserialize(deserializer)?.map(|content| content.plain_text()))
 }
 
 #[cfg(test)]
@@ -277,5 +325,22 @@ mod tests {
         assert!(request.wants_usage());
         assert_eq!(request.messages[0].plain_text(), "a");
         assert_eq!(serde_json::to_value(&request).expect("serialises"), wire);
+    }
+
+    #[test]
+    fn replies_of_careless_servers_are_read() {
+        let choice = json!({"index": null, "delta": null, "finish_reason": ""});
+        let usage = json!({"prompt_tokens": 3.0, "completion_tokens": null, "total_tokens": 3, "queue_time": 0.5});
+        let chunk = json!({"id": null, "object": null, "created": 1760000000.75, "model": null, "choices": [choice], "usage": usage});
+        let chunk: ChatChunk = serde_json::from_value(chunk).expect("a chunk");
+        assert_eq!((chunk.created, &chunk.choices[0].finish_reason), (1_760_000_000, &None));
+        assert_eq!(chunk.usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens, usage.extra.len())), Some((3, 0, 1)));
+        let chunk: ChatChunk = serde_json::from_value(json!({"choices": null})).expect("a chunk");
+        assert!(chunk.choices.is_empty());
+        let parts = json!({"role": null, "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]});
+        let delta: Delta = serde_json::from_value(parts).expect("a delta");
+        assert_eq!((delta.role, delta.content.as_deref()), (None, Some("a")));
+        let reply: ChatResponse = serde_json::from_value(json!({"created": 1e300, "choices": [{"message": null}]})).expect("a reply");
+        assert_eq!((reply.created, reply.choices.len()), (i64::MAX, 1));
     }
 }

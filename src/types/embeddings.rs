@@ -31,6 +31,14 @@ impl EmbeddingRequest {
         }
     }
 
+    /// How many vectors are asked for: a list of token ids is one input.
+    pub fn count(&self) -> usize {
+        match &self.input {
+            Value::Array(items) if !items.iter().any(Value::is_number) => items.len(),
+            _ => 1,
+        }
+    }
+
     /// Whether the caller asked for base64.
     pub fn wants_base64(&self) -> bool {
         self.encoding_format.as_deref() == Some("base64")
@@ -77,6 +85,16 @@ pub enum Vector {
     Floats(Vec<f64>),
     /// Little-endian 32-bit floats in base64.
     Base64(String),
+}
+
+impl Vector {
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Vector::Floats(numbers) => numbers.is_empty(),
+            Vector::Base64(text) => text.is_empty(),
+        }
+    }
 }
 
 impl Default for Vector {

@@ -34,6 +34,8 @@ codes! {
     MISSING_FIELD = "missing_required_parameter", 400, "invalid_request_error";
     /// The prompt and the requested completion do not fit the model's context.
     CONTEXT_LENGTH = "context_length_exceeded", 400, "invalid_request_error";
+    /// The provider refused the content (its filter, moderation).
+    CONTENT_FILTER = "content_filter", 400, "invalid_request_error";
     /// A feature the chosen model or provider does not have.
     UNSUPPORTED = "unsupported", 400, "invalid_request_error";
     /// No API key was sent.
@@ -58,6 +60,8 @@ codes! {
     TOO_LARGE = "request_too_large", 413, "invalid_request_error";
     /// Too many requests; `Retry-After` says when.
     RATE_LIMIT = "rate_limit_exceeded", 429, "rate_limit_error";
+    /// The server's account at the provider has nothing left.
+    QUOTA = "insufficient_quota", 429, "insufficient_quota";
     /// The engine's queue is full; `Retry-After` says when.
     OVERLOADED = "overloaded", 429, "rate_limit_error";
     /// The client went away or the job was cancelled.

@@ -6,6 +6,7 @@ pub mod digest;
 pub mod embeddings;
 pub mod error;
 pub mod ids;
+pub mod json;
 pub mod messages;
 pub mod time;
 pub mod traits;

@@ -1,10 +1,10 @@
 //! `POST /v1/embeddings`.
 
 use super::check;
+use crate::gateway::body::Json;
 use crate::gateway::entry::Entry;
 use crate::gateway::error::ApiError;
 use crate::gateway::{Gateway, answer};
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 

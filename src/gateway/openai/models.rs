@@ -1,13 +1,13 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: routes with a live release, and models that can be called directly.
 
 use crate::gateway::Gateway;
+use crate::gateway::body::Json;
 use crate::gateway::error::ApiError;
 use crate::inference::Listed;
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_safe_name;
 use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
