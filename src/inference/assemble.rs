@@ -1,30 +1,104 @@
-//! The chunks of a stream put together as the reply they make, for the log.
+//! The chunks of a stream put together as the reply they make, for the log. What it says is kept up to a bound, and only where it is
+//! logged; how it ended, its tokens and its choices always.
 
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Content, Delta};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-/// Adds one chunk to the reply.
-pub(super) fn add(reply: &mut ChatResponse, chunk: &ChatChunk) {
-    if reply.id.is_empty() {
-        reply.id = chunk.id.clone();
-        reply.object = "chat.completion".into();
-        reply.created = chunk.created;
-        reply.model = chunk.model.clone();
+/// Bytes of a reply that the log keeps.
+pub(super) const MAX_KEPT_BYTES: usize = 4 << 20;
+/// Choices of a reply: as many as may be asked for.
+const MAX_CHOICES: usize = 128;
+
+/// A reply as far as it has come.
+pub(super) struct Assembly {
+    pub(super) reply: ChatResponse,
+    /// Bytes that may still be kept.
+    room: usize,
+    cut: bool,
+}
+
+impl Assembly {
+    /// Keeps up to `room` bytes of what is said.
+    pub(super) fn new(room: usize) -> Self {
+        Assembly { reply: ChatResponse::default(), room, cut: room == 0 }
     }
-    if chunk.usage.is_some() {
-        reply.usage.clone_from(&chunk.usage);
+
+    /// Whether a choice has been seen.
+    pub(super) fn knows(&self, index: u32) -> bool {
+        self.reply.choices.iter().any(|choice| choice.index == index) || self.reply.choices.len() >= MAX_CHOICES
     }
-    merge(&mut reply.extra, &chunk.extra);
-    for piece in &chunk.choices {
-        let at = reply.choices.iter().position(|choice| choice.index == piece.index).unwrap_or_else(|| {
-            reply.choices.push(Choice { index: piece.index, ..Choice::default() });
-            reply.choices.len() - 1
-        });
-        add_choice(&mut reply.choices[at], piece);
+
+    /// Adds one chunk.
+    pub(super) fn add(&mut self, chunk: &ChatChunk) {
+        let reply = &mut self.reply;
+        if reply.id.is_empty() {
+            reply.id = chunk.id.clone();
+            reply.object = "chat.completion".into();
+            reply.created = chunk.created;
+            reply.model = chunk.model.clone();
+        }
+        if chunk.usage.is_some() {
+            reply.usage.clone_from(&chunk.usage);
+        }
+        let keep = self.has_room_for(chunk);
+        if keep {
+            merge(&mut self.reply.extra, &chunk.extra);
+        }
+        for piece in &chunk.choices {
+            let choices = &mut self.reply.choices;
+            let at = choices.iter().position(|choice| choice.index == piece.index);
+            if at.is_none() && choices.len() >= MAX_CHOICES {
+                continue;
+            }
+            let at = at.unwrap_or_else(|| {
+                choices.push(Choice { index: piece.index, ..Choice::default() });
+                choices.len() - 1
+            });
+            add_choice(&mut choices[at], piece, keep);
+        }
+    }
+
+    /// From the first chunk that does not fit nothing is kept: a text with a hole would be read as whole.
+    fn has_room_for(&mut self, chunk: &ChatChunk) -> bool {
+        if self.cut {
+            return false;
+        }
+        let weight = weight(chunk);
+        self.cut = weight > self.room;
+        self.room = self.room.saturating_sub(weight);
+        if self.cut {
+            self.reply.extra.insert("refit".into(), json!({"cut": format!("the log keeps {MAX_KEPT_BYTES} bytes of a streamed reply")}));
+        }
+        !self.cut
     }
 }
 
-fn add_choice(choice: &mut Choice, piece: &ChunkChoice) {
+fn weight(chunk: &ChatChunk) -> usize {
+    let choice =
+        |piece: &ChunkChoice| piece.delta.content.as_ref().map_or(0, String::len) + of_fields(&piece.delta.extra) + of_fields(&piece.extra);
+    of_fields(&chunk.extra) + chunk.choices.iter().map(choice).sum::<usize>()
+}
+
+fn of_fields(fields: &Map<String, Value>) -> usize {
+    fields.iter().map(|(name, value)| name.len() + of_value(value)).sum()
+}
+
+/// Roughly what a value takes in memory.
+fn of_value(value: &Value) -> usize {
+    std::mem::size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(of_value).sum(),
+            Value::Object(fields) => of_fields(fields),
+            _ => 0,
+        }
+}
+
+fn add_choice(choice: &mut Choice, piece: &ChunkChoice, keep: bool) {
+    choice.finish_reason = piece.finish_reason.clone().or_else(|| choice.finish_reason.take());
+    if !keep {
+        return;
+    }
     let Delta { role, content, extra } = &piece.delta;
     if let Some(role) = role {
         choice.message.role = role.clone();
@@ -37,7 +111,6 @@ fn add_choice(choice: &mut Choice, piece: &ChunkChoice) {
     }
     append(&mut choice.message.extra, extra);
     merge(&mut choice.extra, &piece.extra);
-    choice.finish_reason = piece.finish_reason.clone().or_else(|| choice.finish_reason.take());
 }
 
 /// Deltas: texts grow, lists of indexed objects (tool calls) grow item by item, anything else is replaced.
@@ -77,18 +150,43 @@ mod tests {
 
     #[test]
     fn texts_and_tool_calls_grow_together() {
-        let mut reply = ChatResponse::default();
+        let mut assembly = Assembly::new(MAX_KEPT_BYTES);
         for delta in [
             json!({"role": "assistant", "content": "a"}),
             json!({"content": "b", "tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\""}}]}),
             json!({"tool_calls": [{"index": 0, "type": "function", "function": {"arguments": ":1}"}}, {"index": 1, "id": "c2"}]}),
         ] {
             let chunk = json!({"id": "i", "choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
-            add(&mut reply, &serde_json::from_value(chunk).expect("a chunk"));
+            assembly.add(&serde_json::from_value(chunk).expect("a chunk"));
         }
+        let reply = assembly.reply;
         assert_eq!(reply.text(), "ab");
         let calls = &reply.choices[0].message.extra["tool_calls"];
         assert_eq!(calls[0]["function"], json!({"name": "f", "arguments": "{\"x\":1}"}));
         assert_eq!((&calls[0]["type"], &calls[1]["id"]), (&json!("function"), &json!("c2")));
+    }
+
+    #[test]
+    fn a_long_reply_is_kept_in_part_and_counted_whole() {
+        for (room, kept) in [(0, ""), (1_000, "aaaa"), (3, "")] {
+            let mut assembly = Assembly::new(room);
+            for (delta, finish) in
+                [(json!({"content": "aaaa"}), None), (json!({"content": "b".repeat(2_000)}), None), (json!({"content": "c"}), Some("stop"))]
+            {
+                let chunk = json!({"id": "i", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": {"completion_tokens": 7}});
+                assembly.add(&serde_json::from_value(chunk).expect("a chunk"));
+            }
+            let Assembly { reply, .. } = assembly;
+            assert_eq!(reply.text(), kept, "{room}");
+            assert_eq!(reply.extra.contains_key("refit"), room > 0);
+            let tokens = reply.usage.map(|usage| usage.completion_tokens);
+            assert_eq!((tokens, reply.choices[0].finish_reason.as_deref()), (Some(7), Some("stop")));
+        }
+        let mut assembly = Assembly::new(0);
+        for index in 0..1_000 {
+            let chunk = json!({"id": "i", "choices": [{"index": index, "delta": {}}]});
+            assembly.add(&serde_json::from_value(chunk).expect("a chunk"));
+        }
+        assert_eq!(assembly.reply.choices.len(), MAX_CHOICES);
     }
 }

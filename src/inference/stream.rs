@@ -1,13 +1,14 @@
 //! A streamed answer. Chunks pass through as they come, made uniform (the first chunk of a choice names the role, usage travels
 //! apart); the log row is written before the end of the stream is reported.
 
-use super::assemble;
+use super::assemble::{Assembly, MAX_KEPT_BYTES};
 use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Usage};
-use crate::types::{Digest, Failure};
+use crate::types::{Digest, Failure, json};
 use futures_util::StreamExt;
+use serde_json::Value;
 
 /// A streamed answer. Dropping it before its end cancels the call at the provider and logs it as cancelled.
 pub struct AnswerStream {
@@ -23,7 +24,9 @@ pub struct AnswerStream {
     pub release: Option<Digest>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
-    reply: ChatResponse,
+    so_far: Assembly,
+    /// The provider's own chunk of nothing but usage, for the fields that it has besides.
+    usage_frame: Option<ChatChunk>,
     ticket: Option<Ticket>,
 }
 
@@ -38,7 +41,8 @@ impl AnswerStream {
             release: plan.release,
             first: Some(first),
             pieces: Some(pieces),
-            reply: ChatResponse::default(),
+            so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
+            usage_frame: None,
             ticket: Some(ticket),
         }
     }
@@ -61,7 +65,7 @@ impl AnswerStream {
                 Some(Err(error)) => return Some(Err(self.fail(error.into()))),
                 None => {
                     self.pieces = None;
-                    self.ticket.take().map(|ticket| ticket.succeed(&self.reply));
+                    self.ticket.take().map(|ticket| ticket.succeed(&self.so_far.reply));
                     return None;
                 }
             }
@@ -73,7 +77,7 @@ impl AnswerStream {
         self.pieces = None;
         match self.ticket.take() {
             Some(mut ticket) => {
-                ticket.answered(&self.reply);
+                ticket.answered(&self.so_far.reply);
                 ticket.fail(failure)
             }
             None => failure,
@@ -82,50 +86,60 @@ impl AnswerStream {
 
     /// Tokens, once the provider has reported them.
     pub fn usage(&self) -> Option<&Usage> {
-        self.reply.usage.as_ref()
+        self.so_far.reply.usage.as_ref()
     }
 
     /// The chunk that `stream_options.include_usage` asks for: no choices, only usage.
     pub fn usage_chunk(&self) -> Option<ChatChunk> {
-        let ChatResponse { id, created, model, .. } = &self.reply;
-        self.usage().map(|usage| ChatChunk {
-            id: id.clone(),
-            object: "chat.completion.chunk".into(),
-            created: *created,
-            model: model.clone(),
-            usage: Some(usage.clone()),
-            ..ChatChunk::default()
-        })
+        let usage = Some(self.usage()?.clone());
+        if let Some(frame) = &self.usage_frame {
+            return Some(ChatChunk { usage, ..frame.clone() });
+        }
+        let ChatResponse { id, created, model, .. } = &self.so_far.reply;
+        let object = "chat.completion.chunk".into();
+        Some(ChatChunk { id: id.clone(), object, created: *created, model: model.clone(), usage, ..ChatChunk::default() })
     }
 
     fn pass(&mut self, mut piece: Piece) -> Piece {
         let Some(chunk) = &mut piece.chunk else { return piece };
-        let mut changed = false;
-        for choice in &mut chunk.choices {
-            let known = self.reply.choices.iter().any(|known| known.index == choice.index);
-            if !known && choice.delta.role.is_none() {
+        // Places in the list of choices that lack the role.
+        let mut nameless = Vec::new();
+        for (at, choice) in chunk.choices.iter_mut().enumerate() {
+            if !self.so_far.knows(choice.index) && choice.delta.role.is_none() {
                 choice.delta.role = Some("assistant".into());
-                changed = true;
+                nameless.push(at);
             }
         }
-        assemble::add(&mut self.reply, chunk);
-        let only_usage = chunk.usage.take().is_some() && chunk.choices.is_empty();
-        let is_chat = |raw: &RawEvent| raw.protocol == Protocol::Chat;
-        if only_usage {
-            piece.chunk = None;
-        }
-        if (changed || only_usage) && piece.raw.as_ref().is_some_and(is_chat) {
-            piece.raw = None;
+        self.so_far.add(chunk);
+        let has_usage = chunk.usage.take().is_some();
+        let is_chat = piece.raw.as_ref().is_some_and(|raw| raw.protocol == Protocol::Chat);
+        if has_usage && chunk.choices.is_empty() {
+            self.usage_frame = piece.chunk.take();
+            piece.raw = piece.raw.filter(|_| !is_chat);
+        } else if is_chat && (has_usage || !nameless.is_empty()) {
+            piece.raw = piece.raw.and_then(|raw| rewritten(raw, &nameless));
         }
         piece
     }
+}
+
+/// An event of chat completions with the role put in and usage, which has a chunk of its own, taken out. None when it is not to be
+/// read as JSON: then it is written anew.
+fn rewritten(raw: RawEvent, nameless: &[usize]) -> Option<RawEvent> {
+    let mut value = json::read(raw.data.as_bytes(), json::MAX_VALUES).ok()?;
+    value.as_object_mut()?.shift_remove("usage");
+    for at in nameless {
+        let delta = value.get_mut("choices")?.get_mut(*at)?.get_mut("delta").filter(|delta| delta.is_object())?;
+        delta["role"] = Value::from("assistant");
+    }
+    Some(RawEvent { data: value.to_string(), ..raw })
 }
 
 impl Drop for AnswerStream {
     fn drop(&mut self) {
         if let Some(ticket) = &mut self.ticket {
             // The caller went away: the ticket logs it as cancelled, with what it had been sent.
-            ticket.answered(&self.reply);
+            ticket.answered(&self.so_far.reply);
         }
     }
 }

@@ -61,6 +61,11 @@ impl Ticket {
         &self.row.id
     }
 
+    /// Whether what is asked and answered is kept.
+    pub(super) fn keeps_bodies(&self) -> bool {
+        self.log.bodies
+    }
+
     pub(super) fn planned(&mut self, plan: &Plan) {
         self.row.route = plan.route.clone();
         self.row.release = plan.release.map(|digest| digest.to_string());

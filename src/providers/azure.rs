@@ -2,7 +2,7 @@
 //! `model` names the deployment; with it the classic `/openai/deployments/{deployment}` paths. The key travels as `api-key`.
 //! (Azure OpenAI REST API reference.)
 
-use super::compatible::Quirks;
+use super::compatible::OPENAI;
 use super::http::{Auth, Service};
 use super::openai::{Dialect, OpenAi};
 use crate::config::{ProviderConfig, Secret};
@@ -17,5 +17,5 @@ pub fn open(config: &ProviderConfig, key: Option<Secret>) -> Option<OpenAi> {
     let resource = resource.strip_suffix("/openai/v1").or_else(|| resource.strip_suffix("/openai")).unwrap_or(resource);
     let base_url = if config.api_version.is_some() { resource.to_string() } else { format!("{resource}/openai/v1") };
     let service = Service { base_url, key, key_variable: Some(KEY_VARIABLE), auth: Auth::Header("api-key") };
-    Some(OpenAi::new(config, service, Dialect { quirks: Quirks::default(), api_version: config.api_version.clone() }))
+    Some(OpenAi::new(config, service, Dialect { quirks: OPENAI, api_version: config.api_version.clone() }))
 }

@@ -23,12 +23,35 @@ pub struct Quirks {
     pub old_token_limit: bool,
     /// Calls the seed `random_seed`.
     pub random_seed: bool,
+    /// Takes Anthropic's `cache_control`; others refuse fields that they do not know, so that it is left out for them.
+    pub cache_control: bool,
+    /// What becomes of `reasoning_content` in the conversation.
+    pub thoughts: Thoughts,
 }
 
-const PLAIN: Quirks = Quirks { no_stream_options: false, old_token_limit: false, random_seed: false };
+/// What becomes of `reasoning_content` in an assistant's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Thoughts {
+    /// Sent on where the caller wrote it: servers with templates for it read it, others skip it.
+    #[default]
+    AsSent,
+    /// Left out: the service refuses messages that hold it.
+    Refused,
+    /// Wanted back with every message that calls tools (DeepSeek API reference, "Thinking mode").
+    WithCalls,
+}
+
+const PLAIN: Quirks =
+    Quirks { no_stream_options: false, old_token_limit: false, random_seed: false, cache_control: false, thoughts: Thoughts::AsSent };
+const STRICT: Quirks = Quirks { thoughts: Thoughts::Refused, ..PLAIN };
 const OLD_LIMIT: Quirks = Quirks { old_token_limit: true, ..PLAIN };
 const OLD_STREAM: Quirks = Quirks { no_stream_options: true, ..OLD_LIMIT };
-const MISTRAL: Quirks = Quirks { random_seed: true, ..OLD_STREAM };
+const MISTRAL: Quirks = Quirks { random_seed: true, thoughts: Thoughts::Refused, ..OLD_STREAM };
+const DEEPSEEK: Quirks = Quirks { thoughts: Thoughts::WithCalls, ..OLD_LIMIT };
+const OPENROUTER: Quirks = Quirks { cache_control: true, ..OLD_LIMIT };
+
+/// OpenAI's own API.
+pub const OPENAI: Quirks = STRICT;
 
 const fn hosted(kind: &'static str, base_url: &'static str, key_variable: &'static str, quirks: Quirks) -> Row {
     Row { kind, base_url: Some(base_url), key_variable: Some(key_variable), quirks }
@@ -40,15 +63,15 @@ const fn own(kind: &'static str, base_url: &'static str) -> Row {
 
 /// The rows. `compatible` is any other server, at a base URL of the configuration.
 pub const ROWS: &[Row] = &[
-    hosted("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", PLAIN),
+    hosted("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", OPENAI),
     Row { kind: "compatible", base_url: None, key_variable: None, quirks: PLAIN },
-    hosted("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", PLAIN),
+    hosted("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", STRICT),
     hosted("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", MISTRAL),
     hosted("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", OLD_LIMIT),
     hosted("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", OLD_LIMIT),
-    hosted("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", OLD_LIMIT),
+    hosted("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", DEEPSEEK),
     hosted("xai", "https://api.x.ai/v1", "XAI_API_KEY", PLAIN),
-    hosted("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", OLD_LIMIT),
+    hosted("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", OPENROUTER),
     hosted("perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY", OLD_STREAM),
     own("ollama", "http://127.0.0.1:11434/v1"),
     own("vllm", "http://127.0.0.1:8000/v1"),

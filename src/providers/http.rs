@@ -93,9 +93,12 @@ impl Http {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let sent = tokio::time::timeout(self.timeout, request.send()).await;
-        let response = sent.map_err(|_| source.timed_out(self.timeout))?.map_err(|error| source.unreachable(error))?;
-        if response.status().is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
+        // A refusal is read within the same time: its body may never end.
+        let sent = async {
+            let response = request.send().await.map_err(|error| source.unreachable(error))?;
+            if response.status().is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
+        };
+        tokio::time::timeout(self.timeout, sent).await.map_err(|_| source.timed_out(self.timeout))?
     }
 
     /// Posts a body and reads the whole reply.
@@ -111,8 +114,7 @@ impl Http {
     ) -> Result<T, ProviderError> {
         let response = self.post(path, headers, body, source).await?;
         let read = tokio::time::timeout(self.timeout, upstream::read_json(response, source)).await;
-        let value = read.map_err(|_| source.timed_out(self.timeout))??;
-        serde_json::from_value(value).map_err(|error| source.broken(format!("the reply is not what was asked for: {error}")))
+        upstream::fitting(read.map_err(|_| source.timed_out(self.timeout))??, source)
     }
 
     /// Asks for what lies at a path; the whole reply.
@@ -166,20 +168,30 @@ impl Http {
             return Ok(client);
         }
         let builder = reqwest::Client::builder().redirect(Policy::none()).connect_timeout(self.connect_timeout).tcp_nodelay(true);
+        // A proxy of the environment would read a key that is sent in the clear, and does not know what this machine calls itself.
+        let builder = if in_the_clear(&self.service.base_url) { builder.no_proxy() } else { builder };
         let client = builder.user_agent(concat!("refit/", env!("CARGO_PKG_VERSION"))).pool_idle_timeout(Duration::from_secs(50)).build();
         let client = client.map_err(|error| ProviderError::new(Code::INTERNAL, format!("cannot set up TLS for {}: {error}", self.name)))?;
         Ok(self.client.get_or_init(|| client))
     }
 }
 
-/// A name as one segment of a path: nothing in it can leave the segment.
+/// Whether a service is on this machine, or what is sent to it can be read on the way.
+fn in_the_clear(base_url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(base_url) else { return true };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+    url.scheme() == "http" || loopback
+}
+
+/// A name as a part of one segment of a path: nothing in it leads out, but for [`is_dots`] alone in its segment.
 pub fn segment(name: &str) -> String {
-    match name {
-        // The two segments that mean something else.
-        "." => "%2E".into(),
-        ".." => "%2E%2E".into(),
-        name => utf8_percent_encode(name, SEGMENT).to_string(),
-    }
+    utf8_percent_encode(name, SEGMENT).to_string()
+}
+
+/// The two segments that mean another place, percent-encoded or not (URL Standard, "double-dot URL path segment").
+pub fn is_dots(name: &str) -> bool {
+    matches!(name, "." | "..")
 }
 
 fn missing_key(provider: &str, variable: &str) -> ProviderError {
@@ -197,6 +209,15 @@ mod tests {
     fn a_model_name_stays_in_its_segment() {
         assert_eq!(segment("gpt-4o_2.0~x"), "gpt-4o_2.0~x");
         assert_eq!(segment("../../v1/files?x=1#y"), "..%2F..%2Fv1%2Ffiles%3Fx%3D1%23y");
-        assert_eq!(segment(".."), "%2E%2E");
+        assert!(is_dots(".") && is_dots("..") && !is_dots("...") && !is_dots("%2e%2e"));
+        assert_eq!(segment("%2e%2e"), "%252e%252e");
+    }
+
+    #[test]
+    fn no_proxy_reads_what_is_not_encrypted() {
+        for url in ["http://10.0.0.7:8000/v1", "https://localhost/v1", "https://127.0.0.1:8000", "https://[::1]:1/v1"] {
+            assert!(in_the_clear(url), "{url}");
+        }
+        assert!(!in_the_clear("https://api.openai.com/v1"));
     }
 }

@@ -1,20 +1,22 @@
-//! OpenAI and everything that speaks its chat API. Reading replies is [`upstream`]'s business, connecting [`http`](super::http)'s.
+//! OpenAI and everything that speaks its chat API: [`request`] writes what a service takes, [`reply`] reads what it answers. Bytes are
+//! [`upstream`]'s business, connections [`http`](super::http)'s.
+
+mod reply;
+mod request;
 
 use super::compatible::Quirks;
-use super::http::{Http, Service, segment};
-use super::sse::Event;
-use super::upstream::{self, Decode, Source};
-use super::{Call, EmbedCall, ModelInfo, Piece, PieceStream, Protocol, Provider, ProviderError, RawEvent, Reply};
+use super::http::{Http, Service, is_dots, segment};
+use super::upstream::{self, Source};
+use super::{Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
-use crate::types::chat::{ChatChunk, ChatResponse};
+use crate::types::Code;
+use crate::types::chat::ChatResponse;
 use crate::types::embeddings::EmbeddingResponse;
 use futures_util::future::BoxFuture;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Fields of a request that are Refit's own and are not sent on.
 pub(super) const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
-/// Fields of a message that another protocol's replies carry and this one's services refuse.
-const OWN_MESSAGE_FIELDS: [&str; 3] = ["thinking_blocks", "content_blocks", "is_error"];
 
 /// How a service is spoken to.
 pub struct Dialect {
@@ -37,62 +39,54 @@ impl OpenAi {
         OpenAi { http: Http::new(config, service), dialect, models: config.models.clone() }
     }
 
-    fn path(&self, model: &str, operation: &str) -> String {
-        match &self.dialect.api_version {
-            Some(version) => format!("/openai/deployments/{}/{operation}?api-version={}", segment(model), segment(version)),
-            None => format!("/{operation}"),
+    /// Where an operation lies.
+    ///
+    /// # Errors
+    /// [`Code::MODEL_NOT_FOUND`] for a deployment whose name would lead elsewhere.
+    fn path(&self, model: &str, operation: &str, source: &Source) -> Result<String, ProviderError> {
+        let Some(version) = &self.dialect.api_version else { return Ok(format!("/{operation}")) };
+        if is_dots(model) {
+            let mut error = source.error(Code::MODEL_NOT_FOUND, format!("there is no deployment named \"{model}\""));
+            error.param = Some("model".into());
+            return Err(error);
         }
-    }
-
-    fn body(&self, call: Call, streamed: bool) -> Value {
-        let mut request = call.request;
-        request.model = call.model;
-        request.stream = streamed.then_some(true);
-        request.stream_options = None;
-        if self.dialect.quirks.old_token_limit {
-            request.max_tokens = request.token_limit();
-            request.max_completion_tokens = None;
-        }
-        if self.dialect.quirks.random_seed
-            && let Some(seed) = request.seed.take()
-        {
-            request.extra.insert("random_seed".into(), seed.into());
-        }
-        OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
-        for message in &mut request.messages {
-            OWN_MESSAGE_FIELDS.iter().for_each(|field| drop(message.extra.shift_remove(*field)));
-        }
-        let mut body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
-        if streamed && !self.dialect.quirks.no_stream_options {
-            body["stream_options"] = json!({"include_usage": true});
-        }
-        body
+        Ok(format!("/openai/deployments/{}/{operation}?api-version={}", segment(model), segment(version)))
     }
 }
 
 impl Provider for OpenAi {
     fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
-            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "chat/completions"));
-            let response: ChatResponse = self.http.post_json(&path, &[], &self.body(call, false), &source).await?;
-            if response.choices.is_empty() {
-                return Err(source.broken("the reply has no choices"));
+            let source = self.http.source(&call.model);
+            let path = self.path(&call.model, "chat/completions", &source)?;
+            let body = request::body(call.request, call.model, false, &self.dialect.quirks);
+            let mut value: Value = self.http.post_json(&path, &[], &body, &source).await?;
+            reply::fit(&mut value);
+            if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+                // A success without an answer may say why.
+                let says = ["message", "detail"].iter().any(|name| value.get(*name).is_some_and(|text| !text.is_null()));
+                let broken = || source.broken("the reply has no choices");
+                return Err(if says { upstream::from_body(upstream::IN_SUCCESS, &value, &source) } else { broken() });
             }
+            let response: ChatResponse = upstream::fitting(value, &source)?;
             Ok(response.into())
         })
     }
 
     fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>> {
         Box::pin(async move {
-            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "chat/completions"));
-            let response = self.http.post(&path, &[], &self.body(call, true), &source).await?;
-            upstream::read_stream(response, source, self.http.idle_timeout(), Chunks::default()).await
+            let source = self.http.source(&call.model);
+            let path = self.path(&call.model, "chat/completions", &source)?;
+            let body = request::body(call.request, call.model, true, &self.dialect.quirks);
+            let response = self.http.post(&path, &[], &body, &source).await?;
+            upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::default()).await
         })
     }
 
     fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {
         Box::pin(async move {
-            let (source, path) = (self.http.source(&call.model), self.path(&call.model, "embeddings"));
+            let source = self.http.source(&call.model);
+            let path = self.path(&call.model, "embeddings", &source)?;
             let mut request = call.request;
             request.model = call.model;
             OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
@@ -119,39 +113,5 @@ impl Provider for OpenAi {
 
     fn models(&self) -> Vec<ModelInfo> {
         self.models.iter().map(|name| ModelInfo { name: name.clone(), owner: self.http.name().to_string() }).collect()
-    }
-}
-
-/// `data: {chunk}` up to `data: [DONE]`.
-#[derive(Default)]
-struct Chunks {
-    /// A choice gave its finish reason; a stream that ends before that was cut off.
-    whole: bool,
-    over: bool,
-}
-
-impl Decode for Chunks {
-    fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError> {
-        if event.data.trim() == "[DONE]" {
-            self.over = true;
-            return Ok(Vec::new());
-        }
-        let unreadable = |error| source.broken(format!("a chunk of the stream is not readable: {error}"));
-        let chunk: ChatChunk = serde_json::from_str(&event.data).map_err(unreadable)?;
-        if chunk.extra.get("error").is_some_and(|error| !error.is_null()) {
-            let body = serde_json::from_str(&event.data).unwrap_or(Value::Null);
-            return Err(upstream::from_body(502, &body, source));
-        }
-        self.whole |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
-        let raw = RawEvent { protocol: Protocol::Chat, kind: event.kind, data: event.data };
-        Ok(vec![Piece { chunk: Some(chunk), raw: Some(raw) }])
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
-    }
-
-    fn is_whole(&self) -> bool {
-        self.whole
     }
 }

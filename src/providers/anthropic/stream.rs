@@ -156,8 +156,7 @@ impl Events {
 
 impl Decode for Events {
     fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError> {
-        let unreadable = |error| source.broken(format!("an event of the stream is not readable: {error}"));
-        let value: Value = serde_json::from_str(&event.data).map_err(unreadable)?;
+        let value = upstream::read_event(&event.data, source)?;
         if value["type"] == "error" || event.kind == "error" {
             return Err(upstream::from_body(502, &value, source));
         }

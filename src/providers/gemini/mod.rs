@@ -119,8 +119,7 @@ struct Events {
 
 impl Decode for Events {
     fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError> {
-        let unreadable = |error| source.broken(format!("an event of the stream is not readable: {error}"));
-        let value: Value = serde_json::from_str(&event.data).map_err(unreadable)?;
+        let value = upstream::read_event(&event.data, source)?;
         if value.get("error").is_some_and(|error| !error.is_null()) {
             return Err(upstream::from_body(502, &value, source));
         }
