@@ -442,4 +442,32 @@ mod tests {
             assert_eq!((error.code, error.param.as_deref()), (Code::INVALID_REQUEST, Some("messages[0].content")));
         }
     }
+
+    /// A piece an event.
+    struct Each;
+
+    impl Decode for Each {
+        fn event(&mut self, _: Event, _: &Source) -> Result<Vec<Piece>, ProviderError> {
+            Ok(vec![Piece::default()])
+        }
+
+        fn is_over(&self) -> bool {
+            false
+        }
+
+        fn is_whole(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn events_before_a_line_that_is_too_long_are_told_first() {
+        let source = Source { provider: "up".into(), model: "m".into(), key: None };
+        let mut bytes = b"data: 1\n\ndata: 2\n\ndata: ".to_vec();
+        bytes.resize(MAX_EVENT_BYTES + 100, b'x');
+        let response = reqwest::Response::from(axum::http::Response::new(bytes));
+        let stream = read_stream(response, source, Duration::from_secs(5), Each).await.expect("a stream");
+        let told: Vec<_> = stream.map(|piece| piece.is_ok()).collect().await;
+        assert_eq!(told, [true, true, false]);
+    }
 }

@@ -234,3 +234,30 @@ fn the_openapi_document_is_the_written_one() {
     let written: Value = serde_json::from_slice(&std::fs::read(path).expect("the snapshot")).expect("JSON");
     assert_eq!(document, written, "the surface changed; REFIT_BLESS=1 writes the snapshot anew");
 }
+
+/// What comes and makes no bytes does not put off what keeps the connection alive.
+#[test]
+fn pieces_that_say_nothing_are_silence() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a call");
+        read_request(&mut stream);
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).expect("a head");
+        for i in 0..12 {
+            let delta = if i == 0 { json!({"role": "assistant", "content": "x"}) } else { json!({}) };
+            let finish = if i == 11 { json!("stop") } else { Value::Null };
+            let chunk = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
+            stream.write_all(format!("data: {chunk}\n\n").as_bytes()).expect("an event");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    });
+    let config = format!("[server]\nkeep_alive_s = 1\n[providers.up]\nkind = \"compatible\"\nbase_url = \"http://127.0.0.1:{port}/v1\"\n");
+    let refit = refit_with(&config);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let body = json!({"model": "up/m", "max_tokens": 9, "stream": true, "messages": [{"role": "user", "content": "x"}]});
+    let reply = server.post("/v1/messages", Some(&key), &body);
+    assert!(reply.body.matches("event: ping").count() >= 2 && reply.body.contains("message_stop"), "{reply:?}");
+}

@@ -278,3 +278,303 @@ fn a_caller_that_goes_away_closes_the_upstream_connection() {
     drop(stream);
     assert!(seen.recv_timeout(Duration::from_secs(30)).expect("called").closed);
 }
+
+/// The gateway in front of the scripts, with more lines in the provider's table.
+fn in_front_of(scripts: Vec<Script>, provider: &str, more: &str) -> (Refit, Receiver<Seen>) {
+    let (port, seen) = upstream(scripts);
+    let refit = Refit::new().env("UP_KEY", CANARY);
+    let config = format!("[providers.{provider}]\nbase_url = \"http://127.0.0.1:{port}/v1\"\napi_key = {{ env = \"UP_KEY\" }}\n{more}\n");
+    refit.write("refit.toml", config);
+    (refit, seen)
+}
+
+fn chat(model: &str, fields: &Value) -> Value {
+    let mut body = json!({"model": model, "messages": [{"role": "user", "content": "hi"}]});
+    for (name, value) in fields.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    body
+}
+
+/// `data:` of every event that is JSON.
+fn chunks(reply: &Reply) -> Vec<Value> {
+    reply.body.split("data: ").filter_map(|event| serde_json::from_str(event.trim()).ok()).collect()
+}
+
+/// An object whose key `serde_json` can be told to parse anew, so often that any stack is spent.
+fn hostile() -> String {
+    (0..14).fold("0".to_string(), |inner, _| {
+        format!("{}{}{}", "[".repeat(120), json!({"$serde_json::private::RawValue": inner}), "]".repeat(120))
+    })
+}
+
+#[test]
+fn no_json_ends_the_process() {
+    let (hostile, deep) = (hostile(), "[".repeat(100_000));
+    let error = format!("{{\"error\": {{\"message\": \"x\", \"details\": {hostile}}}}}");
+    let whole = format!(
+        "{{\"id\": \"c\", \"x\": {hostile}, \"choices\": [{{\"index\": 0, \"message\": {{\"role\": \"assistant\", \"content\": \"a\", \"x\": {hostile}}}}}]}}"
+    );
+    let event = format!(
+        "data: {{\"x\": {hostile}, \"choices\": [{{\"index\": 0, \"delta\": {{\"content\": \"a\", \"x\": {hostile}}}, \"finish_reason\": \"stop\"}}]}}\n\ndata: [DONE]\n\n"
+    );
+    let scripts = vec![
+        reply("400 Bad Request", "", &error),
+        reply("200 OK", "", &whole),
+        reply("200 OK", "", &deep),
+        stream(&event, 4_096),
+        reply("200 OK", "", "{\"object\": \"list\", \"data\": []}"),
+    ];
+    let (refit, _) = in_front_of(scripts, "up", "kind = \"compatible\"");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let mut statuses = Vec::new();
+    for streamed in [false, false, false, true] {
+        let body = chat("up/m", &if streamed { json!({"stream": true}) } else { json!({}) });
+        statuses.push(server.post(CHAT, Some(&key), &body).status);
+    }
+    assert_eq!(statuses, [400, 200, 502, 200]);
+    for path in [CHAT, "/v1/messages", "/v1/responses", "/v1/completions", "/v1/embeddings"] {
+        let body = format!(
+            "{{\"model\": \"mock/echo\", \"max_tokens\": 9, \"x\": {hostile}, \"messages\": [{{\"role\": \"user\", \"content\": \"a\", \"x\": {hostile}}}], \"input\": \"a\", \"prompt\": \"a\"}}"
+        );
+        let status = server.post_bytes(path, Some(&key), body.as_bytes()).status;
+        assert!(status < 500, "{path}: {status}");
+    }
+    assert_eq!(server.post(CHAT, Some(&key), &chat("mock/echo", &json!({}))).status, 200, "the process lives");
+}
+
+#[test]
+fn a_mistake_in_the_json_names_its_field_and_place() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for value in ["NaN", "1e400", "-Infinity", &"[".repeat(200)] {
+        let body = format!("{{\"model\": \"mock/echo\", \"temperature\": {value}, \"messages\": []}}");
+        let reply = server.post_bytes(CHAT, Some(&key), body.as_bytes());
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["param"]), (400, &json!("temperature")), "{value}: {error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains("line 1, column")), "{error}");
+    }
+    let many = format!("{{\"model\": \"mock/echo\", \"input\": [{}0]}}", "0,".repeat(1_000_000));
+    let reply = server.post_bytes("/v1/embeddings", Some(&key), many.as_bytes());
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (413, &json!("request_too_large")), "{reply:?}");
+}
+
+#[test]
+fn a_refusal_that_stalls_has_an_end() {
+    let head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{\"error\"".to_vec();
+    for fields in [json!({}), json!({"stream": true})] {
+        let script = Script { pieces: vec![head.clone()], hang: true };
+        let (refit, _) = in_front_of(vec![script], "up", "kind = \"compatible\"\ntimeout_s = 1");
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let reply = server.post(CHAT, Some(&key), &chat("up/m", &fields));
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("upstream_timeout")), "{reply:?}");
+    }
+}
+
+#[test]
+fn no_name_of_a_model_leads_to_another_path() {
+    let (port, seen) = upstream(vec![reply("500 Oops", "", "{}"), reply("500 Oops", "", "{}")]);
+    let refit = Refit::new().env("UP_KEY", CANARY);
+    let config =
+        format!("[providers.azure]\nbase_url = \"http://127.0.0.1:{port}\"\napi_key = {{ env = \"UP_KEY\" }}\napi_version = \"v\"\n");
+    refit.write("refit.toml", config);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for model in ["azure/.", "azure/.."] {
+        for (path, body) in [(CHAT, chat(model, &json!({}))), ("/v1/embeddings", json!({"model": model, "input": "a"}))] {
+            let reply = server.post(path, Some(&key), &body);
+            let error = &reply.json()["error"];
+            assert_eq!((reply.status, &error["code"], &error["param"]), (404, &json!("model_not_found"), &json!("model")), "{reply:?}");
+        }
+    }
+    for (model, target) in [("azure/../x", "..%2Fx"), ("azure/%2e%2e", "%252e%252e")] {
+        server.post(CHAT, Some(&key), &chat(model, &json!({})));
+        let seen = seen.recv_timeout(Duration::from_secs(30)).expect("the first call to arrive");
+        assert_eq!(seen.target, format!("/openai/deployments/{target}/chat/completions?api-version=v"));
+    }
+}
+
+#[test]
+fn a_stream_is_whole_when_every_choice_ended_or_the_server_says_so() {
+    let of = |index: u64, finish: Value| {
+        let choice = json!({"index": index, "delta": {"role": "assistant", "content": "a"}, "finish_reason": finish});
+        format!("data: {}\n\n", json!({"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m", "choices": [choice]}))
+    };
+    let half = of(0, json!("stop")) + &of(1, Value::Null);
+    let silent = of(0, json!(""));
+    for (text, code) in
+        [(half.clone(), json!("upstream_error")), (silent.clone(), json!("upstream_error")), (silent + "data: [DONE]\n\n", Value::Null)]
+    {
+        let (got, _, refit) = ask(stream(&text, 64), json!({"stream": true, "n": 2}));
+        let row = row(&refit, &got);
+        assert_eq!((&row["error_code"], got.body.contains("ended before")), (&code, !code.is_null()), "{text} {got:?}");
+        assert!(!code.is_null() || row["finish_reason"].is_null(), "no reason is made up: {row}");
+    }
+    let whole = half + &of(1, json!("length"));
+    let (got, _, refit) = ask(stream(&whole, 64), json!({"stream": true, "n": 2}));
+    assert_eq!((&row(&refit, &got)["status"], got.body.ends_with("data: [DONE]\n\n")), (&json!(200), true));
+}
+
+#[test]
+fn errors_in_a_success_are_found_by_their_event_their_mark_and_their_code() {
+    let begun = format!("data: {}\n\n", chunk(json!({"role": "assistant", "content": "half"}), Value::Null));
+    let vllm = json!({"object": "error", "message": "busy", "code": 503}).to_string();
+    let named = json!({"message": "busy", "type": "overloaded_error"}).to_string();
+    for text in [format!("{begun}event: error\ndata: {named}\n\n"), format!("{begun}data: {vllm}\n\n"), format!("data: {vllm}\n\n")] {
+        let (got, _, refit) = ask(stream(&text, 64), json!({"stream": true}));
+        assert!(got.body.contains("upstream_overloaded"), "{text}: {got:?}");
+        assert_eq!(row(&refit, &got)["status"], 503);
+    }
+    for body in [&vllm, &named] {
+        let (got, _, _) = ask(reply("200 OK", "", body), json!({}));
+        assert_eq!((got.status, &got.json()["error"]["code"]), (503, &json!("upstream_overloaded")), "{got:?}");
+    }
+    // Plain JSON where events were expected, under another content type.
+    let limited = json!({"error": {"message": "slow down", "code": 429}});
+    let text = serde_json::to_string_pretty(&limited).expect("JSON");
+    let (got, _, _) = ask(stream(&text, 9), json!({"stream": true}));
+    assert_eq!((got.status, &got.json()["error"]["code"]), (429, &json!("rate_limit_exceeded")), "{got:?}");
+}
+
+#[test]
+fn usage_reaches_who_asked_and_once() {
+    let usage = json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8});
+    let mut last: Value = serde_json::from_str(&chunk(json!({}), json!("stop"))).expect("a chunk");
+    last["usage"] = usage.clone();
+    last["x_mark"] = json!(1);
+    let on_the_last = format!("data: {}\n\ndata: {last}\n\ndata: [DONE]\n\n", chunk(json!({"content": "a"}), Value::Null));
+    let own = json!({"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m", "choices": [], "usage": usage,
+        "service_tier": "default", "timings": {"predicted_ms": 1.5}});
+    let apart = format!("data: {}\n\ndata: {own}\n\ndata: [DONE]\n\n", chunk(json!({"content": "a"}), json!("stop")));
+    for (text, asked) in [(&on_the_last, true), (&on_the_last, false), (&apart, true), (&apart, false)] {
+        let options = json!({"include_usage": asked, "include_obfuscation": false});
+        let (got, seen, refit) = ask(stream(text, 64), json!({"stream": true, "stream_options": options}));
+        let found: Vec<_> = chunks(&got).into_iter().filter(|chunk| !chunk["usage"].is_null()).collect();
+        assert_eq!(found.len(), usize::from(asked), "{got:?}");
+        assert!(found.iter().all(|chunk| chunk["usage"] == usage && chunk["choices"] == json!([])), "{got:?}");
+        assert_eq!(row(&refit, &got)["output_tokens"], 3);
+        assert_eq!(seen.body["stream_options"], json!({"include_usage": true, "include_obfuscation": false}));
+        assert_eq!(text == &on_the_last, got.body.contains("x_mark"), "the rest of the chunk stays: {got:?}");
+        if asked && text == &apart {
+            assert_eq!((&found[0]["service_tier"], &found[0]["timings"]["predicted_ms"]), (&json!("default"), &json!(1.5)));
+        }
+    }
+}
+
+#[test]
+fn chunks_of_careless_servers_pass() {
+    let parts = json!([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]);
+    let odd = json!({"id": null, "object": null, "created": 1.5, "model": null, "choices": null});
+    let text = [
+        chunk(json!({"role": "assistant", "content": parts}), Value::Null),
+        odd.to_string(),
+        chunk(json!({"role": null, "content": [{"type": "text", "text": "a"}]}), Value::Null),
+        json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 2, "completion_tokens": null}})
+            .to_string(),
+    ];
+    let text: String = text.iter().map(|data| format!("data: {data}\n\n")).collect();
+    let (got, _, refit) = ask(stream(&text, 64), json!({"stream": true}));
+    assert_eq!(chunks(&got)[0]["choices"][0]["delta"]["content"], parts, "the provider's own event: {got:?}");
+    assert_eq!(chunks(&got)[1], odd);
+    let row = row(&refit, &got);
+    let message = &row["reply"]["choices"][0]["message"];
+    assert_eq!((&row["status"], &message["content"], &message["reasoning_content"]), (&json!(200), &json!("a"), &json!("hm")));
+    assert_eq!((&row["input_tokens"], &row["output_tokens"]), (&json!(2), &json!(0)));
+
+    // Callers of another protocol get thoughts as theirs.
+    let whole = json!({"id": null, "created": 1.5, "choices": [{"index": null, "message": {"role": null, "content": [parts[0], {"type": "text", "text": "a"}]}, "finish_reason": "stop"}]});
+    let (refit, _) = in_front_of(vec![stream(&text, 64), reply("200 OK", "", &whole.to_string())], "mistral", "");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let body = json!({"model": "mistral/m", "max_tokens": 9, "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    let got = server.post("/v1/messages", Some(&key), &body);
+    assert!(got.body.contains("\"thinking\":\"hm\"") && got.body.contains("\"text\":\"a\""), "{got:?}");
+    let mut body = body;
+    body["stream"] = json!(false);
+    let got = server.post("/v1/messages", Some(&key), &body).json();
+    assert_eq!((&got["content"][0]["thinking"], &got["content"][1]["text"]), (&json!("hm"), &json!("a")), "{got}");
+}
+
+#[test]
+fn a_row_gets_what_it_takes() {
+    let body = json!({"max_tokens": 9, "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "tool_use", "id": "t1", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "is_error": true, "content": "boom"}]}]});
+    for (provider, thoughts, cached) in [("deepseek", json!("hm"), false), ("openrouter", Value::Null, true), ("groq", Value::Null, false)]
+    {
+        let (refit, seen) = in_front_of(vec![reply("500 Oops", "", "{}")], provider, "");
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let mut body = body.clone();
+        body["model"] = json!(format!("{provider}/m"));
+        server.post("/v1/messages", Some(&key), &body);
+        let sent = seen.recv_timeout(Duration::from_secs(30)).expect("called").body;
+        assert_eq!((&sent["messages"][1]["reasoning_content"], sent.to_string().contains("cache_control")), (&thoughts, cached), "{sent}");
+        assert_eq!(sent["messages"][2], json!({"role": "tool", "tool_call_id": "t1", "content": "Error: boom"}));
+        assert!(!sent.to_string().contains("thinking_blocks"), "{sent}");
+    }
+}
+
+#[test]
+fn a_long_stream_is_logged_in_part() {
+    let text = format!("data: {}\n\n", chunk(json!({"content": "x".repeat(1 << 20)}), Value::Null)).repeat(6);
+    let mut last: Value = serde_json::from_str(&chunk(json!({}), json!("stop"))).expect("a chunk");
+    last["usage"] = json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8});
+    let (got, _, refit) = ask(stream(&format!("{text}data: {last}\n\n"), 1 << 16), json!({"stream": true}));
+    assert!(got.body.len() > 6 << 20, "the caller gets all of it");
+    let row = row(&refit, &got);
+    let kept = row["reply"]["choices"][0]["message"]["content"].as_str().map(str::len);
+    assert!(kept.is_some_and(|kept| kept > 0 && kept <= 4 << 20) && row["reply"]["refit"]["cut"].is_string(), "{kept:?}");
+    assert_eq!((&row["output_tokens"], &row["finish_reason"]), (&json!(3), &json!("stop")));
+}
+
+#[test]
+fn embeddings_give_one_vector_an_input() {
+    let vectors = |n: usize| {
+        let vector = |index| json!({"object": "embedding", "index": index, "embedding": [0.5, 1.0]});
+        json!({"object": "list", "model": "m", "data": (0..n).map(vector).collect::<Vec<_>>(), "usage": {"prompt_tokens": 1, "total_tokens": 1}})
+    };
+    let cases = [
+        (json!(["a", "b"]), vectors(1), 502),
+        (json!("a"), json!({}), 502),
+        (json!("a"), json!({"data": [{"index": 0, "embedding": []}]}), 502),
+        (json!(["a", "b"]), vectors(2), 200),
+        (json!([1, 2, 3]), vectors(1), 200),
+        (json!([[1, 2], [3]]), vectors(2), 200),
+    ];
+    let scripts = cases.iter().map(|(_, answer, _)| reply("200 OK", "", &answer.to_string())).collect();
+    let (refit, _) = in_front_of(scripts, "up", "kind = \"compatible\"");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for (input, answer, status) in cases {
+        let got = server.post("/v1/embeddings", Some(&key), &json!({"model": "up/m", "input": input}));
+        assert_eq!(got.status, status, "{input} {answer}: {got:?}");
+    }
+}
+
+#[test]
+fn no_proxy_gets_a_key_in_the_clear() {
+    let (proxy, _) = upstream(vec![reply("200 OK", "", "{}")]);
+    let (port, seen) = upstream(vec![reply("500 Oops", "", "{}")]);
+    let refit = Refit::new()
+        .env("UP_KEY", CANARY)
+        .env("HTTP_PROXY", format!("http://127.0.0.1:{proxy}"))
+        .env("http_proxy", format!("http://127.0.0.1:{proxy}"));
+    refit.write("refit.toml", format!("[providers.groq]\nbase_url = \"http://127.0.0.1:{port}\"\napi_key = {{ env = \"UP_KEY\" }}\n"));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    server.post(CHAT, Some(&key), &chat("groq/m", &json!({})));
+    let seen = seen.recv_timeout(Duration::from_secs(30)).expect("the service itself was called");
+    assert!(seen.head.contains(CANARY));
+}
+
+#[test]
+fn a_list_that_nobody_waited_for_is_asked_for_again() {
+    let list = json!({"object": "list", "data": [{"id": "found"}]}).to_string();
+    let (refit, seen) =
+        in_front_of(vec![Script { pieces: Vec::new(), hang: true }, reply("200 OK", "", &list)], "up", "kind = \"compatible\"");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let mut early = TcpStream::connect(server.url().trim_start_matches("http://")).expect("connects");
+    write!(early, "GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n").expect("sent");
+    std::thread::sleep(Duration::from_millis(500));
+    drop(early);
+    assert!(seen.recv_timeout(Duration::from_secs(30)).expect("asked").closed);
+    let got = server.get("/v1/models", Some(&key));
+    assert!(got.body.contains("up/found"), "{got:?}");
+}
