@@ -94,7 +94,7 @@ fn reply<E: Encode>(events: Events<E>) -> Response {
 /// What happened next in a stream.
 enum Next {
     Opened(Result<Box<AnswerStream>, Failure>),
-    Came(Option<Result<Piece, Failure>>),
+    Came(Option<Result<Box<Piece>, Failure>>),
     Silent,
     Cut,
 }
@@ -112,7 +112,7 @@ impl<E: Encode> Events<E> {
                     self.state = State::Open(stream);
                     continue;
                 }
-                Next::Came(Some(Ok(piece))) => self.encoder.piece(piece),
+                Next::Came(Some(Ok(piece))) => self.encoder.piece(*piece),
                 Next::Opened(Err(failure)) | Next::Came(Some(Err(failure))) => self.fail(failure),
                 Next::Cut => {
                     let failure = Failure::new(Code::UNAVAILABLE, "the server is shutting down");
@@ -141,7 +141,7 @@ impl<E: Encode> Events<E> {
         let came = async {
             match state {
                 State::Opening(opening) => Next::Opened(opening.await.map(Box::new)),
-                State::Open(stream) => Next::Came(stream.next().await),
+                State::Open(stream) => Next::Came(stream.next().await.map(|piece| piece.map(Box::new))),
                 State::Over => Next::Came(None),
             }
         };

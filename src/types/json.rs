@@ -70,6 +70,8 @@ impl Reading {
 }
 
 fn named(path: &[Step]) -> Option<String> {
+    // A list is no request: its places are nobody's fields.
+    let (Step::Field(_), _) = path.split_first()? else { return None };
     let steps = if path.len() > MAX_STEPS { path.get(..1)? } else { path };
     let mut text = String::new();
     for step in steps {
@@ -84,7 +86,7 @@ fn named(path: &[Step]) -> Option<String> {
             Step::Item(index) => text.push_str(&format!("[{index}]")),
         }
     }
-    (!text.is_empty()).then_some(text)
+    Some(text)
 }
 
 /// One value, read in place.
@@ -200,6 +202,7 @@ mod tests {
         assert_eq!(told("{\"top_p\": -Infinity}").map_err(|(path, ..)| path), Err("top_p".into()));
         assert_eq!(told("{\"a\": [{\"b\": 1}, {\"b\": tru}]}").map_err(|(path, ..)| path), Err("a[1].b".into()));
         assert_eq!(told(&format!("{{\"messages\": {}", "[".repeat(300))).map_err(|(path, ..)| path), Err("messages".into()));
+        assert_eq!(told("[[}").map_err(|(path, ..)| path), Err(String::new()));
         assert_eq!(told("{\"a\": 1} x").map_err(|(path, ..)| path), Err(String::new()));
     }
 

@@ -136,11 +136,11 @@ fn everything_that_goes_wrong_has_its_code() {
     let coded = |status: u16, code: &str, param: Option<&str>| (status, code.to_string(), param.map(str::to_string));
     let chat = |fields: Value| post(&with(body("mock/echo", "x"), fields).to_string());
 
-    assert_eq!(post("{\"model\": \"mock/echo\",\n \"messages\": [}"), coded(400, "invalid_request", None));
+    assert_eq!(post("{\"model\": \"mock/echo\",\n \"messages\": [}"), coded(400, "invalid_request", Some("messages[0]")));
     assert!(server.post_bytes(CHAT, Some(&key), b"{\n \"a\": }").body.contains("line 2, column"), "says where");
     assert_eq!(post(""), coded(400, "invalid_request", None));
     assert_eq!(post("[1]"), coded(400, "invalid_request", None));
-    assert_eq!(post("{\"temperature\": 1e999}"), coded(400, "invalid_request", None));
+    assert_eq!(post("{\"temperature\": 1e999}"), coded(400, "invalid_request", Some("temperature")));
     assert_eq!(post(&"[".repeat(10_000)), coded(400, "invalid_request", None));
     assert_eq!(post("{}"), coded(400, "missing_required_parameter", Some("model")));
     assert_eq!(chat(json!({"temperature": 3})), coded(400, "invalid_value", Some("temperature")));
