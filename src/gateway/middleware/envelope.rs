@@ -21,6 +21,11 @@ const MESSAGES: &str = "/v1/messages";
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
+impl RequestId {
+    /// The header of the reply that names it.
+    pub const HEADER: HeaderName = HEADER;
+}
+
 /// See the file.
 pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
     let id = new_id("req");

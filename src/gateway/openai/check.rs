@@ -152,6 +152,14 @@ pub fn embeddings(fields: Map<String, Value>) -> Result<EmbeddingRequest, Failur
         .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
 }
 
+/// Checks `metadata`: at most 16 short texts, or null.
+///
+/// # Errors
+/// [`Code::INVALID_VALUE`].
+pub fn metadata(value: &Value) -> Result<(), Failure> {
+    if value.is_null() { Ok(()) } else { check("metadata", &Kind::Metadata, value) }
+}
+
 fn checked(fields: &Map<String, Value>, table: &[(&str, Kind)]) -> Result<(), Failure> {
     let present = table.iter().filter_map(|(field, kind)| fields.get(*field).map(|value| (field, kind, value)));
     present.into_iter().try_for_each(|(field, kind, value)| check(field, kind, value))
