@@ -153,6 +153,15 @@ pub fn release(db: &dyn Db, lease: Lease<'_>) -> Result<(), StoreError> {
     }
 }
 
+/// Queues every running job of a kind again. For whoever knows that their workers are gone: `refit serve`, which alone works on this
+/// kind and alone holds the data directory's lock.
+///
+/// # Errors
+/// What the database says.
+pub fn take_over(db: &dyn Db, kind: &str) -> Result<usize, StoreError> {
+    db.execute("UPDATE jobs SET status = 'queued', owner = NULL, lease_until = 0 WHERE kind = ? AND status = 'running'", &[kind.into()])
+}
+
 /// Asks for cancellation: a queued job is cancelled at once, a running one learns of it at its next heartbeat, an ended one stays.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// A worker that is silent this long is taken for dead.
-const LEASE_MS: i64 = 10_000;
+const LEASE_MS: i64 = 30_000;
 const BEAT: Duration = Duration::from_secs(1);
 /// Pause between looks for work that nobody announced: batches whose worker died.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,8 +41,14 @@ const AT_ONCE: usize = 8;
 const GRACE: Duration = Duration::from_secs(60);
 
 impl Batches {
-    /// Works until `stop` becomes true, then lets the lines on their way end and leaves the rest to the next worker.
+    /// Works until `stop` becomes true, then lets the lines on their way end and leaves the rest to the next worker. Begins with what
+    /// an earlier server of this data directory left: the caller holds the `serve` lock.
     pub async fn run(self: Arc<Self>, endpoint: Arc<dyn Endpoint>, mut stop: watch::Receiver<bool>) {
+        let store = self.store.clone();
+        if let Err(failure) = blocking(move || Ok(jobs::take_over(store.db.as_ref(), JOB_KIND)?)).await {
+            // Their leases run out anyway.
+            tracing::warn!(%failure, "batches of an earlier server are left to their leases");
+        }
         let mut tasks = JoinSet::new();
         let mut swept = Instant::now() - SWEEP;
         while !*stop.borrow() {
