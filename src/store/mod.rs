@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod datasets;
 pub mod db;
 pub mod files;
+pub mod fresh;
 pub mod jobs;
 pub mod keys;
 pub mod lock;
@@ -22,6 +23,7 @@ pub mod sqlite;
 
 pub use blobs::Blobs;
 pub use db::{Db, Row, Statement, StoreError, Value};
+pub use fresh::Fresh;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
