@@ -6,4 +6,5 @@ pub mod check;
 pub mod completions;
 pub mod embeddings;
 pub mod models;
+pub mod names;
 pub mod responses;
