@@ -55,8 +55,8 @@ impl Thoughts {
     /// Adds a reasoning item.
     pub(super) fn add(&mut self, item: &Value) {
         let (own, blocks): (Vec<_>, Vec<_>) = opened(item).into_iter().partition(|block| block["type"] == KIND);
-        let of_message = own.into_iter().filter(|block| block["call_id"].is_null()).map(|mut block| block[EXTRA].take());
-        self.extra = of_message.last().or(self.extra.take());
+        let mut of_message = own.into_iter().filter(|block| block["call_id"].is_null()).map(|mut block| block[EXTRA].take());
+        self.extra = of_message.next_back().or(self.extra.take());
         if blocks.is_empty() {
             let texts = |list: &str| item.get(list).and_then(Value::as_array).into_iter().flatten();
             let texts = |list: &str| texts(list).filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n\n");
