@@ -251,7 +251,7 @@ mod tests {
         let thought = |text: &str| json!({"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]});
         let whole = json!({"type": "reasoning", "summary": [], "encrypted_content": "of another service",
             "content": [{"type": "reasoning_text", "text": "c"}]});
-        let items = json!([thought("a"), thought("b"), said("x"), whole, call("1"), {"role": "user", "content": "y"}, thought("d"),
+        let items = json!([thought("a"), said(""), thought("b"), said("x"), whole, call("1"), {"role": "user", "content": "y"}, thought("d"),
             {"role": "user", "content": "z"}, said("end")]);
         let expected = json!([
             {"role": "assistant", "content": "x", "reasoning_content": "a\n\nb\n\nc", "tool_calls": [called("1")]},
