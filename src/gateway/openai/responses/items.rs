@@ -47,7 +47,7 @@ impl Turns {
                 Some("message") => self.message(&mut item, &path)?,
                 Some("function_call") => self.call(&item, &path)?,
                 Some("function_call_output") => self.output(&mut item, &path)?,
-                Some("reasoning") => self.thoughts.add(&item),
+                Some("reasoning") => self.reasoning(&item),
                 other => {
                     let taken = "message, function_call, function_call_output and reasoning are";
                     let found = other.unwrap_or("of no name");
@@ -57,6 +57,17 @@ impl Turns {
             }
         }
         Ok(())
+    }
+
+    /// Thoughts wait for what they led to. A signature alone may also come after the text that it signs.
+    fn reasoning(&mut self, item: &Value) {
+        self.thoughts.add(item);
+        let signed = |last: &&mut Value| last["role"] == "assistant" && last.get("extra_content").is_none();
+        if self.thoughts.is_signature()
+            && let Some(last) = self.messages.last_mut().filter(signed)
+        {
+            self.thoughts.put_into(last);
+        }
     }
 
     fn message(&mut self, item: &mut Value, path: &str) -> Result<(), Failure> {
@@ -283,5 +294,11 @@ mod tests {
         let expected = json!([{"role": "assistant", "content": null, "extra_content": {"m": 1}, "tool_calls": [first, called("2")]}]);
         assert_eq!(messages(json!([item, call("1"), call("2")])), expected);
         assert_eq!(messages(json!([call("1"), item, call("2")])), expected);
+
+        let sealed = seal::sealed(&seal::of_message(json!({"extra_content": {"m": 1}}).as_object().expect("an object")));
+        let item = json!({"type": "reasoning", "summary": [], "encrypted_content": sealed});
+        let expected = json!({"role": "assistant", "content": "x", "extra_content": {"m": 1}});
+        assert_eq!(messages(json!([item, said("x")]))[0], expected);
+        assert_eq!(messages(json!([said("x"), item, {"role": "user", "content": "y"}]))[0], expected);
     }
 }

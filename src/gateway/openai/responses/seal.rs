@@ -67,6 +67,11 @@ impl Thoughts {
         self.blocks.extend(blocks);
     }
 
+    /// Whether there is nothing but what belongs to the message.
+    pub(super) fn is_signature(&self) -> bool {
+        self.extra.is_some() && self.blocks.is_empty() && self.text.is_empty()
+    }
+
     /// Puts them into the assistant's message that they led to.
     pub(super) fn put_into(&mut self, message: &mut Value) {
         if !self.blocks.is_empty() {
