@@ -48,13 +48,12 @@ fn read(fields: &Map<String, Value>, retry_key: Option<String>) -> Result<NewBat
         }
         Some(_) => return Err(Failure::on(Code::INVALID_VALUE, field, format!("{field}: expected an object"))),
     };
-    let metadata = fields.get("metadata").cloned().unwrap_or_default();
-    check::metadata(&metadata)?;
+    check::metadata(fields)?;
     Ok(NewBatch {
         endpoint: text("endpoint")?,
         input_file: text("input_file_id")?,
         completion_window: text("completion_window")?,
-        metadata,
+        metadata: fields.get("metadata").cloned().unwrap_or_default(),
         output_expires_s: expires,
         retry_key,
         request_digest: Digest::of_json(&Value::Object(fields.clone())),

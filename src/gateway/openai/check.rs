@@ -133,7 +133,8 @@ pub fn completion_names() -> Names {
 /// # Errors
 /// [`Code::INVALID_VALUE`].
 pub fn metadata(fields: &Map<String, Value>) -> Result<(), Failure> {
-    fields.get("metadata").map_or(Ok(()), |metadata| check("metadata", &Kind::Metadata, metadata))
+    let given = fields.get("metadata").filter(|metadata| !metadata.is_null());
+    given.map_or(Ok(()), |metadata| check("metadata", &Kind::Metadata, metadata))
 }
 
 const EMBEDDING_FIELDS: &[(&str, Kind)] =
@@ -171,14 +172,6 @@ pub fn embeddings(fields: Map<String, Value>) -> Result<EmbeddingRequest, Failur
     }
     serde_json::from_value(Value::Object(fields))
         .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
-}
-
-/// Checks `metadata`: at most 16 short texts, or null.
-///
-/// # Errors
-/// [`Code::INVALID_VALUE`].
-pub fn metadata(value: &Value) -> Result<(), Failure> {
-    if value.is_null() { Ok(()) } else { check("metadata", &Kind::Metadata, value) }
 }
 
 fn checked(fields: &Map<String, Value>, table: &[(&str, Kind)]) -> Result<(), Failure> {
