@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 /// Fields of a request that are Refit's own and are not sent on.
-pub(super) const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
+pub(super) const OWN_FIELDS: [&str; 3] = ["mock", "prompt", crate::types::messages::SIDE];
 /// Fields of a message that another protocol's replies carry and this one's services refuse.
 const OWN_MESSAGE_FIELDS: [&str; 3] = ["thinking_blocks", "content_blocks", "is_error"];
 
