@@ -271,3 +271,45 @@ impl Decode for Events {
         self.over || (self.finished && !self.native)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn time(kind: &str, field: &str) -> Duration {
+        let mut events = Events::new(false);
+        events.read(&json!({"type": "content_block_start", "index": 0, "content_block": {"type": field, field: ""}}));
+        let delta = json!({"type": "content_block_delta", "index": 0, "delta": {"type": kind, field: "some words here "}});
+        let begun = Instant::now();
+        for _ in 0..60_000 {
+            assert_eq!(events.read(&delta).len(), 1);
+        }
+        begun.elapsed()
+    }
+
+    #[test]
+    fn long_thoughts_cost_what_long_texts_cost() {
+        let (text, thinking) = (time("text_delta", "text"), time("thinking_delta", "thinking"));
+        assert!(thinking < text * 5 + Duration::from_secs(1), "{thinking:?} for thoughts, {text:?} for text");
+    }
+
+    #[test]
+    fn a_message_ends_once_and_only_with_a_reason() {
+        let mut events = Events::new(false);
+        let ending = |reason: Value| json!({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 3}});
+        assert!(events.read(&ending(Value::Null)).is_empty() && !events.is_whole());
+        let chunks = events.read(&ending(json!("end_turn")));
+        assert_eq!(chunks[0].choices[0].finish_reason.as_deref(), Some("stop"));
+        assert!(events.is_whole() && !events.is_over());
+        let again = events.read(&ending(json!("end_turn")));
+        assert!(again.iter().all(|chunk| chunk.choices.is_empty()), "{again:?}");
+        assert!(events.read(&json!({"type": "message_stop"})).is_empty() && events.is_over());
+
+        let mut without = Events::new(true);
+        assert_eq!(without.read(&json!({"type": "message_stop"}))[0].choices[0].finish_reason.as_deref(), Some("stop"));
+        let mut native = Events::new(true);
+        native.read(&ending(json!("end_turn")));
+        assert!(!native.is_whole(), "the caller waits for message_stop");
+    }
+}

@@ -349,3 +349,36 @@ fn function_response(message: &Message, path: &str, called: &HashMap<String, Val
     }
     Ok(written)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_much_to_think_is_told_as_each_generation_takes_it() {
+        assert_eq!(
+            ["gemini-2.5-flash", "models/gemini-3-pro-preview", "gemini-flash-latest", "tuned"].map(generation),
+            [Some(2), Some(3), Some(3), None]
+        );
+        let of = |effort: &str, model: &str| {
+            let config = thinking(effort, model);
+            config.get("thinkingBudget").or(config.get("thinkingLevel")).cloned().expect("one of them")
+        };
+        let efforts = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+        assert_eq!(efforts.map(|effort| of(effort, "gemini-2.5-flash")), [0, 1_024, 1_024, 8_192, 24_576, 24_576, 24_576].map(Value::from));
+        let levels = ["MINIMAL", "MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH", "XHIGH"];
+        assert_eq!(efforts.map(|effort| of(effort, "gemini-3-flash")), levels.map(Value::from));
+        assert_eq!((of("none", "gemini-2.5-pro"), of("none", "gemini-3-pro"), of("none", "tuned")), (json!(128), json!("LOW"), json!(0)));
+    }
+
+    #[test]
+    fn a_call_without_signature_is_excused_once_a_turn() {
+        let call = || json!({"functionCall": {"name": "f"}});
+        let mut parts = [json!({"text": "x"}), call(), call()];
+        excuse(&mut parts);
+        assert_eq!((&parts[1]["thoughtSignature"], parts[2].get("thoughtSignature")), (&json!(NO_SIGNATURE), None));
+        let mut signed = [call(), json!({"functionCall": {}, "thoughtSignature": "s"})];
+        excuse(&mut signed);
+        assert!(signed[0].get("thoughtSignature").is_none());
+    }
+}
