@@ -89,19 +89,16 @@ pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> R
 fn restore(messages: &mut [Value], documents: &Body) {
     let blocks = messages.iter_mut().filter_map(|message| message.get_mut("content")?.as_array_mut()).flatten();
     for block in blocks {
-        let data = match block["type"].as_str() {
-            Some("text") => block["text"].take(),
-            Some("document") => block["source"]["data"].take(),
+        let pointer = match block.get("type").and_then(Value::as_str) {
+            Some("text") => "/text",
+            Some("document") => "/source/data",
             _ => continue,
         };
-        let document = data.as_str().and_then(|text| documents.get(&Digest::of(text).hex())).filter(|document| document.is_object());
-        match document {
-            Some(document) => {
-                *block = document.clone();
-                block["source"]["data"] = data;
-            }
-            None if block["type"] == "text" => block["text"] = data,
-            None => block["source"]["data"] = data,
+        let Some(Value::String(data)) = block.pointer(pointer) else { continue };
+        let Some(mut document) = documents.get(&Digest::of(data).hex()).cloned() else { continue };
+        if let Some(Value::Object(source)) = document.get_mut("source") {
+            source.insert("data".into(), data.as_str().into());
+            *block = document;
         }
     }
 }
@@ -337,7 +334,7 @@ pub(in crate::providers) fn data_url(url: &str) -> Option<(&str, &str)> {
 
 fn assistant(message: &Message, path: &str, refuse: &Refuse<'_>) -> Result<Vec<Value>, ProviderError> {
     if let Some(mut blocks) = blocks_of(message) {
-        blocks.retain(|block| !is_foreign(block) && !(block["type"] == "text" && block["text"] == ""));
+        blocks.retain(|block| !(is_foreign(block) || block["type"] == "text" && block["text"] == ""));
         return Ok(blocks);
     }
     // Thinking comes first, with its signature, or upstream refuses the turn.

@@ -113,6 +113,9 @@ impl Events {
     }
 
     fn start(&mut self, index: u64, body: &Value) -> Vec<ChatChunk> {
+        if !body.is_object() {
+            return Vec::new();
+        }
         let field = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default();
         // Whether citations follow is not known yet; with the list there, its text has to be told apart from the one before.
         let cited = body.get("citations").is_some_and(Value::is_array);

@@ -200,10 +200,10 @@ fn delta(candidate: &Value, so_far: &mut Candidate) -> Delta {
             }
             (_, Some(call)) => calls.push(self::call(call, part.get("thoughtSignature"), so_far)),
             _ => {
-                let mut part = part.clone();
-                part["index"] = so_far.parts.into();
+                let Value::Object(mut part) = part.clone() else { continue };
+                part.insert("index".into(), so_far.parts.into());
                 so_far.parts += 1;
-                others.push(part);
+                others.push(Value::Object(part));
             }
         }
     }
