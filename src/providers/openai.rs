@@ -6,13 +6,13 @@ use super::sse::Event;
 use super::upstream::{self, Decode, Source};
 use super::{Call, EmbedCall, ModelInfo, Piece, PieceStream, Protocol, Provider, ProviderError, RawEvent, Reply};
 use crate::config::ProviderConfig;
-use crate::types::chat::{ChatChunk, ChatResponse};
+use crate::types::chat::{ChatChunk, ChatResponse, Message};
 use crate::types::embeddings::EmbeddingResponse;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 /// Fields of a request that are Refit's own and are not sent on.
-pub(super) const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
+pub(super) const OWN_FIELDS: [&str; 3] = ["mock", "prompt", crate::types::messages::SIDE];
 /// Fields of a message that another protocol's replies carry and this one's services refuse.
 const OWN_MESSAGE_FIELDS: [&str; 3] = ["thinking_blocks", "content_blocks", "is_error"];
 
@@ -61,12 +61,23 @@ impl OpenAi {
         OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
         for message in &mut request.messages {
             OWN_MESSAGE_FIELDS.iter().for_each(|field| drop(message.extra.shift_remove(*field)));
+            // Signatures are for Gemini alone, which some services have behind this protocol.
+            if !request.model.contains("gemini") {
+                without_signatures(message);
+            }
         }
         let mut body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
         if streamed && !self.dialect.quirks.no_stream_options {
             body["stream_options"] = json!({"include_usage": true});
         }
         body
+    }
+}
+
+fn without_signatures(message: &mut Message) {
+    message.extra.shift_remove("extra_content");
+    for call in message.extra.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+        call.as_object_mut().map(|call| call.shift_remove("extra_content"));
     }
 }
 

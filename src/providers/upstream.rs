@@ -85,6 +85,9 @@ pub(super) async fn refusal(response: reqwest::Response, source: &Source) -> Pro
 pub(super) fn from_body(status: u16, body: &Value, source: &Source) -> ProviderError {
     // `error` is an object at OpenAI, a plain text at some; FastAPI servers say `detail` or `message`.
     let inner = body.get("error").unwrap_or(body);
+    // Inside a success only the body knows: Google's and OpenRouter's `code` is a status.
+    let told = inner.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+    let status = told.filter(|code| status == 502 && (400..600).contains(code)).unwrap_or(status);
     let field = |name: &str| inner.get(name).and_then(Value::as_str);
     let said = field("message").or_else(|| inner.as_str()).or_else(|| field("detail"));
     // `type` at OpenAI and Anthropic, `status` at Google.

@@ -15,6 +15,7 @@ mod keys;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod messages;
 mod models;
 mod prompts;
 mod releases;
