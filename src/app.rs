@@ -3,6 +3,7 @@
 use crate::access::Keys;
 use crate::config::{Config, LocalConfig};
 use crate::inference::{Inference, Log};
+use crate::jobs::batch::Batches;
 use crate::monitor::{Metrics, Recorder};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
@@ -26,6 +27,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// API keys.
     pub keys: Keys,
+    /// Many requests in one file.
+    pub batches: Arc<Batches>,
 }
 
 impl App {
@@ -42,7 +45,8 @@ impl App {
         let log = Log { recorder: recorder.clone(), metrics: metrics.clone(), bodies: config.log.bodies };
         let inference = Arc::new(Inference::new(store.clone(), providers.clone(), log));
         let keys = Keys::open(&store)?;
-        Ok(App { store, config, providers, inference, recorder, metrics, keys })
+        let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
+        Ok(App { store, config, providers, inference, recorder, metrics, keys, batches })
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{AccessError, Caller, Role, audit};
 use crate::store::keys::{self as rows, KeyRow};
-use crate::store::{Store, StoreError};
+use crate::store::{Fresh, Store, StoreError};
 use crate::types::ids::{is_slug, new_id};
 use crate::types::time::now_ms;
 use hmac::{Hmac, KeyInit, Mac};
@@ -25,6 +25,8 @@ const LENGTH: usize = 43;
 pub struct Keys {
     store: Store,
     pepper: Arc<[u8]>,
+    /// Whom a key's hash stands for, as of the newest commit.
+    known: Arc<Fresh<String, Caller>>,
 }
 
 /// A key just made; `key` is not kept anywhere and cannot be shown again.
@@ -48,7 +50,8 @@ impl Keys {
     /// # Errors
     /// [`StoreError::Io`] when the pepper cannot be read or written, [`StoreError::Corrupt`] when it is cut short.
     pub fn open(store: &Store) -> Result<Self, AccessError> {
-        Ok(Keys { store: store.clone(), pepper: pepper(store.directory())?.into() })
+        let known = Arc::new(Fresh::new(store.db.clone()));
+        Ok(Keys { store: store.clone(), pepper: pepper(store.directory())?.into(), known })
     }
 
     /// Makes a key for `project` and writes an audit row.
@@ -102,21 +105,35 @@ impl Keys {
         Ok(key)
     }
 
+    /// Who a presented key stands for, where that was looked up since the newest commit. Takes microseconds.
+    ///
+    /// # Errors
+    /// [`AccessError::Store`].
+    pub fn recall(&self, presented: &str) -> Result<Option<Caller>, AccessError> {
+        if !is_well_formed(presented) {
+            return Ok(None);
+        }
+        Ok(self.known.get(self.known.generation()?, &self.hash(presented)))
+    }
+
     /// Who a presented key stands for. Blocking; the comparison takes the same time for every key.
     ///
     /// # Errors
     /// [`AccessError::InvalidKey`] for an unknown, malformed or revoked key.
     pub fn authenticate(&self, presented: &str) -> Result<Caller, AccessError> {
-        if presented.len() != PREFIX.len() + LENGTH || !presented.starts_with(PREFIX) {
+        if !is_well_formed(presented) {
             return Err(AccessError::InvalidKey);
         }
-        let row = rows::by_hash(self.store.db.as_ref(), &self.hash(presented))?.ok_or(AccessError::InvalidKey)?;
+        let (generation, hash) = (self.known.generation()?, self.hash(presented));
+        let row = rows::by_hash(self.store.db.as_ref(), &hash)?.ok_or(AccessError::InvalidKey)?;
         let stored = decode_hex(&row.hash).ok_or_else(|| StoreError::Corrupt(format!("hash of key {}", row.id)))?;
         let same = self.mac(presented).verify_slice(&stored).is_ok();
         if !same || row.revoked_at.is_some() {
             return Err(AccessError::InvalidKey);
         }
-        Ok(Caller { key_id: row.id, project: row.project, role: row.role.parse()? })
+        let caller = Caller { key_id: row.id, project: row.project, role: row.role.parse()? };
+        self.known.keep(generation, hash, caller.clone());
+        Ok(caller)
     }
 
     fn mac(&self, key: &str) -> Hmac<Sha256> {
@@ -128,6 +145,10 @@ impl Keys {
     fn hash(&self, key: &str) -> String {
         hex(&self.mac(key).finalize().into_bytes())
     }
+}
+
+fn is_well_formed(presented: &str) -> bool {
+    presented.len() == PREFIX.len() + LENGTH && presented.starts_with(PREFIX)
 }
 
 fn check_names(name: &str, project: &str) -> Result<(), AccessError> {
@@ -200,9 +221,13 @@ mod tests {
         assert_eq!((made.key.len(), &made.key[..3]), (46, "rk_"));
         assert_eq!(keys.authenticate(&made.key).expect("authenticates").key_id, made.id);
         assert!(matches!(keys.authenticate(&random_key()), Err(AccessError::InvalidKey)));
-        let stranger = Keys { store: store.clone(), pepper: vec![0u8; 32].into() };
+        assert_eq!(keys.recall(&made.key).expect("recalled").map(|caller| caller.key_id), Some(made.id));
+        assert!(keys.recall(&random_key()).expect("looked").is_none());
+        let stranger = Keys { pepper: vec![0u8; 32].into(), ..Keys::open(&store).expect("keys") };
         assert!(matches!(stranger.authenticate(&made.key), Err(AccessError::InvalidKey)));
         keys.revoke("ci", "test").expect("revoke");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(keys.recall(&made.key).expect("looked").is_none());
         assert!(matches!(keys.authenticate(&made.key), Err(AccessError::InvalidKey)));
         assert!(matches!(keys.revoke("ci", "test"), Err(AccessError::UnknownKey(_))));
     }

@@ -1,6 +1,7 @@
 //! Configuration: `refit.toml` ([`raw`], as the user wrote it) becomes [`Config`] (checked, as the program uses it). One file per
 //! TOML section; every environment variable in [`env`]. All problems of a file are reported at once.
 
+pub mod batches;
 pub mod env;
 pub mod local;
 pub mod log;
@@ -9,6 +10,7 @@ pub mod raw;
 pub mod secret;
 pub mod server;
 
+pub use batches::BatchesConfig;
 pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use providers::ProviderConfig;
@@ -32,6 +34,8 @@ pub struct Config {
     pub local: LocalConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[batches]`
+    pub batches: BatchesConfig,
 }
 
 impl Config {
@@ -74,12 +78,14 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let providers = root.section("providers", problems).map(|section| providers::read(&section, problems));
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
+    let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
         providers: providers.unwrap_or_default(),
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
+        batches: batches.unwrap_or_default(),
     }
 }
 
@@ -169,5 +175,6 @@ mod tests {
     fn the_example_in_the_repository_is_valid_and_says_the_defaults() {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
+        assert_eq!(config.batches, BatchesConfig::default());
     }
 }

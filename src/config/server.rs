@@ -11,6 +11,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Largest file that may be uploaded, in bytes.
+    pub max_file_bytes: u64,
     /// Seconds that running requests get on shutdown.
     pub drain_s: u64,
     /// Seconds of silence in a stream after which a keep-alive is sent, so that no proxy in between thinks it dead.
@@ -19,7 +21,14 @@ pub struct ServerConfig {
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        ServerConfig { host: "127.0.0.1".into(), port: 4747, max_body_bytes: 32 << 20, drain_s: 30, keep_alive_s: 15 }
+        ServerConfig {
+            host: "127.0.0.1".into(),
+            port: 4747,
+            max_body_bytes: 32 << 20,
+            max_file_bytes: 512 << 20,
+            drain_s: 30,
+            keep_alive_s: 15,
+        }
     }
 }
 
@@ -31,6 +40,7 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
         host: section.text("host", problems).unwrap_or(default.host),
         port: u16::try_from(port).unwrap_or(default.port),
         max_body_bytes: usize::try_from(max_body).unwrap_or(default.max_body_bytes),
+        max_file_bytes: section.integer("max_file_bytes", 1_024..=1 << 40, default.max_file_bytes, problems),
         drain_s: section.integer("drain_s", 0..=3_600, default.drain_s, problems),
         keep_alive_s: section.integer("keep_alive_s", 1..=3_600, default.keep_alive_s, problems),
     };

@@ -49,7 +49,8 @@ impl IntoResponse for ApiError {
         let code = failure.code();
         let status = StatusCode::from_u16(code.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if status.is_server_error() {
-            tracing::warn!(code = code.name, %failure, "request failed");
+            // As a quoted text: names that callers and providers choose could otherwise write lines of their own.
+            tracing::warn!(code = code.name, failure = ?failure.to_string(), "request failed");
         }
         let mut response = (status, Json(failure.to_json())).into_response();
         response.extensions_mut().insert(Refused { code, message: failure.told() });
@@ -60,5 +61,35 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failure_is_one_line_of_the_log() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let failure = Failure::new(Code::UPSTREAM, "m: oops\n2026-01-01T00:00:00Z  WARN forged \u{1b}[31m");
+        tracing::subscriber::with_default(subscriber, || ApiError(failure).into_response());
+        let text = String::from_utf8(lines.0.lock().expect("nobody panicked").clone()).expect("UTF-8");
+        assert!(text.lines().count() == 1 && text.contains("oops") && !text.contains('\u{1b}'), "{text}");
     }
 }

@@ -6,13 +6,16 @@ mod anthropic;
 mod body;
 mod entry;
 pub mod error;
+mod in_process;
 mod middleware;
 mod openai;
 pub mod openapi;
 mod operations;
+mod query;
 pub mod routes;
 pub mod server;
 mod sse;
+mod upload;
 
 pub use server::{Server, shutdown_signal};
 

@@ -3,52 +3,74 @@
 
 use super::body::Json;
 use super::openai::check;
+use super::openai::files::{EXPIRES_S, PURPOSES};
 use super::routes::{Access, access_of};
+use crate::jobs::batch::ENDPOINTS;
 use serde_json::{Map, Value, json};
 
 /// One operation of the document.
 pub struct Operation {
     /// Pattern in the route table.
     pub route: &'static str,
-    /// Path in the document, where that is another.
-    path: Option<&'static str>,
     /// `get`, `post`, `delete`.
     method: &'static str,
-    /// `operationId`; that of an alias is followed by its path.
+    /// `operationId`.
     id: &'static str,
     summary: &'static str,
-    body: Option<fn() -> Value>,
+    body: Option<Body>,
     reply: fn() -> Value,
+    /// Content type of the reply.
+    kind: &'static str,
     /// Also answers `text/event-stream`.
     streams: bool,
 }
 
+/// What a request brings.
+#[derive(Clone, Copy)]
+enum Body {
+    Json(fn() -> Value),
+    /// `multipart/form-data`.
+    Form(fn() -> Value),
+}
+
+const JSON: &str = "application/json";
+
 const fn get(route: &'static str, id: &'static str, summary: &'static str, reply: fn() -> Value) -> Operation {
-    Operation { route, path: None, method: "get", id, summary, body: None, reply, streams: false }
+    Operation { route, method: "get", id, summary, body: None, reply, kind: JSON, streams: false }
 }
 
 const fn post(route: &'static str, id: &'static str, summary: &'static str, body: fn() -> Value, reply: fn() -> Value) -> Operation {
-    Operation { route, path: None, method: "post", id, summary, body: Some(body), reply, streams: false }
+    Operation { method: "post", body: Some(Body::Json(body)), ..get(route, id, summary, reply) }
+}
+
+const fn delete(route: &'static str, id: &'static str, summary: &'static str, reply: fn() -> Value) -> Operation {
+    Operation { method: "delete", ..get(route, id, summary, reply) }
 }
 
 const fn streams(operation: Operation) -> Operation {
     Operation { streams: true, ..operation }
 }
 
-const fn at(path: &'static str, operation: Operation) -> Operation {
-    Operation { path: Some(path), ..operation }
-}
-
 const CHAT: &str = "Answer a conversation";
 const COMPLETION: &str = "Continue a text (older API)";
 const EMBEDDINGS: &str = "Make vectors of texts";
 const RESPONSE: &str = "Answer input items; a prompt may be called by name";
-const DEPLOYMENTS: &str = "/openai/deployments/{*call}";
+
+/// What stands under Azure's paths, too: in front of `/v1`, and whether a deployment can be named there, or nothing but `/openai`.
+const AZURE: &[(&str, bool, bool)] = &[
+    ("/v1/chat/completions", true, false),
+    ("/v1/completions", true, false),
+    ("/v1/embeddings", true, false),
+    ("/v1/responses", true, true),
+    ("/v1/models", true, true),
+    ("/v1/files", false, true),
+    ("/v1/batches", false, true),
+];
 
 /// Every operation.
 pub const OPERATIONS: &[Operation] = &[
     get("/health", "health", "Whether this process answers", health),
-    Operation { reply: text, ..get("/metrics", "metrics", "Metrics in the OpenMetrics text format", text) },
+    Operation { kind: "application/openmetrics-text", ..get("/metrics", "metrics", "Metrics in the OpenMetrics text format", text) },
     get("/openapi.json", "openapi", "This document", object),
     streams(post("/v1/chat/completions", "createChatCompletion", CHAT, check::chat_schema, chat_reply)),
     streams(post("/v1/completions", "createCompletion", COMPLETION, check::completion_schema, completion_reply)),
@@ -58,30 +80,15 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/messages/count_tokens", "countTokens", "Count the tokens of a conversation", count_schema, count_reply),
     get("/v1/models", "listModels", "Routes with a live release, and models that can be called", list_reply),
     get("/v1/models/{*id}", "getModel", "One of them", model_reply),
-    streams(at(
-        "/openai/deployments/{deployment}/chat/completions",
-        post(DEPLOYMENTS, "azureChatCompletion", CHAT, check::chat_schema, chat_reply),
-    )),
-    streams(at(
-        "/openai/deployments/{deployment}/completions",
-        post(DEPLOYMENTS, "azureCompletion", COMPLETION, check::completion_schema, completion_reply),
-    )),
-    at(
-        "/openai/deployments/{deployment}/embeddings",
-        post(DEPLOYMENTS, "azureEmbedding", EMBEDDINGS, check::embedding_schema, embedding_reply),
-    ),
-    streams(at(
-        "/openai/deployments/{deployment}/responses",
-        post(DEPLOYMENTS, "azureDeploymentResponse", RESPONSE, response_schema, response_reply),
-    )),
-    at("/openai/deployments/{deployment}/models", get(DEPLOYMENTS, "azureModels", "Models", list_reply)),
-    streams(post("/openai/responses", "azureResponse", RESPONSE, response_schema, response_reply)),
-    streams(post("/openai/v1/responses", "azureV1Response", RESPONSE, response_schema, response_reply)),
-    streams(post("/openai/v1/chat/completions", "azureV1ChatCompletion", CHAT, check::chat_schema, chat_reply)),
-    streams(post("/openai/v1/completions", "azureV1Completion", COMPLETION, check::completion_schema, completion_reply)),
-    post("/openai/v1/embeddings", "azureV1Embedding", EMBEDDINGS, check::embedding_schema, embedding_reply),
-    get("/openai/v1/models", "azureV1Models", "Models", list_reply),
-    get("/openai/v1/models/{*id}", "azureV1Model", "One of them", model_reply),
+    Operation { body: Some(Body::Form(upload_schema)), ..post("/v1/files", "createFile", "Upload a file", object, file_reply) },
+    get("/v1/files", "listFiles", "The project's files, newest first", files_reply),
+    get("/v1/files/{id}", "getFile", "One of them", file_reply),
+    delete("/v1/files/{id}", "deleteFile", "Take it away", deleted_reply),
+    Operation { kind: "application/octet-stream", ..get("/v1/files/{id}/content", "getFileContent", "Its bytes", text) },
+    post("/v1/batches", "createBatch", "Answer the requests of a file when there is time", batch_schema, batch_reply),
+    get("/v1/batches", "listBatches", "The project's batches, newest first", batches_reply),
+    get("/v1/batches/{id}", "getBatch", "How far one of them is", batch_reply),
+    Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },
 ];
 
 /// The handler.
@@ -92,10 +99,18 @@ pub async fn serve() -> Json<Value> {
 /// The document.
 pub fn document() -> Value {
     let mut paths = Map::new();
-    for operation in OPERATIONS {
-        let path = operation.path.unwrap_or(operation.route).replace("{*", "{");
+    let mut add = |path: &str, operation: &Operation, id: String| {
+        let path = path.replace("{*", "{");
         let entry = paths.entry(path.clone()).or_insert_with(|| json!({}));
-        entry[operation.method] = described(operation, &path);
+        entry[operation.method] = described(operation, &path, &id);
+    };
+    for operation in OPERATIONS {
+        add(operation.route, operation, operation.id.to_string());
+    }
+    for operation in OPERATIONS {
+        for (prefix, name) in aliases(operation.route) {
+            add(&format!("{prefix}{}", &operation.route["/v1".len()..]), operation, format!("{name}-{}", operation.id));
+        }
     }
     json!({
         "openapi": "3.1.0",
@@ -117,29 +132,54 @@ pub fn document() -> Value {
     })
 }
 
-fn described(operation: &Operation, path: &str) -> Value {
-    let (reply, error) = ((operation.reply)(), if path.starts_with("/v1/messages") { "MessagesError" } else { "Error" });
+/// Azure's prefixes of a route, each with what its operations are called.
+fn aliases(route: &str) -> Vec<(&'static str, &'static str)> {
+    let within = |family: &str| route.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let Some((family, deployments, bare)) = AZURE.iter().find(|(family, ..)| within(family)) else { return Vec::new() };
+    let mut aliases = vec![("/openai/v1", "azure-v1")];
+    aliases.extend((*deployments && route == *family).then_some(("/openai/deployments/{deployment}", "azure-deployment")));
+    aliases.extend(bare.then_some(("/openai", "azure")));
+    aliases
+}
+
+fn described(operation: &Operation, path: &str, id: &str) -> Value {
+    let error = if path.starts_with("/v1/messages") { "MessagesError" } else { "Error" };
     let mut content = Map::new();
-    let kind = if operation.id == "metrics" { "application/openmetrics-text" } else { "application/json" };
-    content.insert(kind.into(), json!({"schema": reply}));
+    content.insert(operation.kind.into(), json!({"schema": (operation.reply)()}));
     if operation.streams {
         content.insert("text/event-stream".into(), json!({"schema": {"type": "string"}}));
     }
     let refused = json!({"description": "Refused or failed; the body says why and what to do",
         "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{error}")}}}});
-    let mut entry = json!({"operationId": operation.id, "summary": operation.summary,
+    let mut entry = json!({"operationId": id, "summary": operation.summary,
         "responses": {"200": {"description": "The answer", "content": content}, "4XX": refused, "5XX": refused}});
-    if let Some(body) = operation.body {
-        entry["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body()}}});
+    match operation.body {
+        Some(Body::Json(schema)) => entry["requestBody"] = json!({"required": true, "content": {JSON: {"schema": schema()}}}),
+        Some(Body::Form(schema)) => {
+            entry["requestBody"] = json!({"required": true, "content": {"multipart/form-data": {"schema": schema()}}})
+        }
+        None => {}
     }
-    let parameters: Vec<_> = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+    let named = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = named.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}));
+    let in_query = queries(operation.id).into_iter().map(|(name, schema)| json!({"name": name, "in": "query", "schema": schema}));
+    let parameters: Vec<_> = in_path.chain(in_query).collect();
     if !parameters.is_empty() {
-        let one = |name: &&str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}});
-        entry["parameters"] = parameters.iter().map(one).collect::<Vec<_>>().into();
+        entry["parameters"] = parameters.into();
     }
     let public = access_of(operation.route) == Some(Access::Public);
     entry["security"] = if public { json!([]) } else { json!([{"bearer": []}, {"x-api-key": []}, {"api-key": []}]) };
     entry
+}
+
+/// Fields of the query strings of lists.
+fn queries(id: &str) -> Vec<(&'static str, Value)> {
+    let limit = |most: u32| ("limit", json!({"type": "integer", "minimum": 1, "maximum": most}));
+    match id {
+        "listFiles" => vec![("purpose", text()), ("after", text()), limit(10_000), ("order", json!({"enum": ["asc", "desc"]}))],
+        "listBatches" => vec![("after", text()), limit(100)],
+        _ => Vec::new(),
+    }
 }
 
 fn object() -> Value {
@@ -235,7 +275,7 @@ fn model_reply() -> Value {
 }
 
 fn list_reply() -> Value {
-    with(&[("object", one("list")), ("data", json!({"type": "array", "items": model_reply()})), ("has_more", is("boolean"))])
+    pages(model_reply())
 }
 
 fn response_schema() -> Value {
@@ -279,6 +319,69 @@ fn count_schema() -> Value {
     let mut schema = message_schema();
     schema["required"] = json!(["model", "messages"]);
     schema
+}
+
+fn pages(item: Value) -> Value {
+    with(&[("object", one("list")), ("data", json!({"type": "array", "items": item})), ("has_more", is("boolean"))])
+}
+
+fn upload_schema() -> Value {
+    json!({"type": "object", "required": ["purpose", "file"], "properties": {
+        "purpose": {"enum": PURPOSES},
+        "file": {"type": "string", "format": "binary"},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": EXPIRES_S.start(), "maximum": EXPIRES_S.end()},
+    }})
+}
+
+fn file_reply() -> Value {
+    with(&[
+        ("id", is("string")),
+        ("object", one("file")),
+        ("bytes", is("integer")),
+        ("created_at", is("integer")),
+        ("filename", is("string")),
+        ("purpose", is("string")),
+        ("status", one("processed")),
+    ])
+}
+
+fn files_reply() -> Value {
+    pages(file_reply())
+}
+
+fn deleted_reply() -> Value {
+    with(&[("id", is("string")), ("object", one("file")), ("deleted", json!({"const": true}))])
+}
+
+fn batch_schema() -> Value {
+    json!({"type": "object", "required": ["input_file_id", "endpoint", "completion_window"], "properties": {
+        "input_file_id": {"type": "string"},
+        "endpoint": {"enum": ENDPOINTS},
+        "completion_window": {"const": "24h"},
+        "metadata": {"type": ["object", "null"], "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512}},
+        "output_expires_after": {"type": ["object", "null"], "required": ["anchor", "seconds"], "properties": {
+            "anchor": {"const": "created_at"},
+            "seconds": {"type": "integer", "minimum": EXPIRES_S.start(), "maximum": EXPIRES_S.end()},
+        }},
+    }})
+}
+
+fn batch_reply() -> Value {
+    with(&[
+        ("id", is("string")),
+        ("object", one("batch")),
+        ("endpoint", is("string")),
+        ("input_file_id", is("string")),
+        ("completion_window", is("string")),
+        ("status", is("string")),
+        ("created_at", is("integer")),
+        ("request_counts", with(&[("total", is("integer")), ("completed", is("integer")), ("failed", is("integer"))])),
+    ])
+}
+
+fn batches_reply() -> Value {
+    pages(batch_reply())
 }
 
 #[cfg(test)]

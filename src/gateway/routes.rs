@@ -5,8 +5,9 @@ use super::middleware::{access, envelope};
 use super::{Gateway, anthropic, openai, openapi, operations};
 use crate::access::Role;
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, any, get, post};
+use axum::routing::{MethodRouter, get, post};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,14 +41,12 @@ pub fn table() -> Vec<Route> {
         route("/v1/responses", app, post(openai::responses::create)),
         route("/v1/messages", app, post(anthropic::create)),
         route("/v1/messages/count_tokens", app, post(anthropic::count_tokens)),
-        route("/openai/deployments/{*call}", app, any(openai::azure::dispatch)),
-        route("/openai/responses", app, post(openai::responses::create)),
-        route("/openai/v1/responses", app, post(openai::responses::create)),
-        route("/openai/v1/chat/completions", app, post(openai::chat::create)),
-        route("/openai/v1/completions", app, post(openai::completions::create)),
-        route("/openai/v1/embeddings", app, post(openai::embeddings::create)),
-        route("/openai/v1/models", app, get(openai::models::list)),
-        route("/openai/v1/models/{*id}", app, get(openai::models::show)),
+        route("/v1/files", app, get(openai::files::list).merge(unlimited(post(openai::files::create)))),
+        route("/v1/files/{id}", app, get(openai::files::show).delete(openai::files::delete)),
+        route("/v1/files/{id}/content", app, get(openai::files::content)),
+        route("/v1/batches", app, get(openai::batches::list).post(openai::batches::create)),
+        route("/v1/batches/{id}", app, get(openai::batches::show)),
+        route("/v1/batches/{id}/cancel", app, post(openai::batches::cancel)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
     ]
@@ -60,18 +59,31 @@ pub fn access_of(path: &str) -> Option<Access> {
     rules.iter().find(|(pattern, _)| *pattern == path).map(|(_, access)| *access)
 }
 
+/// A handler that bounds its body itself.
+fn unlimited(handler: MethodRouter<Gateway>) -> MethodRouter<Gateway> {
+    handler.layer(DefaultBodyLimit::disable())
+}
+
 /// The table as a service. Outermost first: envelope (id, panics, metrics), access, handler.
 pub fn router(gateway: Gateway) -> Router {
+    handlers()
+        .layer(from_fn_with_state(gateway.clone(), access::check))
+        .layer(from_fn_with_state(gateway.clone(), envelope::wrap))
+        .with_state(gateway)
+}
+
+/// The table for requests that this process makes itself, with the caller put into their extensions: no key is asked for.
+pub(super) fn trusted(gateway: Gateway) -> Router {
+    handlers().layer(from_fn_with_state(gateway.clone(), envelope::wrap)).with_state(gateway)
+}
+
+fn handlers() -> Router<Gateway> {
     let mut router = Router::new();
     for route in table() {
         router = router.route(route.path, route.handler);
     }
     // Reaches only the routes that are there already.
-    router = router.method_not_allowed_fallback(operations::wrong_method).fallback(operations::unknown_path);
-    router
-        .layer(from_fn_with_state(gateway.clone(), access::check))
-        .layer(from_fn_with_state(gateway.clone(), envelope::wrap))
-        .with_state(gateway)
+    router.method_not_allowed_fallback(operations::wrong_method).fallback(operations::unknown_path)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Listening, serving, and the orderly end: on a signal no new connection is taken, running requests get `drain_s`, streams that
 //! still run then end with an error event, and the request log reaches the database.
 
+use super::in_process::InProcess;
+use super::openai::azure;
 use super::{Gateway, routes};
 use crate::app::App;
 use crate::store::lock::Lock;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 /// Time for a request's head; a connection that is silent for longer is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,7 +66,10 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Failure> {
         let Server { app, listener, _lock, .. } = self;
         let (cut, receiver) = watch::channel(false);
-        let router = routes::router(Gateway { app: app.clone(), cut: receiver });
+        let gateway = Gateway { app: app.clone(), cut: receiver };
+        let router = routes::router(gateway.clone());
+        let (stop, stopped) = watch::channel(false);
+        let batches = tokio::spawn(app.batches.clone().run(Arc::new(InProcess::new(gateway)), stopped));
         let connections = GracefulShutdown::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -79,7 +85,10 @@ impl Server {
             }
         }
         drop(listener);
-        drain(connections, Duration::from_secs(app.config.server.drain_s), &cut).await;
+        stop.send_replace(true);
+        let time = Duration::from_secs(app.config.server.drain_s);
+        // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
+        let ((), _) = tokio::join!(drain(connections, time, &cut), tokio::time::timeout(time + LAST_BYTES, batches));
         let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;
         flushed.map_err(|error| Failure::new(Code::INTERNAL, format!("the request log: {error}")))?.map_err(Failure::from)
     }
@@ -91,7 +100,8 @@ fn serve_connection(stream: TcpStream, router: Router, connections: &GracefulShu
     }
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let connection =
+        connections.watch(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.map_request(azure::rewrite))));
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             // The client went away or spoke no HTTP: its business.

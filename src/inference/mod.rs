@@ -17,7 +17,7 @@ use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
 use crate::providers::{Call, Native, Providers, Reply};
 use crate::releases::Manifest;
-use crate::store::Store;
+use crate::store::{Fresh, Store};
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
@@ -33,6 +33,8 @@ pub struct Inference {
     providers: Arc<Providers>,
     prompts: Library,
     log: Log,
+    /// What names in `model` stand for, as of the newest commit.
+    plans: Arc<Fresh<String, Plan>>,
 }
 
 /// Where calls are written down.
@@ -92,8 +94,8 @@ pub struct Answer {
 impl Inference {
     /// The road over these parts.
     pub fn new(store: Store, providers: Arc<Providers>, log: Log) -> Self {
-        let prompts = Library::new(&store);
-        Inference { store, providers, prompts, log }
+        let (prompts, plans) = (Library::new(&store), Arc::new(Fresh::new(store.db.clone())));
+        Inference { store, providers, prompts, log, plans }
     }
 
     /// Answers a chat request on a route or a model.
@@ -208,17 +210,35 @@ impl Inference {
     }
 
     async fn plan_chat(&self, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
+        if !request.extra.contains_key("prompt") {
+            let plan = self.plan_of(&request.model).await?;
+            if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
+                return written(plan, &self.prompts, request, native);
+            }
+            // A template may take its time.
+            let prompts = self.prompts.clone();
+            return blocking(move || written(plan, &prompts, request, native)).await;
+        }
         let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
-        blocking(move || {
-            let plan = plan::for_request(&store, &providers, &prompts, &request)?;
-            let prompt = plan.prompt(&prompts)?;
-            let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
-            // A release that adds to the request has to be written into it, which the caller's own body does not know.
-            let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
-            let call = Call { native, ..plan.call(request) };
-            Ok((plan, call))
-        })
-        .await
+        blocking(move || written(plan::for_request(&store, &providers, &prompts, &request)?, &prompts, request, native)).await
+    }
+
+    /// The plan of a name, looked up once until anybody commits.
+    async fn plan_of(&self, name: &str) -> Result<Plan, Failure> {
+        let generation = self.plans.generation()?;
+        if let Some(plan) = self.plans.get(generation, name) {
+            return Ok(plan);
+        }
+        let (store, providers, prompts, model) = (self.store.clone(), self.providers.clone(), self.prompts.clone(), name.to_string());
+        let planned = blocking(move || {
+            let plan = plan::for_model(&store, &providers, &model)?;
+            // Compiled here, so that whoever finds the plan finds the prompt in memory.
+            plan.prompt(&prompts)?;
+            Ok(plan)
+        });
+        let plan = planned.await?;
+        self.plans.keep(generation, name.to_string(), plan.clone());
+        Ok(plan)
     }
 
     async fn plan_run(&self, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
@@ -233,6 +253,16 @@ impl Inference {
         })
         .await
     }
+}
+
+/// The call of a plan: the release's prompt and parameters written into the request.
+fn written(plan: Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
+    let prompt = plan.prompt(prompts)?;
+    let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
+    // A release that adds to the request has to be written into it, which the caller's own body does not know.
+    let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
+    let call = Call { native, ..plan.call(request) };
+    Ok((plan, call))
 }
 
 impl Plan {

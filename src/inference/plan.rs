@@ -16,6 +16,7 @@ use std::sync::Arc;
 const LIVE: &str = "live";
 
 /// A resolved call target.
+#[derive(Clone)]
 pub struct Plan {
     /// Route that was called.
     pub route: Option<String>,

@@ -2,6 +2,7 @@
 //! and ends it; one whose worker died is resumed or failed, never left running. [`worker`] starts and is the worker process, each
 //! kind of work is a file and a line in [`worker::work`].
 
+pub mod batch;
 pub mod error;
 #[cfg(feature = "local")]
 pub mod tune;

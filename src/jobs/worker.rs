@@ -17,6 +17,9 @@ const LEASE_MS: i64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 
+/// Kinds that are queued again by themselves when their worker died. The others are resumed by somebody who knows why they ended.
+pub const RESUMABLE: &[&str] = &[crate::store::batches::JOB_KIND];
+
 /// The hidden verb that runs a worker.
 pub const WORKER_VERB: &str = "job-worker";
 
@@ -215,7 +218,6 @@ fn settle(store: &Store, id: &str, (pid, status): (u32, ExitStatus)) -> Result<J
 /// # Errors
 /// What the database says.
 pub fn reap(store: &Store) -> Result<(), Failure> {
-    // No kind is queued again by itself: somebody resumes it, knowing why it ended.
-    jobs::reap(store.db.as_ref(), &[], 0)?;
+    jobs::reap(store.db.as_ref(), RESUMABLE, i64::MAX)?;
     Ok(())
 }

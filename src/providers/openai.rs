@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 /// Fields of a request that are Refit's own and are not sent on.
-pub(super) const OWN_FIELDS: [&str; 2] = ["mock", "prompt"];
+pub(super) const OWN_FIELDS: [&str; 3] = ["mock", "prompt", crate::types::messages::SIDE];
 
 /// How a service is spoken to.
 pub struct Dialect {

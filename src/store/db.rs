@@ -152,6 +152,12 @@ pub trait Db: Send + Sync {
     /// # Errors
     /// [`StoreError::Conflict`] when a constraint or an expected row count fails.
     fn batch(&self, statements: &[Statement]) -> Result<(), StoreError>;
+
+    /// A number that is another one after every commit, whoever made it. Takes microseconds; may be called in async code.
+    ///
+    /// # Errors
+    /// As `query`.
+    fn generation(&self) -> Result<u64, StoreError>;
 }
 
 /// What can go wrong in the store.

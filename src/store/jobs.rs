@@ -1,7 +1,7 @@
 //! The `jobs` table: a queue with leases. A worker claims a job, keeps its lease alive with heartbeats and ends it; a job whose worker
 //! died is found by its expired lease. Every change is a compare-and-swap, so two workers never own one job.
 
-use super::db::{Db, Row, StoreError, Value};
+use super::db::{Db, Row, Statement, StoreError, Value};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use serde::Serialize;
@@ -71,10 +71,15 @@ const COLUMNS: &str =
 /// What the database says.
 pub fn enqueue(db: &dyn Db, kind: &str, spec: &serde_json::Value) -> Result<JobRecord, StoreError> {
     let id = new_id("job");
+    db.batch(&[queueing(&id, kind, spec)])?;
+    get(db, &id)
+}
+
+/// The statement that queues a job, for batches of statements that make the thing it works on.
+pub fn queueing(id: &str, kind: &str, spec: &serde_json::Value) -> Statement {
     let sql = "INSERT INTO jobs (id, kind, status, spec, progress, result, lease_until, cancel_requested, attempts, created_at)
         VALUES (?, ?, 'queued', ?, '{}', 'null', 0, 0, 0, ?)";
-    db.execute(sql, &[(&id).into(), kind.into(), spec.into(), now_ms().into()])?;
-    get(db, &id)
+    Statement::new(sql, [id.into(), kind.into(), spec.into(), now_ms().into()])
 }
 
 /// Claims the oldest queued job of a kind; none when there is none.
@@ -136,6 +141,27 @@ pub fn end(db: &dyn Db, lease: Lease<'_>, end: &End) -> Result<(), StoreError> {
     }
 }
 
+/// Gives a job back that this worker holds: it is queued again at once.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when the lease was lost.
+pub fn release(db: &dyn Db, lease: Lease<'_>) -> Result<(), StoreError> {
+    let sql = "UPDATE jobs SET status = 'queued', owner = NULL, lease_until = 0 WHERE id = ? AND owner = ? AND status = 'running'";
+    match db.execute(sql, &[lease.job.into(), lease.owner.into()])? {
+        0 => Err(StoreError::Conflict(format!("job {} is no longer held by {}", lease.job, lease.owner))),
+        _ => Ok(()),
+    }
+}
+
+/// Queues every running job of a kind again. For whoever knows that their workers are gone: `refit serve`, which alone works on this
+/// kind and alone holds the data directory's lock.
+///
+/// # Errors
+/// What the database says.
+pub fn take_over(db: &dyn Db, kind: &str) -> Result<usize, StoreError> {
+    db.execute("UPDATE jobs SET status = 'queued', owner = NULL, lease_until = 0 WHERE kind = ? AND status = 'running'", &[kind.into()])
+}
+
 /// Asks for cancellation: a queued job is cancelled at once, a running one learns of it at its next heartbeat, an ended one stays.
 ///
 /// # Errors
@@ -148,8 +174,8 @@ pub fn request_cancel(db: &dyn Db, id: &str) -> Result<JobRecord, StoreError> {
     get(db, id)
 }
 
-/// Ends the leases that ran out: jobs that may resume are queued again until they were claimed `max_attempts` times, others fail.
-/// Returns the jobs that changed.
+/// Ends the leases that ran out: jobs that may resume are queued again until they were claimed `max_attempts` times (also when
+/// somebody asked to cancel them: their worker has to tidy up), others fail or are cancelled. Returns the jobs that changed.
 ///
 /// # Errors
 /// What the database says.
@@ -160,10 +186,11 @@ pub fn reap(db: &dyn Db, resumable: &[&str], max_attempts: i64) -> Result<Vec<Jo
     for job in expired {
         let held = [(&job.id).into(), job.owner.clone().into(), job.lease_until.into()];
         let [id, owner, lease_until] = held;
-        let count = if job.cancel_requested {
+        let resumes = resumable.contains(&job.kind.as_str()) && job.attempts < max_attempts;
+        let count = if job.cancel_requested && !resumes {
             let sql = "UPDATE jobs SET status = 'cancelled', owner = NULL, finished_at = ? WHERE id = ? AND owner = ? AND lease_until = ?";
             db.execute(sql, &[now.into(), id, owner, lease_until])?
-        } else if resumable.contains(&job.kind.as_str()) && job.attempts < max_attempts {
+        } else if resumes {
             let sql = "UPDATE jobs SET status = 'queued', owner = NULL WHERE id = ? AND owner = ? AND lease_until = ?";
             db.execute(sql, &[id, owner, lease_until])?
         } else {

@@ -75,6 +75,15 @@ pub fn by_hash(db: &dyn Db, hash: &str) -> Result<Option<KeyRow>, StoreError> {
     Ok(rows.first().map(read))
 }
 
+/// The key with this id.
+///
+/// # Errors
+/// When the database fails.
+pub fn by_id(db: &dyn Db, id: &str) -> Result<Option<KeyRow>, StoreError> {
+    let rows = db.query(&format!("SELECT {COLUMNS} FROM api_keys WHERE id = ?"), &[id.into()])?;
+    Ok(rows.first().map(read))
+}
+
 /// Marks a key as revoked; false when it is unknown or was revoked before.
 ///
 /// # Errors

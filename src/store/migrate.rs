@@ -2,7 +2,7 @@
 
 use super::db::{Db, Statement, StoreError};
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_spine.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_spine.sql"), include_str!("migrations/0002_files_batches.sql")];
 
 /// Brings the database to the newest schema.
 ///

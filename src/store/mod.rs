@@ -3,9 +3,12 @@
 
 pub mod adapters;
 pub mod audit;
+pub mod batches;
 pub mod blobs;
 pub mod datasets;
 pub mod db;
+pub mod files;
+pub mod fresh;
 pub mod jobs;
 pub mod keys;
 pub mod lock;
@@ -20,6 +23,7 @@ pub mod sqlite;
 
 pub use blobs::Blobs;
 pub use db::{Db, Row, Statement, StoreError, Value};
+pub use fresh::Fresh;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +35,8 @@ pub struct Store {
     pub db: Arc<dyn Db>,
     /// Large bytes, by digest.
     pub blobs: Blobs,
+    /// The bytes of [`files`], by digest: apart from `blobs`, because clients may delete them.
+    pub uploads: Blobs,
     directory: PathBuf,
 }
 
@@ -43,7 +49,8 @@ impl Store {
         std::fs::create_dir_all(directory).map_err(|source| StoreError::Io { path: directory.to_path_buf(), source })?;
         let db = Arc::new(sqlite::Sqlite::open(&directory.join("refit.db"))?);
         migrate::run(db.as_ref())?;
-        Ok(Store { db, blobs: Blobs::open(&directory.join("blobs"))?, directory: directory.to_path_buf() })
+        let (blobs, uploads) = (Blobs::open(&directory.join("blobs"))?, Blobs::open(&directory.join("uploads"))?);
+        Ok(Store { db, blobs, uploads, directory: directory.to_path_buf() })
     }
 
     /// The data directory.

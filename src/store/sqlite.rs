@@ -15,6 +15,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Sqlite {
     writer: Mutex<Connection>,
     readers: Vec<Mutex<Connection>>,
+    /// Reads nothing but the data version, which is a connection's own count of the others' commits.
+    watcher: Mutex<Connection>,
 }
 
 impl Sqlite {
@@ -33,7 +35,8 @@ impl Sqlite {
         let named = |error: rusqlite::Error| StoreError::Database(format!("{}: {error}", path.display()));
         let writer = Mutex::new(connect().map_err(named)?);
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;
-        Ok(Sqlite { writer, readers })
+        let watcher = Mutex::new(connect().map_err(named)?);
+        Ok(Sqlite { writer, readers, watcher })
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
@@ -92,6 +95,12 @@ impl Db for Sqlite {
             }
         }
         transaction.commit().map_err(fault)
+    }
+
+    fn generation(&self) -> Result<u64, StoreError> {
+        let connection = lock(&self.watcher);
+        let version = connection.prepare_cached("PRAGMA data_version").and_then(|mut statement| statement.query_row([], |row| row.get(0)));
+        version.map(i64::unsigned_abs).map_err(fault)
     }
 }
 

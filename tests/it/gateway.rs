@@ -223,6 +223,7 @@ fn keys_decide_who_may_call() {
     assert_eq!(coded(&[("authorization", &bearer)]).0, 200);
     assert_eq!(coded(&[("x-api-key", &key)]).0, 200);
     assert_eq!(coded(&[("x-api-key", &key), ("authorization", &bearer)]).0, 200);
+    assert_eq!(coded(&[("x-api-key", ""), ("api-key", ""), ("authorization", &bearer)]).0, 200);
     assert_eq!(coded(&[]), (401, "missing_api_key".into()));
     assert_eq!(coded(&[("authorization", &other_bearer)]), (401, "invalid_api_key".into()));
     assert_eq!(coded(&[("authorization", "Bearer ")]), (401, "invalid_api_key".into()));
@@ -342,4 +343,132 @@ fn a_caller_that_goes_away_is_logged_as_cancelled_with_what_it_was_sent() {
     let whole = refit.run(&["logs", "show", row["id"].as_str().expect("an id"), "--json"]).expect(0).json();
     assert!(whole["reply"]["choices"][0]["message"]["content"].as_str().is_some_and(|text| text.starts_with("word ")), "{whole}");
     wait_for("nothing in flight", || server.get("/metrics", None).body.contains("refit_requests_in_flight 0"));
+}
+
+#[test]
+fn models_are_refused_in_the_callers_protocol() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let version = ("anthropic-version", "2023-06-01");
+    let get = |path: &str, key: &str| request(&server, "GET", path, &[("x-api-key", key), version], None);
+    for (path, key, status, kind) in [
+        ("/v1/models/nope", key.as_str(), 404, "not_found_error"),
+        ("/v1/models/%FF", &key, 404, "not_found_error"),
+        ("/v1/models", "rk_wrong", 401, "authentication_error"),
+    ] {
+        let reply = get(path, key);
+        let body = reply.json();
+        assert_eq!((reply.status, &body["type"], &body["error"]["type"]), (status, &json!("error"), &json!(kind)), "{reply:?}");
+        assert_eq!(reply.header("request-id"), body["request_id"].as_str(), "{reply:?}");
+    }
+    let list = get("/v1/models", &key).json();
+    let names: Vec<_> = list.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, ["data", "first_id", "last_id", "has_more"]);
+    assert_eq!((&list["data"][0]["type"], &list["data"][0]["lifecycle"]), (&json!("model"), &json!("active")), "{list}");
+    // The other protocol's callers are told in theirs.
+    let reply = request(&server, "GET", "/v1/models/%FF", &[("x-api-key", &key)], None);
+    assert_eq!(error(&reply), (404, "model_not_found".into(), Some("model".into())));
+}
+
+#[test]
+fn a_name_cannot_write_lines_into_the_log() {
+    let refit = Refit::new().env("UP_KEY", "sk-up");
+    // Nobody listens there.
+    refit.write("refit.toml", "[providers.openai]\nbase_url = \"http://127.0.0.1:9\"\napi_key = { env = \"UP_KEY\" }\n");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for model in ["openai/a\n2026-01-01 WARN forged", "openai/a\u{1b}[31mred"] {
+        for (path, input) in [(CHAT, "messages"), ("/v1/responses", "input"), ("/v1/messages", "messages"), ("/v1/embeddings", "input")] {
+            let input = json!({"model": model, "max_tokens": 9, input: [{"role": "user", "content": "x"}]});
+            let reply = server.post(path, Some(&key), &input);
+            assert!(reply.status == 400 && reply.body.contains("control characters"), "{path}: {reply:?}");
+        }
+    }
+}
+
+/// Where a request is refused, in the words of its own API; nothing is sent to a provider.
+#[test]
+fn the_field_at_fault_has_the_callers_name() {
+    let refit = Refit::new().env("UP_KEY", "sk-up");
+    let provider = |name: &str| format!("[providers.{name}]\nbase_url = \"http://127.0.0.1:9\"\napi_key = {{ env = \"UP_KEY\" }}\n");
+    refit.write("refit.toml", provider("anthropic") + &provider("gemini"));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let refused = |path: &str, model: &str, fields: Value, field: &str| {
+        let reply = server.post(path, Some(&key), &with(json!({"model": model}), fields));
+        let (status, _, param) = error(&reply);
+        assert_eq!((status, param.as_deref()), (400, Some(field)), "{reply:?}");
+        assert!(reply.json()["error"]["message"].as_str().is_some_and(|message| message.contains(field)), "{field}: {reply:?}");
+    };
+    let said = |role: &str, content: Value| json!({"instructions": "i", "input": [{"role": role, "content": content}]});
+    let text = json!({"type": "input_text", "text": "x"});
+    let web = json!({"type": "input_image", "image_url": "https://example.org/a.png"});
+    let call = json!({"type": "function_call", "call_id": "a", "name": "f", "arguments": "{oops"});
+    let output = json!({"type": "function_call_output", "call_id": "b", "output": "x"});
+    for (model, fields, field) in [
+        // By our own checks.
+        ("mock/echo", said("wizard", json!("x")), "input[0].role"),
+        ("mock/echo", json!({"instructions": "i", "input": [{"content": "x"}]}), "input[0].role"),
+        ("mock/echo", json!({"instructions": "i", "input": [{"role": "user"}]}), "input[0].content"),
+        ("mock/echo", said("user", json!([{"type": "input_text"}])), "input[0].content[0].text"),
+        ("mock/echo", said("user", json!([text, {"type": "input_text"}])), "input[0].content[1].text"),
+        ("mock/echo", said("user", json!([{"type": "input_file", "file_url": "https://example.org"}])), "input[0].content[0].file_url"),
+        ("mock/echo", json!({"input": [{"role": "user", "content": []}]}), "input"),
+        (
+            "mock/echo",
+            json!({"input": [{"type": "function_call_output", "call_id": "a", "output": [{"type": "x"}]}]}),
+            "input[0].output[0].type",
+        ),
+        ("mock/echo", json!({"input": "x", "reasoning": {"effort": 5}}), "reasoning.effort"),
+        ("mock/echo", json!({"input": "x", "metadata": {"a": 1}}), "metadata"),
+        ("mock/echo", json!({"input": "x", "tool_choice": "required"}), "tool_choice"),
+        ("mock/echo", json!({"input": "x", "tools": [], "tool_choice": {"type": "function", "name": "f"}}), "tool_choice"),
+        // By a provider's translation.
+        ("gemini/m", said("user", json!([text, web])), "input[0].content[1].image_url"),
+        ("gemini/m", json!({"instructions": "i", "input": ["x", output]}), "input[0]"),
+        ("gemini/m", json!({"instructions": "i", "input": [{"role": "user", "content": "x"}, output]}), "input[1].call_id"),
+        ("anthropic/m", json!({"instructions": "i", "input": [{"role": "user", "content": "x"}, call]}), "input[1].arguments"),
+        ("anthropic/m", json!({"input": "x", "text": {"format": {"type": "json_object"}}}), "text.format.type"),
+        ("anthropic/m", json!({"input": "x", "include": ["message.output_text.logprobs"]}), "include[0]"),
+        ("anthropic/m", json!({"input": "x", "top_logprobs": 2}), "top_logprobs"),
+    ] {
+        refused("/v1/responses", model, fields.clone(), field);
+        refused("/v1/responses", model, with(fields, json!({"stream": true})), field);
+    }
+    refused("/v1/completions", "anthropic/m", json!({"prompt": "x", "logprobs": 2}), "logprobs");
+    refused("/v1/completions", "mock/echo", json!({"prompt": [1, 2]}), "prompt");
+}
+
+#[test]
+fn a_late_error_of_a_response_comes_after_its_beginning() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[server]\nkeep_alive_s = 1\n");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let body = json!({"model": "mock/fail", "stream": true, "input": "x", "mock": {"delay_ms": 1_500}});
+    let reply = server.post("/v1/responses", Some(&key), &body);
+    let events = reply.body.split("\n\n").filter_map(|event| event.split_once("data: ")).map(|(_, data)| data);
+    let events: Vec<Value> = events.map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let kinds: Vec<_> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(kinds, ["response.created", "response.in_progress", "error", "response.failed"], "{reply:?}");
+    assert_eq!((&events[0]["response"]["model"], &events[2]["code"]), (&json!("mock/fail"), &json!("upstream_error")));
+    assert_eq!(events[0]["response"]["id"], events[3]["response"]["id"]);
+    assert_eq!((&events[3]["response"]["status"], &events[3]["response"]["error"]["message"]), (&json!("failed"), &events[2]["message"]));
+}
+
+#[test]
+fn a_prompts_variables_are_texts_and_images() {
+    let refit = Refit::new();
+    refit.write("look.prompt", "---\nmodel: mock/echo\n---\nWhat is {{what}}? {{media url=picture}}");
+    refit.run(&["prompt", "publish", "look.prompt"]).expect(0);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let ask = |what: Value, picture: Value| {
+        let variables = json!({"what": what, "picture": picture});
+        server.post("/v1/responses", Some(&key), &json!({"prompt": {"id": "look", "variables": variables}}))
+    };
+    let (text, image) =
+        (json!({"type": "input_text", "text": "this"}), json!({"type": "input_image", "image_url": "data:image/png;base64,AAAA"}));
+    let reply = ask(text.clone(), image.clone());
+    assert_eq!((reply.status, &reply.json()["output"][0]["content"][0]["text"]), (200, &json!("What is this? ")), "{reply:?}");
+    let refused = |what: &Value, picture: Value| error(&ask(what.clone(), picture)).2.unwrap_or_default();
+    assert_eq!(refused(&text, json!({"type": "input_file", "file_id": "f"})), "prompt.variables.picture");
+    assert_eq!(refused(&text, json!({"type": "input_image", "file_id": "f"})), "prompt.variables.picture.image_url");
+    assert_eq!(refused(&json!({"type": "input_text"}), image), "prompt.variables.what.text");
 }

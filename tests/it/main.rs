@@ -1,6 +1,7 @@
 //! Black-box tests: one binary, one module per topic. They drive the built program and HTTP.
 
 mod audit;
+mod batches;
 mod cli;
 mod config;
 mod datasets;
@@ -14,6 +15,7 @@ mod keys;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod messages;
 mod models;
 mod prompts;
 mod releases;

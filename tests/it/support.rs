@@ -204,6 +204,11 @@ pub fn http_with(url: &str, key: Option<&str>, headers: &[(&str, &str)], body: V
     request("POST", url, key, headers, Some(body))
 }
 
+/// A request with more headers, which go before the content type of JSON.
+pub fn send(method: &str, url: &str, key: Option<&str>, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Reply {
+    request(method, url, key, headers, body)
+}
+
 fn request(method: &str, url: &str, key: Option<&str>, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Reply {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -216,7 +221,10 @@ fn request(method: &str, url: &str, key: Option<&str>, headers: &[(&str, &str)],
             request = request.header(*name, *value);
         }
         if let Some(body) = body {
-            request = request.header("content-type", "application/json").body(body);
+            if !headers.iter().any(|(name, _)| *name == "content-type") {
+                request = request.header("content-type", "application/json");
+            }
+            request = request.body(body);
         }
         let reply = request.send().await.expect("an answer");
         let headers = reply.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap_or("").to_string())).collect();

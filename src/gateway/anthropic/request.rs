@@ -1,14 +1,37 @@
-//! A message request read as a chat request. Nothing is dropped: blocks and tools that chat completions do not know travel on as
-//! they are, for the provider to take or refuse.
+//! A message request read as a chat request. Blocks and tools that chat completions do not know travel on as they are, for the
+//! provider to take or refuse; what only tells this protocol's own provider more stays in [`SIDE`].
 
+use super::origins::{Origin, Origins};
 use crate::gateway::openai::check;
 use crate::types::chat::ChatRequest;
-use crate::types::messages::{SAMPLING, VERSIONS, takes_sampling};
-use crate::types::{Code, Failure};
+use crate::types::messages::{BLOCKS, SAMPLING, SIDE, VERSIONS, fits_chat, is_foreign, takes_sampling};
+use crate::types::{Code, Digest, Failure};
 use axum::http::HeaderMap;
 use serde_json::{Map, Value, json};
 
 type Fields = Map<String, Value>;
+
+/// Least budget that thinking takes (Messages API reference).
+const MIN_BUDGET: u64 = 1_024;
+/// Hints that only this protocol's own provider takes.
+const HINTS: [&str; 4] = ["cache_control", "diagnostics", "service_tier", "speed"];
+/// Fields of a tool that a function has, too.
+const OF_FUNCTION: [&str; 6] = ["type", "name", "description", "strict", "input_schema", "cache_control"];
+
+/// The chat messages so far, where each came from, and what was lost of documents, by the digest of their data.
+#[derive(Default)]
+struct Conversation {
+    messages: Vec<Value>,
+    origins: Vec<Origin>,
+    documents: Fields,
+}
+
+impl Conversation {
+    fn push(&mut self, message: Value, origin: Origin) {
+        self.messages.push(message);
+        self.origins.push(origin);
+    }
+}
 
 /// The version that the caller speaks; the default where the header is missing.
 ///
@@ -20,30 +43,30 @@ pub(super) fn version(headers: &HeaderMap) -> Result<&'static str, Failure> {
     found.copied().ok_or_else(|| wrong("anthropic-version", format!("expected one of {}", VERSIONS.join(", "))))
 }
 
-/// The chat request. `needs_limit`: `max_tokens` is demanded.
+/// The chat request, and where its fields came from. `needs_limit`: `max_tokens` is demanded.
 ///
 /// # Errors
 /// [`Code::MISSING_FIELD`] or [`Code::INVALID_VALUE`] with the field's path, in this protocol's names.
-pub(super) fn to_chat(fields: &Fields, version: &str, needs_limit: bool) -> Result<ChatRequest, Failure> {
+pub(super) fn to_chat(fields: &Fields, version: &str, needs_limit: bool) -> Result<(ChatRequest, Origins), Failure> {
     let mut rest = fields.clone();
-    if !takes_sampling(version)
-        && let Some(name) = SAMPLING.iter().find(|name| rest.contains_key(**name))
-    {
-        let failure = wrong(name, format!("anthropic-version {version} has no such parameter"));
-        return Err(failure.with_hint("leave it out, or send anthropic-version: 2023-06-01"));
-    }
-    let mut chat = Fields::new();
+    sampling(&rest, version)?;
+    let (mut chat, mut side) = (Fields::new(), Fields::new());
     if let Some(model) = rest.shift_remove("model") {
         chat.insert("model".into(), model);
     }
-    let mut messages = Vec::new();
+    let mut conversation = Conversation::default();
     match rest.shift_remove("system") {
         None => {}
-        Some(system @ (Value::String(_) | Value::Array(_))) => messages.push(json!({"role": "system", "content": system})),
+        Some(Value::Array(blocks)) if blocks.is_empty() => {}
+        Some(system @ (Value::String(_) | Value::Array(_))) => {
+            let parts = (0..system.as_array().map_or(0, Vec::len)).collect();
+            let origin = Origin { path: "system".into(), content: "system".into(), parts, calls: Vec::new() };
+            conversation.push(json!({"role": "system", "content": system}), origin);
+        }
         Some(_) => return Err(wrong("system", "expected a text or a list of text blocks")),
     }
-    turns(rest.shift_remove("messages"), &mut messages)?;
-    chat.insert("messages".into(), messages.into());
+    turns(rest.shift_remove("messages"), &mut conversation)?;
+    chat.insert("messages".into(), conversation.messages.into());
     limit(rest.shift_remove("max_tokens"), needs_limit, &mut chat)?;
     match rest.shift_remove("stop_sequences") {
         None => {}
@@ -53,22 +76,43 @@ pub(super) fn to_chat(fields: &Fields, version: &str, needs_limit: bool) -> Resu
         }
         Some(_) => return Err(wrong("stop_sequences", "expected a list of texts")),
     }
-    tools(&mut rest, &mut chat)?;
-    output(&mut rest, &mut chat)?;
+    tools(&mut rest, &mut chat, &mut side)?;
+    output(&mut rest, &mut chat, &mut side)?;
     if let Some(user) = rest.shift_remove("metadata").as_ref().and_then(|metadata| metadata.get("user_id")).filter(|user| user.is_string())
     {
         chat.insert("user".into(), user.clone());
     }
-    if let Some(temperature) = rest.get("temperature")
-        && !temperature.as_f64().is_some_and(|x| (0.0..=1.0).contains(&x))
-    {
-        return Err(wrong("temperature", "expected a number from 0 to 1"));
+    side.extend(HINTS.iter().filter_map(|name| Some(((*name).to_string(), rest.shift_remove(*name)?))));
+    if !conversation.documents.is_empty() {
+        side.insert("documents".into(), conversation.documents.into());
     }
     chat.extend(rest);
+    if !side.is_empty() {
+        chat.insert(SIDE.into(), side.into());
+    }
+    let mut origins = Origins { messages: conversation.origins, moved: false };
     let stop = chat.shift_remove("stop");
-    let mut chat = check::chat(chat)?;
+    let mut chat = check::chat(chat).map_err(|failure| origins.told(failure))?;
     chat.stop = stop.map(serde_json::from_value).transpose().map_err(|error| wrong("stop_sequences", error))?;
-    Ok(chat)
+    origins.moved = chat.extra.contains_key("prompt");
+    Ok((chat, origins))
+}
+
+fn sampling(fields: &Fields, version: &str) -> Result<(), Failure> {
+    if !takes_sampling(version)
+        && let Some(name) = SAMPLING.iter().find(|name| fields.contains_key(**name))
+    {
+        let failure = wrong(name, format!("anthropic-version {version} has no such parameter"));
+        return Err(failure.with_hint("leave it out, or send anthropic-version: 2023-06-01"));
+    }
+    let given = |name: &str, fits: fn(&Value) -> bool| fields.get(name).is_none_or(fits);
+    if !given("temperature", |value| value.as_f64().is_some_and(|x| (0.0..=1.0).contains(&x))) {
+        return Err(wrong("temperature", "expected a number from 0 to 1"));
+    }
+    if !given("top_k", Value::is_u64) {
+        return Err(wrong("top_k", "expected a whole number from 0"));
+    }
+    Ok(())
 }
 
 fn limit(limit: Option<Value>, needed: bool, chat: &mut Fields) -> Result<(), Failure> {
@@ -83,7 +127,7 @@ fn limit(limit: Option<Value>, needed: bool, chat: &mut Fields) -> Result<(), Fa
     }
 }
 
-fn turns(turns: Option<Value>, messages: &mut Vec<Value>) -> Result<(), Failure> {
+fn turns(turns: Option<Value>, conversation: &mut Conversation) -> Result<(), Failure> {
     let turns = match turns {
         Some(Value::Array(turns)) if !turns.is_empty() => turns,
         Some(Value::Array(_)) => return Err(wrong("messages", "the list is empty; at least one message is needed")),
@@ -107,24 +151,38 @@ fn turns(turns: Option<Value>, messages: &mut Vec<Value>) -> Result<(), Failure>
             return Err(missing(&format!("{path}.content[{j}].type"), "a block names its type"));
         }
         match role.as_str() {
-            "assistant" => messages.push(assistant(blocks)),
-            role => user(role, blocks, &path, messages)?,
+            "assistant" => assistant(blocks, &path, conversation),
+            role => user(role, blocks, &path, conversation)?,
         }
     }
     Ok(())
 }
 
-fn assistant(blocks: Vec<Value>) -> Value {
+fn assistant(blocks: Vec<Value>, path: &str, conversation: &mut Conversation) {
+    let own = blocks.iter().filter(|block| !is_foreign(block));
+    let all = (!fits_chat(own)).then(|| Value::from(blocks.clone()));
+    let mut origin = Origin { path: path.into(), content: format!("{path}.content"), ..Origin::default() };
     let (mut parts, mut calls, mut thoughts) = (Vec::new(), Vec::new(), Vec::new());
-    for block in blocks {
+    for (j, mut block) in blocks.into_iter().enumerate() {
         match block["type"].as_str().unwrap_or_default() {
             "tool_use" => {
                 let input = block.get("input").map_or_else(|| "{}".to_string(), Value::to_string);
                 calls.push(json!({"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": input}}));
+                origin.calls.push(j);
             }
             "thinking" | "redacted_thinking" => thoughts.push(block),
-            _ => parts.push(block),
+            _ => {
+                if let Some(text) = block.as_object_mut().filter(|block| block["type"] == "text") {
+                    text.shift_remove("citations");
+                }
+                parts.push(block);
+                origin.parts.push(j);
+            }
         }
+    }
+    // Thoughts alone are no message at other providers.
+    if parts.is_empty() && calls.is_empty() {
+        return;
     }
     let mut message = json!({"role": "assistant", "content": content(parts)});
     for (name, list) in [("tool_calls", calls), ("thinking_blocks", thoughts)] {
@@ -132,29 +190,40 @@ fn assistant(blocks: Vec<Value>) -> Value {
             message[name] = list.into();
         }
     }
-    message
+    if let Some(all) = all {
+        message[BLOCKS] = all;
+    }
+    conversation.push(message, origin);
 }
 
 /// A user's turn: its tool results are messages of their own, what stands between them stays in order.
-fn user(role: &str, blocks: Vec<Value>, path: &str, messages: &mut Vec<Value>) -> Result<(), Failure> {
-    let mut parts = Vec::new();
+fn user(role: &str, blocks: Vec<Value>, path: &str, conversation: &mut Conversation) -> Result<(), Failure> {
+    let empty = Origin { path: path.into(), content: format!("{path}.content"), ..Origin::default() };
+    let (mut parts, mut origin) = (Vec::new(), empty.clone());
+    let flush = |parts: &mut Vec<Value>, origin: &mut Origin, conversation: &mut Conversation| {
+        let (parts, origin) = (std::mem::take(parts), std::mem::replace(origin, empty.clone()));
+        if !parts.is_empty() {
+            conversation.push(json!({"role": role, "content": content(parts)}), origin);
+        }
+    };
     for (j, block) in blocks.into_iter().enumerate() {
         let path = format!("{path}.content[{j}]");
-        match block["type"].as_str().unwrap_or_default() {
+        let part = match block["type"].as_str().unwrap_or_default() {
             "tool_result" => {
-                if !parts.is_empty() {
-                    messages.push(json!({"role": role, "content": content(std::mem::take(&mut parts))}));
-                }
-                messages.push(tool_result(&block, &path)?);
+                flush(&mut parts, &mut origin, conversation);
+                let inner = (0..block["content"].as_array().map_or(0, Vec::len)).collect();
+                let of_result = Origin { content: format!("{path}.content"), parts: inner, path: path.clone(), calls: Vec::new() };
+                conversation.push(tool_result(&block, &path)?, of_result);
+                continue;
             }
-            "image" => parts.push(image(&block, &path)?),
-            "document" => parts.push(document(block)),
-            _ => parts.push(block),
-        }
+            "image" => image(&block, &path)?,
+            "document" => document(block, &mut conversation.documents),
+            _ => block,
+        };
+        parts.push(part);
+        origin.parts.push(j);
     }
-    if !parts.is_empty() {
-        messages.push(json!({"role": role, "content": content(parts)}));
-    }
+    flush(&mut parts, &mut origin, conversation);
     Ok(())
 }
 
@@ -184,21 +253,23 @@ fn image(block: &Value, path: &str) -> Result<Value, Failure> {
     Ok(part)
 }
 
-/// A document as a file or, where it is plain text, as text; others as they are.
-fn document(block: Value) -> Value {
+/// A document as a file or, where it is plain text, as text; others as they are. What that loses is kept beside.
+fn document(mut block: Value, documents: &mut Fields) -> Value {
     let text = |pointer: &str| block.pointer(pointer).and_then(Value::as_str);
-    let mut part = match (text("/source/type"), text("/source/data")) {
+    let (mut part, digest) = match (text("/source/type"), text("/source/data")) {
         (Some("base64"), Some(data)) => {
             let kind = text("/source/media_type").unwrap_or("application/pdf");
             let name = text("/title").unwrap_or("document.pdf");
-            json!({"type": "file", "file": {"filename": name, "file_data": format!("data:{kind};base64,{data}")}})
+            (json!({"type": "file", "file": {"filename": name, "file_data": format!("data:{kind};base64,{data}")}}), Digest::of(data))
         }
-        (Some("text"), Some(data)) => json!({"type": "text", "text": data}),
+        (Some("text"), Some(data)) => (json!({"type": "text", "text": data}), Digest::of(data)),
         _ => return block,
     };
     if let Some(control) = block.get("cache_control") {
         part["cache_control"] = control.clone();
     }
+    block["source"].as_object_mut().map(|source| source.shift_remove("data"));
+    documents.insert(digest.hex(), block);
     part
 }
 
@@ -228,10 +299,14 @@ fn tool_result(block: &Value, path: &str) -> Result<Value, Failure> {
     Ok(message)
 }
 
-fn tools(rest: &mut Fields, chat: &mut Fields) -> Result<(), Failure> {
+fn tools(rest: &mut Fields, chat: &mut Fields, side: &mut Fields) -> Result<(), Failure> {
     match rest.shift_remove("tools") {
         None => {}
         Some(Value::Array(tools)) => {
+            let more: Fields = tools.iter().filter_map(beyond_function).collect();
+            if !more.is_empty() {
+                side.insert("tools".into(), more.into());
+            }
             let tools: Vec<_> = tools.into_iter().enumerate().map(|(i, tool)| self::tool(i, tool)).collect::<Result<_, _>>()?;
             if !tools.is_empty() {
                 chat.insert("tools".into(), tools.into());
@@ -249,11 +324,24 @@ fn tools(rest: &mut Fields, chat: &mut Fields) -> Result<(), Failure> {
         (Some("tool"), None) => return Err(missing("tool_choice.name", "the tool to use is needed")),
         _ => return Err(wrong("tool_choice.type", "expected auto, any, tool or none")),
     };
+    // Without tools there is no choice; other providers refuse one.
+    if !chat.contains_key("tools") {
+        return Ok(());
+    }
     chat.insert("tool_choice".into(), written);
     if choice.get("disable_parallel_tool_use") == Some(&Value::Bool(true)) {
         chat.insert("parallel_tool_calls".into(), false.into());
     }
     Ok(())
+}
+
+/// What a custom tool has beyond a function, by its name.
+fn beyond_function(tool: &Value) -> Option<(String, Value)> {
+    let name = tool.get("name")?.as_str()?;
+    let custom = tool.get("type").is_none_or(|kind| kind.is_null() || kind == "custom");
+    let fields = tool.as_object()?.iter().filter(|(field, _)| custom && !OF_FUNCTION.contains(&field.as_str()));
+    let fields: Fields = fields.map(|(field, value)| (field.clone(), value.clone())).collect();
+    (!fields.is_empty()).then(|| (name.to_string(), fields.into()))
 }
 
 /// A custom tool as a function; the provider's own tools as they are.
@@ -279,10 +367,14 @@ fn tool(i: usize, tool: Value) -> Result<Value, Failure> {
     Ok(written)
 }
 
-/// `output_config` and `thinking` as `response_format` and `reasoning_effort`.
-fn output(rest: &mut Fields, chat: &mut Fields) -> Result<(), Failure> {
-    let config = rest.shift_remove("output_config").unwrap_or(Value::Null);
-    if let Some(format) = config.get("format").filter(|format| !format.is_null()) {
+/// `output_config` and `thinking` as `response_format` and `reasoning_effort`, and as they were.
+fn output(rest: &mut Fields, chat: &mut Fields, side: &mut Fields) -> Result<(), Failure> {
+    let mut config = match rest.shift_remove("output_config") {
+        None => Fields::new(),
+        Some(Value::Object(config)) => config,
+        Some(_) => return Err(wrong("output_config", "expected an object")),
+    };
+    if let Some(format) = config.shift_remove("format").filter(|format| !format.is_null()) {
         let schema = format.get("schema").filter(|schema| schema.is_object() && format["type"] == "json_schema");
         let schema = schema.ok_or_else(|| wrong("output_config.format", "expected {\"type\": \"json_schema\", \"schema\": …}"))?;
         chat.insert(
@@ -293,22 +385,27 @@ fn output(rest: &mut Fields, chat: &mut Fields) -> Result<(), Failure> {
     if let Some(effort) = config.get("effort").and_then(Value::as_str) {
         chat.insert("reasoning_effort".into(), if effort == "max" { "xhigh" } else { effort }.into());
     }
-    let thinking = rest.shift_remove("thinking").unwrap_or(Value::Null);
+    if !config.is_empty() {
+        side.insert("output_config".into(), config.into());
+    }
+    let Some(thinking) = rest.shift_remove("thinking") else { return Ok(()) };
     match thinking.get("type").and_then(Value::as_str) {
-        // How much to think is then the model's own choice.
-        None | Some("disabled" | "adaptive" | "between_tools") => {}
+        // How much to think is then the model's own choice. That thinking is off, only providers are told that can switch it off.
+        Some("disabled" | "adaptive" | "between_tools") => {}
         Some("enabled") => {
-            let budget = thinking.get("budget_tokens").and_then(Value::as_u64);
+            let budget = thinking.get("budget_tokens").filter(|budget| !budget.is_null());
             let budget = budget.ok_or_else(|| missing("thinking.budget_tokens", "thinking that is enabled has a budget"))?;
-            let effort = match budget {
-                ..4_096 => "low",
-                4_096..16_384 => "medium",
-                _ => "high",
+            let effort = match budget.as_u64() {
+                Some(MIN_BUDGET..4_096) => "low",
+                Some(4_096..16_384) => "medium",
+                Some(16_384..) => "high",
+                _ => return Err(wrong("thinking.budget_tokens", format!("expected a whole number from {MIN_BUDGET}"))),
             };
             chat.entry("reasoning_effort").or_insert(effort.into());
         }
-        Some(_) => return Err(wrong("thinking.type", "expected enabled, adaptive or disabled")),
+        _ => return Err(wrong("thinking.type", "expected enabled, adaptive, between_tools or disabled")),
     }
+    side.insert("thinking".into(), thinking);
     Ok(())
 }
 

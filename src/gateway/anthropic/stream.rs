@@ -2,14 +2,15 @@
 //! `message_stop`. Text and thinking blocks are open one at a time; tool blocks stay open to the end, because chat completions may
 //! write several of them in turn.
 
+use super::origins::Origins;
 use super::{error, reply};
 use crate::gateway::sse::{Encode, event, forwarded};
 use crate::inference::AnswerStream;
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
 use crate::types::chat::{ChatChunk, ChunkChoice};
-use crate::types::messages::{NATIVE_REASON, stop_reason, usage_to_messages};
-use serde_json::{Value, json};
+use crate::types::messages::{BLOCKS, NATIVE_REASON, signature_block, usage_to_messages};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// What has been written of a stream so far.
@@ -26,6 +27,10 @@ pub(super) struct Events {
     finish: Option<String>,
     native: Option<String>,
     stop_sequence: Value,
+    said: reply::Said,
+    /// Fields of the message that come beside its choices.
+    beside: Map<String, Value>,
+    origins: Origins,
 }
 
 /// A tool call; its block begins once its name is known.
@@ -39,7 +44,7 @@ struct Tool {
 }
 
 impl Events {
-    pub(super) fn new(request_id: String, model: String) -> Self {
+    pub(super) fn new(request_id: String, model: String, origins: Origins) -> Self {
         Events {
             request_id,
             model,
@@ -51,6 +56,9 @@ impl Events {
             finish: None,
             native: None,
             stop_sequence: Value::Null,
+            said: reply::Said::default(),
+            beside: Map::new(),
+            origins,
         }
     }
 
@@ -68,6 +76,8 @@ impl Events {
         for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
             self.choice(&choice, &mut out);
         }
+        let beside = chunk.extra.into_iter().filter(|(name, value)| reply::BESIDE.contains(&name.as_str()) && !value.is_null());
+        self.beside.extend(beside);
         out
     }
 
@@ -81,12 +91,20 @@ impl Events {
             self.thought(thought, out);
         }
         let refusal = delta.extra.get("refusal").and_then(Value::as_str);
+        self.said.refuses |= refusal.is_some_and(|text| !text.is_empty());
         for text in [delta.content.as_deref(), refusal].into_iter().flatten().filter(|text| !text.is_empty()) {
             let index = self.block("text", json!({"type": "text", "text": ""}), out);
             out.push_str(&added(index, json!({"type": "text_delta", "text": text})));
         }
+        if let Some(signature) = reply::signature(&delta.extra) {
+            self.put(&signature_block("", signature), out);
+        }
         for call in delta.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+            self.said.calls = true;
             self.tool(call, out);
+        }
+        for block in delta.extra.get(BLOCKS).and_then(Value::as_array).into_iter().flatten() {
+            self.other(block, out);
         }
         if let Some(finish) = &choice.finish_reason {
             self.finish = Some(finish.clone());
@@ -122,14 +140,47 @@ impl Events {
     /// The end of a thinking block: its signature, or a block whose thoughts are not shown.
     fn thought(&mut self, thought: &Value, out: &mut String) {
         if thought["type"] == "redacted_thinking" {
-            self.close(out);
-            let index = self.begin(thought.clone(), out);
-            out.push_str(&stopped(index));
+            self.put(thought, out);
             return;
         }
         let index = self.block("thinking", json!({"type": "thinking", "thinking": "", "signature": ""}), out);
         out.push_str(&added(index, json!({"type": "signature_delta", "signature": thought.get("signature").unwrap_or(&json!(""))})));
         self.close(out);
+    }
+
+    /// A whole block of a list that SDKs number.
+    fn put(&mut self, block: &Value, out: &mut String) {
+        self.close(out);
+        let mut block = block.clone();
+        block.as_object_mut().map(|block| block.shift_remove("index"));
+        let index = self.begin(block, out);
+        out.push_str(&stopped(index));
+    }
+
+    /// A block of a message that is more than a chat completion can say. Text, thinking and calls were written as they came, and the
+    /// end of a text brings its citations; other providers' parts have no type.
+    fn other(&mut self, block: &Value, out: &mut String) {
+        match block.get("type").and_then(Value::as_str) {
+            None | Some("thinking" | "redacted_thinking" | "tool_use") => {}
+            Some("text") => {
+                let citations = block.get("citations").and_then(Value::as_array).into_iter().flatten();
+                if let Some((index, "text")) = self.open {
+                    citations.for_each(|citation| out.push_str(&added(index, json!({"type": "citations_delta", "citation": citation}))));
+                    self.close(out);
+                }
+            }
+            // Clients put the input of a call together from its deltas.
+            Some("server_tool_use" | "mcp_tool_use") => {
+                self.close(out);
+                let mut empty = block.clone();
+                let input = std::mem::replace(&mut empty["input"], json!({}));
+                empty.as_object_mut().map(|block| block.shift_remove("index"));
+                let index = self.begin(empty, out);
+                out.push_str(&added(index, json!({"type": "input_json_delta", "partial_json": input.to_string()})));
+                out.push_str(&stopped(index));
+            }
+            Some(_) => self.put(block, out),
+        }
     }
 
     fn close(&mut self, out: &mut String) {
@@ -142,6 +193,9 @@ impl Events {
         let number = call.get("index").and_then(Value::as_u64).unwrap_or(self.tools.len() as u64);
         let text = |pointer: &str| call.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let mut tool = self.tools.remove(&number).unwrap_or_default();
+        if let Some(signature) = reply::signature_of_call(call) {
+            self.put(&signature, out);
+        }
         if tool.block.is_none() {
             tool.id.push_str(text("/id"));
             tool.name.push_str(text("/function/name"));
@@ -190,16 +244,18 @@ impl Encode for Events {
         for tool in std::mem::take(&mut self.tools).into_values() {
             out.push_str(&tool.block.map(stopped).unwrap_or_default());
         }
-        let reason = stop_reason(self.finish.as_deref().unwrap_or("stop"), self.native.as_deref());
+        let reason = self.said.reason(self.finish.as_deref(), self.native.as_deref());
         let usage = usage_to_messages(&stream.usage().cloned().unwrap_or_default());
-        let delta = json!({"stop_reason": reason, "stop_sequence": self.stop_sequence});
+        let mut delta =
+            Map::from_iter([("stop_reason".to_string(), json!(reason)), ("stop_sequence".to_string(), self.stop_sequence.take())]);
+        delta.append(&mut self.beside);
         out.push_str(&event("message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage})));
         out.push_str(&event("message_stop", &json!({"type": "message_stop"})));
         out
     }
 
     fn failed(&mut self, failure: &Failure) -> String {
-        event("error", &error::body(failure.code(), &failure.told(), Some(&self.request_id)))
+        event("error", &error::body(failure.code(), &self.origins.text(failure), Some(&self.request_id)))
     }
 
     fn keep_alive(&self) -> &'static str {

@@ -1,5 +1,6 @@
 //! Who may pass. The rule comes from the route table; a matched path without a rule is refused. One caller is resolved from
-//! whichever header the key came in, before any rule is looked at; two different keys are refused.
+//! whichever header the key came in, before any rule is looked at; two different keys are refused. An empty value is no key: SDKs
+//! send the header of a key that was not set.
 
 use crate::access::Caller;
 use crate::gateway::Gateway;
@@ -35,6 +36,9 @@ pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: N
 }
 
 async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {
+    if let Some(caller) = gateway.app.keys.recall(&key)? {
+        return Ok(caller);
+    }
     let keys = gateway.app.keys.clone();
     let looked_up = tokio::task::spawn_blocking(move || keys.authenticate(&key)).await;
     let looked_up = looked_up.map_err(|_| Failure::new(Code::INTERNAL, "the key could not be looked up"))?;
@@ -43,21 +47,24 @@ async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {
 
 /// The one key that the headers present, in any of their forms.
 fn presented_key(headers: &HeaderMap) -> Result<String, Failure> {
+    let not_bearer = || Failure::on(Code::INVALID_KEY, "authorization", "the Authorization header is not \"Bearer KEY\"");
     let mut keys = Vec::new();
     for value in headers.get_all(header::AUTHORIZATION) {
         let text = value.to_str().unwrap_or("").trim();
-        let bearer = text.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
-        let Some(key) = bearer.filter(|key| !key.is_empty()) else {
-            let failure = Failure::on(Code::INVALID_KEY, "authorization", "the Authorization header is not \"Bearer KEY\"");
-            return Err(failure);
-        };
-        keys.push(key.to_string());
+        let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
+        if !scheme.eq_ignore_ascii_case("bearer") && !text.is_empty() {
+            return Err(not_bearer());
+        }
+        keys.push(key.trim().to_string());
     }
     for value in KEY_HEADERS.iter().flat_map(|name| headers.get_all(name)) {
-        keys.push(value.to_str().unwrap_or("").trim().to_string());
+        // What is no text is a key that nobody has.
+        keys.push(value.to_str().unwrap_or("?").trim().to_string());
     }
+    keys.retain(|key| !key.is_empty());
     keys.dedup();
     match keys.as_slice() {
+        [] if headers.contains_key(header::AUTHORIZATION) => Err(not_bearer()),
         [] => {
             let failure = Failure::new(Code::MISSING_KEY, "no API key was sent");
             Err(failure.with_hint("send \"Authorization: Bearer KEY\"; `refit key create NAME` makes a key"))
@@ -84,5 +91,13 @@ mod tests {
         assert_eq!(presented(&[("api-key", "k1"), ("x-api-key", "k2")]), Err("invalid_request"));
         assert_eq!(presented(&[("authorization", "Basic k1")]), Err("invalid_api_key"));
         assert_eq!(presented(&[]), Err("missing_api_key"));
+    }
+
+    #[test]
+    fn an_empty_value_is_no_key() {
+        assert_eq!(presented(&[("authorization", "Bearer k1"), ("x-api-key", ""), ("api-key", " ")]).as_deref(), Ok("k1"));
+        assert_eq!(presented(&[("authorization", "Bearer "), ("x-api-key", "k1")]).as_deref(), Ok("k1"));
+        assert_eq!(presented(&[("authorization", "Bearer ")]), Err("invalid_api_key"));
+        assert_eq!(presented(&[("x-api-key", "")]), Err("missing_api_key"));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::gateway::Gateway;
 use crate::gateway::error::{ApiError, in_messages};
+use crate::gateway::openai::models::VERSION_HEADER;
 use crate::types::ids::new_id;
 use crate::types::{Code, Failure};
 use axum::extract::{MatchedPath, Request, State};
@@ -14,18 +15,24 @@ use std::panic::AssertUnwindSafe;
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Anthropic's clients read the id of a request here.
 const ANTHROPIC_HEADER: HeaderName = HeaderName::from_static("request-id");
-/// Paths that are answered in Anthropic's protocol.
+/// Paths that are answered in Anthropic's protocol, and those that both protocols have.
 const MESSAGES: &str = "/v1/messages";
+const MODELS: &str = "/v1/models";
 
 /// Id of the request: the `x-request-id` of the reply and the id of its log row. Never the client's own.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
+impl RequestId {
+    /// The header of the reply that names it.
+    pub const HEADER: HeaderName = HEADER;
+}
+
 /// See the file.
 pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
     let id = new_id("req");
     let path = request.extensions().get::<MatchedPath>().map_or("unmatched".to_string(), |path| path.as_str().to_string());
-    let messages = request.uri().path().starts_with(MESSAGES);
+    let messages = speaks_messages(&request);
     request.extensions_mut().insert(RequestId(id.clone()));
     // Nothing that a handler shares can be left half-changed: it lives in the store or behind poison-tolerant locks.
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -44,6 +51,12 @@ pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Ne
         response.headers_mut().insert(HEADER, value);
     }
     response
+}
+
+/// Whether the caller speaks Anthropic's protocol.
+fn speaks_messages(request: &Request) -> bool {
+    let path = request.uri().path();
+    path.starts_with(MESSAGES) || (path.starts_with(MODELS) && request.headers().contains_key(VERSION_HEADER))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A chat request's fields, checked before anything is done with them: types and ranges as the OpenAI API reference gives them, the
 //! field at fault named as a path. Fields that are not in the table travel on as they are.
 
+use super::names::Names;
 use crate::types::chat::ChatRequest;
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Failure};
@@ -112,7 +113,28 @@ pub fn completion(mut fields: Map<String, Value>) -> Result<Completion, Failure>
     }
     let echo = (echo == Some(Value::Bool(true))).then(|| prompt.clone());
     fields.insert("messages".into(), serde_json::json!([{"role": "user", "content": prompt}]));
-    Ok(Completion { chat: chat(fields)?, echo })
+    let chat = chat(fields).map_err(|failure| completion_names().told(failure))?;
+    Ok(Completion { chat, echo })
+}
+
+/// What the parts of an older completion's chat request are called in it.
+pub fn completion_names() -> Names {
+    let mut names = Names::default();
+    for (chat, own) in [("messages", "prompt"), ("messages[0]", "prompt"), ("messages[0].content", "prompt")] {
+        names.add(chat, own);
+    }
+    names.add("top_logprobs", "logprobs");
+    names.add("max_completion_tokens", "max_tokens");
+    names
+}
+
+/// Checks `metadata` alone, for a body in which it is not the chat request's.
+///
+/// # Errors
+/// [`Code::INVALID_VALUE`].
+pub fn metadata(fields: &Map<String, Value>) -> Result<(), Failure> {
+    let given = fields.get("metadata").filter(|metadata| !metadata.is_null());
+    given.map_or(Ok(()), |metadata| check("metadata", &Kind::Metadata, metadata))
 }
 
 const EMBEDDING_FIELDS: &[(&str, Kind)] =
@@ -160,6 +182,8 @@ fn checked(fields: &Map<String, Value>, table: &[(&str, Kind)]) -> Result<(), Fa
 fn model(fields: &Map<String, Value>) -> Result<(), Failure> {
     match fields.get("model") {
         None => Err(missing("model", "the name of a route or a model is needed")),
+        // The name is written to logs and error messages.
+        Some(Value::String(text)) if text.chars().any(char::is_control) => Err(wrong("model", "control characters are not taken")),
         Some(Value::String(text)) if (1..=MAX_MODEL_BYTES).contains(&text.len()) => Ok(()),
         Some(Value::String(_)) => Err(wrong("model", format!("expected 1 to {MAX_MODEL_BYTES} bytes"))),
         Some(other) => Err(expected("model", "a text", other)),
@@ -434,6 +458,8 @@ mod tests {
             ("messages", json!("hi")),
             ("model", json!("")),
             ("model", json!(7)),
+            ("model", json!("openai/a\nWARN forged")),
+            ("model", json!("openai/\u{1b}[31m")),
             ("top_logprobs", json!(21)),
             ("presence_penalty", json!(3)),
             ("tools", json!({})),

@@ -20,7 +20,7 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
     let (gateway, ask, check::Completion { chat, echo }) = entry.read(|fields, _| check::completion(fields)).await?;
     let encoder = Texts { wants_usage: chat.wants_usage(), echo: echo.clone(), begun: Vec::new() };
     let whole = move |answer: crate::inference::Answer| whole(&answer.response, echo.as_deref().unwrap_or(""));
-    answer::chat(&gateway, ask, chat, whole, encoder).await
+    answer::chat(&gateway, ask, chat, whole, encoder).await.map_err(|ApiError(failure)| check::completion_names().told(failure).into())
 }
 
 fn whole(response: &ChatResponse, echo: &str) -> Value {
@@ -75,8 +75,9 @@ impl Encode for Texts {
             if let Some(echo) = self.echo.as_ref().filter(|_| !self.begun.contains(&choice.index)) {
                 text.insert_str(0, echo);
             }
-            self.begun.push(choice.index);
-            self.begun.dedup();
+            if !self.begun.contains(&choice.index) {
+                self.begun.push(choice.index);
+            }
             if !text.is_empty() || choice.finish_reason.is_some() {
                 let logprobs = logprobs(choice.extra.get("logprobs"));
                 choices.push(json!({"text": text, "index": choice.index, "logprobs": logprobs, "finish_reason": choice.finish_reason}));
@@ -97,6 +98,8 @@ impl Encode for Texts {
     }
 
     fn failed(&mut self, failure: &Failure) -> String {
-        data(&failure.to_json())
+        let (param, message) = check::completion_names().words(failure);
+        let code = failure.code();
+        data(&json!({"error": {"message": message, "type": code.kind, "param": param, "code": code.name}}))
     }
 }

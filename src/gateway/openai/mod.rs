@@ -1,9 +1,36 @@
 //! The OpenAI-compatible API under `/v1`.
 
 pub mod azure;
+pub mod batches;
 pub mod chat;
 pub mod check;
 pub mod completions;
 pub mod embeddings;
+pub mod files;
 pub mod models;
+pub mod names;
 pub mod responses;
+
+use crate::types::ids::is_safe_name;
+use crate::types::{Code, Failure};
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use serde_json::{Value, json};
+
+/// The id of a path; what cannot be one names nothing.
+fn id_of(id: Result<Path<String>, PathRejection>, what: &str) -> Result<String, Failure> {
+    let id = id.ok().map(|Path(id)| id).filter(|id| is_safe_name(id));
+    id.ok_or_else(|| Failure::new(Code::UNKNOWN_NAME, format!("no {what} has such an id")))
+}
+
+/// A list as OpenAI's clients page through it.
+fn page(data: Vec<Value>, more: bool) -> Value {
+    let (first, last) = (data.first().map(|item| item["id"].clone()), data.last().map(|item| item["id"].clone()));
+    json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
+}
+
+/// Work on the store, off the threads that answer.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the work broke off: {error}"))))
+}

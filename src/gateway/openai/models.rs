@@ -8,22 +8,35 @@ use crate::types::error::did_you_mean;
 use crate::types::ids::is_safe_name;
 use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
+
+/// Header that Anthropic's clients name their protocol's version in.
+pub const VERSION_HEADER: &str = "anthropic-version";
 
 /// The list.
 pub async fn list(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
     let data: Vec<_> = listed(gateway).await?.iter().map(|listed| written(listed, &headers)).collect();
     let (first, last) = (data.first().map(|m| m["id"].clone()), data.last().map(|m| m["id"].clone()));
-    Ok(Json(json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": false})))
+    let mut list = json!({"data": data, "first_id": first, "last_id": last, "has_more": false});
+    if !headers.contains_key(VERSION_HEADER) {
+        list["object"] = "list".into();
+    }
+    Ok(Json(list))
 }
 
 /// One of them. The id may hold slashes, percent-encoded or not.
-pub async fn show(State(gateway): State<Gateway>, Path(id): Path<String>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
-    if !is_safe_name(&id) {
+pub async fn show(
+    State(gateway): State<Gateway>,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    // What does not decode to a text is no name either.
+    let Some(Path(id)) = id.ok().filter(|Path(id)| is_safe_name(id)) else {
         return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", "no model has such a name").into());
-    }
+    };
     let all = listed(gateway).await?;
     let Some(found) = all.iter().find(|listed| listed.id == id) else {
         let nearest = did_you_mean(&id, all.iter().map(|listed| listed.id.as_str()));
@@ -40,8 +53,9 @@ async fn listed(gateway: Gateway) -> Result<Vec<Listed>, Failure> {
 
 /// A model in the shape of the caller's protocol, which Anthropic's clients name in a header.
 fn written(listed: &Listed, headers: &HeaderMap) -> Value {
-    if headers.contains_key("anthropic-version") {
-        return json!({"type": "model", "id": listed.id, "display_name": listed.id, "created_at": rfc3339(listed.created_at)});
+    if headers.contains_key(VERSION_HEADER) {
+        return json!({"type": "model", "id": listed.id, "display_name": listed.id, "created_at": rfc3339(listed.created_at),
+            "lifecycle": "active"});
     }
     json!({"id": listed.id, "object": "model", "created": listed.created_at / 1000, "owned_by": listed.owner})
 }

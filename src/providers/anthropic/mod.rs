@@ -11,7 +11,7 @@ use super::http::{Auth, Http, Service};
 use super::upstream::{self, Source};
 use super::{Call, ModelInfo, Native, PieceStream, Protocol, Provider, ProviderError, Reply};
 use crate::config::{ProviderConfig, Secret};
-use crate::types::messages::VERSIONS;
+use crate::types::messages::{VERSIONS, is_foreign};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
@@ -19,6 +19,10 @@ use serde_json::{Map, Value};
 pub const KEY_VARIABLE: &str = "ANTHROPIC_API_KEY";
 /// Where the service is.
 pub const BASE_URL: &str = "https://api.anthropic.com";
+
+/// Fields of a request whose tokens can be counted (MessageCountTokensParams).
+const COUNTED: [&str; 10] =
+    ["model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control", "prefill", "speed"];
 
 /// The provider.
 pub struct Anthropic {
@@ -41,7 +45,10 @@ impl Anthropic {
     /// The body, the version it is written in, and whether it is the caller's own.
     fn body(&self, call: Call, source: &Source, streamed: bool) -> Result<(Map<String, Value>, &'static str, bool), ProviderError> {
         let (mut body, version, native) = match call.native {
-            Some(Native { protocol: Protocol::Messages, version, body }) => (body, version, true),
+            Some(Native { protocol: Protocol::Messages, version, mut body }) => {
+                body.get_mut("messages").into_iter().for_each(without_foreign);
+                (body, version, true)
+            }
             _ => (request::of_chat(call.request, self.version, source)?, self.version, false),
         };
         body.insert("model".into(), call.model.into());
@@ -51,6 +58,17 @@ impl Anthropic {
         }
         Ok((body, version, native))
     }
+}
+
+/// Takes other providers' thoughts out of a conversation that went on here; the service would refuse them.
+fn without_foreign(messages: &mut Value) {
+    let Value::Array(messages) = messages else { return };
+    messages.retain_mut(|message| {
+        let Some(blocks) = message.get_mut("content").and_then(Value::as_array_mut) else { return true };
+        let before = blocks.len();
+        blocks.retain(|block| !is_foreign(block));
+        blocks.len() == before || !blocks.is_empty()
+    });
 }
 
 impl Provider for Anthropic {
@@ -78,8 +96,11 @@ impl Provider for Anthropic {
     fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
-            let (mut body, version, _) = self.body(call, &source, false)?;
-            body.shift_remove("max_tokens");
+            let (mut body, version, native) = self.body(call, &source, false)?;
+            match native {
+                true => drop(body.shift_remove("max_tokens")),
+                false => body.retain(|name, _| COUNTED.contains(&name.as_str())),
+            }
             let headers = [("anthropic-version", version.to_string())];
             let counted: Value = self.http.post_json("/v1/messages/count_tokens", &headers, &Value::Object(body), &source).await?;
             counted.get("input_tokens").and_then(Value::as_u64).ok_or_else(|| source.broken("the reply holds no input_tokens"))

@@ -1,8 +1,9 @@
-//! A message read as a chat completion. Thinking becomes `reasoning_content` (and, with its signature, `thinking_blocks`), blocks
-//! that chat completions do not know stay in `content_blocks`, and the provider's own stop reason in `native_finish_reason`.
+//! A message read as a chat completion. Thinking becomes `reasoning_content` (and, with its signature, `thinking_blocks`). Where that
+//! and text and calls do not say everything (server tools, citations, thinking between texts), `content_blocks` holds all blocks in
+//! their order; the provider's own stop reason is in `native_finish_reason`.
 
 use crate::types::chat::{ChatResponse, Choice, Content, Message};
-use crate::types::messages::{NATIVE_REASON, finish_reason, usage_of_messages};
+use crate::types::messages::{BLOCKS, NATIVE_REASON, finish_reason, fits_chat, usage_of_messages};
 use crate::types::time::now_ms;
 use serde_json::{Map, Value, json};
 
@@ -42,30 +43,26 @@ fn rest(message: &Value) -> Map<String, Value> {
 
 fn message(blocks: &[Value]) -> Message {
     let (mut text, mut thinking) = (String::new(), String::new());
-    let (mut calls, mut thoughts, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut calls, mut thoughts) = (Vec::new(), Vec::new());
     for block in blocks {
         let field = |name: &str| block.get(name).and_then(Value::as_str).unwrap_or_default();
         match field("type") {
-            "text" => {
-                text.push_str(field("text"));
-                if block.get("citations").is_some_and(|citations| !citations.is_null()) {
-                    others.push(block.clone());
-                }
-            }
+            "text" => text.push_str(field("text")),
             "thinking" => {
                 thinking.push_str(field("thinking"));
                 thoughts.push(block.clone());
             }
             "redacted_thinking" => thoughts.push(block.clone()),
             "tool_use" => calls.push(tool_call(block)),
-            _ => others.push(block.clone()),
+            _ => {}
         }
     }
     let mut extra = Map::new();
     if !thinking.is_empty() {
         extra.insert("reasoning_content".into(), thinking.into());
     }
-    for (name, list) in [("thinking_blocks", thoughts), ("tool_calls", calls), ("content_blocks", others)] {
+    let all = if fits_chat(blocks) { Vec::new() } else { blocks.to_vec() };
+    for (name, list) in [("thinking_blocks", thoughts), ("tool_calls", calls), (BLOCKS, all)] {
         if !list.is_empty() {
             extra.insert(name.into(), list.into());
         }

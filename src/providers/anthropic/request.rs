@@ -1,11 +1,13 @@
 //! A chat completion written as a Messages request. What would change the answer and has no counterpart is refused by name; hints
-//! without one (`seed`, `store`, `prompt_cache_key`) are left out; fields that are not in a table here are sent on as they are.
+//! without one (`seed`, `store`, `prompt_cache_key`) are left out; fields that are not in a table here are sent on as they are. What a
+//! message request had beyond a chat request comes back from [`SIDE`].
 
 use crate::providers::upstream::Source;
 use crate::providers::{ProviderError, openai};
-use crate::types::Code;
 use crate::types::chat::{ChatRequest, Content, Message};
-use crate::types::messages::takes_sampling;
+use crate::types::json::{MAX_VALUES, read};
+use crate::types::messages::{SIDE, blocks_of, is_foreign, takes_sampling};
+use crate::types::{Code, Digest};
 use serde_json::{Map, Value, json};
 
 /// Tokens of a reply where the caller sets no limit: the protocol demands one.
@@ -26,9 +28,16 @@ type Body = Map<String, Value>;
 pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> Result<Body, ProviderError> {
     let refuse = Refuse { source };
     let mut extra = request.extra;
+    let mut side = match extra.shift_remove(SIDE) {
+        Some(Value::Object(side)) => side,
+        _ => Body::new(),
+    };
     let mut body = Body::new();
     body.insert("max_tokens".into(), request.max_completion_tokens.or(request.max_tokens).unwrap_or(MAX_TOKENS).into());
-    let (system, messages) = conversation(&request.messages, &refuse)?;
+    let (system, mut messages) = conversation(&request.messages, &refuse)?;
+    if let Some(Value::Object(documents)) = side.shift_remove("documents") {
+        restore(&mut messages, &documents);
+    }
     if let Some(system) = system {
         body.insert("system".into(), system);
     }
@@ -59,7 +68,10 @@ pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> R
         body.insert("stop_sequences".into(), stop.texts().into());
     }
     tools(&mut body, &mut extra, &refuse)?;
-    output(&mut body, &mut extra, &refuse)?;
+    if let Some(Value::Object(tools)) = side.shift_remove("tools") {
+        complete(&mut body, &tools);
+    }
+    output(&mut body, &mut extra, &mut side, &refuse)?;
     if let Some(Value::String(user)) = extra.shift_remove("user") {
         body.insert("metadata".into(), json!({"user_id": user}));
     }
@@ -68,7 +80,40 @@ pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> R
     }
     HINTS.iter().chain(openai::OWN_FIELDS.iter()).for_each(|name| drop(extra.shift_remove(*name)));
     body.extend(extra);
+    for (name, value) in side {
+        body.entry(name).or_insert(value);
+    }
     Ok(body)
+}
+
+/// Documents as they were written, found by their content: a file or a text says less.
+fn restore(messages: &mut [Value], documents: &Body) {
+    let blocks = messages.iter_mut().filter_map(|message| message.get_mut("content")?.as_array_mut()).flatten();
+    for block in blocks {
+        let pointer = match block.get("type").and_then(Value::as_str) {
+            Some("text") => "/text",
+            Some("document") => "/source/data",
+            _ => continue,
+        };
+        let Some(Value::String(data)) = block.pointer(pointer) else { continue };
+        let Some(mut document) = documents.get(&Digest::of(data).hex()).cloned() else { continue };
+        if let Some(Value::Object(source)) = document.get_mut("source") {
+            source.insert("data".into(), data.as_str().into());
+            *block = document;
+        }
+    }
+}
+
+/// What the tools of a message request had beyond a function, by their names.
+fn complete(body: &mut Body, more: &Body) {
+    for tool in body.get_mut("tools").and_then(Value::as_array_mut).into_iter().flatten() {
+        let fields = tool["name"].as_str().and_then(|name| more.get(name)).and_then(Value::as_object).cloned();
+        if let (Some(fields), Some(tool)) = (fields, tool.as_object_mut()) {
+            for (name, value) in fields {
+                tool.entry(name).or_insert(value);
+            }
+        }
+    }
 }
 
 /// Errors that name a field.
@@ -162,12 +207,17 @@ fn tool(i: usize, tool: Value, refuse: &Refuse<'_>) -> Result<Value, ProviderErr
     Ok(written)
 }
 
-/// Structured output and effort, which share `output_config`.
-fn output(body: &mut Body, extra: &mut Body, refuse: &Refuse<'_>) -> Result<(), ProviderError> {
-    let mut config = match extra.shift_remove("output_config") {
-        Some(Value::Object(config)) => config,
-        _ => Body::new(),
-    };
+/// Structured output and effort, which share `output_config`. Effort and thinking of a message request win over the effort that was
+/// made of them.
+fn output(body: &mut Body, extra: &mut Body, side: &mut Body, refuse: &Refuse<'_>) -> Result<(), ProviderError> {
+    let mut config = Body::new();
+    for own in [extra.shift_remove("output_config"), side.shift_remove("output_config")] {
+        if let Some(Value::Object(own)) = own {
+            config.extend(own);
+        }
+    }
+    let thinking = side.get("thinking").and_then(|thinking| thinking.get("type")).and_then(Value::as_str);
+    let decided = config.contains_key("effort") || matches!(thinking, Some("enabled" | "disabled"));
     let format = extra.shift_remove("response_format").unwrap_or(Value::Null);
     match format.get("type").and_then(Value::as_str) {
         None | Some("text") => {}
@@ -185,6 +235,7 @@ fn output(body: &mut Body, extra: &mut Body, refuse: &Refuse<'_>) -> Result<(), 
     }
     match extra.shift_remove("reasoning_effort").as_ref().and_then(Value::as_str) {
         None => {}
+        Some(_) if decided => {}
         Some("none") => drop(body.insert("thinking".into(), json!({"type": "disabled"}))),
         Some(effort) => {
             let effort = if effort == "minimal" { "low" } else { effort };
@@ -283,11 +334,17 @@ pub(in crate::providers) fn data_url(url: &str) -> Option<(&str, &str)> {
 }
 
 fn assistant(message: &Message, path: &str, refuse: &Refuse<'_>) -> Result<Vec<Value>, ProviderError> {
+    if let Some(mut blocks) = blocks_of(message) {
+        blocks.retain(|block| !(is_foreign(block) || block["type"] == "text" && block["text"] == ""));
+        return Ok(blocks);
+    }
     // Thinking comes first, with its signature, or upstream refuses the turn.
     let mut blocks = match message.extra.get("thinking_blocks") {
-        Some(Value::Array(blocks)) => blocks.clone(),
+        Some(Value::Array(blocks)) => blocks.iter().filter(|block| !is_foreign(block)).cloned().collect(),
         _ => Vec::new(),
     };
+    // Positions are a stream's.
+    blocks.iter_mut().filter_map(Value::as_object_mut).for_each(|block| drop(block.shift_remove("index")));
     blocks.extend(content(message, path, refuse)?);
     if let Some(Value::String(refusal)) = message.extra.get("refusal") {
         blocks.push(json!({"type": "text", "text": refusal}));
@@ -297,7 +354,7 @@ fn assistant(message: &Message, path: &str, refuse: &Refuse<'_>) -> Result<Vec<V
         let path = format!("{path}.tool_calls[{i}].function");
         let arguments = call.pointer("/function/arguments").and_then(Value::as_str).unwrap_or_default();
         let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
-        let input: Value = serde_json::from_str(arguments).map_err(|_| refuse.wrong(format!("{path}.arguments"), "is not valid JSON"))?;
+        let input = read(arguments.as_bytes(), MAX_VALUES).map_err(|_| refuse.wrong(format!("{path}.arguments"), "is not valid JSON"))?;
         let name = call.pointer("/function/name").filter(|name| name.is_string());
         let name = name.ok_or_else(|| refuse.wrong(format!("{path}.name"), "is missing"))?;
         blocks.push(json!({"type": "tool_use", "id": call["id"], "name": name, "input": input}));

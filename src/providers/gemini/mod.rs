@@ -19,6 +19,9 @@ pub const KEY_VARIABLE: &str = "GEMINI_API_KEY";
 /// Where the service is.
 pub const BASE_URL: &str = "https://generativelanguage.googleapis.com/v1beta";
 
+/// Inputs that one `batchEmbedContents` takes.
+const MAX_BATCH: usize = 100;
+
 /// The provider.
 pub struct Gemini {
     http: Http,
@@ -41,7 +44,7 @@ impl Provider for Gemini {
     fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
-            let body = Value::Object(request::of_chat(call.request, &source)?);
+            let body = Value::Object(request::of_chat(call.request, &call.model, &source)?);
             let answer: Value = self.http.post_json(&path(&call.model, "generateContent"), &[], &body, &source).await?;
             let response = reply::to_chat(&answer, &call.model).map_err(|what| source.broken(what))?;
             Ok(response.into())
@@ -51,7 +54,7 @@ impl Provider for Gemini {
     fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
-            let body = Value::Object(request::of_chat(call.request, &source)?);
+            let body = Value::Object(request::of_chat(call.request, &call.model, &source)?);
             let response = self.http.post(&path(&call.model, "streamGenerateContent?alt=sse"), &[], &body, &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), Events { reader: reply::Reader::new(&call.model) }).await
         })
@@ -60,7 +63,7 @@ impl Provider for Gemini {
     fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
-            let mut request = request::of_chat(call.request, &source)?;
+            let mut request = request::of_chat(call.request, &call.model, &source)?;
             request.insert("model".into(), format!("models/{}", call.model.strip_prefix("models/").unwrap_or(&call.model)).into());
             let body = json!({"generateContentRequest": request});
             let counted: Value = self.http.post_json(&path(&call.model, "countTokens"), &[], &body, &source).await?;
@@ -76,23 +79,24 @@ impl Provider for Gemini {
                 error.param = Some("input".into());
                 return Err(error);
             };
-            let model = format!("models/{}", call.model.strip_prefix("models/").unwrap_or(&call.model));
-            let one = |text: &&str| {
-                let mut request = json!({"model": model, "content": {"parts": [{"text": text}]}});
-                if let Some(dimensions) = call.request.dimensions {
-                    request["outputDimensionality"] = dimensions.into();
-                }
-                request
-            };
-            let body = json!({"requests": texts.iter().map(one).collect::<Vec<_>>()});
-            let answer: Value = self.http.post_json(&path(&call.model, "batchEmbedContents"), &[], &body, &source).await?;
-            let vectors = answer.get("embeddings").and_then(Value::as_array).into_iter().flatten();
-            let vectors: Option<Vec<Vec<f64>>> =
-                vectors.map(|vector| vector.get("values")?.as_array()?.iter().map(Value::as_f64).collect()).collect();
-            let vectors = vectors.filter(|vectors| vectors.len() == texts.len());
-            let vectors = vectors.ok_or_else(|| source.broken("the reply does not hold one vector an input"))?;
-            // The service counts no tokens here in most versions; nothing is made up.
-            let tokens = answer.pointer("/usageMetadata/promptTokenCount").and_then(Value::as_u64).unwrap_or(0);
+            let frame = request::embedding(&call.request, &call.model);
+            let (mut vectors, mut tokens) = (Vec::with_capacity(texts.len()), 0);
+            for batch in texts.chunks(MAX_BATCH) {
+                let one = |text: &&str| {
+                    let mut request = frame.clone();
+                    request.insert("content".into(), json!({"parts": [{"text": text}]}));
+                    Value::Object(request)
+                };
+                let body = json!({"requests": batch.iter().map(one).collect::<Vec<_>>()});
+                let answer: Value = self.http.post_json(&path(&call.model, "batchEmbedContents"), &[], &body, &source).await?;
+                let found = answer.get("embeddings").and_then(Value::as_array).into_iter().flatten();
+                let found: Option<Vec<Vec<f64>>> =
+                    found.map(|vector| vector.get("values")?.as_array()?.iter().map(Value::as_f64).collect()).collect();
+                let found = found.filter(|found| found.len() == batch.len());
+                vectors.extend(found.ok_or_else(|| source.broken("the reply does not hold one vector an input"))?);
+                // The service counts no tokens here in most versions; nothing is made up.
+                tokens += answer.pointer("/usageMetadata/promptTokenCount").and_then(Value::as_u64).unwrap_or(0);
+            }
             Ok(EmbeddingResponse::of(call.model, vectors, tokens))
         })
     }
@@ -123,7 +127,8 @@ impl Decode for Events {
         if value.get("error").is_some_and(|error| !error.is_null()) {
             return Err(upstream::from_body(502, &value, source));
         }
-        Ok(self.reader.event(&value).into_iter().map(Piece::from).collect())
+        let chunks = self.reader.event(&value).map_err(|what| source.broken(what))?;
+        Ok(chunks.into_iter().map(Piece::from).collect())
     }
 
     /// The stream has no last event; it ends.

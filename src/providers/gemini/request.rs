@@ -6,6 +6,9 @@ use crate::providers::upstream::Source;
 use crate::providers::{ProviderError, openai};
 use crate::types::Code;
 use crate::types::chat::{ChatRequest, Content, Message};
+use crate::types::embeddings::EmbeddingRequest;
+use crate::types::json::{MAX_VALUES, read};
+use crate::types::messages::{SIDE, signature_of};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -25,17 +28,63 @@ const HINTS: &[&str] = &[
 /// Fields without any counterpart.
 const UNKNOWN: &[&str] = &["logit_bias", "audio", "functions", "function_call", "web_search_options"];
 
+/// Stands for a signature that nobody has: the call was made by another model. (Gemini API, "Thought signatures".)
+const NO_SIGNATURE: &str = "skip_thought_signature_validator";
+
 type Body = Map<String, Value>;
+
+/// What a request for one vector holds beside its content.
+pub(super) fn embedding(request: &EmbeddingRequest, model: &str) -> Body {
+    let mut body = request.extra.clone();
+    HINTS.iter().chain(openai::OWN_FIELDS.iter()).for_each(|name| drop(body.shift_remove(*name)));
+    body.insert("model".into(), format!("models/{}", model.strip_prefix("models/").unwrap_or(model)).into());
+    if let Some(dimensions) = request.dimensions {
+        body.insert("outputDimensionality".into(), dimensions.into());
+    }
+    body
+}
+
+/// The generation of a model: `2.5` of `gemini-2.5-flash` is 2. Names that follow the newest model count as 3.
+fn generation(model: &str) -> Option<u32> {
+    let name = model.strip_prefix("models/").unwrap_or(model).strip_prefix("gemini-")?;
+    if name.ends_with("-latest") && !name.starts_with(|first: char| first.is_ascii_digit()) {
+        return Some(3);
+    }
+    name.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// How much to think. Models before the third generation take tokens, later ones a level; Google's own OpenAI surface has the same
+/// numbers. Pro models cannot be told not to think.
+fn thinking(effort: &str, model: &str) -> Value {
+    let pro = model.contains("-pro");
+    if generation(model).is_some_and(|generation| generation < 3) {
+        let budget = match effort {
+            "none" if pro => 128,
+            "none" => return json!({"thinkingBudget": 0}),
+            "minimal" | "low" => 1_024,
+            "medium" => 8_192,
+            _ => 24_576,
+        };
+        return json!({"thinkingBudget": budget, "includeThoughts": effort != "none"});
+    }
+    let level = match effort {
+        "none" if generation(model).is_none() => return json!({"thinkingBudget": 0}),
+        "none" | "minimal" => return json!({"thinkingLevel": if pro { "LOW" } else { "MINIMAL" }, "includeThoughts": effort != "none"}),
+        "max" => "XHIGH".to_string(),
+        other => other.to_uppercase(),
+    };
+    json!({"thinkingLevel": level, "includeThoughts": true})
+}
 
 /// The body.
 ///
 /// # Errors
 /// [`Code::UNSUPPORTED`] or [`Code::INVALID_VALUE`] naming the field.
-pub(super) fn of_chat(request: ChatRequest, source: &Source) -> Result<Body, ProviderError> {
+pub(super) fn of_chat(request: ChatRequest, model: &str, source: &Source) -> Result<Body, ProviderError> {
     let refuse = Refuse { source };
     let mut extra = request.extra;
     let mut body = Body::new();
-    let (system, contents) = conversation(&request.messages, &refuse)?;
+    let (system, contents) = conversation(&request.messages, model, &refuse)?;
     if !system.is_empty() {
         body.insert("systemInstruction".into(), json!({"parts": system}));
     }
@@ -68,7 +117,7 @@ pub(super) fn of_chat(request: ChatRequest, source: &Source) -> Result<Body, Pro
     set("frequencyPenalty", extra.shift_remove("frequency_penalty"));
     set("responseLogprobs", extra.shift_remove("logprobs").filter(|wanted| wanted == &Value::Bool(true)));
     set("logprobs", extra.shift_remove("top_logprobs"));
-    output(&mut config, &mut extra, &refuse)?;
+    output(&mut config, &mut extra, model, &refuse)?;
     if !config.is_empty() {
         body.insert("generationConfig".into(), config.into());
     }
@@ -98,7 +147,7 @@ impl Refuse<'_> {
 }
 
 /// Structured output and thinking.
-fn output(config: &mut Body, extra: &mut Body, refuse: &Refuse<'_>) -> Result<(), ProviderError> {
+fn output(config: &mut Body, extra: &mut Body, model: &str, refuse: &Refuse<'_>) -> Result<(), ProviderError> {
     let format = extra.shift_remove("response_format").unwrap_or(Value::Null);
     match format.get("type").and_then(Value::as_str) {
         None | Some("text") => {}
@@ -112,12 +161,10 @@ fn output(config: &mut Body, extra: &mut Body, refuse: &Refuse<'_>) -> Result<()
         Some(_) => return Err(refuse.unsupported("response_format.type")),
     }
     let effort = extra.shift_remove("reasoning_effort");
-    let thinking = match effort.as_ref().and_then(Value::as_str) {
-        None => return Ok(()),
-        Some("none") => json!({"thinkingBudget": 0}),
-        Some(effort) => json!({"thinkingLevel": effort.to_uppercase(), "includeThoughts": true}),
-    };
-    config.entry("thinkingConfig").or_insert(thinking);
+    let disabled = extra.get(SIDE).and_then(|side| side.pointer("/thinking/type")).is_some_and(|kind| kind == "disabled");
+    if let Some(effort) = effort.as_ref().and_then(Value::as_str).or(disabled.then_some("none")) {
+        config.entry("thinkingConfig").or_insert_with(|| thinking(effort, model));
+    }
     Ok(())
 }
 
@@ -166,7 +213,7 @@ fn tools(body: &mut Body, extra: &mut Body, refuse: &Refuse<'_>) -> Result<(), P
 }
 
 /// The system parts and the turns; neighbours of the same role are one turn.
-fn conversation(messages: &[Message], refuse: &Refuse<'_>) -> Result<(Vec<Value>, Vec<Value>), ProviderError> {
+fn conversation(messages: &[Message], model: &str, refuse: &Refuse<'_>) -> Result<(Vec<Value>, Vec<Value>), ProviderError> {
     let mut system = Vec::new();
     let mut turns: Vec<(&str, Vec<Value>)> = Vec::new();
     let mut called: HashMap<String, Value> = HashMap::new();
@@ -178,7 +225,13 @@ fn conversation(messages: &[Message], refuse: &Refuse<'_>) -> Result<(Vec<Value>
                 continue;
             }
             "user" => ("user", content(message, &path, refuse)?),
-            "assistant" => ("model", assistant(message, &path, &mut called, refuse)?),
+            "assistant" => {
+                let mut parts = assistant(message, &path, &mut called, refuse)?;
+                if generation(model).is_some_and(|generation| generation >= 3) {
+                    excuse(&mut parts);
+                }
+                ("model", parts)
+            }
             "tool" => ("user", vec![function_response(message, &path, &called, refuse)?]),
             other => return Err(refuse.wrong(format!("{path}.role"), &format!("Gemini models know no role \"{other}\""))),
         };
@@ -226,11 +279,25 @@ fn part(part: &Value, path: &str, refuse: &Refuse<'_>) -> Result<Value, Provider
 
 fn assistant(message: &Message, path: &str, called: &mut HashMap<String, Value>, refuse: &Refuse<'_>) -> Result<Vec<Value>, ProviderError> {
     let mut parts = content(message, path, refuse)?;
+    // Of a caller of the Messages API, who has them in blocks of their own.
+    let carried = message.extra.get("thinking_blocks").and_then(Value::as_array);
+    let carried: HashMap<&str, &str> = carried.into_iter().flatten().filter_map(signature_of).collect();
+    // Where Google's own OpenAI surface keeps it.
+    let signature = |kept: Option<&Value>, call: &str| {
+        let kept = kept.and_then(|kept| kept.pointer("/google/thought_signature")).cloned();
+        kept.or_else(|| carried.get(call).map(|signature| json!(signature)))
+    };
+    if let Some(signature) = signature(message.extra.get("extra_content"), "") {
+        match parts.last_mut() {
+            Some(last) => last["thoughtSignature"] = signature,
+            None => parts.push(json!({"text": "", "thoughtSignature": signature})),
+        }
+    }
     let calls = message.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
     for (i, call) in calls.enumerate() {
         let path = format!("{path}.tool_calls[{i}].function");
         let arguments = call.pointer("/function/arguments").and_then(Value::as_str).filter(|text| !text.trim().is_empty()).unwrap_or("{}");
-        let args: Value = serde_json::from_str(arguments).map_err(|_| refuse.wrong(format!("{path}.arguments"), "is not valid JSON"))?;
+        let args = read(arguments.as_bytes(), MAX_VALUES).map_err(|_| refuse.wrong(format!("{path}.arguments"), "is not valid JSON"))?;
         let name = call.pointer("/function/name").filter(|name| name.is_string());
         let name = name.ok_or_else(|| refuse.wrong(format!("{path}.name"), "is missing"))?;
         let mut part = json!({"functionCall": {"name": name, "args": args}});
@@ -238,13 +305,22 @@ fn assistant(message: &Message, path: &str, called: &mut HashMap<String, Value>,
             called.insert(id.to_string(), name.clone());
             part["functionCall"]["id"] = id.into();
         }
-        // Where Google's own OpenAI surface keeps it.
-        if let Some(signature) = call.pointer("/extra_content/google/thought_signature") {
-            part["thoughtSignature"] = signature.clone();
+        let id = call.get("id").and_then(Value::as_str).unwrap_or_default();
+        if let Some(signature) = signature(call.get("extra_content"), id) {
+            part["thoughtSignature"] = signature;
         }
         parts.push(part);
     }
     Ok(parts)
+}
+
+/// Marks the first call of a turn whose calls have no signature at all: the model refuses it otherwise. Of parallel calls only the
+/// first has one.
+fn excuse(parts: &mut [Value]) {
+    let signed = parts.iter().any(|part| part.get("functionCall").is_some() && part.get("thoughtSignature").is_some());
+    if let Some(first) = parts.iter_mut().find(|part| part.get("functionCall").is_some() && !signed) {
+        first["thoughtSignature"] = NO_SIGNATURE.into();
+    }
 }
 
 /// A tool's answer: the protocol wants the function's name, which the call of that id had.
@@ -253,10 +329,57 @@ fn function_response(message: &Message, path: &str, called: &HashMap<String, Val
     let name = called.get(id).or_else(|| message.extra.get("name"));
     let name = name.ok_or_else(|| refuse.wrong(format!("{path}.tool_call_id"), "no call before it has this id"))?;
     let text = message.plain_text();
-    let response = match serde_json::from_str::<Value>(&text) {
+    let failed = message.extra.get("is_error") == Some(&Value::Bool(true));
+    let response = match read(text.as_bytes(), MAX_VALUES) {
+        Ok(value) if failed => json!({"error": value}),
+        Err(_) if failed => json!({"error": text}),
         Ok(object @ Value::Object(_)) => object,
         Ok(other) => json!({"result": other}),
         Err(_) => json!({"result": text}),
     };
-    Ok(json!({"functionResponse": {"id": id, "name": name, "response": response}}))
+    let mut written = json!({"functionResponse": {"id": id, "name": name, "response": response}});
+    let mut media = Vec::new();
+    for (i, part) in content(message, path, refuse)?.into_iter().enumerate().filter(|(_, part)| part.get("text").is_none()) {
+        if part.get("inlineData").is_none() {
+            return Err(refuse.wrong(format!("{path}.content[{i}]"), "a function's result takes data:MEDIA-TYPE;base64,DATA here"));
+        }
+        media.push(part);
+    }
+    if !media.is_empty() {
+        written["functionResponse"]["parts"] = media.into();
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_much_to_think_is_told_as_each_generation_takes_it() {
+        assert_eq!(
+            ["gemini-2.5-flash", "models/gemini-3-pro-preview", "gemini-flash-latest", "tuned"].map(generation),
+            [Some(2), Some(3), Some(3), None]
+        );
+        let of = |effort: &str, model: &str| {
+            let config = thinking(effort, model);
+            config.get("thinkingBudget").or(config.get("thinkingLevel")).cloned().expect("one of them")
+        };
+        let efforts = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+        assert_eq!(efforts.map(|effort| of(effort, "gemini-2.5-flash")), [0, 1_024, 1_024, 8_192, 24_576, 24_576, 24_576].map(Value::from));
+        let levels = ["MINIMAL", "MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH", "XHIGH"];
+        assert_eq!(efforts.map(|effort| of(effort, "gemini-3-flash")), levels.map(Value::from));
+        assert_eq!((of("none", "gemini-2.5-pro"), of("none", "gemini-3-pro"), of("none", "tuned")), (json!(128), json!("LOW"), json!(0)));
+    }
+
+    #[test]
+    fn a_call_without_signature_is_excused_once_a_turn() {
+        let call = || json!({"functionCall": {"name": "f"}});
+        let mut parts = [json!({"text": "x"}), call(), call()];
+        excuse(&mut parts);
+        assert_eq!((&parts[1]["thoughtSignature"], parts[2].get("thoughtSignature")), (&json!(NO_SIGNATURE), None));
+        let mut signed = [call(), json!({"functionCall": {}, "thoughtSignature": "s"})];
+        excuse(&mut signed);
+        assert!(signed[0].get("thoughtSignature").is_none());
+    }
 }

@@ -35,11 +35,22 @@ pub(super) fn body(mut request: ChatRequest, model: String, streamed: bool, quir
     request.messages = results(std::mem::take(&mut request.messages));
     for message in &mut request.messages {
         OWN_MESSAGE_FIELDS.iter().for_each(|field| drop(message.extra.shift_remove(*field)));
+        // Signatures are for Gemini alone, which some services have behind this protocol.
+        if !request.model.contains("gemini") {
+            without_signatures(message);
+        }
     }
     if !quirks.cache_control {
         without_cache_control(&mut request);
     }
     serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail")
+}
+
+fn without_signatures(message: &mut Message) {
+    message.extra.shift_remove("extra_content");
+    for call in message.extra.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+        call.as_object_mut().map(|call| call.shift_remove("extra_content"));
+    }
 }
 
 /// What a model thought before it called tools, for services that want it back.

@@ -32,11 +32,12 @@ def provider_reply(fixture):
         "anthropic": (strict.anthropic_reply, strict.anthropic_event),
         "gemini": (strict.gemini_reply, strict.gemini_reply),
     }.get(provider, (strict.openai_reply, strict.openai_chunk))
-    # Azure's first chunk leaves its object empty, as the service does.
+    # Azure's first chunk leaves its object empty, as the service does; an error inside a success is in no vendor's types.
     events = [data for _, data in reply.get("events", []) if data != "[DONE]" and data.get("object") != ""]
+    events = [data for data in events if "error" not in data or provider == "anthropic"]
     for data in events:
         event(data)
-    if "body" in reply:
+    if "body" in reply and "error" not in reply["body"]:
         whole(reply["body"])
 
 

@@ -1,6 +1,6 @@
 //! A chat completion written as a response object.
 
-use super::request::sealed;
+use super::seal;
 use crate::types::chat::{ChatResponse, Choice, Usage};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
@@ -34,21 +34,24 @@ const ECHOED: &[(&str, &str)] = &[
 pub(super) struct Frame {
     id: String,
     created_at: i64,
+    /// What the caller calls the model.
+    pub(super) asked_model: String,
     echoed: Map<String, Value>,
-    /// Thoughts are handed out to be sent back.
-    seals: bool,
 }
 
 impl Frame {
-    pub(super) fn new(mut request: Map<String, Value>) -> Self {
-        let include = request.get("include").and_then(Value::as_array);
-        let seals = include.is_some_and(|include| include.iter().any(|item| item == "reasoning.encrypted_content"));
+    pub(super) fn new(mut request: Map<String, Value>, asked_model: &str) -> Self {
         let mut echoed = Map::new();
         for (name, default) in ECHOED {
             let default = || serde_json::from_str(default).expect("the defaults of this file are JSON");
             echoed.insert((*name).into(), request.shift_remove(*name).unwrap_or_else(default));
         }
-        Frame { id: new_id("resp"), created_at: now_ms() / 1000, echoed, seals }
+        for tool in echoed.get_mut("tools").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+            // Fields that a function always has in a response.
+            tool.entry("parameters").or_insert(Value::Null);
+            tool.entry("strict").or_insert(false.into());
+        }
+        Frame { id: new_id("resp"), created_at: now_ms() / 1000, asked_model: asked_model.into(), echoed }
     }
 
     /// The response object in one of its states.
@@ -72,14 +75,12 @@ impl Frame {
 
     /// The response object of an answer, by why it ended.
     pub(super) fn ended(&self, model: &str, finish: &str, output: Vec<Value>, usage: Option<&Usage>) -> Value {
-        let reason = match finish {
-            "length" => Some("max_output_tokens"),
-            "content_filter" => Some("content_filter"),
-            _ => None,
-        };
+        let reason = cut(finish);
         let mut object = self.object(if reason.is_some() { "incomplete" } else { "completed" }, model, output);
         if let Some(reason) = reason {
             object.insert("incomplete_details".into(), json!({"reason": reason}));
+        } else {
+            object.insert("completed_at".into(), json!(now_ms() / 1000));
         }
         object.insert("usage".into(), usage.map_or(Value::Null, self::usage));
         object.into()
@@ -96,45 +97,66 @@ impl Frame {
     fn output(&self, choice: &Choice) -> Vec<Value> {
         let extra = &choice.message.extra;
         let text = |name: &str| extra.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let calls = extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        let calls: Vec<_> = calls.map(|call| (call_id(call), call)).collect();
+        let mut signed = seal::of_message(extra);
+        signed.extend(calls.iter().filter_map(|(id, call)| seal::of_call(id, call)));
         let mut output = Vec::new();
-        let thoughts = extra.get("thinking_blocks");
-        if let Some(summary) = text("reasoning_content").or_else(|| text("reasoning")) {
-            output.push(self.reasoning(&new_id("rs"), summary, thoughts));
-        } else if thoughts.is_some() {
-            output.push(self.reasoning(&new_id("rs"), "", thoughts));
+        let summary = text("reasoning_content").or_else(|| text("reasoning"));
+        if summary.is_some() || !signed.is_empty() {
+            output.push(reasoning(&new_id("rs"), summary.unwrap_or_default(), &signed));
         }
         let mut parts = Vec::new();
         let said = choice.message.plain_text();
-        let calls = extra.get("tool_calls").and_then(Value::as_array);
         if !said.is_empty() {
             parts.push(output_text(&said, logprobs(choice.extra.get("logprobs"))));
         }
         if let Some(refusal) = text("refusal") {
             parts.push(json!({"type": "refusal", "refusal": refusal}));
         }
-        if parts.is_empty() && calls.is_none_or(Vec::is_empty) {
+        if parts.is_empty() && calls.is_empty() {
             parts.push(output_text("", Vec::new()));
         }
         if !parts.is_empty() {
-            let cut = matches!(choice.finish_reason.as_deref(), Some("length" | "content_filter"));
-            output.push(message(&new_id("msg"), if cut { "incomplete" } else { "completed" }, parts));
+            output.push(message(&new_id("msg"), "completed", parts));
         }
-        for call in calls.into_iter().flatten() {
+        for (id, call) in &calls {
             let text = |pointer: &str| call.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            output.push(function_call(&new_id("fc"), "completed", [text("/id"), text("/function/name"), text("/function/arguments")]));
+            output.push(function_call(&new_id("fc"), "completed", [id, text("/function/name"), text("/function/arguments")]));
+        }
+        // What was being written when the answer was cut.
+        if choice.finish_reason.as_deref().and_then(cut).is_some()
+            && let Some(last) = output.last_mut()
+        {
+            last["status"] = "incomplete".into();
         }
         output
     }
+}
 
-    /// A reasoning item.
-    pub(super) fn reasoning(&self, id: &str, summary: &str, thoughts: Option<&Value>) -> Value {
-        let parts = if summary.is_empty() { Vec::new() } else { vec![json!({"type": "summary_text", "text": summary})] };
-        let mut item = json!({"id": id, "type": "reasoning", "summary": parts});
-        if let Some(thoughts) = thoughts.filter(|_| self.seals) {
-            item["encrypted_content"] = sealed(thoughts).into();
-        }
-        item
+/// Why a response is incomplete, by why its answer ended.
+pub(super) fn cut(finish: &str) -> Option<&'static str> {
+    match finish {
+        "length" => Some("max_output_tokens"),
+        "content_filter" => Some("content_filter"),
+        _ => None,
     }
+}
+
+/// The id of a call; one of our own where the provider gave none, because its output has to name it.
+pub(super) fn call_id(call: &Value) -> String {
+    let id = call.get("id").and_then(Value::as_str).filter(|id| !id.is_empty());
+    id.map_or_else(|| new_id("call"), str::to_string)
+}
+
+/// A reasoning item. What is signed comes sealed, asked for or not: nothing is kept here, and the next turn needs it.
+pub(super) fn reasoning(id: &str, summary: &str, signed: &[Value]) -> Value {
+    let parts = if summary.is_empty() { Vec::new() } else { vec![json!({"type": "summary_text", "text": summary})] };
+    let mut item = json!({"id": id, "type": "reasoning", "summary": parts});
+    if let Some(sealed) = seal::sealed(signed) {
+        item["encrypted_content"] = sealed.into();
+    }
+    item
 }
 
 /// A message item.

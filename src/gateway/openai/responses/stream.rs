@@ -1,7 +1,9 @@
-//! Chat chunks written as the events of a streamed response. Items begin in the order in which they are first heard of; reasoning
-//! ends when something else begins, messages and calls at the end of the stream.
+//! Chat chunks written as the events of a streamed response. Items begin in the order in which they are first heard of, calls once
+//! their name is known; reasoning ends when something else begins, messages and calls at the end of the stream.
 
-use super::reply::{Frame, function_call, logprobs, message, output_text};
+use super::reply::{self, Frame, call_id, cut, function_call, logprobs, message, output_text};
+use super::seal;
+use crate::gateway::openai::names::Names;
 use crate::gateway::sse::{Encode, event};
 use crate::inference::AnswerStream;
 use crate::providers::Piece;
@@ -9,14 +11,18 @@ use crate::types::Failure;
 use crate::types::chat::{ChatChunk, ChunkChoice};
 use crate::types::ids::new_id;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// What has been written of a stream so far.
 pub(super) struct Events {
     frame: Frame,
+    names: Names,
     sequence: u64,
     started: bool,
     model: String,
     items: Vec<Item>,
+    /// Calls whose name is not known yet, by their number.
+    nameless: BTreeMap<u64, Call>,
     finish: Option<String>,
 }
 
@@ -30,15 +36,33 @@ struct Item {
 }
 
 enum Kind {
+    /// With what is signed.
     Reasoning(Vec<Value>),
+    /// With its probabilities.
     Text(Vec<Value>),
     Refusal,
-    Call { number: u64, call_id: String, name: String },
+    Call {
+        number: u64,
+        call: Call,
+    },
 }
 
+#[derive(Default)]
+struct Call {
+    id: String,
+    name: String,
+    /// Arguments that came before the name.
+    early: String,
+    /// What the provider adds to it.
+    extra: Option<Value>,
+}
+
+const REASONING: fn(&Kind) -> bool = |kind| matches!(kind, Kind::Reasoning(_));
+
 impl Events {
-    pub(super) fn new(frame: Frame) -> Self {
-        Events { frame, sequence: 0, started: false, model: String::new(), items: Vec::new(), finish: None }
+    pub(super) fn new(frame: Frame, names: Names) -> Self {
+        let model = frame.asked_model.clone();
+        Events { frame, names, sequence: 0, started: false, model, items: Vec::new(), nameless: BTreeMap::new(), finish: None }
     }
 
     /// One event, with its number.
@@ -55,8 +79,10 @@ impl Events {
         if std::mem::replace(&mut self.started, true) {
             return String::new();
         }
-        self.model = model.to_string();
-        let response = self.frame.object("in_progress", model, Vec::new());
+        if !model.is_empty() {
+            self.model = model.to_string();
+        }
+        let response = self.frame.object("in_progress", &self.model, Vec::new());
         let mut out = self.write("response.created", json!({"response": response.clone()}));
         out.push_str(&self.write("response.in_progress", json!({"response": response})));
         out
@@ -74,15 +100,10 @@ impl Events {
         let delta = &choice.delta;
         let text = |name: &str| delta.extra.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         if let Some(thought) = text("reasoning_content").or_else(|| text("reasoning")) {
-            let at = self.item(|kind| matches!(kind, Kind::Reasoning(_)), || Kind::Reasoning(Vec::new()), out);
+            let at = self.item(REASONING, || Kind::Reasoning(Vec::new()), out);
             self.say(at, thought, Vec::new(), out);
         }
-        if let Some(Value::Array(blocks)) = delta.extra.get("thinking_blocks") {
-            let at = self.item(|kind| matches!(kind, Kind::Reasoning(_)), || Kind::Reasoning(Vec::new()), out);
-            if let Kind::Reasoning(thoughts) = &mut self.items[at].kind {
-                thoughts.extend(blocks.iter().cloned());
-            }
-        }
+        self.sign(seal::of_message(&delta.extra), out);
         if let Some(said) = delta.content.as_deref().filter(|text| !text.is_empty()) {
             let at = self.item(|kind| matches!(kind, Kind::Text(_)), || Kind::Text(Vec::new()), out);
             self.say(at, said, logprobs(choice.extra.get("logprobs")), out);
@@ -118,30 +139,41 @@ impl Events {
         };
         let (id, at) = (new_id(prefix), self.items.len());
         let begun = match &kind {
-            Kind::Reasoning(_) => self.frame.reasoning(&id, "", None),
+            Kind::Reasoning(_) => reply::reasoning(&id, "", &[]),
             Kind::Text(_) | Kind::Refusal => message(&id, "in_progress", Vec::new()),
-            Kind::Call { call_id, name, .. } => function_call(&id, "in_progress", [call_id, name, ""]),
+            Kind::Call { call, .. } => function_call(&id, "in_progress", [&call.id, &call.name, ""]),
         };
         out.push_str(&self.write("response.output_item.added", json!({"output_index": at, "item": begun})));
         let part = match &kind {
-            Kind::Reasoning(_) => {
-                Some(("response.reasoning_summary_part.added", "summary_index", json!({"type": "summary_text", "text": ""})))
-            }
-            Kind::Text(_) => Some(("response.content_part.added", "content_index", output_text("", Vec::new()))),
-            Kind::Refusal => Some(("response.content_part.added", "content_index", json!({"type": "refusal", "refusal": ""}))),
-            Kind::Call { .. } => None,
+            Kind::Text(_) => Some(output_text("", Vec::new())),
+            Kind::Refusal => Some(json!({"type": "refusal", "refusal": ""})),
+            // A summary begins with its first word: thoughts may come without.
+            Kind::Reasoning(_) | Kind::Call { .. } => None,
         };
-        if let Some((event, index, part)) = part {
-            out.push_str(&self.write(event, json!({"item_id": id, "output_index": at, index: 0, "part": part})));
+        if let Some(part) = part {
+            let fields = json!({"item_id": id, "output_index": at, "content_index": 0, "part": part});
+            out.push_str(&self.write("response.content_part.added", fields));
         }
         self.items.push(Item { id, kind, text: String::new(), ended: None });
         at
     }
 
+    /// Keeps what is signed, for the reasoning item.
+    fn sign(&mut self, signed: Vec<Value>, out: &mut String) {
+        if signed.is_empty() {
+            return;
+        }
+        let at = self.item(REASONING, || Kind::Reasoning(Vec::new()), out);
+        if let Kind::Reasoning(so_far) = &mut self.items[at].kind {
+            so_far.extend(signed);
+        }
+    }
+
     fn say(&mut self, at: usize, text: &str, probabilities: Vec<Value>, out: &mut String) {
         let item = &mut self.items[at];
-        item.text.push_str(text);
         let id = item.id.clone();
+        let first = item.text.is_empty() && REASONING(&item.kind);
+        item.text.push_str(text);
         let (event, fields) = match &mut item.kind {
             Kind::Reasoning(_) => ("response.reasoning_summary_text.delta", json!({"summary_index": 0})),
             Kind::Text(all) => {
@@ -151,25 +183,63 @@ impl Events {
             Kind::Refusal => ("response.refusal.delta", json!({"content_index": 0})),
             Kind::Call { .. } => ("response.function_call_arguments.delta", json!({})),
         };
-        let fields = joined(json!({"item_id": id, "output_index": at, "delta": text}), fields);
+        let place = json!({"item_id": id, "output_index": at});
+        if first {
+            let part = json!({"summary_index": 0, "part": {"type": "summary_text", "text": ""}});
+            out.push_str(&self.write("response.reasoning_summary_part.added", joined(place.clone(), part)));
+        }
+        let fields = joined(place, joined(json!({"delta": text}), fields));
         out.push_str(&self.write(event, fields));
     }
 
-    fn call(&mut self, call: &Value, out: &mut String) {
-        let text = |pointer: &str| call.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let known = self.items.iter().filter(|item| matches!(item.kind, Kind::Call { .. })).count() as u64;
-        let wanted = call.get("index").and_then(Value::as_u64).unwrap_or(known);
-        let same = |kind: &Kind| matches!(kind, Kind::Call { number, .. } if *number == wanted);
-        let kind = || Kind::Call { number: wanted, call_id: text("/id").into(), name: text("/function/name").into() };
-        let at = self.item(same, kind, out);
+    fn call(&mut self, delta: &Value, out: &mut String) {
+        let text = |pointer: &str| delta.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let begun = self.items.iter().filter(|item| matches!(item.kind, Kind::Call { .. })).count();
+        let wanted = delta.get("index").and_then(Value::as_u64).unwrap_or((begun + self.nameless.len()) as u64);
+        let is_wanted = |item: &Item| matches!(item.kind, Kind::Call { number, .. } if number == wanted);
         let arguments = text("/function/arguments");
-        if !arguments.is_empty() {
-            self.say(at, arguments, Vec::new(), out);
+        if let Some(at) = self.items.iter().position(is_wanted) {
+            if !arguments.is_empty() {
+                self.say(at, arguments, Vec::new(), out);
+            }
+            if let Kind::Call { call, .. } = &self.items[at].kind {
+                let late = seal::of_call(&call.id, delta);
+                self.sign(late.into_iter().collect(), out);
+            }
+            return;
+        }
+        let call = self.nameless.entry(wanted).or_default();
+        for (so_far, new) in [(&mut call.id, text("/id")), (&mut call.name, text("/function/name"))] {
+            if !new.is_empty() {
+                *so_far = new.into();
+            }
+        }
+        call.early.push_str(arguments);
+        if let Some(extra) = delta.get("extra_content") {
+            call.extra = Some(extra.clone());
+        }
+        if !call.name.is_empty() {
+            self.begin_call(wanted, out);
+        }
+    }
+
+    /// Begins the item of a call, after the one that holds what is signed of it.
+    fn begin_call(&mut self, number: u64, out: &mut String) {
+        let Some(mut call) = self.nameless.remove(&number) else { return };
+        let told = json!({"id": call.id, "extra_content": call.extra.take()});
+        call.id = call_id(&told);
+        self.sign(seal::of_call(&call.id, &told).into_iter().collect(), out);
+        let early = std::mem::take(&mut call.early);
+        let at = self.begin(Kind::Call { number, call }, out);
+        if !early.is_empty() {
+            self.say(at, &early, Vec::new(), out);
         }
     }
 
     /// Ends an item that is still open.
     fn finish_item(&mut self, at: usize, out: &mut String) {
+        let is_cut = at + 1 == self.items.len() && self.finish.as_deref().and_then(cut).is_some();
+        let status = if is_cut { "incomplete" } else { "completed" };
         let item = &mut self.items[at];
         if item.ended.is_some() {
             return;
@@ -177,14 +247,16 @@ impl Events {
         let (id, text) = (item.id.clone(), item.text.clone());
         let place = json!({"item_id": id, "output_index": at});
         let (events, ended) = match &item.kind {
-            Kind::Reasoning(thoughts) => {
+            Kind::Reasoning(signed) => {
                 let part = json!({"summary_index": 0, "part": {"type": "summary_text", "text": text}});
-                let thoughts = (!thoughts.is_empty()).then(|| json!(thoughts));
-                let events = vec![
+                let mut events = vec![
                     ("response.reasoning_summary_text.done", json!({"summary_index": 0, "text": text})),
                     ("response.reasoning_summary_part.done", part),
                 ];
-                (events, self.frame.reasoning(&id, &text, thoughts.as_ref()))
+                if text.is_empty() {
+                    events.clear();
+                }
+                (events, reply::reasoning(&id, &text, signed))
             }
             Kind::Text(probabilities) => {
                 let part = output_text(&text, probabilities.clone());
@@ -192,7 +264,7 @@ impl Events {
                     ("response.output_text.done", json!({"content_index": 0, "text": text, "logprobs": probabilities})),
                     ("response.content_part.done", json!({"content_index": 0, "part": part})),
                 ];
-                (events, message(&id, "completed", vec![part]))
+                (events, message(&id, status, vec![part]))
             }
             Kind::Refusal => {
                 let part = json!({"type": "refusal", "refusal": text});
@@ -200,11 +272,11 @@ impl Events {
                     ("response.refusal.done", json!({"content_index": 0, "refusal": text})),
                     ("response.content_part.done", json!({"content_index": 0, "part": part})),
                 ];
-                (events, message(&id, "completed", vec![part]))
+                (events, message(&id, status, vec![part]))
             }
-            Kind::Call { call_id, name, .. } => {
-                let events = vec![("response.function_call_arguments.done", json!({"arguments": text, "name": name}))];
-                (events, function_call(&id, "completed", [call_id, name, &text]))
+            Kind::Call { call, .. } => {
+                let events = vec![("response.function_call_arguments.done", json!({"arguments": text, "name": call.name}))];
+                (events, function_call(&id, status, [&call.id, &call.name, &text]))
             }
         };
         item.ended = Some(ended.clone());
@@ -222,6 +294,9 @@ impl Encode for Events {
 
     fn end(&mut self, stream: &AnswerStream) -> String {
         let mut out = self.start(&stream.model);
+        for number in self.nameless.keys().copied().collect::<Vec<_>>() {
+            self.begin_call(number, &mut out);
+        }
         if self.items.iter().all(|item| matches!(item.kind, Kind::Reasoning(_))) {
             self.begin(Kind::Text(Vec::new()), &mut out);
         }
@@ -236,12 +311,19 @@ impl Encode for Events {
     }
 
     fn failed(&mut self, failure: &Failure) -> String {
-        let error = failure.to_json()["error"].take();
-        let mut out = self.write("error", json!({"code": error["code"], "message": error["message"], "param": error["param"]}));
+        // Clients refuse whatever comes before the beginning, and with it the reason.
+        let mut out = self.start("");
+        let (param, message) = self.names.words(failure);
+        out.push_str(&self.write("error", json!({"code": failure.code().name, "message": message, "param": param})));
         let output = self.items.iter().filter_map(|item| item.ended.clone()).collect();
         let mut response = self.frame.object("failed", &self.model, output);
-        let code = if failure.code().name == "rate_limit_exceeded" { "rate_limit_exceeded" } else { "server_error" };
-        response.insert("error".into(), json!({"code": code, "message": error["message"]}));
+        // The few words that a response has for it.
+        let code = match failure.code().kind {
+            "rate_limit_error" => "rate_limit_exceeded",
+            "invalid_request_error" => "invalid_prompt",
+            _ => "server_error",
+        };
+        response.insert("error".into(), json!({"code": code, "message": message}));
         out.push_str(&self.write("response.failed", json!({"response": response})));
         out
     }

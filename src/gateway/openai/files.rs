@@ -1,0 +1,161 @@
+//! `/v1/files`: upload, list, show, read back, delete. A file belongs to the project of the key that brought it; no other sees it.
+
+use crate::access::Caller;
+use crate::gateway::Gateway;
+use crate::gateway::body::Json;
+use crate::gateway::error::ApiError;
+use crate::gateway::query::Query;
+use crate::gateway::upload::{self, Upload};
+use crate::jobs::batch::INPUT_PURPOSE;
+use crate::store::files::{self, FileRow, Page};
+use crate::types::time::now_ms;
+use crate::types::{Code, Digest, Failure};
+use axum::body::{Body, Bytes};
+use axum::extract::multipart::{Multipart, MultipartRejection};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderName, Uri, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+/// What clients may upload files for.
+pub const PURPOSES: [&str; 6] = ["assistants", INPUT_PURPOSE, "evals", "fine-tune", "user_data", "vision"];
+/// Seconds that a file with an end may live.
+pub const EXPIRES_S: std::ops::RangeInclusive<i64> = 3_600..=2_592_000;
+/// Items of a page, at most and by default.
+const MAX_PAGE: usize = 10_000;
+const PIECE_BYTES: usize = 64 << 10;
+
+/// `POST /v1/files`.
+pub async fn create(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    parts: Result<Multipart, MultipartRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let parts = parts.map_err(|_| Failure::new(Code::INVALID_REQUEST, "expected multipart/form-data with the fields purpose and file"))?;
+    let store = gateway.app.store.clone();
+    let upload = upload::receive(parts, &store.uploads.incoming(), gateway.app.config.server.max_file_bytes).await?;
+    let (row, file) = checked(upload, &caller)?;
+    let made = super::blocking(move || Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)).await?;
+    Ok(Json(made.first().map(written).unwrap_or_default()))
+}
+
+fn checked(upload: Upload, caller: &Caller) -> Result<(FileRow, upload::Received), Failure> {
+    let Upload { texts, file } = upload;
+    let missing = |field: &str| Failure::on(Code::MISSING_FIELD, field, format!("{field} is missing"));
+    let purpose = texts.get("purpose").ok_or_else(|| missing("purpose"))?;
+    if !PURPOSES.contains(&purpose.as_str()) {
+        return Err(Failure::on(Code::INVALID_VALUE, "purpose", format!("purpose: expected one of {}", PURPOSES.join(", "))));
+    }
+    let anchor = texts.get("expires_after[anchor]").map(String::as_str);
+    let expires = expires_after(anchor, texts.get("expires_after[seconds]").map(|text| text.parse().ok()), "expires_after")?;
+    let file = file.ok_or_else(|| missing("file"))?;
+    let now = now_ms();
+    let row = FileRow {
+        id: files::new_file_id(),
+        project: caller.project.clone(),
+        filename: file.name.clone(),
+        purpose: purpose.clone(),
+        digest: Digest::of(b""),
+        size_bytes: 0,
+        created_by: caller.key_id.clone(),
+        created_at: now,
+        expires_at: expires.map(|seconds| now + seconds * 1000),
+    };
+    Ok((row, file))
+}
+
+/// The seconds of an `expires_after`; `seconds` holds none where it is no whole number.
+pub(super) fn expires_after(anchor: Option<&str>, seconds: Option<Option<i64>>, field: &str) -> Result<Option<i64>, Failure> {
+    match (anchor, seconds) {
+        (None, None) => Ok(None),
+        (Some("created_at"), Some(Some(seconds))) if EXPIRES_S.contains(&seconds) => Ok(Some(seconds)),
+        (Some("created_at"), Some(_)) => {
+            let message = format!("{field}.seconds: expected a whole number from {} to {}", EXPIRES_S.start(), EXPIRES_S.end());
+            Err(Failure::on(Code::INVALID_VALUE, format!("{field}.seconds"), message))
+        }
+        (Some("created_at"), None) => {
+            Err(Failure::on(Code::MISSING_FIELD, format!("{field}.seconds"), format!("{field}.seconds is missing")))
+        }
+        _ => Err(Failure::on(Code::INVALID_VALUE, format!("{field}.anchor"), format!("{field}.anchor: expected \"created_at\""))),
+    }
+}
+
+/// `GET /v1/files`.
+pub async fn list(State(gateway): State<Gateway>, Extension(caller): Extension<Caller>, uri: Uri) -> Result<Json<Value>, ApiError> {
+    let query = Query::of(&uri);
+    let (limit, ascending) = (query.limit(MAX_PAGE, MAX_PAGE)?, query.ascending()?);
+    let (after, purpose) = (query.after()?.map(str::to_string), query.text("purpose").map(str::to_string));
+    let store = gateway.app.store.clone();
+    let (rows, more) = super::blocking(move || {
+        let page = Page { purpose: purpose.as_deref(), after: after.as_deref(), limit, ascending };
+        Ok(files::list(store.db.as_ref(), &caller.project, &page)?)
+    })
+    .await?;
+    Ok(Json(super::page(rows.iter().map(written).collect(), more)))
+}
+
+/// `GET /v1/files/{id}`.
+pub async fn show(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(written(&found(&gateway, &caller, id).await?)))
+}
+
+/// `DELETE /v1/files/{id}`.
+pub async fn delete(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let id = super::id_of(id, "file")?;
+    let (store, named) = (gateway.app.store.clone(), id.clone());
+    super::blocking(move || Ok(files::delete(&store, &caller.project, &named)?)).await?;
+    Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
+}
+
+/// `GET /v1/files/{id}/content`: the bytes, as they were uploaded.
+pub async fn content(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let row = found(&gateway, &caller, id).await?;
+    let opened = tokio::fs::File::open(gateway.app.store.uploads.path(&row.digest)).await;
+    let opened = opened.map_err(|error| Failure::new(Code::STORAGE, format!("the bytes of {} cannot be read: {error}", row.id)))?;
+    let pieces = unfold(opened, |mut file| async move {
+        let mut piece = vec![0; PIECE_BYTES];
+        match file.read(&mut piece).await {
+            Ok(0) => None,
+            Ok(read) => {
+                piece.truncate(read);
+                Some((Ok(Bytes::from(piece)), file))
+            }
+            Err(error) => Some((Err(error), file)),
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_string()),
+        (header::CONTENT_LENGTH, row.size_bytes.to_string()),
+        // Whatever was uploaded is never shown as a page of this server.
+        (header::CONTENT_DISPOSITION, "attachment".to_string()),
+        (HeaderName::from_static("x-content-type-options"), "nosniff".to_string()),
+    ];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+async fn found(gateway: &Gateway, caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<FileRow, Failure> {
+    let id = super::id_of(id, "file")?;
+    let (store, project) = (gateway.app.store.clone(), caller.project.clone());
+    super::blocking(move || Ok(files::get(store.db.as_ref(), &project, &id)?)).await
+}
+
+fn written(row: &FileRow) -> Value {
+    json!({"id": row.id, "object": "file", "bytes": row.size_bytes, "created_at": row.created_at / 1000,
+        "expires_at": row.expires_at.map(|at| at / 1000), "filename": row.filename, "purpose": row.purpose,
+        "status": "processed", "status_details": null})
+}

@@ -1,0 +1,113 @@
+//! One line of a batch: asked until it has an answer that another try would not better.
+
+use super::check::Line;
+use super::{Endpoint, LineReply, LineRequest};
+use crate::access::Caller;
+use crate::types::ids::new_id;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+
+/// Tries of a line whose provider fails, and of one whose provider has too much to do.
+const TRIES: u32 = 4;
+const TRIES_WHEN_BUSY: u32 = 30;
+/// The first pause, which doubles with each try, and the longest.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is obeyed.
+const LONGEST_WISH: Duration = Duration::from_secs(600);
+
+/// What became of a line.
+#[derive(Debug, Clone)]
+pub(super) struct Outcome {
+    pub(super) custom_id: String,
+    what: Result<LineReply, (&'static str, String)>,
+}
+
+impl Outcome {
+    pub(super) fn answered(custom_id: String, reply: LineReply) -> Self {
+        Outcome { custom_id, what: Ok(reply) }
+    }
+
+    /// It was never asked, or cannot be.
+    pub(super) fn failed(custom_id: String, code: &'static str, message: impl Into<String>) -> Self {
+        Outcome { custom_id, what: Err((code, message.into())) }
+    }
+
+    /// The line of the output file.
+    pub(super) fn to_json(&self) -> Value {
+        let (response, error) = match &self.what {
+            Ok(reply) => (json!({"status_code": reply.status, "request_id": reply.request_id, "body": reply.body}), Value::Null),
+            Err((code, message)) => (Value::Null, json!({"code": code, "message": message})),
+        };
+        json!({"id": new_id("batch_req"), "custom_id": self.custom_id, "response": response, "error": error})
+    }
+}
+
+/// How lines are asked.
+#[derive(Clone)]
+pub(super) struct Asker {
+    pub(super) endpoint: Arc<dyn Endpoint>,
+    pub(super) caller: Caller,
+    pub(super) path: &'static str,
+    /// Shared by all batches; a line that waits for its next try holds none.
+    pub(super) slots: Arc<Semaphore>,
+    /// Becomes true when no further line is to be asked.
+    pub(super) halt: watch::Receiver<bool>,
+}
+
+impl Asker {
+    /// Asks a line; none when the batch was halted before it had its answer.
+    pub(super) async fn ask(self, line: Line) -> Option<Outcome> {
+        let mut halt = self.halt.clone();
+        for tries in 1.. {
+            let slot = tokio::select! {
+                biased;
+                _ = halt.wait_for(|halt| *halt) => return None,
+                slot = self.slots.clone().acquire_owned() => slot.ok()?,
+            };
+            let request = LineRequest { caller: self.caller.clone(), path: self.path, body: line.body.clone() };
+            let reply = self.endpoint.answer(request).await;
+            drop(slot);
+            let Some(pause) = pause(&reply, tries) else { return Some(Outcome::answered(line.custom_id, reply)) };
+            tokio::select! {
+                _ = halt.wait_for(|halt| *halt) => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        None
+    }
+}
+
+/// How long to wait before the next try; none when the answer stands. Half of a pause is random, so that lines that failed together
+/// do not come back together.
+fn pause(reply: &LineReply, tries: u32) -> Option<Duration> {
+    let most = match reply.status {
+        429 => TRIES_WHEN_BUSY,
+        408 | 500 | 502 | 503 | 504 => TRIES,
+        _ => return None,
+    };
+    if tries >= most {
+        return None;
+    }
+    let pause = PAUSE.saturating_mul(1 << (tries - 1).min(10)).min(LONGEST_PAUSE);
+    let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+    let wished = reply.retry_after_s.map(Duration::from_secs).unwrap_or_default().min(LONGEST_WISH);
+    Some(jittered.max(wished))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_pass_is_tried_again_and_nothing_for_ever() {
+        let reply = |status, retry_after_s| LineReply { status, request_id: String::new(), retry_after_s, body: Value::Null };
+        assert!([200, 400, 404, 422].iter().all(|status| pause(&reply(*status, None), 1).is_none()));
+        assert!(pause(&reply(502, None), 1).is_some() && pause(&reply(502, None), TRIES).is_none());
+        assert_eq!(pause(&reply(429, Some(7)), 1), Some(Duration::from_secs(7)));
+        assert!(pause(&reply(429, None), 29).is_some_and(|pause| pause <= LONGEST_PAUSE) && pause(&reply(429, None), 30).is_none());
+        assert_eq!(pause(&reply(503, Some(1 << 40)), 1), Some(LONGEST_WISH));
+    }
+}

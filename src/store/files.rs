@@ -1,0 +1,270 @@
+//! Rows of `files`: what clients uploaded and what batches wrote. The bytes lie in `uploads/` by digest and are removed with the last
+//! row that names them.
+
+use super::Store;
+use super::db::{Db, Row, Statement, StoreError, Value};
+use crate::types::Digest;
+use crate::types::time::now_ms;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// One file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FileRow {
+    /// `file-…`.
+    pub id: String,
+    /// Project (tenant) it belongs to; no other sees it.
+    pub project: String,
+    /// What its owner calls it; never a path here.
+    pub filename: String,
+    /// `batch`, `fine-tune`, …
+    pub purpose: String,
+    /// Of its bytes.
+    pub digest: Digest,
+    /// How many they are.
+    pub size_bytes: u64,
+    /// Key that made it.
+    pub created_by: String,
+    /// When it was made, milliseconds.
+    pub created_at: i64,
+    /// When it ends, milliseconds.
+    pub expires_at: Option<i64>,
+}
+
+/// Which part of a project's files is listed.
+#[derive(Debug, Clone, Default)]
+pub struct Page<'a> {
+    /// Only files of this purpose.
+    pub purpose: Option<&'a str>,
+    /// Only what comes after this file.
+    pub after: Option<&'a str>,
+    /// At most so many.
+    pub limit: usize,
+    /// Oldest first; newest first otherwise.
+    pub ascending: bool,
+}
+
+const COLUMNS: &str = "id, project, filename, purpose, digest, size_bytes, created_by, created_at, expires_at";
+
+/// A fresh id, `file-` and 32 hex digits: OpenAI's have a hyphen there, and some clients look for it.
+pub fn new_file_id() -> String {
+    format!("file-{}", Uuid::now_v7().simple())
+}
+
+/// Keeps bytes in place while a row comes or goes: without it, a deletion could take the bytes of a file that is just being made.
+fn guard() -> MutexGuard<'static, ()> {
+    static BYTES: Mutex<()> = Mutex::new(());
+    BYTES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes files out of finished temporary ones (see `Blobs::incoming`), together with what else `more` says, or not at all. The
+/// digests and sizes in the rows are filled in.
+///
+/// # Errors
+/// What the file system or the database says; [`StoreError::Conflict`] from `more`.
+pub fn create(store: &Store, mut files: Vec<(FileRow, std::path::PathBuf)>, more: Vec<Statement>) -> Result<Vec<FileRow>, StoreError> {
+    let _guard = guard();
+    let mut statements = Vec::new();
+    for (row, path) in &mut files {
+        row.size_bytes = std::fs::metadata(&*path).map_err(|source| StoreError::Io { path: path.clone(), source })?.len();
+        row.digest = store.uploads.adopt(path)?;
+        statements.push(insertion(row));
+    }
+    statements.extend(more);
+    let stored = store.db.batch(&statements);
+    let rows: Vec<_> = files.into_iter().map(|(row, _)| row).collect();
+    if let Err(error) = stored {
+        for row in &rows {
+            remove_unnamed(store, &row.digest)?;
+        }
+        return Err(error);
+    }
+    Ok(rows)
+}
+
+fn insertion(row: &FileRow) -> Statement {
+    let sql = format!("INSERT INTO files ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    let params = [
+        Value::from(&row.id),
+        (&row.project).into(),
+        (&row.filename).into(),
+        (&row.purpose).into(),
+        row.digest.into(),
+        row.size_bytes.into(),
+        (&row.created_by).into(),
+        row.created_at.into(),
+        row.expires_at.into(),
+    ];
+    Statement::new(sql, params)
+}
+
+/// A project's file that has not expired.
+///
+/// # Errors
+/// [`StoreError::Unknown`] when there is none of that id, or it is another project's.
+pub fn get(db: &dyn Db, project: &str, id: &str) -> Result<FileRow, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM files WHERE id = ? AND project = ? AND (expires_at IS NULL OR expires_at > ?)");
+    let found = db.query(&sql, &[id.into(), project.into(), now_ms().into()])?;
+    found.first().map(read).transpose()?.ok_or_else(|| unknown(id))
+}
+
+fn unknown(id: &str) -> StoreError {
+    StoreError::Unknown { what: "file", name: id.to_string(), nearest: String::new() }
+}
+
+/// One page of a project's files, and whether more follow.
+///
+/// # Errors
+/// [`StoreError::Unknown`] when `after` names none.
+pub fn list(db: &dyn Db, project: &str, page: &Page<'_>) -> Result<(Vec<FileRow>, bool), StoreError> {
+    let mut params: Vec<Value> = vec![project.into(), now_ms().into()];
+    let mut sql = format!("SELECT {COLUMNS} FROM files WHERE project = ? AND (expires_at IS NULL OR expires_at > ?)");
+    if let Some(purpose) = page.purpose {
+        sql.push_str(" AND purpose = ?");
+        params.push(purpose.into());
+    }
+    let (beyond, order) = if page.ascending { (">", "ASC") } else { ("<", "DESC") };
+    if let Some(after) = page.after {
+        let last = get(db, project, after)?;
+        sql.push_str(&format!(" AND (created_at {beyond} ? OR (created_at = ? AND id {beyond} ?))"));
+        params.extend([last.created_at.into(), last.created_at.into(), after.into()]);
+    }
+    sql.push_str(&format!(" ORDER BY created_at {order}, id {order} LIMIT ?"));
+    params.push((page.limit + 1).into());
+    let mut rows = db.query(&sql, &params)?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let more = rows.len() > page.limit;
+    rows.truncate(page.limit);
+    Ok((rows, more))
+}
+
+/// Takes a project's file away, its bytes too where no other file has them.
+///
+/// # Errors
+/// [`StoreError::Unknown`] when there is none; [`StoreError::Conflict`] while a batch reads it.
+pub fn delete(store: &Store, project: &str, id: &str) -> Result<(), StoreError> {
+    let db = store.db.as_ref();
+    let row = get(db, project, id)?;
+    if let Some(batch) = super::batches::reading(db, id)? {
+        return Err(StoreError::Conflict(format!("batch {batch} still reads the file {id}")));
+    }
+    remove(store, &row)
+}
+
+/// Takes the files away that have expired, but for those that a batch still reads.
+///
+/// # Errors
+/// What the database or the file system says.
+pub fn sweep(store: &Store) -> Result<usize, StoreError> {
+    let db = store.db.as_ref();
+    let sql = format!("SELECT {COLUMNS} FROM files WHERE expires_at <= ?");
+    let expired = db.query(&sql, &[now_ms().into()])?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut removed = 0;
+    for row in &expired {
+        if super::batches::reading(db, &row.id)?.is_none() {
+            remove(store, row)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn remove(store: &Store, row: &FileRow) -> Result<(), StoreError> {
+    let _guard = guard();
+    if store.db.execute("DELETE FROM files WHERE id = ?", &[(&row.id).into()])? == 0 {
+        return Err(unknown(&row.id));
+    }
+    remove_unnamed(store, &row.digest)
+}
+
+fn remove_unnamed(store: &Store, digest: &Digest) -> Result<(), StoreError> {
+    let named = store.db.query("SELECT id FROM files WHERE digest = ? LIMIT 1", &[(*digest).into()])?;
+    if named.is_empty() { store.uploads.remove(digest) } else { Ok(()) }
+}
+
+fn read(row: &Row) -> Result<FileRow, StoreError> {
+    Ok(FileRow {
+        id: row.text(0),
+        project: row.text(1),
+        filename: row.text(2),
+        purpose: row.text(3),
+        digest: row.digest(4)?,
+        size_bytes: u64::try_from(row.int(5)).unwrap_or(0),
+        created_by: row.text(6),
+        created_at: row.int(7),
+        expires_at: row.int_or_null(8),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, project: &str, expires_at: Option<i64>) -> FileRow {
+        let (filename, purpose) = ("a.jsonl".into(), "batch".into());
+        let digest = Digest::of(b"");
+        FileRow {
+            id: id.into(),
+            project: project.into(),
+            filename,
+            purpose,
+            digest,
+            size_bytes: 0,
+            created_by: "k".into(),
+            created_at: 1,
+            expires_at,
+        }
+    }
+
+    #[test]
+    fn bytes_go_with_the_last_file_and_projects_are_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        let db = store.db.as_ref();
+        let make = |row: FileRow| {
+            let path = store.uploads.incoming().join(&row.id);
+            std::fs::write(&path, b"same bytes").expect("written");
+            create(&store, vec![(row, path)], Vec::new()).expect("made").remove(0)
+        };
+        let (one, two) = (make(row("file-1", "a", None)), make(row("file-2", "b", None)));
+        make(row("file-3", "a", Some(2)));
+        assert_eq!((one.digest, one.size_bytes), (two.digest, 10));
+        assert!(matches!(get(db, "b", "file-1"), Err(StoreError::Unknown { .. })));
+        assert!(matches!(get(db, "a", "file-3"), Err(StoreError::Unknown { .. })), "expired");
+        assert_eq!(sweep(&store).expect("swept"), 1);
+        delete(&store, "a", "file-1").expect("deleted");
+        assert!(store.uploads.contains(&one.digest), "file-2 has the same bytes");
+        delete(&store, "b", "file-2").expect("deleted");
+        assert!(!store.uploads.contains(&one.digest));
+        assert!(delete(&store, "b", "file-2").is_err());
+    }
+
+    #[test]
+    fn pages_follow_one_another_in_both_orders() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        for i in 0..5 {
+            let path = store.uploads.incoming().join(i.to_string());
+            std::fs::write(&path, i.to_string()).expect("written");
+            // Two of them share their time: the id decides then.
+            let row = FileRow { created_at: 10 + i / 2, ..row(&format!("file-{i}"), "a", None) };
+            create(&store, vec![(row, path)], Vec::new()).expect("made");
+        }
+        for ascending in [true, false] {
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let page = Page { after: after.as_deref(), limit: 2, ascending, ..Page::default() };
+                let (rows, more) = list(store.db.as_ref(), "a", &page).expect("a page");
+                seen.extend(rows.iter().map(|row| row.id.clone()));
+                after = rows.last().map(|row| row.id.clone());
+                if !more {
+                    break;
+                }
+            }
+            let mut wanted: Vec<_> = (0..5).map(|i| format!("file-{i}")).collect();
+            if !ascending {
+                wanted.reverse();
+            }
+            assert_eq!(seen, wanted);
+        }
+    }
+}
