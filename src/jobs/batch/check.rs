@@ -1,6 +1,7 @@
 //! The lines of a batch: what one must look like, and the check of a whole file before anything is asked.
 
 use super::endpoint;
+use crate::types::json as outside;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -107,8 +108,11 @@ pub(super) fn line(bytes: &[u8], path: &str, limit: usize) -> Result<Line, Probl
     if bytes.len() > limit {
         return Err(Problem::new("request_too_large", None, format!("the line is longer than {limit} bytes")));
     }
-    let parsed = serde_json::from_slice::<Value>(bytes);
-    let value = parsed.map_err(|error| Problem::new("invalid_json_line", None, format!("the line is not valid JSON: {error}")))?;
+    let parsed = outside::read(bytes, outside::MAX_VALUES);
+    let value = parsed.map_err(|fault| {
+        let place = fault.path.map_or(String::new(), |path| format!(" (in {path})"));
+        Problem::new("invalid_json_line", None, format!("not valid JSON at column {}: {}{place}", fault.column, fault.what))
+    })?;
     let Value::Object(mut fields) = value else {
         return Err(Problem::new("invalid_json_line", None, "the line is not a JSON object"));
     };
@@ -244,6 +248,8 @@ mod tests {
         let of = |text: &str| checked(text).expect_err("must be refused").into_iter().map(|p| (p.code, p.line)).collect::<Vec<_>>();
         assert_eq!(of(""), [("empty_file", None)]);
         assert_eq!(of("{\n[]\n"), [("invalid_json_line", Some(1)), ("invalid_json_line", Some(2))]);
+        let hot = json!({"custom_id": "a", "method": "POST", "url": PATH, "body": {"temperature": 1}}).to_string().replace(":1}", ":NaN}");
+        assert!(checked(&hot).expect_err("must be refused")[0].message.contains("body.temperature"));
         let a = json!({"custom_id": "a", "method": "POST", "url": PATH, "body": {}});
         assert_eq!(of(&format!("{a}\n\n{a}\n")), [("duplicate_custom_id", Some(3))]);
         assert_eq!(of(&"{\n".repeat(30)).len(), MAX_PROBLEMS + 1);
