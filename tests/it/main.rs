@@ -15,6 +15,7 @@ mod keys;
 mod local;
 mod log;
 mod models;
+mod origins;
 mod prompts;
 mod releases;
 mod serving;
