@@ -7,6 +7,7 @@ mod datasets;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod forwarding;
 mod gateway;
 #[cfg(feature = "local")]
 mod interop;
