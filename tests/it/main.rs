@@ -2,6 +2,7 @@
 
 mod audit;
 mod cli;
+mod clients;
 mod config;
 mod datasets;
 #[cfg(feature = "local")]
