@@ -8,6 +8,7 @@ mod datasets;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod faults;
 mod forwarding;
 mod gateway;
 #[cfg(feature = "local")]
