@@ -5,6 +5,7 @@ mod cli;
 mod clients;
 mod config;
 mod datasets;
+mod edges;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
