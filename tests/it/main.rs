@@ -3,11 +3,15 @@
 mod audit;
 mod batches;
 mod cli;
+mod clients;
 mod config;
 mod datasets;
+mod edges;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod faults;
+mod forwarding;
 mod gateway;
 #[cfg(feature = "local")]
 mod interop;
@@ -17,6 +21,7 @@ mod local;
 mod log;
 mod messages;
 mod models;
+mod origins;
 mod prompts;
 mod releases;
 mod serving;

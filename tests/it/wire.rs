@@ -124,9 +124,15 @@ fn without_ids(text: &str) -> String {
     text.to_string()
 }
 
-fn received(seen: &Seen) -> Value {
+/// What arrived at the provider of a fixture. Each has a key of its own; there it is written `sk-up`, and another's stays as it is.
+fn received(seen: &Seen, provider: &str) -> Value {
+    let own = format!("sk-of-{provider}");
     let header = |name: &&str| {
         let value = seen.head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")))?;
+        let value = match value.strip_suffix(&own) {
+            Some(scheme) => format!("{scheme}sk-up"),
+            None => value.to_string(),
+        };
         Some((name.to_string(), json!(value)))
     };
     let headers: serde_json::Map<_, _> = HEADERS.iter().filter_map(header).collect();
@@ -140,9 +146,8 @@ fn every_translation_is_the_written_one() {
     let bless = std::env::var_os("REFIT_BLESS").is_some();
     let read = |file: &PathBuf| -> Value { serde_json::from_slice(&std::fs::read(file).expect("a fixture")).expect("a fixture is JSON") };
     let (port, seen) = upstream(files.iter().map(|file| script(&read(file))).collect());
-    let refit = Refit::new().env("UP_KEY", "sk-up");
     let provider = |name: &str, more: &str| {
-        format!("[providers.{name}]\nbase_url = \"http://127.0.0.1:{port}/{name}\"\napi_key = {{ env = \"UP_KEY\" }}\n{more}\n")
+        format!("[providers.{name}]\nbase_url = \"http://127.0.0.1:{port}/{name}\"\napi_key = {{ env = \"KEY_OF_{name}\" }}\n{more}\n")
     };
     let config = [
         provider("openai", ""),
@@ -151,6 +156,8 @@ fn every_translation_is_the_written_one() {
         provider("gemini", ""),
         provider("mistral", ""),
     ];
+    let names = ["openai", "azure", "anthropic", "gemini", "mistral"];
+    let refit = names.iter().fold(Refit::new(), |refit, name| refit.env(&format!("KEY_OF_{name}"), format!("sk-of-{name}")));
     refit.write("refit.toml", config.concat());
     let (key, server) = (refit.key(), refit.serve(&[]));
     let mut wrong = Vec::new();
@@ -165,7 +172,9 @@ fn every_translation_is_the_written_one() {
         };
         let streamed = got.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream"));
         let answered = if streamed { json!({"events": events(&got.body)}) } else { json!({"status": got.status, "body": got.json()}) };
-        for (side, is) in [("upstream_request", received(&seen)), ("reply", settled(answered))] {
+        for (side, is) in
+            [("upstream_request", received(&seen, fixture["provider"].as_str().expect("a provider"))), ("reply", settled(answered))]
+        {
             if bless {
                 fixture[side] = is;
             } else if fixture[side] != is {

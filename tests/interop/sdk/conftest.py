@@ -36,11 +36,12 @@ class Refit:
 def refit():
     binary, model = os.environ["REFIT_BINARY"], os.environ["REFIT_TEST_MODEL"]
     vendors = Vendors()
-    environment = {**os.environ, "UP_KEY": "sk-up"}
+    environment = {**os.environ, **{f"{name.upper()}_TEST_KEY": key for name, key in vendors.keys.items()}}
     with tempfile.TemporaryDirectory() as directory:
         table = ["[server]\nport = 0\n"]
-        for name, more in {"openai": "", "azure": 'api_version = "2024-10-21"\n', "anthropic": "", "gemini": "", "groq": ""}.items():
-            table.append(f'[providers.{name}]\nbase_url = "http://127.0.0.1:{vendors.port}/{name}"\napi_key = {{ env = "UP_KEY" }}\n{more}')
+        for name in vendors.keys:
+            more = 'api_version = "2024-10-21"\n' if name == "azure" else ""
+            table.append(f'[providers.{name}]\nbase_url = "{vendors.url(name)}"\napi_key = {{ env = "{name.upper()}_TEST_KEY" }}\n{more}')
         config = os.path.join(directory, "refit.toml")
         with open(config, "w") as file:
             file.write("\n".join(table))
@@ -70,7 +71,7 @@ def refit():
 
 @pytest.fixture(autouse=True)
 def upstream_is_content(refit, request):
-    """Whatever a test asked for, the vendor's types took every request that reached the vendor."""
+    """Whatever a test asked for, every request that reached a vendor had that vendor's key, and the vendor's types took it."""
     before = len(refit.vendors.wrong)
     yield
     wrong = refit.vendors.wrong[before:]

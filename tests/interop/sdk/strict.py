@@ -1,66 +1,123 @@
-"""Bodies parsed strictly with the vendors' own SDK types: wrong values, wrong types and unknown top-level fields are errors. The SDKs
-themselves are lenient with what they receive, so that their clients alone would not notice."""
+"""Bodies parsed strictly with the vendors' own SDK types, from their JSON text: a value of another type (`"1760000000"` for a number), a
+value outside an enumeration, a missing field and a field that no type declares are errors, at any depth. The SDKs themselves are lenient
+with what they receive, so that their clients alone would not notice.
 
-from collections.abc import Iterator
+What replies hold beyond their types stands in [`ADDED`], each name with its reason; `also` of a call names what else is let through."""
+
+import collections.abc
+import json
+import os
+import types
+import typing
 from functools import cache
 
 import anthropic.types as anthropic
 import openai.types as openai
+import typing_extensions
 from google.genai import types as genai
 from openai.types import chat, responses
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+# Fields of replies that no type declares, at any depth, and why they are there.
+ADDED = {
+    "native_finish_reason": "Refit: the provider's own word",
+    "stop_sequence": "Refit: which of the sequences it was, from Anthropic",
+    "reasoning_content": "Refit: thoughts as text",
+    "thinking_blocks": "Refit: thoughts with their signatures",
+    "content_blocks": "Refit: Anthropic's blocks that chat completions have no word for",
+    "extra_content": "Refit: Google's signatures, where Google's own endpoint has them",
+    "cache_creation_tokens": "Refit: Anthropic's count, in `prompt_tokens_details`",
+    "service_tier": "Anthropic's own, passed on",
+    "container": "Anthropic's own, passed on",
+    "cache_creation": "Anthropic's own, passed on",
+    "server_tool_use": "Anthropic's own, passed on",
+    "stop_details": "Anthropic's own, passed on",
+    "promptTokensDetails": "Gemini's own, passed on",
+    "avgLogprobs": "Gemini's own, passed on",
+    "trafficType": "Gemini's own, passed on",
+    "finishMessage": "Gemini's own, passed on",
+    "urlContextMetadata": "Gemini's own, passed on",
+    "safety_ratings": "Gemini's own, passed on",
+    "bytes": "Refit: of a token in the events of Responses; the SDK declares it in the whole response only",
+    "modelVersion": "Gemini's own, passed on",
+    "promptFeedback": "Gemini's own, passed on",
+    "prompt_filter_results": "Azure answers it; OpenAI's SDK does not declare it",
+    "content_filter_results": "Azure answers it; OpenAI's SDK does not declare it",
+    "content_filter_offsets": "Azure answers it; OpenAI's SDK does not declare it",
+    "store": "OpenAI's Responses answer it; its SDK does not declare it",
+}
 
 
-def forced(value):
-    """Iterables are validated while they are read."""
-    if isinstance(value, dict):
-        return {name: forced(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple, Iterator)) or type(value).__name__ == "ValidatorIterator":
-        return [forced(item) for item in value]
-    return value
-
-
-def known(body, typed, also=()):
-    fields = set()
-    for base in typed if isinstance(typed, tuple) else (typed,):
-        fields |= set(base.__annotations__)
-    unknown = set(body) - fields - set(also)
-    assert not unknown, f"unknown fields {sorted(unknown)}"
+def closed(typed, seen):
+    """The type with every TypedDict in it closed: no field that it does not declare. Iterables become lists: pydantic would validate
+    them only when they are read, and would take a text for one. None for what is an object of Python's and no JSON: open files, and
+    blocks of a reply, whose types are open."""
+    if isinstance(typed, type) and issubclass(typed, BaseModel) or typing.get_origin(typed) in (os.PathLike, typing.IO):
+        return None
+    if typing_extensions.is_typeddict(typed):
+        if typed not in seen:
+            seen.add(typed)
+            typed.__pydantic_config__ = ConfigDict(extra="forbid")
+            hints = typing_extensions.get_type_hints(typed, include_extras=True)
+            typed.__annotations__ = {name: closed(held, seen) for name, held in hints.items()}
+        return typed
+    origin, held = typing.get_origin(typed), typing.get_args(typed)
+    if not held or origin is typing.Literal:
+        return typed
+    if origin is typing.Annotated:
+        return closed(held[0], seen)
+    held = tuple(item for item in (closed(item, seen) for item in held) if item is not None)
+    if not held:
+        return None
+    if origin in (collections.abc.Iterable, collections.abc.Sequence, list):
+        return list[held[0]]
+    return typing.Union[held] if origin in (typing.Union, types.UnionType) else origin[held] if origin is dict else typed.copy_with(held)
 
 
 @cache
 def adapter(typed):
-    """Kept: what is validated while it is read needs its adapter alive."""
     return TypeAdapter(typed)
 
 
-def adapted(typed, body):
-    return forced(adapter(typed).validate_python(body))
+@cache
+def closed_adapter(typed):
+    return TypeAdapter(closed(typed, set()))
+
+
+def request(typed, body, also=()):
+    """A request, strictly; `also` names top-level fields that are let through."""
+    return closed_adapter(typed).validate_json(json.dumps({name: value for name, value in body.items() if name not in also}), strict=True)
+
+
+def undeclared(value, path=""):
+    """Paths of the fields that a parsed reply holds beyond its types and [`ADDED`]."""
+    if isinstance(value, (list, tuple)):
+        return [found for i, item in enumerate(value) for found in undeclared(item, f"{path}[{i}]")]
+    if not isinstance(value, BaseModel):
+        return []
+    extra = [f"{path}.{name}" for name in value.model_extra or {} if name not in ADDED]
+    return extra + [found for name in type(value).model_fields for found in undeclared(getattr(value, name), f"{path}.{name}")]
+
+
+def model(typed, body, also=()):
+    """A reply, strictly; `also` names top-level fields that are let through."""
+    text = json.dumps({name: value for name, value in body.items() if name not in also})
+    parsed = adapter(typed).validate_json(text, strict=True)
+    assert not (found := undeclared(parsed)), f"no type declares {found}"
+    return body
 
 
 def openai_request(body, also=()):
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Whole
     from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as Streaming
 
-    typed = Streaming if body.get("stream") else Whole
-    known(body, typed, also)
-    adapted(typed, {name: value for name, value in body.items() if name not in also})
+    request(Streaming if body.get("stream") else Whole, body, also)
 
 
 def openai_embeddings_request(body):
     from openai.types.embedding_create_params import EmbeddingCreateParams
 
-    known(body, EmbeddingCreateParams)
-    adapted(EmbeddingCreateParams, body)
-
-
-def model(typed, body):
-    """A reply, strictly: every value has the type that the SDK declares."""
-    if isinstance(typed, type) and issubclass(typed, BaseModel):
-        typed.model_validate(body)
-    else:
-        adapter(typed).validate_python(body)
-    return body
+    request(EmbeddingCreateParams, body)
 
 
 def openai_reply(body):
@@ -91,7 +148,9 @@ def response(body):
 
 
 def response_event(body):
-    return model(responses.ResponseStreamEvent, body)
+    # OpenAI's API names the function in this event, too; its SDK no longer declares that.
+    also = {"name"} if body["type"] == "response.function_call_arguments.done" else ()
+    return model(responses.ResponseStreamEvent, body, also)
 
 
 def anthropic_request(body, version, counting=False, also=()):
@@ -105,8 +164,7 @@ def anthropic_request(body, version, counting=False, also=()):
         also = {*also, "temperature", "top_p", "top_k"}
     else:
         assert version == "2026-10-21", version
-    known(body, typed, also)
-    adapted(typed, {name: value for name, value in body.items() if name not in also})
+    request(typed, body, also)
 
 
 def anthropic_reply(body):
@@ -123,22 +181,37 @@ def anthropic_event(body):
 
 
 def gemini_request(body):
-    """The SDK has a type for each part of the REST body."""
+    """The SDK has a type for each part of the REST body, and forbids what they do not declare."""
     parts = {
-        "contents": lambda value: [genai.Content.model_validate(item) for item in value],
-        "systemInstruction": genai.Content.model_validate,
-        "generationConfig": genai.GenerationConfig.model_validate,
-        "tools": lambda value: [genai.Tool.model_validate(item) for item in value],
-        "toolConfig": genai.ToolConfig.model_validate,
-        "safetySettings": lambda value: [genai.SafetySetting.model_validate(item) for item in value],
+        "contents": list[genai.Content],
+        "systemInstruction": genai.Content,
+        "generationConfig": genai.GenerationConfig,
+        "tools": list[genai.Tool],
+        "toolConfig": genai.ToolConfig,
+        "safetySettings": list[genai.SafetySetting],
     }
+    assert "contents" in body, "contents is missing"
     for name, value in body.items():
         assert name in parts, f"unknown field {name}"
-        parts[name](value)
+        adapter(parts[name]).validate_json(json.dumps(value), strict=True)
+
+
+def gemini_embeddings_request(body):
+    """`batchEmbedContents`; the SDK builds this body by hand and has no type for it."""
+    assert set(body) == {"requests"}, sorted(body)
+    for one in body["requests"]:
+        assert set(one) <= {"model", "content", "taskType", "title", "outputDimensionality"} and one["model"].startswith("models/"), one
+        adapter(genai.Content).validate_json(json.dumps(one["content"]), strict=True)
+
+
+def gemini_count_request(body):
+    """`countTokens`: contents alone, or a whole request that names its model."""
+    if "generateContentRequest" in body:
+        assert set(body) == {"generateContentRequest"}, sorted(body)
+        body = dict(body["generateContentRequest"])
+        assert body.pop("model").startswith("models/")
+    gemini_request(body)
 
 
 def gemini_reply(body):
-    genai.GenerateContentResponse.model_validate(body)
-    return body
-
-
+    return model(genai.GenerateContentResponse, body)

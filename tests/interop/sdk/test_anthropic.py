@@ -99,7 +99,7 @@ def test_thinking_comes_back_signed_and_is_sent_again(client, refit):
     with client.messages.stream(model=MODELS["anthropic"], max_tokens=2000, messages=turns, thinking=thinking) as stream:
         again = stream.get_final_message()
     assert again.content[0].thinking == "Greet them." and again.content[0].signature == "c2ln"
-    assert refit.vendors.seen[-1][2]["messages"][1]["content"][0]["signature"] == "c2ln"
+    assert refit.vendors.seen[-1].body["messages"][1]["content"][0]["signature"] == "c2ln"
 
 
 def test_errors_are_the_sdks_own(client, refit):
@@ -119,5 +119,5 @@ def test_the_earlier_version_takes_sampling(refit):
     client = anthropic.Anthropic(base_url=refit.url, api_key=refit.key, max_retries=0, default_headers={"anthropic-version": "2023-06-01"})
     message = client.messages.create(model=MODELS["anthropic"], max_tokens=16, messages=HELLO, extra_body={"temperature": 0.5})
     assert text(message) == "Hi grüße 🦀"
-    path, headers, body = refit.vendors.seen[-1]
-    assert headers["anthropic-version"] == "2023-06-01" and body["temperature"] == 0.5
+    seen = refit.vendors.seen[-1]
+    assert seen.headers["anthropic-version"] == "2023-06-01" and seen.body["temperature"] == 0.5

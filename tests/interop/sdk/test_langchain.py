@@ -1,5 +1,8 @@
 """LangChain's OpenAI and Anthropic chat models, and its embeddings."""
 
+import functools
+import operator
+
 import pytest
 from cases import SCHEMA, answers
 from conftest import CAPABLE, MODELS
@@ -42,10 +45,21 @@ def test_tools(refit, model, provider):
     assert [(call["name"], call["args"]) for call in calls] == [("get_weather", {"city": "Ulm"}), ("get_weather", {"city": "Bonn"})]
 
 
+@BOTH
 @pytest.mark.parametrize("provider", CAPABLE)
-def test_structured(refit, provider):
-    chat = openai_model(refit, provider).with_structured_output({"title": "ticket", "description": "A ticket", **SCHEMA}, method="json_schema")
-    assert chat.invoke("Say hi.") == {"topic": "hi", "urgent": False}
+def test_tools_streamed(refit, model, provider):
+    """Calls come in pieces; LangChain adds them up."""
+    chunks = list(model(refit, provider).bind_tools([get_weather]).stream("Weather?"))
+    whole = functools.reduce(operator.add, chunks)
+    assert len(chunks) > 1
+    assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("get_weather", {"city": "Ulm"}), ("get_weather", {"city": "Bonn"})]
+
+
+@BOTH
+@pytest.mark.parametrize("provider", CAPABLE)
+def test_structured(refit, model, provider):
+    schema = {"title": "ticket", "description": "A ticket", **SCHEMA}
+    assert model(refit, provider).with_structured_output(schema, method="json_schema").invoke("Say hi.") == {"topic": "hi", "urgent": False}
 
 
 @pytest.mark.parametrize("provider", ["openai", "row"])

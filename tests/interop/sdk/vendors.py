@@ -1,6 +1,7 @@
-"""Hosted providers as far as their public API documents go, on one loopback port: OpenAI and Azure (chat, embeddings), Anthropic
-(messages, count_tokens) and Gemini (generateContent, streamGenerateContent, embeddings). Every request is parsed strictly with the
-vendor's own SDK types before it is answered, and kept for the tests; every answer is built with the vendor's types too.
+"""Hosted providers as far as their public API documents go, each on a port and with a key of its own: OpenAI and a row (chat, embeddings),
+Azure (the same by deployment), Anthropic (messages, count_tokens) and Gemini (generateContent, streamGenerateContent, embeddings). Every
+request must carry its provider's own key and no other, is parsed strictly with the vendor's own SDK types before it is answered, and is
+kept for the tests; every answer and every event of a stream is parsed with the vendor's types, too.
 
 What is answered follows from the request: two parallel calls where tools are offered, JSON where a schema is given, 7 degrees after a
 tool's result, a description where an image is sent, and a greeting otherwise."""
@@ -9,6 +10,8 @@ import base64
 import json
 import struct
 import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import strict
@@ -178,59 +181,129 @@ def gemini_stream(body):
         yield None, gemini_answer(parts, "STOP" if i + 1 == len(pieces) else None)
 
 
-# ---- the server ---------------------------------------------------------------------------------------------------------------
+# ---- the servers --------------------------------------------------------------------------------------------------------------
+
+# Provider -> the header in which its key travels.
+KEY_HEADERS = {"openai": "authorization", "azure": "api-key", "anthropic": "x-api-key", "gemini": "x-goog-api-key", "groq": "authorization"}
+IDS = {"openai": "gpt-4o-mini", "anthropic": "claude-opus-5-5", "groq": "llama-3.3-70b"}
+
+
+@dataclass
+class Seen:
+    """A request as it arrived at a provider."""
+
+    provider: str
+    path: str
+    headers: dict
+    body: dict
 
 
 class Vendors:
-    """The providers on a port of their own; `seen` holds (path, headers, body) of every request, `wrong` what was not valid."""
+    """The providers; `seen` holds every request, `wrong` what was not valid."""
 
     def __init__(self):
-        self.seen, self.wrong = [], []
-        vendors = self
+        self.seen, self.wrong, self.tolerant = [], [], False
+        self.keys = {name: f"sk-{name}-4f1d" for name in KEY_HEADERS}
+        self.servers = {name: ThreadingHTTPServer(("127.0.0.1", 0), self.handler(name)) for name in KEY_HEADERS}
+        for server in self.servers.values():
+            threading.Thread(target=server.serve_forever, daemon=True).start()
 
+    def url(self, provider):
+        return f"http://127.0.0.1:{self.servers[provider].server_address[1]}/{provider}"
+
+    @contextmanager
+    def tolerating(self):
+        """What a vendor would refuse is answered where that can be done, and refused otherwise, but is no mistake; a key that goes astray is."""
+        self.tolerant = True
+        try:
+            yield
+        finally:
+            self.tolerant = False
+
+    def check_key(self, provider, headers):
+        """The provider's own key in its own header, and nobody else's in any."""
+        own, header = self.keys[provider], KEY_HEADERS[provider]
+        if headers.get(header) != (f"Bearer {own}" if header == "authorization" else own):
+            return f"{provider}: its own key does not stand in {header}"
+        others = [key for key in self.keys.values() if key != own]
+        if any(key in value for key in others for value in headers.values()) or any(h in headers for h in set(KEY_HEADERS.values()) - {header}):
+            return f"{provider}: another key came"
+        return None
+
+    def close(self):
+        for server in self.servers.values():
+            server.shutdown()
+            server.server_close()
+
+    def handler(vendors, provider):  # noqa: N805 - `self` is the request's
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_):
                 pass
 
+            def arrived(self, body):
+                """Keeps the request; whether its key is right."""
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                vendors.seen.append(Seen(provider, self.path, headers, body))
+                wrong = vendors.check_key(provider, headers)
+                if wrong:
+                    vendors.wrong.append(f"{wrong}: {self.command} {self.path}")
+                    self.whole({"error": {"message": "not your key", "type": "authentication_error"}}, 401)
+                return headers, not wrong
+
             def do_GET(self):
-                if self.path.startswith("/gemini/"):
+                if not self.arrived({})[1]:
+                    return
+                if provider == "gemini":
                     return self.whole({"models": [{"name": "models/gemini-3-flash", "displayName": "Gemini"}]})
-                ids = {"openai": "gpt-4o-mini", "anthropic": "claude-opus-5-5", "groq": "llama-3.3-70b"}
-                self.whole({"object": "list", "data": [{"id": ids[self.path.split("/")[1]], "object": "model"}], "has_more": False})
+                self.whole({"object": "list", "data": [{"id": IDS[provider], "object": "model"}], "has_more": False})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                vendors.seen.append((self.path, headers, body))
+                headers, right = self.arrived(body)
+                if not right:
+                    return
                 try:
-                    self.answer(body, headers)
+                    if not vendors.tolerant:
+                        self.check(body, headers)
+                    self.answer(body)
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with a request belongs into the report
-                    vendors.wrong.append(f"{self.path}: {error}\n{json.dumps(body)[:2000]}")
+                    if not vendors.tolerant:
+                        vendors.wrong.append(f"{provider} {self.path}: {error}\n{json.dumps(body)[:2000]}")
                     self.whole({"error": {"message": f"not valid: {error}", "type": "invalid_request_error"}}, 400)
 
-            def answer(self, body, headers):
-                path = self.path
-                if path.startswith("/anthropic/"):
-                    counting = path.endswith("/count_tokens")
-                    strict.anthropic_request(body, headers["anthropic-version"], counting)
-                    if counting:
+            def check(self, body, headers):
+                if provider == "anthropic":
+                    return strict.anthropic_request(body, headers["anthropic-version"], self.path.endswith("/count_tokens"))
+                if provider == "gemini":
+                    return {
+                        "batchEmbedContents": strict.gemini_embeddings_request,
+                        "countTokens": strict.gemini_count_request,
+                    }.get(self.path.split(":")[-1].split("?")[0], strict.gemini_request)(body)
+                embeddings = self.path.split("?")[0].endswith("/embeddings")
+                return strict.openai_embeddings_request(body) if embeddings else strict.openai_request(body)
+
+            def answer(self, body):
+                if provider == "anthropic":
+                    if self.path.endswith("/count_tokens"):
                         return self.whole({"input_tokens": 14})
-                    return self.events(anthropic_stream(body)) if body.get("stream") else self.whole(strict.anthropic_reply(anthropic_whole(body)))
-                if path.startswith("/gemini/"):
-                    if "batchEmbedContents" in path:
+                    if body.get("stream"):
+                        return self.events(anthropic_stream(body), strict.anthropic_event)
+                    return self.whole(strict.anthropic_reply(anthropic_whole(body)))
+                if provider == "gemini":
+                    if "batchEmbedContents" in self.path:
                         return self.whole({"embeddings": [{"values": VECTOR} for _ in body["requests"]]})
-                    if "countTokens" in path:
+                    if "countTokens" in self.path:
                         return self.whole({"totalTokens": 14})
-                    strict.gemini_request(body)
-                    streamed = "streamGenerateContent" in path
-                    return self.events(gemini_stream(body)) if streamed else self.whole(strict.gemini_reply(gemini_whole(body)))
-                if path.split("?")[0].endswith("/embeddings"):
-                    strict.openai_embeddings_request(body)
+                    if "streamGenerateContent" in self.path:
+                        return self.events(gemini_stream(body), strict.gemini_reply)
+                    return self.whole(strict.gemini_reply(gemini_whole(body)))
+                if self.path.split("?")[0].endswith("/embeddings"):
                     return self.whole(openai_embeddings(body))
-                strict.openai_request(body)
-                return self.events(openai_stream(body)) if body.get("stream") else self.whole(strict.openai_reply(openai_whole(body)))
+                if body.get("stream"):
+                    return self.events(openai_stream(body), strict.openai_chunk)
+                return self.whole(strict.openai_reply(openai_whole(body)))
 
             def whole(self, body, status=200):
                 data = json.dumps(body).encode()
@@ -240,7 +313,12 @@ class Vendors:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def events(self, events):
+            def events(self, events, valid):
+                # All of them before the first is sent: what is wrong with one has a status then.
+                events = list(events)
+                for _, data in events:
+                    if data != "[DONE]":
+                        valid(data)
                 self.send_response(200)
                 self.send_header("content-type", "text/event-stream")
                 self.send_header("transfer-encoding", "chunked")
@@ -253,9 +331,4 @@ class Vendors:
                     self.wfile.flush()
                 self.wfile.write(b"0\r\n\r\n")
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
+        return Handler

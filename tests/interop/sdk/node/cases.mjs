@@ -46,6 +46,18 @@ each("openai_chat_stream", ALL, async (provider, model) => {
     text += chunk.choices[0]?.delta?.content ?? "";
   answers(provider, text);
 });
+each("openai_chat_tools_plain", CAPABLE, async (_, model) => {
+  const reply = await openai.chat.completions.create({ model, messages: HELLO, tools: [TOOL] });
+  const { tool_calls } = reply.choices[0].message;
+  assert.deepEqual(
+    tool_calls.map((call) => JSON.parse(call.function.arguments).city),
+    ["Ulm", "Bonn"],
+  );
+  const results = tool_calls.map((call) => ({ role: "tool", tool_call_id: call.id, content: "7" }));
+  const messages = [...HELLO, { role: "assistant", tool_calls }, ...results];
+  const next = await openai.chat.completions.create({ model, messages, tools: [TOOL] });
+  assert.equal(next.choices[0].message.content, "7 degrees");
+});
 each("openai_chat_tools", CAPABLE, async (_, model) => {
   const reply = await openai.chat.completions.stream({ model, messages: HELLO, tools: [TOOL] }).finalChatCompletion();
   assert.deepEqual(
@@ -62,6 +74,26 @@ each("openai_responses_stream", ALL, async (provider, model) => {
   const response = await openai.responses.stream({ model, input: "Say hi.", max_output_tokens: 16 }).finalResponse();
   answers(provider, response.output_text);
 });
+each("openai_responses_plain", ALL, async (provider, model) => {
+  const response = await openai.responses.create({ model, input: "Say hi.", max_output_tokens: 16 });
+  answers(provider, response.output_text);
+});
+each("openai_responses_tools", CAPABLE, async (_, model) => {
+  const tools = [{ type: "function", name: "get_weather", parameters: CITY, strict: true }];
+  const cities = (response) => response.output.map((call) => [call.type, JSON.parse(call.arguments).city]);
+  const expected = [["function_call", "Ulm"], ["function_call", "Bonn"]];
+  const response = await openai.responses.create({ model, input: "Weather?", tools });
+  assert.deepEqual(cities(response), expected);
+  assert.deepEqual(cities(await openai.responses.stream({ model, input: "Weather?", tools }).finalResponse()), expected);
+  const results = response.output.map((call) => ({ type: "function_call_output", call_id: call.call_id, output: "7" }));
+  const input = [{ role: "user", content: "Weather?" }, ...response.output, ...results];
+  assert.equal((await openai.responses.create({ model, input, tools })).output_text, "7 degrees");
+});
+each("openai_responses_structured", CAPABLE, async (_, model) => {
+  const format = { type: "json_schema", name: "ticket", strict: true, schema: SCHEMA };
+  const response = await openai.responses.parse({ model, input: "Say hi.", text: { format } });
+  assert.deepEqual(response.output_parsed, { topic: "hi", urgent: false });
+});
 each("openai_embeddings", ["openai", "azure", "gemini", "row"], async (_, model) => {
   const reply = await openai.embeddings.create({ model, input: "a" });
   assert.deepEqual(Array.from(reply.data[0].embedding), [0.5, -1.25, 2]);
@@ -69,6 +101,23 @@ each("openai_embeddings", ["openai", "azure", "gemini", "row"], async (_, model)
 each("openai_azure", ALL, async (provider, model) => {
   const reply = await azure.chat.completions.create({ model, messages: HELLO, max_tokens: 16 });
   answers(provider, reply.choices[0].message.content);
+});
+each("openai_azure_stream", ALL, async (provider, model) => {
+  let text = "";
+  for await (const chunk of await azure.chat.completions.create({ model, messages: HELLO, max_tokens: 16, stream: true }))
+    text += chunk.choices[0]?.delta?.content ?? "";
+  answers(provider, text);
+});
+each("openai_azure_tools", CAPABLE, async (_, model) => {
+  const cities = (reply) => reply.choices[0].message.tool_calls.map((call) => JSON.parse(call.function.arguments).city);
+  assert.deepEqual(cities(await azure.chat.completions.create({ model, messages: HELLO, tools: [TOOL] })), ["Ulm", "Bonn"]);
+  const streamed = await azure.chat.completions.stream({ model, messages: HELLO, tools: [TOOL] }).finalChatCompletion();
+  assert.deepEqual(cities(streamed), ["Ulm", "Bonn"]);
+});
+each("openai_azure_structured", CAPABLE, async (_, model) => {
+  const response_format = { type: "json_schema", json_schema: { name: "ticket", strict: true, schema: SCHEMA } };
+  const reply = await azure.chat.completions.parse({ model, messages: HELLO, response_format });
+  assert.deepEqual(reply.choices[0].message.parsed, { topic: "hi", urgent: false });
 });
 each("anthropic_plain", ALL, async (provider, model) => {
   const message = await anthropic.messages.create({ model, max_tokens: 16, messages: HELLO });
