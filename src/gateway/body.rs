@@ -30,11 +30,19 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Code::TOO_LARGE`]; [`Code::INVALID_REQUEST`] naming field, line and column when it is not JSON, or when it breaks off.
 pub async fn read_json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Value, Failure> {
+    Ok(read_text(headers, body, limit).await?.0)
+}
+
+/// As [`read_json`], with the text that was read.
+///
+/// # Errors
+/// As [`read_json`].
+pub async fn read_text(headers: &HeaderMap, body: Body, limit: usize) -> Result<(Value, Bytes), Failure> {
     let bytes = read(headers, body, limit, TIMES).await?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Failure::new(Code::INVALID_REQUEST, "the body is empty; a JSON object is expected"));
     }
-    json::read(&bytes, json::MAX_VALUES).map_err(refused)
+    Ok((json::read(&bytes, json::MAX_VALUES).map_err(refused)?, bytes))
 }
 
 fn refused(fault: json::Fault) -> Failure {

@@ -12,6 +12,9 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
 
+/// The endpoint whose bodies the log keeps as they came.
+pub const CHAT: &str = "chat.completions";
+
 /// A call at the door.
 pub struct Entry {
     /// What handlers share.
@@ -42,9 +45,11 @@ impl Entry {
         self,
         check: impl FnOnce(Map<String, Value>, &HeaderMap) -> Result<T, Failure>,
     ) -> Result<(Gateway, Ask, T), ApiError> {
-        let Entry { gateway, ask, headers, deployment, body } = self;
-        let read = match body::read_json(&headers, body, gateway.app.config.server.max_body_bytes).await {
-            Ok(Value::Object(mut fields)) => {
+        let Entry { gateway, mut ask, headers, deployment, body } = self;
+        let read = match body::read_text(&headers, body, gateway.app.config.server.max_body_bytes).await {
+            Ok((Value::Object(mut fields), text)) => {
+                // The log keeps chat completions: bodies of other protocols are written anew as such.
+                ask.text = (ask.endpoint == CHAT).then_some(text);
                 if let Some(deployment) = deployment {
                     fields.insert("model".into(), deployment.into());
                 }

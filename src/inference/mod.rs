@@ -15,12 +15,13 @@ pub use stream::AnswerStream;
 use crate::access::Caller;
 use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
-use crate::providers::{Call, Native, Providers, Reply};
+use crate::providers::{Body, Call, Native, Providers, Reply};
 use crate::releases::Manifest;
 use crate::store::{Fresh, Store};
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use plan::Plan;
 use serde_json::{Map, Value};
@@ -59,12 +60,14 @@ pub struct Ask {
     pub endpoint: &'static str,
     /// The body as the caller wrote it, where that was in another protocol than chat completions.
     pub native: Option<Native>,
+    /// The text of the body, for the log; without it the request is written anew.
+    pub text: Option<Bytes>,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None }
     }
 }
 
@@ -89,6 +92,22 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
+}
+
+/// What a caller that takes bytes gets.
+#[derive(Debug)]
+pub enum Passed {
+    /// A reply that was read.
+    Answer(Box<Answer>),
+    /// A chat completion as the provider sent it.
+    Bytes {
+        /// The body.
+        body: Bytes,
+        /// Provider that answered.
+        provider: String,
+        /// Release that answered, when a route was called.
+        release: Option<Digest>,
+    },
 }
 
 impl Inference {
@@ -123,6 +142,16 @@ impl Inference {
         let ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
         let planned = self.plan_chat(request, native).await;
         self.call(ticket, planned).await
+    }
+
+    /// As [`Inference::answer`], for a caller of chat completions: what needs no change is not read.
+    ///
+    /// # Errors
+    /// As [`Inference::chat`].
+    pub async fn pass(&self, ask: Ask, request: ChatRequest) -> Result<Passed, Failure> {
+        let ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
+        let planned = self.plan_chat(request, None).await;
+        self.send(ticket, planned.map(|(plan, call)| (plan, Call { takes_bytes: true, ..call }))).await
     }
 
     /// As [`Inference::chat_stream`], under a request id that the caller knows already.
@@ -192,19 +221,28 @@ impl Inference {
         plan::listed(&self.store, &self.providers)
     }
 
-    async fn call(&self, mut ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Answer, Failure> {
-        let (plan, call) = match planned {
-            Ok(planned) => planned,
-            Err(failure) => return Err(ticket.fail(failure)),
-        };
+    async fn call(&self, ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Answer, Failure> {
+        match self.send(ticket, planned).await? {
+            Passed::Answer(answer) => Ok(*answer),
+            Passed::Bytes { .. } => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+        }
+    }
+
+    async fn send(&self, mut ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Passed, Failure> {
+        let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         ticket.planned(&plan);
-        match plan.provider.chat(call).await {
-            Err(error) => Err(ticket.fail(error.into())),
-            Ok(Reply { response, native }) => {
+        let Reply { body, native } = plan.provider.chat(call).await.map_err(|error| ticket.fail(error.into()))?;
+        let Plan { provider_name: provider, model, adapter, release, .. } = plan;
+        match body {
+            Body::Bytes(body, glance) => {
+                ticket.passed(&body, glance);
+                Ok(Passed::Bytes { body, provider, release })
+            }
+            Body::Read(response) => {
                 let request_id = ticket.request_id().to_string();
                 let latency_ms = ticket.succeed(&response);
-                let Plan { provider_name: provider, model, adapter, release, .. } = plan;
-                Ok(Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None })
+                let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
+                Ok(Passed::Answer(Box::new(answer)))
             }
         }
     }
@@ -268,7 +306,7 @@ fn written(plan: Plan, prompts: &Library, request: ChatRequest, native: Option<N
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
-        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None }
+        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false }
     }
 }
 

@@ -6,8 +6,10 @@ use super::{Ask, Log};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
+use crate::types::glance::Glance;
 use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
+use bytes::Bytes;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -50,7 +52,7 @@ impl Ticket {
             endpoint: ask.endpoint.to_string(),
             model: asked.model.to_string(),
             streamed: asked.streamed,
-            request: log.bodies.then(|| to_text(asked.body)),
+            request: log.bodies.then(|| ask.text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         };
         let in_flight = log.metrics.begin();
@@ -93,6 +95,16 @@ impl Ticket {
         // 200, as the status of every reply that is not a row of the error table.
         self.write(200, None);
         self.row.total_ms
+    }
+
+    /// The reply goes to the caller as it came.
+    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) {
+        self.row.finish_reason = glance.finish_reason().map(str::to_string);
+        self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
+        self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
+        self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
+        self.usage = glance.usage;
+        self.write(200, None);
     }
 
     /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it.
@@ -138,6 +150,11 @@ impl Drop for Ticket {
         let code = if std::thread::panicking() { Code::INTERNAL } else { Code::CANCELLED };
         self.write(code.status, Some(code));
     }
+}
+
+/// A body as it was sent; JSON is UTF-8.
+fn as_sent(body: Bytes) -> Option<String> {
+    String::from_utf8(body.into()).ok()
 }
 
 fn to_text(body: &impl Serialize) -> String {

@@ -62,7 +62,10 @@ impl Recorder {
             return;
         }
         self.shared.metrics.log_rows_pending(1);
-        self.shared.wake.notify_one();
+        // The mover waits for a first row, then for time to pass.
+        if state.segment.as_ref().is_some_and(|segment| segment.rows == 1) {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Moves all rows written so far to the database, now.

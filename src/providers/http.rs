@@ -5,9 +5,11 @@ use super::upstream::{self, Source};
 use super::{ModelInfo, ProviderError};
 use crate::config::{ProviderConfig, Secret};
 use crate::types::Code;
+use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::OnceLock;
@@ -86,7 +88,7 @@ impl Http {
         &self,
         path: &str,
         headers: &[(&'static str, String)],
-        body: &Value,
+        body: &(impl Serialize + Sync + ?Sized),
         source: &Source,
     ) -> Result<reqwest::Response, ProviderError> {
         let mut request = self.client()?.post(format!("{}{path}", self.service.base_url)).headers(self.key_header(source)?).json(body);
@@ -115,6 +117,21 @@ impl Http {
         let response = self.post(path, headers, body, source).await?;
         let read = tokio::time::timeout(self.timeout, upstream::read_json(response, source)).await;
         upstream::fitting(read.map_err(|_| source.timed_out(self.timeout))??, source)
+    }
+
+    /// Posts a body; the bytes of the whole reply.
+    ///
+    /// # Errors
+    /// As [`Http::post`]; [`Code::UPSTREAM`] when the reply breaks off or is too large, [`Code::UPSTREAM_TIMEOUT`].
+    pub(super) async fn post_bytes(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync + ?Sized),
+        source: &Source,
+    ) -> Result<Bytes, ProviderError> {
+        let response = self.post(path, &[], body, source).await?;
+        let read = tokio::time::timeout(self.timeout, upstream::read_bytes(response, source)).await;
+        read.map_err(|_| source.timed_out(self.timeout))?
     }
 
     /// Asks for what lies at a path; the whole reply.

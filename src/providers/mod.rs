@@ -18,8 +18,10 @@ pub use registry::Providers;
 
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse};
+use crate::types::glance::Glance;
 use crate::types::traits::CountTokens;
 use crate::types::{Code, Coded, Digest};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use serde_json::{Map, Value};
@@ -38,6 +40,8 @@ pub struct Call {
     pub request: ChatRequest,
     /// The same request as the caller wrote it, where that was in another protocol: a provider that speaks it sends this on instead.
     pub native: Option<Native>,
+    /// The caller takes a chat completion as bytes: a provider may answer [`Body::Bytes`].
+    pub takes_bytes: bool,
 }
 
 /// How a body is written.
@@ -61,17 +65,26 @@ pub struct Native {
 }
 
 /// A whole reply.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Reply {
-    /// As a chat completion; always carries `usage` where the provider reports it.
-    pub response: ChatResponse,
+    /// As a chat completion.
+    pub body: Body,
     /// As the provider sent it, where that is the protocol of [`Call::native`].
     pub native: Option<Value>,
 }
 
+/// A chat completion.
+#[derive(Debug)]
+pub enum Body {
+    /// Read; always carries `usage` where the provider reports it.
+    Read(ChatResponse),
+    /// As it came and as it goes to the caller, with what the log needs of it.
+    Bytes(Bytes, Glance),
+}
+
 impl From<ChatResponse> for Reply {
     fn from(response: ChatResponse) -> Self {
-        Reply { response, native: None }
+        Reply { body: Body::Read(response), native: None }
     }
 }
 

@@ -7,11 +7,12 @@ mod request;
 use super::compatible::Quirks;
 use super::http::{Http, Service, is_dots, segment};
 use super::upstream::{self, Source};
-use super::{Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
+use super::{Body, Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
 use crate::types::Code;
 use crate::types::chat::ChatResponse;
 use crate::types::embeddings::EmbeddingResponse;
+use crate::types::glance::Glance;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -60,7 +61,11 @@ impl Provider for OpenAi {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
             let body = request::body(call.request, call.model, false, &self.dialect.quirks);
-            let mut value: Value = self.http.post_json(&path, &[], &body, &source).await?;
+            let bytes = self.http.post_bytes(&path, &body, &source).await?;
+            if let Some(glance) = Some(call.takes_bytes).filter(|takes| *takes).and_then(|_| Glance::of(&bytes)) {
+                return Ok(Reply { body: Body::Bytes(bytes, glance), native: None });
+            }
+            let mut value = upstream::as_json(&bytes, &source)?;
             reply::fit(&mut value);
             if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
                 // A success without an answer may say why.

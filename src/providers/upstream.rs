@@ -6,6 +6,7 @@ use super::{Piece, PieceStream, ProviderError};
 use crate::config::Secret;
 use crate::types::time::now_ms;
 use crate::types::{Code, json};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, unfold};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -236,7 +237,17 @@ fn retry_after(headers: &HeaderMap) -> Option<u32> {
 /// A whole reply's JSON. An error inside a success is an error.
 pub(super) async fn read_json(response: reqwest::Response, source: &Source) -> Result<Value, ProviderError> {
     let body = read_capped(response, MAX_REPLY_BYTES).await.map_err(|what| source.broken(what))?;
-    let body = json::read(&body, MAX_REPLY_VALUES).map_err(|fault| source.broken(format!("the reply is not JSON: {fault}")))?;
+    as_json(&body, source)
+}
+
+/// A whole reply's bytes.
+pub(super) async fn read_bytes(response: reqwest::Response, source: &Source) -> Result<Bytes, ProviderError> {
+    read_capped(response, MAX_REPLY_BYTES).await.map(Bytes::from).map_err(|what| source.broken(what))
+}
+
+/// What [`read_json`] makes of bytes.
+pub(super) fn as_json(body: &[u8], source: &Source) -> Result<Value, ProviderError> {
+    let body = json::read(body, MAX_REPLY_VALUES).map_err(|fault| source.broken(format!("the reply is not JSON: {fault}")))?;
     if is_error(&body) { Err(from_body(IN_SUCCESS, &body, source)) } else { Ok(body) }
 }
 

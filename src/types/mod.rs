@@ -5,6 +5,7 @@ pub mod chat;
 pub mod digest;
 pub mod embeddings;
 pub mod error;
+pub mod glance;
 pub mod ids;
 pub mod json;
 pub mod messages;

@@ -1,25 +1,33 @@
 //! `POST /v1/chat/completions`, plain and streamed.
 
 use super::check;
-use crate::gateway::entry::Entry;
+use crate::gateway::body::Json;
+use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
-use crate::gateway::sse::{Encode, data, forwarded};
+use crate::gateway::sse::{self, Encode, data, forwarded};
 use crate::gateway::{Gateway, answer};
-use crate::inference::AnswerStream;
+use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
 use axum::extract::{Request, State};
-use axum::response::Response;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, "chat.completions")?;
+    let entry = Entry::of(&gateway, request, CHAT)?;
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
-    let encoder = Chunks { wants_usage: chat.wants_usage() };
-    let whole = |answer: crate::inference::Answer| {
-        serde_json::to_value(answer.response).expect("a reply is strings, maps and finite numbers: serialising cannot fail")
-    };
-    answer::chat(&gateway, ask, chat, whole, encoder).await
+    if chat.stream.unwrap_or(false) {
+        let encoder = Chunks { wants_usage: chat.wants_usage() };
+        return sse::open(&gateway, ask, chat, encoder).await;
+    }
+    Ok(match gateway.app.inference.pass(ask, chat).await? {
+        Passed::Bytes { body, provider, release } => {
+            let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            answer::told(([kind], body).into_response(), &provider, release)
+        }
+        Passed::Answer(read) => answer::told(Json(&read.response).into_response(), &read.provider, read.release),
+    })
 }
 
 /// `data: {chunk}`, the usage chunk when it was asked for, `data: [DONE]`. A chunk of a provider with the same protocol goes out as

@@ -9,7 +9,7 @@ pub(super) use request::data_url;
 
 use super::http::{Auth, Http, Service};
 use super::upstream::{self, Source};
-use super::{Call, ModelInfo, Native, PieceStream, Protocol, Provider, ProviderError, Reply};
+use super::{Body, Call, ModelInfo, Native, PieceStream, Protocol, Provider, ProviderError, Reply};
 use crate::config::{ProviderConfig, Secret};
 use crate::types::messages::{VERSIONS, is_foreign};
 use futures_util::future::BoxFuture;
@@ -79,7 +79,7 @@ impl Provider for Anthropic {
             let headers = [("anthropic-version", version.to_string())];
             let message: Value = self.http.post_json("/v1/messages", &headers, &Value::Object(body), &source).await?;
             let response = reply::to_chat(&message).map_err(|what| source.broken(what))?;
-            Ok(Reply { response, native: native.then_some(message) })
+            Ok(Reply { body: Body::Read(response), native: native.then_some(message) })
         })
     }
 
