@@ -1,7 +1,7 @@
 //! What is forwarded is not held back, and where both sides speak one protocol not a byte of it changes.
 
 use crate::support::Refit;
-use crate::upstream::{read_request, stream, upstream};
+use crate::upstream::{read_request, reply, stream, upstream};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -136,6 +136,22 @@ fn chat_events_pass_byte_for_byte() {
     let events: String = sent.iter().map(|data| format!("data: {data}\n\n")).collect();
     let body = json!({"model": "groq/m", "stream": true, "messages": [{"role": "user", "content": "x"}]});
     assert_eq!(payloads(&forwarded("groq", "/v1/chat/completions", &body, &events)), sent);
+}
+
+#[test]
+fn a_whole_chat_completion_passes_byte_for_byte_and_is_counted() {
+    let sent = r#"{ "object":"chat.completion",  "id" : "c1","created":7, "model":"m","made_up":{"b":1.0e0,"a":[ ]},"big":12345678901234567890123,"choices":[{"message":{"role":"assistant","content":"gr\u00fc\u00dfe <\/b>"},"finish_reason":"stop","index":0}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5} }"#;
+    let (port, seen) = upstream(vec![reply("200 OK", "", sent)]);
+    let refit = refit_before("groq", port);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let asked = r#"{"model" : "groq/m", "temperature": 1.0e0, "messages": [{"role": "user", "content": "\u0078"}]}"#;
+    let got = server.post_bytes("/v1/chat/completions", Some(&key), asked.as_bytes());
+    assert_eq!((got.status, got.body.as_str(), got.header("content-type")), (200, sent, Some("application/json")));
+    assert_eq!(got.header("x-refit-provider"), Some("groq"));
+    drop(seen.recv_timeout(Duration::from_secs(20)).expect("the provider was called"));
+    let row = refit.run(&["logs", "show", got.header("x-request-id").expect("an id"), "--json"]).expect(0).json();
+    assert_eq!((&row["input_tokens"], &row["output_tokens"], &row["finish_reason"]), (&json!(3), &json!(2), &json!("stop")), "{row}");
+    assert_eq!((&row["reply"]["made_up"], &row["request"]["model"]), (&json!({"b": 1.0, "a": []}), &json!("groq/m")), "{row}");
 }
 
 #[test]
