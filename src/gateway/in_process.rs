@@ -33,7 +33,7 @@ impl Endpoint for InProcess {
         Box::pin(async move {
             let mut asked = Request::post(request.path)
                 .header(header::CONTENT_TYPE, "application/json")
-                .body(Body::from(request.body.to_string()))
+                .body(Body::from(request.body))
                 .expect("a path of the table and a header are a request");
             asked.extensions_mut().insert(request.caller);
             let Ok(response) = router.oneshot(asked).await;

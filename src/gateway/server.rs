@@ -40,6 +40,9 @@ impl Server {
     /// [`Code::CONFLICT`] when another `refit serve` runs on the directory; [`Code::INVALID_CONFIG`] when the address cannot be had.
     pub async fn bind(app: Arc<App>, host: &str, port: u16) -> Result<Self, Failure> {
         let lock = Lock::take(app.store.directory(), "serve")?;
+        let batches = app.batches.clone();
+        let tidied = tokio::task::spawn_blocking(move || batches.tidy()).await;
+        tidied.map_err(|error| Failure::new(Code::INTERNAL, format!("tidying up: {error}")))??;
         let failed = |error| {
             let failure = Failure::new(Code::INVALID_CONFIG, format!("cannot listen on {host}:{port}: {error}"));
             failure.with_hint("choose another with --host and --port; port 0 picks a free one")

@@ -2,9 +2,15 @@
 
 use crate::types::ids::new_id;
 use crate::types::{Code, Failure};
+use axum::BoxError;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::extract::{FromRequest, Request};
+use futures_util::{Stream, StreamExt};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
@@ -17,6 +23,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 const MAX_TEXT_BYTES: usize = 4_096;
 const MAX_FIELDS: usize = 16;
 const MAX_NAME_CHARS: usize = 255;
+/// Bytes that may come before a part's content begins; a piece from the network is as large as some hundred KiB.
+const HEAD_BYTES: u64 = 2 << 20;
 
 /// What was sent.
 pub struct Upload {
@@ -56,21 +64,54 @@ impl Drop for Temporary {
 ///
 /// # Errors
 /// [`Code::TOO_LARGE`]; [`Code::INVALID_REQUEST`] when it is not multipart or breaks off; [`Code::STORAGE`].
-pub async fn receive(mut parts: Multipart, incoming: &Path, limit: u64) -> Result<Upload, Failure> {
-    let received = read(&mut parts, incoming, limit).await;
+pub async fn receive(request: Request, incoming: &Path, limit: u64) -> Result<Upload, Failure> {
+    let meter = Arc::new(Meter { left: AtomicU64::new(HEAD_BYTES), discards: AtomicBool::new(false) });
+    let (head, body) = request.into_parts();
+    let metered = Body::from_stream(metered(body.into_data_stream(), meter.clone()));
+    let opened = Multipart::from_request(Request::from_parts(head, metered), &()).await;
+    let form = || Failure::new(Code::INVALID_REQUEST, "expected multipart/form-data with the fields purpose and file");
+    let mut parts = opened.map_err(|_| form())?;
+    let received = read(&mut parts, &meter, incoming, limit).await;
     if received.is_err() {
-        let rest = async { while let Ok(Some(_)) = parts.next_field().await {} };
-        // Past this time the client gets its reset.
-        let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+        meter.discards.store(true, Ordering::Relaxed);
+        // The rest is read, so that the client reads the reply instead of a reset. Past this time it gets its reset.
+        let _ = tokio::time::timeout(DRAIN_TIME, parts.next_field()).await;
     }
     received
 }
 
-async fn read(parts: &mut Multipart, incoming: &Path, limit: u64) -> Result<Upload, Failure> {
+/// What may still be read before a part's content begins. The reader of parts holds preamble and heads in memory.
+struct Meter {
+    left: AtomicU64,
+    /// What comes is thrown away.
+    discards: AtomicBool,
+}
+
+fn metered(body: BodyDataStream, meter: Arc<Meter>) -> impl Stream<Item = Result<Bytes, BoxError>> {
+    body.filter_map(move |piece| {
+        let meter = meter.clone();
+        async move {
+            match piece {
+                Ok(_) if meter.discards.load(Ordering::Relaxed) => None,
+                Ok(piece) => {
+                    let size = piece.len() as u64;
+                    let taken = meter.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(size));
+                    Some(taken.map(|_| piece).map_err(|_| BoxError::from("a part begins with too long a head")))
+                }
+                Err(error) => Some(Err(error.into())),
+            }
+        }
+    })
+}
+
+async fn read(parts: &mut Multipart, meter: &Meter, incoming: &Path, limit: u64) -> Result<Upload, Failure> {
     let mut upload = Upload { texts: HashMap::new(), file: None };
-    for _ in 0..MAX_FIELDS {
+    for _ in 0..=MAX_FIELDS {
+        meter.left.store(HEAD_BYTES, Ordering::Relaxed);
         let next = patient(parts.next_field()).await?;
         let Some(field) = next else { return Ok(upload) };
+        // Its content is bounded where it is read.
+        meter.left.store(u64::MAX, Ordering::Relaxed);
         let name = field.name().unwrap_or_default().to_string();
         if name == "file" {
             if upload.file.is_some() {

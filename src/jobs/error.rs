@@ -11,6 +11,9 @@ pub enum JobError {
     /// No such kind of work in this build.
     #[error("this build of refit cannot run jobs of kind \"{0}\"")]
     Kind(String),
+    /// Work that `refit serve` does itself.
+    #[error("job {0} is worked on by `refit serve`")]
+    Served(String),
     /// Somebody else holds the job, or it ended.
     #[error("job {0} is not waiting to be run")]
     NotQueued(String),
@@ -37,7 +40,7 @@ impl Coded for JobError {
         match self {
             JobError::Spawn(_) | JobError::Broken(_) => Code::INTERNAL,
             JobError::Kind(_) => Code::UNSUPPORTED,
-            JobError::NotQueued(_) => Code::CONFLICT,
+            JobError::NotQueued(_) | JobError::Served(_) => Code::CONFLICT,
             JobError::Cancelled => Code::CANCELLED,
             JobError::Data { .. } => Code::INVALID_REQUEST,
         }

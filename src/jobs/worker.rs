@@ -63,6 +63,9 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
     let owner = format!("{}{}", owner_prefix(std::process::id()), crate::types::time::now_ms());
     let lease = Lease { job: id, owner: &owner, lease_ms: LEASE_MS };
     let db = store.db.as_ref();
+    if RESUMABLE.contains(&jobs::get(db, id)?.kind.as_str()) {
+        return Err(JobError::Served(id.to_string()).into());
+    }
     let Some(job) = jobs::claim_one(db, lease)? else { return Err(JobError::NotQueued(id.to_string()).into()) };
     let handle = Handle { id: id.to_string(), progress: Mutex::new(job.progress), cancelled: AtomicBool::new(false) };
     let handle = Arc::new(handle);

@@ -130,17 +130,19 @@ const COLUMNS: &str = "id, project, api_key, job, endpoint, input_file, completi
 /// The statuses whose times are the last columns, in their order.
 const TIMED: [Status; 7] =
     [Status::InProgress, Status::Finalizing, Status::Completed, Status::Failed, Status::Expired, Status::Cancelling, Status::Cancelled];
-const UNFINISHED: &str = "('validating', 'in_progress', 'finalizing', 'cancelling')";
+/// The statuses of a batch that still reads its input, for SQL.
+pub(super) const UNFINISHED: &str = "('validating', 'in_progress', 'finalizing', 'cancelling')";
 
 /// Stores a new batch and queues its job, or neither.
 ///
 /// # Errors
-/// [`StoreError::Conflict`] when the project has a batch with that retry key.
+/// [`StoreError::Conflict`] when the project has a batch with that retry key, or no longer the input file.
 pub fn insert(db: &dyn Db, batch: &BatchRow) -> Result<(), StoreError> {
     let sql = "INSERT INTO batches (id, project, api_key, job, endpoint, input_file, completion_window, metadata, output_expires_s,
         retry_key, request_digest, status, errors, total, completed, failed, input_tokens, cached_tokens, output_tokens,
         reasoning_tokens, created_at, expires_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', 0, 0, 0, 0, 0, 0, 0, ?, ?)";
+        SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', 0, 0, 0, 0, 0, 0, 0, ?, ?
+        WHERE EXISTS (SELECT 1 FROM files WHERE id = ? AND project = ?)";
     let params = [
         Value::from(&batch.id),
         (&batch.project).into(),
@@ -156,8 +158,10 @@ pub fn insert(db: &dyn Db, batch: &BatchRow) -> Result<(), StoreError> {
         batch.status.word().into(),
         batch.created_at.into(),
         batch.expires_at.into(),
+        (&batch.input_file).into(),
+        (&batch.project).into(),
     ];
-    db.batch(&[jobs::queueing(&batch.job, JOB_KIND, &json!({"batch": batch.id})), Statement::new(sql, params)])
+    db.batch(&[jobs::queueing(&batch.job, JOB_KIND, &json!({"batch": batch.id})), Statement::new(sql, params).expecting(1)])
 }
 
 /// A project's batch.
@@ -191,20 +195,38 @@ fn unknown(id: &str) -> StoreError {
 /// One page of a project's batches, newest first, and whether more follow.
 ///
 /// # Errors
-/// [`StoreError::Unknown`] when `after` names none.
+/// When the database fails.
 pub fn list(db: &dyn Db, project: &str, after: Option<&str>, limit: usize) -> Result<(Vec<BatchRow>, bool), StoreError> {
     let (mut condition, mut params): (_, Vec<Value>) = ("project = ?".to_string(), vec![project.into()]);
     if let Some(after) = after {
-        let last = get(db, project, after)?;
-        condition.push_str(" AND (created_at < ? OR (created_at = ? AND id < ?))");
-        params.extend([last.created_at.into(), last.created_at.into(), after.into()]);
+        condition.push_str(" AND id < ?");
+        params.push(after.into());
     }
     params.push((limit + 1).into());
-    let sql = format!("SELECT {COLUMNS} FROM batches WHERE {condition} ORDER BY created_at DESC, id DESC LIMIT ?");
+    let sql = format!("SELECT {COLUMNS} FROM batches WHERE {condition} ORDER BY id DESC LIMIT ?");
     let mut rows = db.query(&sql, &params)?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let more = rows.len() > limit;
     rows.truncate(limit);
     Ok((rows, more))
+}
+
+/// Queued batches, oldest first: `(job, project)`.
+///
+/// # Errors
+/// When the database fails.
+pub fn queued(db: &dyn Db) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "SELECT jobs.id, batches.project FROM jobs JOIN batches ON batches.job = jobs.id
+        WHERE jobs.status = 'queued' AND jobs.kind = ? ORDER BY jobs.created_at, jobs.id";
+    Ok(db.query(sql, &[JOB_KIND.into()])?.iter().map(|row| (row.text(0), row.text(1))).collect())
+}
+
+/// Whether a batch is there that has not ended.
+///
+/// # Errors
+/// When the database fails.
+pub fn is_unfinished(db: &dyn Db, id: &str) -> Result<bool, StoreError> {
+    let sql = format!("SELECT 1 FROM batches WHERE id = ? AND status IN {UNFINISHED}");
+    Ok(!db.query(&sql, &[id.into()])?.is_empty())
 }
 
 /// A batch that still reads this file.
@@ -353,14 +375,24 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_batch_and_its_job_come_together_and_a_retry_makes_no_second() {
+    fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path()).expect("a store");
+        let sql = "INSERT INTO files (id, project, filename, purpose, digest, size_bytes, created_by, created_at)
+            VALUES ('file-1', 'a', 'x', 'batch', '', 0, '', 0)";
+        store.db.execute(sql, &[]).expect("an input file");
+        (directory, store)
+    }
+
+    #[test]
+    fn a_batch_and_its_job_come_together_and_a_retry_makes_no_second() {
+        let (_directory, store) = store();
         let db = store.db.as_ref();
         insert(db, &batch("b1", Some("k"))).expect("made");
         assert!(matches!(insert(db, &batch("b2", Some("k"))), Err(StoreError::Conflict(_))));
         assert!(jobs::get(db, "job_b2").is_err(), "the job went with it");
+        let fileless = BatchRow { input_file: "file-2".into(), ..batch("b5", None) };
+        assert!(matches!(insert(db, &fileless), Err(StoreError::Conflict(_))), "its file is gone");
         insert(db, &batch("b3", None)).and_then(|()| insert(db, &batch("b4", None))).expect("without a key");
         assert_eq!(get(db, "a", "b1").expect("there"), batch("b1", Some("k")));
         assert_eq!(of_retry(db, "a", "k").expect("looked up").map(|row| row.id).as_deref(), Some("b1"));
@@ -370,8 +402,7 @@ mod tests {
 
     #[test]
     fn cancelling_waits_for_a_worker_and_never_brings_an_end_back() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path()).expect("a store");
+        let (_directory, store) = store();
         let db = store.db.as_ref();
         insert(db, &batch("b1", None)).expect("made");
         assert_eq!(request_cancel(db, "a", "b1").expect("asked").status, Status::Cancelled, "nobody had begun");

@@ -112,6 +112,19 @@ impl Blobs {
         }
     }
 
+    /// Every blob.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for directory in super::files::entries(&self.directory)?.into_iter().filter(|path| path.is_dir() && *path != self.incoming()) {
+            let names = super::files::entries(&directory)?.into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
+            found.extend(names.filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+        }
+        Ok(found)
+    }
+
     /// Takes the blob away, if it is there.
     ///
     /// # Errors

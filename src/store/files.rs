@@ -2,9 +2,11 @@
 //! row that names them.
 
 use super::Store;
+use super::batches::UNFINISHED;
 use super::db::{Db, Row, Statement, StoreError, Value};
 use crate::types::Digest;
 use crate::types::time::now_ms;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
@@ -58,28 +60,67 @@ fn guard() -> MutexGuard<'static, ()> {
 }
 
 /// Makes files out of finished temporary ones (see `Blobs::incoming`), together with what else `more` says, or not at all. The
-/// digests and sizes in the rows are filled in.
+/// digests and sizes in the rows are filled in; the temporary files are gone afterwards in any case.
 ///
 /// # Errors
 /// What the file system or the database says; [`StoreError::Conflict`] from `more`.
-pub fn create(store: &Store, mut files: Vec<(FileRow, std::path::PathBuf)>, more: Vec<Statement>) -> Result<Vec<FileRow>, StoreError> {
+pub fn create(store: &Store, mut files: Vec<(FileRow, PathBuf)>, more: Vec<Statement>) -> Result<Vec<FileRow>, StoreError> {
     let _guard = guard();
-    let mut statements = Vec::new();
-    for (row, path) in &mut files {
+    let stored = adopt(store, &mut files).and_then(|()| {
+        let mut statements: Vec<_> = files.iter().map(|(row, _)| insertion(row)).collect();
+        statements.extend(more);
+        store.db.batch(&statements)
+    });
+    if stored.is_err() {
+        for (row, path) in &files {
+            // The error that is told is the first one; what cannot be removed now goes with the next `tidy`.
+            let _ = std::fs::remove_file(path);
+            let _ = remove_unnamed(store, &row.digest);
+        }
+    }
+    stored.map(|()| files.into_iter().map(|(row, _)| row).collect())
+}
+
+fn adopt(store: &Store, files: &mut [(FileRow, PathBuf)]) -> Result<(), StoreError> {
+    for (row, path) in files {
         row.size_bytes = std::fs::metadata(&*path).map_err(|source| StoreError::Io { path: path.clone(), source })?.len();
         row.digest = store.uploads.adopt(path)?;
-        statements.push(insertion(row));
     }
-    statements.extend(more);
-    let stored = store.db.batch(&statements);
-    let rows: Vec<_> = files.into_iter().map(|(row, _)| row).collect();
-    if let Err(error) = stored {
-        for row in &rows {
-            remove_unnamed(store, &row.digest)?;
-        }
-        return Err(error);
+    Ok(())
+}
+
+/// Removes what a killed process left: temporary files, and bytes that no row names. Nobody else may be making files meanwhile.
+///
+/// # Errors
+/// What the database or the file system says.
+pub fn tidy(store: &Store) -> Result<(), StoreError> {
+    let _guard = guard();
+    for path in entries(&store.uploads.incoming())? {
+        remove_any(&path)?;
     }
-    Ok(rows)
+    for digest in store.uploads.list()? {
+        remove_unnamed(store, &digest)?;
+    }
+    Ok(())
+}
+
+/// What lies in a directory; nothing where there is none.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = |source| StoreError::Io { path: directory.to_path_buf(), source };
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+/// Removes a file, or a directory with what is in it.
+pub(crate) fn remove_any(path: &Path) -> Result<(), StoreError> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path: path.to_path_buf(), source }),
+        _ => Ok(()),
+    }
 }
 
 fn insertion(row: &FileRow) -> Statement {
@@ -108,14 +149,24 @@ pub fn get(db: &dyn Db, project: &str, id: &str) -> Result<FileRow, StoreError> 
     found.first().map(read).transpose()?.ok_or_else(|| unknown(id))
 }
 
+/// A project's file, whether or not it has expired: for whoever began to read it before.
+///
+/// # Errors
+/// [`StoreError::Unknown`] when it is gone.
+pub fn get_any(db: &dyn Db, project: &str, id: &str) -> Result<FileRow, StoreError> {
+    let found = db.query(&format!("SELECT {COLUMNS} FROM files WHERE id = ? AND project = ?"), &[id.into(), project.into()])?;
+    found.first().map(read).transpose()?.ok_or_else(|| unknown(id))
+}
+
 fn unknown(id: &str) -> StoreError {
     StoreError::Unknown { what: "file", name: id.to_string(), nearest: String::new() }
 }
 
-/// One page of a project's files, and whether more follow.
+/// One page of a project's files, and whether more follow. Ids sort by the time they were made, so that a page begins where the last
+/// one ended even when its last file is gone.
 ///
 /// # Errors
-/// [`StoreError::Unknown`] when `after` names none.
+/// When the database fails.
 pub fn list(db: &dyn Db, project: &str, page: &Page<'_>) -> Result<(Vec<FileRow>, bool), StoreError> {
     let mut params: Vec<Value> = vec![project.into(), now_ms().into()];
     let mut sql = format!("SELECT {COLUMNS} FROM files WHERE project = ? AND (expires_at IS NULL OR expires_at > ?)");
@@ -125,11 +176,10 @@ pub fn list(db: &dyn Db, project: &str, page: &Page<'_>) -> Result<(Vec<FileRow>
     }
     let (beyond, order) = if page.ascending { (">", "ASC") } else { ("<", "DESC") };
     if let Some(after) = page.after {
-        let last = get(db, project, after)?;
-        sql.push_str(&format!(" AND (created_at {beyond} ? OR (created_at = ? AND id {beyond} ?))"));
-        params.extend([last.created_at.into(), last.created_at.into(), after.into()]);
+        sql.push_str(&format!(" AND id {beyond} ?"));
+        params.push(after.into());
     }
-    sql.push_str(&format!(" ORDER BY created_at {order}, id {order} LIMIT ?"));
+    sql.push_str(&format!(" ORDER BY id {order} LIMIT ?"));
     params.push((page.limit + 1).into());
     let mut rows = db.query(&sql, &params)?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let more = rows.len() > page.limit;
@@ -142,11 +192,7 @@ pub fn list(db: &dyn Db, project: &str, page: &Page<'_>) -> Result<(Vec<FileRow>
 /// # Errors
 /// [`StoreError::Unknown`] when there is none; [`StoreError::Conflict`] while a batch reads it.
 pub fn delete(store: &Store, project: &str, id: &str) -> Result<(), StoreError> {
-    let db = store.db.as_ref();
-    let row = get(db, project, id)?;
-    if let Some(batch) = super::batches::reading(db, id)? {
-        return Err(StoreError::Conflict(format!("batch {batch} still reads the file {id}")));
-    }
+    let row = get(store.db.as_ref(), project, id)?;
     remove(store, &row)
 }
 
@@ -160,9 +206,13 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
     let expired = db.query(&sql, &[now_ms().into()])?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut removed = 0;
     for row in &expired {
-        if super::batches::reading(db, &row.id)?.is_none() {
-            remove(store, row)?;
-            removed += 1;
+        match remove(store, row) {
+            // A batch still reads it, or somebody was faster.
+            Err(StoreError::Conflict(_) | StoreError::Unknown { .. }) => {}
+            other => {
+                other?;
+                removed += 1;
+            }
         }
     }
     Ok(removed)
@@ -170,8 +220,15 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
 
 fn remove(store: &Store, row: &FileRow) -> Result<(), StoreError> {
     let _guard = guard();
-    if store.db.execute("DELETE FROM files WHERE id = ?", &[(&row.id).into()])? == 0 {
-        return Err(unknown(&row.id));
+    let db = store.db.as_ref();
+    // In one statement, and new batches name only files that are there: one of the two is refused.
+    let sql =
+        format!("DELETE FROM files WHERE id = ? AND NOT EXISTS (SELECT 1 FROM batches WHERE input_file = ? AND status IN {UNFINISHED})");
+    if db.execute(&sql, &[(&row.id).into(), (&row.id).into()])? == 0 {
+        return Err(match super::batches::reading(db, &row.id)? {
+            Some(batch) => StoreError::Conflict(format!("batch {batch} still reads the file {}", row.id)),
+            None => unknown(&row.id),
+        });
     }
     remove_unnamed(store, &row.digest)
 }

@@ -4,8 +4,7 @@
 use super::db::{Db, StoreError};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// How long the answer to "has anybody committed" is believed. It takes some microseconds to find out, and under load everybody asks.
@@ -16,10 +15,8 @@ const MAX_ENTRIES: usize = 10_000;
 /// A memory of values by key, forgotten with the next commit of any process.
 pub struct Fresh<K, V> {
     db: Arc<dyn Db>,
-    begun: Instant,
-    /// Microseconds after `begun` when the generation was last looked at, plus one; 0 before the first look.
-    looked: AtomicU64,
-    generation: AtomicU64,
+    /// The newest look: one at a time, so that no older one takes its place.
+    look: Mutex<Option<(Instant, u64)>>,
     memory: RwLock<Memory<K, V>>,
 }
 
@@ -32,7 +29,7 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
     /// An empty memory over a database.
     pub fn new(db: Arc<dyn Db>) -> Self {
         let memory = RwLock::new(Memory { generation: 0, entries: HashMap::new() });
-        Fresh { db, begun: Instant::now(), looked: AtomicU64::new(0), generation: AtomicU64::new(0), memory }
+        Fresh { db, look: Mutex::new(None), memory }
     }
 
     /// The generation of what is read from now on; to be taken before reading, and given to [`Fresh::keep`]. Microseconds.
@@ -40,14 +37,15 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
     /// # Errors
     /// When the database fails.
     pub fn generation(&self) -> Result<u64, StoreError> {
-        let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1;
-        let looked = self.looked.load(Ordering::Acquire);
-        if looked != 0 && now.saturating_sub(looked) < BELIEVED.as_micros() as u64 {
-            return Ok(self.generation.load(Ordering::Acquire));
+        let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some((looked, generation)) = *look
+            && now.duration_since(looked) < BELIEVED
+        {
+            return Ok(generation);
         }
         let generation = self.db.generation()?;
-        self.generation.store(generation, Ordering::Release);
-        self.looked.store(now, Ordering::Release);
+        *look = Some((now, generation));
         Ok(generation)
     }
 

@@ -122,6 +122,15 @@ pub fn heartbeat(db: &dyn Db, lease: Lease<'_>, progress: &serde_json::Value) ->
     Ok(get(db, lease.job)?.cancel_requested)
 }
 
+/// Keeps a lease alive that may have run out, if nobody has taken the job since.
+///
+/// # Errors
+/// What the database says.
+pub fn renew(db: &dyn Db, owner: &str, lease_ms: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE jobs SET lease_until = ? WHERE owner = ? AND status = 'running'";
+    db.execute(sql, &[(now_ms() + lease_ms).into(), owner.into()]).map(drop)
+}
+
 /// Ends a job that this worker holds.
 ///
 /// # Errors

@@ -11,9 +11,8 @@ use crate::store::files::{self, FileRow, Page};
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
 use axum::body::{Body, Bytes};
-use axum::extract::multipart::{Multipart, MultipartRejection};
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderName, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
@@ -32,11 +31,10 @@ const PIECE_BYTES: usize = 64 << 10;
 pub async fn create(
     State(gateway): State<Gateway>,
     Extension(caller): Extension<Caller>,
-    parts: Result<Multipart, MultipartRejection>,
+    request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let parts = parts.map_err(|_| Failure::new(Code::INVALID_REQUEST, "expected multipart/form-data with the fields purpose and file"))?;
     let store = gateway.app.store.clone();
-    let upload = upload::receive(parts, &store.uploads.incoming(), gateway.app.config.server.max_file_bytes).await?;
+    let upload = upload::receive(request, &store.uploads.incoming(), gateway.app.config.server.max_file_bytes).await?;
     let (row, file) = checked(upload, &caller)?;
     let made = super::blocking(move || Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)).await?;
     Ok(Json(made.first().map(written).unwrap_or_default()))
@@ -126,7 +124,10 @@ pub async fn content(
 ) -> Result<Response, ApiError> {
     let row = found(&gateway, &caller, id).await?;
     let opened = tokio::fs::File::open(gateway.app.store.uploads.path(&row.digest)).await;
-    let opened = opened.map_err(|error| Failure::new(Code::STORAGE, format!("the bytes of {} cannot be read: {error}", row.id)))?;
+    let opened = opened.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(Code::UNKNOWN_NAME, format!("the file {} was deleted", row.id)),
+        _ => Failure::new(Code::STORAGE, format!("the bytes of {} cannot be read: {error}", row.id)),
+    })?;
     let pieces = unfold(opened, |mut file| async move {
         let mut piece = vec![0; PIECE_BYTES];
         match file.read(&mut piece).await {

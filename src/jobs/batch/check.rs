@@ -1,8 +1,10 @@
 //! The lines of a batch: what one must look like, and the check of a whole file before anything is asked.
 
 use super::endpoint;
-use crate::types::json as outside;
+use crate::types::{Failure, json as outside};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::BufRead;
@@ -28,7 +30,12 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(code: &'static str, param: Option<&'static str>, message: impl Into<String>) -> Self {
+    /// What a failure says.
+    pub(super) fn of(failure: &Failure) -> Self {
+        Problem::new(failure.code().name, None, failure.told())
+    }
+
+    pub(super) fn new(code: &'static str, param: Option<&'static str>, message: impl Into<String>) -> Self {
         Problem { code, message: message.into(), param, line: None }
     }
 
@@ -135,6 +142,16 @@ pub(super) fn line(bytes: &[u8], path: &str, limit: usize) -> Result<Line, Probl
         return Err(Problem::new("invalid_value", Some("body.stream"), "body.stream: a batch has nobody to stream to"));
     }
     Ok(Line { custom_id, body })
+}
+
+/// The `custom_id` of a line, without reading the rest.
+pub(super) fn custom_id(bytes: &[u8]) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Named<'l> {
+        #[serde(borrow)]
+        custom_id: Cow<'l, str>,
+    }
+    serde_json::from_slice::<Named>(bytes).ok().map(|named| named.custom_id)
 }
 
 fn text<'v>(fields: &'v Map<String, Value>, name: &'static str) -> Result<&'v str, Problem> {

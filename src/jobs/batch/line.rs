@@ -1,13 +1,15 @@
 //! One line of a batch: asked until it has an answer that another try would not better.
 
-use super::check::Line;
-use super::{Endpoint, LineReply, LineRequest};
+use super::{Endpoint, LineReply, LineRequest, check};
 use crate::access::Caller;
+use crate::types::Code;
 use crate::types::ids::new_id;
+use bytes::Bytes;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Tries of a line whose provider fails, and of one whose provider has too much to do.
 const TRIES: u32 = 4;
@@ -45,12 +47,20 @@ impl Outcome {
     }
 }
 
+/// A line as it stands in the file, with its share of the memory for such lines.
+pub(super) struct Waiting {
+    pub(super) bytes: Vec<u8>,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
 /// How lines are asked.
 #[derive(Clone)]
 pub(super) struct Asker {
     pub(super) endpoint: Arc<dyn Endpoint>,
     pub(super) caller: Caller,
     pub(super) path: &'static str,
+    /// Largest line, in bytes.
+    pub(super) limit: usize,
     /// Shared by all batches; a line that waits for its next try holds none.
     pub(super) slots: Arc<Semaphore>,
     /// Becomes true when no further line is to be asked.
@@ -59,24 +69,40 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Asks a line; none when the batch was halted before it had its answer.
-    pub(super) async fn ask(self, line: Line) -> Option<Outcome> {
+    pub(super) async fn ask(self, waiting: Waiting) -> Option<Outcome> {
         let mut halt = self.halt.clone();
+        let mut slot = self.slot(&mut halt).await?;
+        let Waiting { bytes, _permit } = waiting;
+        let (custom_id, body) = match check::line(&bytes, self.path, self.limit) {
+            Ok(line) => (line.custom_id, Bytes::from(line.body.to_string())),
+            // It was good when the batch began; the limits may have been lowered since.
+            Err(problem) => {
+                let id = check::custom_id(&bytes).map(Cow::into_owned).unwrap_or_default();
+                return Some(Outcome::failed(id, problem.code, problem.message));
+            }
+        };
+        drop(bytes);
         for tries in 1.. {
-            let slot = tokio::select! {
-                biased;
-                _ = halt.wait_for(|halt| *halt) => return None,
-                slot = self.slots.clone().acquire_owned() => slot.ok()?,
-            };
-            let request = LineRequest { caller: self.caller.clone(), path: self.path, body: line.body.clone() };
+            let request = LineRequest { caller: self.caller.clone(), path: self.path, body: body.clone() };
             let reply = self.endpoint.answer(request).await;
             drop(slot);
-            let Some(pause) = pause(&reply, tries) else { return Some(Outcome::answered(line.custom_id, reply)) };
+            let Some(pause) = pause(&reply, tries) else { return Some(Outcome::answered(custom_id, reply)) };
             tokio::select! {
                 _ = halt.wait_for(|halt| *halt) => return None,
                 () = tokio::time::sleep(pause) => {}
             }
+            slot = self.slot(&mut halt).await?;
         }
         None
+    }
+
+    /// Leave to ask; none when the batch was halted.
+    async fn slot(&self, halt: &mut watch::Receiver<bool>) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            _ = halt.wait_for(|halt| *halt) => None,
+            slot = self.slots.clone().acquire_owned() => slot.ok(),
+        }
     }
 }
 
@@ -84,8 +110,11 @@ impl Asker {
 /// do not come back together.
 fn pause(reply: &LineReply, tries: u32) -> Option<Duration> {
     let most = match reply.status {
+        // An account without money has none a minute later.
+        429 if reply.body.pointer("/error/code").is_some_and(|code| code == Code::QUOTA.name) => return None,
         429 => TRIES_WHEN_BUSY,
-        408 | 500 | 502 | 503 | 504 => TRIES,
+        // Anthropic's word for overloaded is 529.
+        408 | 500..=599 => TRIES,
         _ => return None,
     };
     if tries >= most {
@@ -109,5 +138,8 @@ mod tests {
         assert_eq!(pause(&reply(429, Some(7)), 1), Some(Duration::from_secs(7)));
         assert!(pause(&reply(429, None), 29).is_some_and(|pause| pause <= LONGEST_PAUSE) && pause(&reply(429, None), 30).is_none());
         assert_eq!(pause(&reply(503, Some(1 << 40)), 1), Some(LONGEST_WISH));
+        assert!(pause(&reply(529, None), 1).is_some());
+        let body = json!({"error": {"code": "insufficient_quota"}});
+        assert!(pause(&LineReply { body, ..reply(429, None) }, 1).is_none());
     }
 }

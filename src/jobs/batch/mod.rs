@@ -1,27 +1,32 @@
-//! Batches: many requests in one file, answered when there is time, on any route or model. [`check`] reads the lines, [`runner`]
-//! answers them under a lease and starts where it left off after a crash, [`results`] holds the answers until they become files.
+//! Batches: many requests in one file, answered when there is time, on any route or model. [`runner`] finds work, [`work`] does it
+//! under a lease that [`heart`] keeps, and starts where it left off after a crash; [`check`] reads lines, [`line`] asks one,
+//! [`results`] holds the answers until they become files.
 //!
 //! A line takes the road of a request over HTTP: whoever serves hands in an [`Endpoint`], so that a batch means exactly what the
 //! same requests one by one would have meant.
 
 mod check;
+mod heart;
 mod line;
 mod results;
 mod runner;
+mod work;
 
 pub use check::{MAX_LINES, Problem};
 
-use crate::access::Caller;
+use super::JobError;
+use crate::access::{Caller, Role};
 use crate::config::BatchesConfig;
 use crate::store::batches::{self, BatchRow, Counts, Status};
-use crate::store::{Store, StoreError, files};
+use crate::store::{Store, StoreError, files, keys};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use std::sync::Arc;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// The time that a batch may take, as clients write it, and in milliseconds.
 const WINDOW: (&str, i64) = ("24h", 24 * 60 * 60 * 1000);
@@ -43,8 +48,8 @@ pub struct LineRequest {
     pub caller: Caller,
     /// One of [`ENDPOINTS`].
     pub path: &'static str,
-    /// The body.
-    pub body: Value,
+    /// The body, JSON.
+    pub body: Bytes,
 }
 
 /// What came of it.
@@ -91,6 +96,7 @@ pub struct NewBatch {
 pub struct Batches {
     store: Store,
     slots: Arc<Semaphore>,
+    room: Room,
     concurrency: usize,
     max_line_bytes: usize,
     woken: Notify,
@@ -100,7 +106,7 @@ impl Batches {
     /// `max_line_bytes` is what the server takes as one body.
     pub fn new(store: &Store, config: &BatchesConfig, max_line_bytes: usize) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency));
-        Batches { store: store.clone(), slots, concurrency: config.concurrency, max_line_bytes, woken: Notify::new() }
+        Batches { store: store.clone(), slots, room: Room::new(), concurrency: config.concurrency, max_line_bytes, woken: Notify::new() }
     }
 
     /// Takes a batch in; its lines are checked later. Blocking.
@@ -153,10 +159,10 @@ impl Batches {
             times: Vec::new(),
         };
         match batches::insert(db, &batch) {
-            // Another request with the same key was faster.
-            Err(StoreError::Conflict(_)) if new.retry_key.is_some() => {
+            // Another request with the same key was faster, or somebody deleted the file.
+            Err(StoreError::Conflict(_)) => {
                 let known = self.retried(caller, &new)?;
-                return known.ok_or_else(|| Failure::new(Code::CONFLICT, "the batch could not be made; try again"));
+                return known.ok_or_else(|| on_input(format!("the file {} was deleted meanwhile", batch.input_file)));
             }
             other => other?,
         }
@@ -202,4 +208,35 @@ impl Batches {
         }
         Ok(batch)
     }
+}
+
+/// Memory for lines that are read and not answered yet, over all batches.
+#[derive(Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// In KiB. A line needs a few times its size while it is asked.
+    const ALL: u32 = 64 << 10;
+
+    fn new() -> Self {
+        Room(Arc::new(Semaphore::new(Room::ALL as usize)))
+    }
+
+    /// Waits until there is room for so many bytes; a line that is larger than the room has it alone.
+    async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1).min(Room::ALL);
+        self.0.clone().acquire_many_owned(kib).await.ok()
+    }
+}
+
+/// On whose behalf a key's lines are asked; none when it was revoked. Blocking.
+fn caller_of(store: &Store, key: &str) -> Result<Option<Caller>, Failure> {
+    let key = keys::by_id(store.db.as_ref(), key)?.filter(|key| key.revoked_at.is_none());
+    let Some(key) = key else { return Ok(None) };
+    Ok(Some(Caller { key_id: key.id, project: key.project, role: key.role.parse::<Role>()? }))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|error| Err(JobError::Broken(error.to_string()).into()))
 }
