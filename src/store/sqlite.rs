@@ -6,10 +6,11 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const READERS: usize = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// An open SQLite database.
 pub struct Sqlite {
@@ -28,14 +29,15 @@ impl Sqlite {
         let connect = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(path)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+            connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
             connection.set_prepared_statement_cache_capacity(64);
             Ok(connection)
         };
         let named = |error: rusqlite::Error| StoreError::Database(format!("{}: {error}", path.display()));
-        let writer = Mutex::new(connect().map_err(named)?);
+        let writer = connect().map_err(named)?;
+        write_ahead(&writer).map_err(named)?;
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;
-        let watcher = Mutex::new(connect().map_err(named)?);
+        let (writer, watcher) = (Mutex::new(writer), Mutex::new(connect().map_err(named)?));
         Ok(Sqlite { writer, readers, watcher })
     }
 
@@ -47,6 +49,22 @@ impl Sqlite {
         }
         lock(&self.readers[0])
     }
+}
+
+/// Switches the file to write-ahead logging, which it keeps. Several processes may begin on a new file at once, and SQLite does not wait
+/// for the others here, whatever the busy timeout.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match connection.execute_batch("PRAGMA journal_mode = WAL;") {
+            Err(error) if is_busy(&error) && begun.elapsed() < BUSY_TIMEOUT => std::thread::sleep(BUSY_PAUSE),
+            other => return other,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked))
 }
 
 /// Checks the database file's pages; the faults found, none when it is intact.

@@ -490,3 +490,235 @@ fn no_more_lines_are_asked_at_once_than_configured() {
     }
     assert_eq!(most, 3, "the slots are used, and no more of them, over both batches");
 }
+
+/// Changes the database behind a stopped server's back, to what a crash or the passing of time would have made of it.
+fn amend(refit: &Refit, sql: &str) {
+    let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("the database");
+    assert!(database.execute(sql, []).expect("a statement") > 0, "{sql}");
+}
+
+fn slow(names: &[&'static str], delay_ms: u64) -> Vec<(&'static str, &'static str, Value)> {
+    names.iter().map(|name| (*name, CHAT, chat(name, json!({"mock": {"delay_ms": delay_ms}})))).collect()
+}
+
+/// A batch of which one line at least was answered before its server was killed.
+fn begun(refit: &Refit, key: &str, names: &[&'static str]) -> String {
+    let mut server = refit.serve(&[]);
+    let id = made(&server, key, &upload(&server, key, &lines(&slow(names, 1_500))), CHAT);
+    wait(&server, key, &id, |batch| batch["request_counts"]["completed"].as_u64() >= Some(1));
+    server.kill();
+    id
+}
+
+#[test]
+fn a_start_removes_what_a_kill_left() {
+    let refit = Refit::new();
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    let file = upload(&server, &key, b"kept");
+    server.kill();
+    refit.write(".refit/uploads/incoming/upload_1", "half an upload");
+    let unnamed = format!(".refit/uploads/ab/ab{}", "0".repeat(62));
+    refit.write(&unnamed, "bytes that no row names");
+    refit.write(".refit/batches/batch_1/output.jsonl", "answers of a batch that ended");
+    let server = refit.serve(&[]);
+    assert_eq!(server.get(&format!("/v1/files/{file}/content"), Some(&key)).body, "kept");
+    assert_eq!(walk(&refit.data_dir().join("uploads")).len(), 1);
+    assert!(walk(&refit.data_dir().join("batches")).is_empty());
+}
+
+#[test]
+fn an_input_that_expires_stays_until_its_batch_has_ended() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[batches]\nconcurrency = 1\n");
+    let key = refit.key();
+    let id = begun(&refit, &key, &["a", "b", "c"]);
+    amend(&refit, "UPDATE files SET expires_at = 1 WHERE purpose = 'batch'");
+    let server = refit.serve(&[]);
+    let batch = wait(&server, &key, &id, is_over);
+    assert_eq!((&batch["status"], &batch["request_counts"]["completed"]), (&json!("completed"), &json!(3)), "{batch}");
+    let input = batch["input_file_id"].as_str().expect("an id");
+    assert_eq!(server.get(&format!("/v1/files/{input}"), Some(&key)).status, 404);
+}
+
+#[test]
+fn a_line_that_has_become_too_long_fails_alone() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[batches]\nconcurrency = 1\n");
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    let long = chat("x", json!({"user": "y".repeat(5_000)}));
+    let mut input = slow(&["a", "b"], 1_500);
+    input.push(("long", CHAT, long));
+    let id = made(&server, &key, &upload(&server, &key, &lines(&input)), CHAT);
+    wait(&server, &key, &id, |batch| batch["request_counts"]["completed"].as_u64() >= Some(1));
+    server.kill();
+    refit.write("refit.toml", "[server]\nmax_body_bytes = 2000\n");
+    let server = refit.serve(&[]);
+    let batch = wait(&server, &key, &id, is_over);
+    assert_eq!(
+        (&batch["status"], &batch["request_counts"]),
+        (&json!("completed"), &json!({"total": 3, "completed": 2, "failed": 1})),
+        "{batch}"
+    );
+    let bad = answers(&server, &key, &batch, "error_file_id");
+    assert_eq!((bad[0].0.as_str(), &bad[0].1["error"]["code"]), ("long", &json!("request_too_large")));
+}
+
+#[test]
+fn a_batch_whose_input_is_gone_ends_with_what_it_has() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[batches]\nconcurrency = 1\n");
+    let key = refit.key();
+    let id = begun(&refit, &key, &["a", "b", "c"]);
+    amend(&refit, "DELETE FROM files WHERE purpose = 'batch'");
+    let server = refit.serve(&[]);
+    let batch = wait(&server, &key, &id, is_over);
+    assert_eq!((&batch["status"], &batch["errors"]["data"][0]["code"]), (&json!("failed"), &json!("unknown_name")), "{batch}");
+    assert!(!answers(&server, &key, &batch, "output_file_id").is_empty(), "{batch}");
+}
+
+#[test]
+fn a_batch_that_was_being_written_down_is_completed_even_when_its_key_is_gone() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[batches]\nconcurrency = 1\n");
+    let key = refit.key();
+    let reader = refit.run(&["key", "create", "reader", "--json"]).expect(0).json()["key"].as_str().expect("a key").to_string();
+    let id = begun(&refit, &key, &["a", "b"]);
+    amend(&refit, "UPDATE batches SET status = 'finalizing', finalizing_at = 1");
+    refit.run(&["key", "revoke", "test"]).expect(0);
+    let server = refit.serve(&[]);
+    assert_eq!(wait(&server, &reader, &id, is_over)["status"], "completed");
+}
+
+#[test]
+fn deleting_a_file_and_naming_it_in_a_batch_exclude_each_other() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for i in 0..20 {
+        let file = upload(&server, &key, &lines(&[("a", CHAT, chat(&i.to_string(), json!({})))]));
+        let (deleted, batch) = std::thread::scope(|scope| {
+            let delete = scope.spawn(|| http("DELETE", &format!("{}/v1/files/{file}", server.url()), Some(&key), None));
+            let batch = make(&server, &key, &file, CHAT);
+            (delete.join().expect("an answer"), batch)
+        });
+        match batch.status {
+            // The batch may have ended before the file was deleted, but it was answered.
+            200 => {
+                let batch = wait(&server, &key, batch.json()["id"].as_str().expect("an id"), is_over);
+                assert_eq!((&batch["status"], deleted.status == 200 || deleted.status == 409), (&json!("completed"), true), "{deleted:?}");
+            }
+            400 => assert_eq!((batch.json()["error"]["param"].as_str(), deleted.status), (Some("input_file_id"), 200)),
+            _ => panic!("{batch:?}"),
+        }
+    }
+}
+
+#[test]
+fn pages_go_on_when_their_last_file_was_deleted() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let made: Vec<_> = (0..3).map(|i| upload(&server, &key, i.to_string().as_bytes())).collect();
+    assert_eq!(http("DELETE", &format!("{}/v1/files/{}", server.url(), made[1]), Some(&key), None).status, 200);
+    let page = server.get(&format!("/v1/files?after={}", made[1]), Some(&key)).json();
+    assert_eq!((page["data"][0]["id"].as_str(), page["data"].as_array().map(Vec::len)), (Some(made[0].as_str()), Some(1)));
+}
+
+#[test]
+fn messages_are_asked_again_when_their_provider_has_too_much_to_do() {
+    let whole = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index": 0,
+        "message": {"role": "assistant", "content": "late"}, "finish_reason": "stop"}]});
+    let down = scripted("503 Service Unavailable", "", &json!({"error": {"message": "down"}}).to_string());
+    let quota = scripted("429 Too Many Requests", "", &json!({"error": {"message": "pay", "code": "insufficient_quota"}}).to_string());
+    let (port, seen) = upstream(vec![down, scripted("200 OK", "", &whole.to_string()), quota]);
+    let refit = Refit::new();
+    refit.write(
+        "refit.toml",
+        format!("[batches]\nconcurrency = 1\n[providers.up]\nkind = \"compatible\"\nbase_url = \"http://127.0.0.1:{port}\"\n"),
+    );
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let body = json!({"model": "up/m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]});
+    let file = upload(&server, &key, &lines(&[("a", "/v1/messages", body.clone())]));
+    let batch = wait(&server, &key, &made(&server, &key, &file, "/v1/messages"), is_over);
+    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
+    let file = upload(&server, &key, &lines(&[("a", CHAT, body)]));
+    let batch = wait(&server, &key, &made(&server, &key, &file, CHAT), is_over);
+    let bad = answers(&server, &key, &batch, "error_file_id");
+    assert_eq!(bad[0].1["response"]["body"]["error"]["code"], "insufficient_quota", "{bad:?}");
+    assert_eq!(seen.try_iter().count(), 3);
+}
+
+#[test]
+fn a_project_that_waits_does_not_hold_up_the_others() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        use std::io::Write;
+        // Ends with the test's process.
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            crate::upstream::read_request(&mut stream);
+            let busy = b"HTTP/1.1 429 Busy\r\nretry-after: 600\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
+            let _ = stream.write_all(busy);
+        }
+    });
+    let refit = Refit::new();
+    refit.write("refit.toml", format!("[providers.up]\nkind = \"compatible\"\nbase_url = \"http://127.0.0.1:{port}\"\n"));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let other =
+        refit.run(&["key", "create", "o", "--project", "other", "--json"]).expect(0).json()["key"].as_str().expect("a key").to_string();
+    let busy = upload(&server, &key, &lines(&[("a", CHAT, json!({"model": "up/m", "messages": [{"role": "user", "content": "x"}]}))]));
+    let waiting: Vec<_> = (0..12).map(|_| made(&server, &key, &busy, CHAT)).collect();
+    let file = upload(&server, &other, &lines(&[("a", CHAT, chat("x", json!({})))]));
+    assert_eq!(wait(&server, &other, &made(&server, &other, &file, CHAT), is_over)["status"], "completed");
+    assert!(waiting.iter().all(|id| !is_over(&show(&server, &key, id))));
+}
+
+#[test]
+fn nothing_is_asked_while_answers_cannot_be_kept() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    // No directory can be made there.
+    let blocking = refit.write(".refit/batches", "in the way");
+    let id = made(&server, &key, &upload(&server, &key, &lines(&slow(&["a", "b"], 0))), CHAT);
+    wait(&server, &key, &id, |batch| batch["status"] == "in_progress");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(refit.run(&["logs", "tail", "--json"]).expect(0).json(), json!([]));
+    std::fs::remove_file(blocking).expect("removed");
+    let batch = wait(&server, &key, &id, is_over);
+    assert_eq!((&batch["status"], &batch["request_counts"]["completed"]), (&json!("completed"), &json!(2)), "{batch}");
+}
+
+#[test]
+fn a_part_without_an_end_to_its_head_is_refused_early() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let url = format!("{}/v1/files", server.url());
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+    };
+    let before = peak();
+    for head in ["", "--b\r\ncontent-disposition: form-data; name=\"file\"\r\nx-y: "] {
+        let body = [head.as_bytes(), &vec![b'a'; 60 << 20]].concat();
+        let refused = send("POST", &url, Some(&key), &[("content-type", "multipart/form-data; boundary=b")], Some(body));
+        assert_eq!(refused.status, 400, "{refused:?}");
+    }
+    assert!(peak() < before + 32, "the peak rose from {before} to {} MiB", peak());
+}
+
+#[test]
+fn too_many_lines_are_refused_and_answers_expire_as_asked() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let many: String =
+        (0..50_001).map(|i| format!("{{\"custom_id\":\"{i}\",\"method\":\"POST\",\"url\":\"{CHAT}\",\"body\":{{}}}}\n")).collect();
+    let batch = wait(&server, &key, &made(&server, &key, &upload(&server, &key, many.as_bytes()), CHAT), is_over);
+    assert_eq!((&batch["status"], &batch["errors"]["data"][0]["code"]), (&json!("failed"), &json!("too_many_requests")), "{batch}");
+    let file = upload(&server, &key, &lines(&slow(&["a"], 0)));
+    let body = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
+        "output_expires_after": {"anchor": "created_at", "seconds": 3600}});
+    let id = server.post("/v1/batches", Some(&key), &body).json()["id"].as_str().expect("an id").to_string();
+    let batch = wait(&server, &key, &id, is_over);
+    let output = server.get(&format!("/v1/files/{}", batch["output_file_id"].as_str().expect("an id")), Some(&key)).json();
+    assert_eq!(output["expires_at"].as_i64(), output["created_at"].as_i64().map(|at| at + 3600), "{output}");
+}

@@ -70,3 +70,16 @@ fn data_directory_comes_from_the_option_before_the_environment() {
     assert!(refit.path().join("from-env/refit.db").is_file() && refit.path().join("from-option/refit.db").is_file());
     assert!(!refit.data_dir().exists());
 }
+
+#[test]
+fn many_processes_may_begin_on_one_new_directory() {
+    for _ in 0..8 {
+        let refit = Refit::new();
+        let begun: Vec<_> =
+            (0..16).map(|_| refit.command(&["key", "list"]).stderr(std::process::Stdio::piped()).spawn().expect("starts")).collect();
+        for child in begun {
+            let done = child.wait_with_output().expect("ends");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        }
+    }
+}

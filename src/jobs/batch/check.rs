@@ -2,10 +2,10 @@
 
 use super::endpoint;
 use crate::types::{Failure, json as outside};
-use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
-use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::BufRead;
 
@@ -144,14 +144,29 @@ pub(super) fn line(bytes: &[u8], path: &str, limit: usize) -> Result<Line, Probl
     Ok(Line { custom_id, body })
 }
 
-/// The `custom_id` of a line, without reading the rest.
-pub(super) fn custom_id(bytes: &[u8]) -> Option<Cow<'_, str>> {
-    #[derive(Deserialize)]
-    struct Named<'l> {
-        #[serde(borrow)]
-        custom_id: Cow<'l, str>,
+/// The `custom_id` of a line, without reading what follows it: the line may have been cut.
+pub(super) fn custom_id(bytes: &[u8]) -> Option<String> {
+    struct Fields<'f>(&'f mut Option<String>);
+    impl<'de> Visitor<'de> for Fields<'_> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(name) = map.next_key::<String>()? {
+                if name == "custom_id" {
+                    *self.0 = Some(map.next_value()?);
+                    break;
+                }
+                map.next_value::<IgnoredAny>()?;
+            }
+            Ok(())
+        }
     }
-    serde_json::from_slice::<Named>(bytes).ok().map(|named| named.custom_id)
+    let mut found = None;
+    // Whatever is wrong behind it does not matter here.
+    let _ = serde_json::Deserializer::from_slice(bytes).deserialize_map(Fields(&mut found));
+    found
 }
 
 fn text<'v>(fields: &'v Map<String, Value>, name: &'static str) -> Result<&'v str, Problem> {

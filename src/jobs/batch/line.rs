@@ -6,7 +6,6 @@ use crate::types::Code;
 use crate::types::ids::new_id;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -77,7 +76,7 @@ impl Asker {
             Ok(line) => (line.custom_id, Bytes::from(line.body.to_string())),
             // It was good when the batch began; the limits may have been lowered since.
             Err(problem) => {
-                let id = check::custom_id(&bytes).map(Cow::into_owned).unwrap_or_default();
+                let id = check::custom_id(&bytes).unwrap_or_default();
                 return Some(Outcome::failed(id, problem.code, problem.message));
             }
         };

@@ -372,7 +372,7 @@ fn expire(store: &Store, batch: &BatchRow, results: &mut Results, limit: usize) 
         let (_, bytes) = read.map_err(|error| unreadable(&error))?;
         if let Some(id) = check::custom_id(&bytes).filter(|id| !results.has(id)) {
             let message = format!("the line was not answered within {}", batch.completion_window);
-            results.keep(&Outcome::failed(id.into_owned(), "batch_expired", message))?;
+            results.keep(&Outcome::failed(id, "batch_expired", message))?;
         }
     }
     Ok(())
