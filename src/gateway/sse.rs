@@ -12,6 +12,7 @@ use crate::types::{Code, Failure};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::unfold;
 use serde::Serialize;
@@ -19,6 +20,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+/// Events that have come are sent together up to about so many bytes.
+const GATHERED_BYTES: usize = 16 << 10;
 
 /// Writes the events of one protocol.
 pub trait Encode: Send + 'static {
@@ -119,17 +123,37 @@ impl<E: Encode> Events<E> {
                     let failure = if let State::Open(stream) = &mut self.state { stream.fail(failure) } else { failure };
                     self.fail(failure)
                 }
-                Next::Came(None) => match std::mem::replace(&mut self.state, State::Over) {
-                    State::Open(stream) => self.encoder.end(&stream),
-                    _ => String::new(),
-                },
+                Next::Came(None) => self.ended(),
             };
+            let text = self.gather(text);
             let silent = text.is_empty() && !matches!(self.state, State::Over) && Instant::now() >= self.due;
             let text = if silent { self.encoder.keep_alive().to_string() } else { text };
             if !text.is_empty() {
                 self.due = Instant::now() + self.keep_alive;
                 return Some(text.into());
             }
+        }
+    }
+
+    /// Adds what has come already, without waiting for more: events that came together leave together.
+    fn gather(&mut self, mut text: String) -> String {
+        while !text.is_empty() && text.len() < GATHERED_BYTES {
+            let State::Open(stream) = &mut self.state else { break };
+            let Some(came) = stream.next().now_or_never() else { break };
+            let more = match came {
+                Some(Ok(piece)) => self.encoder.piece(piece),
+                Some(Err(failure)) => self.fail(failure),
+                None => self.ended(),
+            };
+            text.push_str(&more);
+        }
+        text
+    }
+
+    fn ended(&mut self) -> String {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Open(stream) => self.encoder.end(&stream),
+            _ => String::new(),
         }
     }
 

@@ -44,6 +44,31 @@ pub(super) struct Chunks {
     over: bool,
 }
 
+/// An event that is a chunk with choices and nothing to be looked at twice, which almost all are: read in one go.
+fn plain_chunk(event: &Event) -> Option<ChatChunk> {
+    const MAX_BYTES: usize = 16 << 10;
+    let plain = event.data.len() <= MAX_BYTES
+        && event.kind != "error"
+        && !["\"error\"", "\"thinking\""].iter().any(|word| event.data.contains(word));
+    // A key may be spelt with escapes, which texts have, too: the slow road reads those.
+    let chunk: ChatChunk = if plain && !event.data.contains("\\u") { serde_json::from_str(&event.data).ok()? } else { return None };
+    (!chunk.choices.is_empty() && chunk.object != "error").then_some(chunk)
+}
+
+/// Any event: an error is told as one, thinking in parts is told in `reasoning_content`, too.
+fn chunk(event: &Event, source: &Source) -> Result<ChatChunk, ProviderError> {
+    let mut value = upstream::read_event(&event.data, source)?;
+    if event.kind == "error" || upstream::is_error(&value) {
+        return Err(upstream::from_body(upstream::IN_SUCCESS, &value, source));
+    }
+    for choice in value.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(delta) = choice.get_mut("delta") {
+            think(delta);
+        }
+    }
+    upstream::fitting(value, source)
+}
+
 impl Decode for Chunks {
     fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError> {
         // Some servers never say why a choice ended: their mark of the end counts as one.
@@ -51,16 +76,10 @@ impl Decode for Chunks {
             self.over = true;
             return Ok(Vec::new());
         }
-        let mut value = upstream::read_event(&event.data, source)?;
-        if event.kind == "error" || upstream::is_error(&value) {
-            return Err(upstream::from_body(upstream::IN_SUCCESS, &value, source));
-        }
-        for choice in value.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(delta) = choice.get_mut("delta") {
-                think(delta);
-            }
-        }
-        let chunk: ChatChunk = upstream::fitting(value, source)?;
+        let chunk = match plain_chunk(&event) {
+            Some(chunk) => chunk,
+            None => chunk(&event, source)?,
+        };
         for choice in &chunk.choices {
             *self.ended.entry(choice.index).or_default() |= choice.finish_reason.is_some();
         }
