@@ -2,7 +2,7 @@
 
 use crate::access::Keys;
 use crate::config::{Config, LocalConfig};
-use crate::inference::{Inference, Log};
+use crate::inference::{Inference, Log, Setup};
 use crate::jobs::batch::Batches;
 use crate::monitor::{Metrics, Recorder};
 use crate::providers::{Provider, Providers};
@@ -43,7 +43,8 @@ impl App {
         let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
         let providers = Arc::new(Providers::open(&config.providers, local));
         let log = Log { recorder: recorder.clone(), metrics: metrics.clone(), bodies: config.log.bodies };
-        let inference = Arc::new(Inference::new(store.clone(), providers.clone(), log));
+        let setup = Setup::new(&store, Arc::new(config.clone()), providers.clone());
+        let inference = Arc::new(Inference::new(store.clone(), setup, log));
         let keys = Keys::open(&store)?;
         let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
         Ok(App { store, config, providers, inference, recorder, metrics, keys, batches })

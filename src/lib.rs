@@ -21,6 +21,7 @@ pub mod docs;
 pub mod engine;
 pub mod evals;
 pub mod gateway;
+pub mod guardrails;
 pub mod inference;
 pub mod jobs;
 pub mod models;

@@ -1,12 +1,15 @@
 //! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
 
+use super::plan::Plan;
 use super::ticket::{Asked, Ticket};
-use super::{Ask, Inference, blocking, plan};
+use super::{Ask, Inference};
 use crate::providers::EmbedCall;
+use crate::types::chat::ChatRequest;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
 use crate::types::{Code, Digest, Failure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::future::BoxFuture;
 
 /// Vectors with what is known about them.
 #[derive(Debug, Clone)]
@@ -24,32 +27,37 @@ impl Inference {
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
-    pub async fn embed(&self, ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
-        let mut ticket = Ticket::open(&self.log, ask, &Asked::whole(&request.model, &request));
-        let (store, providers, model) = (self.store.clone(), self.providers.clone(), request.model.clone());
-        let planned = blocking(move || {
-            let plan = plan::for_model(&store, &providers, &model)?;
-            match plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some()) {
-                true => {
-                    Err(Failure::on(Code::UNSUPPORTED, "model", format!("the route \"{model}\" answers a prompt; it makes no embeddings")))
-                }
-                false => Ok(plan),
-            }
-        });
-        let plan = planned.await.map_err(|failure| ticket.fail(failure))?;
-        ticket.planned(&plan);
-        let base64 = request.wants_base64();
+    pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::whole(&request.model, &request));
+        let embedded = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        ticket.done(Some(embedded.response.usage.prompt_tokens));
+        Ok(embedded)
+    }
+
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+        let setup = self.setup();
+        let road = self.road_of(&setup, &request.model).await?;
+        ticket.routed(&road);
+        if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
+            let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
+            return Err(Failure::on(Code::UNSUPPORTED, "model", message));
+        }
+        let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
+        ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        let embedding = |plan: &Plan| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
+            let (plan, request) = (plan.clone(), request.clone());
+            Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })
+        };
+        let (mut response, plan) = self.attempt(&setup, ticket, &road, &embedding).await?;
         let inputs = request.count();
-        let call = EmbedCall { model: plan.model.clone(), request };
-        let mut response = plan.provider.embed(call).await.map_err(|error| ticket.fail(error.into()))?;
         // Callers pair vectors with inputs by their place: too few would be paired wrongly.
         if response.data.len() != inputs || response.data.iter().any(|vector| vector.embedding.is_empty()) {
             let made = response.data.len();
             let message = format!("{}/{} answered {inputs} inputs with {made} vectors, or empty ones", plan.provider_name, plan.model);
-            return Err(ticket.fail(Failure::new(Code::UPSTREAM, message)));
+            return Err(Failure::new(Code::UPSTREAM, message));
         }
+        let base64 = request.wants_base64();
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
-        ticket.done(Some(response.usage.prompt_tokens));
         Ok(Embedded { response, provider: plan.provider_name, release: plan.release })
     }
 }

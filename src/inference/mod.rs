@@ -1,29 +1,41 @@
-//! The only road to a completion: [`plan`] (what will answer), [`render`] (the release's prompt), the call, and the log row
-//! ([`ticket`]) that stands before the reply ends. The gateway, evaluations and the demo all go this way.
+//! The only road to a completion: [`road`] (where it may go), [`admission`] (may it, now), [`guard`], [`cache`], [`attempt`] (the call,
+//! again or elsewhere where that helps), [`render`] (the release's prompt), and the log row ([`ticket`]) that stands before the reply
+//! ends. The gateway, evaluations and the demo all go this way.
 
+mod admission;
 mod assemble;
+mod attempt;
+mod cache;
 mod embed;
+mod guard;
 pub mod plan;
 mod render;
+mod road;
+mod setup;
 mod stream;
 mod ticket;
 
 pub use embed::Embedded;
 pub use plan::Listed;
+pub use setup::Setup;
 pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
-use crate::providers::{Body, Call, Native, Providers, Reply};
+use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
-use crate::store::{Fresh, Store};
+use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use cache::CacheKey;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use plan::Plan;
+use road::Road;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use ticket::{Asked, Ticket};
@@ -31,11 +43,9 @@ use ticket::{Asked, Ticket};
 /// Everything that answers model calls.
 pub struct Inference {
     store: Store,
-    providers: Arc<Providers>,
     prompts: Library,
     log: Log,
-    /// What names in `model` stand for, as of the newest commit.
-    plans: Arc<Fresh<String, Plan>>,
+    setup: ArcSwap<Setup>,
 }
 
 /// Where calls are written down.
@@ -110,11 +120,33 @@ pub enum Passed {
     },
 }
 
+/// A call that was let in.
+struct Begun {
+    setup: Arc<Setup>,
+    road: Arc<Road>,
+    request: ChatRequest,
+    native: Option<Native>,
+    key: Option<CacheKey>,
+}
+
+/// What an opened stream begins with.
+type Opened = (Piece, PieceStream);
+
 impl Inference {
     /// The road over these parts.
-    pub fn new(store: Store, providers: Arc<Providers>, log: Log) -> Self {
-        let (prompts, plans) = (Library::new(&store), Arc::new(Fresh::new(store.db.clone())));
-        Inference { store, providers, prompts, log, plans }
+    pub fn new(store: Store, setup: Setup, log: Log) -> Self {
+        let prompts = Library::new(&store);
+        Inference { store, prompts, log, setup: ArcSwap::from_pointee(setup) }
+    }
+
+    /// What the configuration says now.
+    pub fn setup(&self) -> Arc<Setup> {
+        self.setup.load_full()
+    }
+
+    /// Calls that begin from now on go by another setup.
+    pub fn replace(&self, setup: Setup) {
+        self.setup.store(Arc::new(setup));
     }
 
     /// Answers a chat request on a route or a model.
@@ -138,10 +170,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`].
     pub async fn answer(&self, ask: Ask, request: ChatRequest) -> Result<Answer, Failure> {
-        let native = ask.native.clone();
-        let ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
-        let planned = self.plan_chat(request, native).await;
-        self.call(ticket, planned).await
+        read(self.send(ask, request, false).await?)
     }
 
     /// As [`Inference::answer`], for a caller of chat completions: what needs no change is not read.
@@ -149,33 +178,32 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`].
     pub async fn pass(&self, ask: Ask, request: ChatRequest) -> Result<Passed, Failure> {
-        let ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
-        let planned = self.plan_chat(request, None).await;
-        self.send(ticket, planned.map(|(plan, call)| (plan, Call { takes_bytes: true, ..call }))).await
+        self.send(ask, request, true).await
     }
 
     /// As [`Inference::chat_stream`], under a request id that the caller knows already.
     ///
     /// # Errors
     /// As [`Inference::chat_stream`].
-    pub async fn answer_stream(&self, ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
-        let native = ask.native.clone();
-        let mut ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
-        let (plan, call) = match self.plan_chat(request, native).await {
-            Ok(planned) => planned,
+    pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
+        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let begun = match self.begin(&mut ticket, &ask, request).await {
+            Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
         };
-        ticket.planned(&plan);
-        let opened = plan.provider.chat_stream(call).await;
-        let mut pieces = match opened {
-            Ok(pieces) => pieces,
-            Err(error) => return Err(ticket.fail(error.into())),
-        };
-        // The first chunk decides whether this is a stream or an error with its own status.
-        match pieces.next().await {
-            Some(Ok(first)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
-            Some(Err(error)) => Err(ticket.fail(error.into())),
-            None => Err(ticket.fail(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model)))),
+        if let Some(kept) = self.kept(&mut ticket, &begun) {
+            return Ok(AnswerStream::whole(ticket, begun.road.targets[0].clone(), kept));
+        }
+        if self.guards_output(&begun.setup, &begun.road) {
+            return match self.ask_whole(&mut ticket, begun).await {
+                Ok((response, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
+                Err(failure) => Err(ticket.fail(failure)),
+            };
+        }
+        let opened = self.attempt(&begun.setup, &mut ticket, &begun.road, &|plan| self.open(plan, &begun)).await;
+        match opened {
+            Ok(((first, pieces), plan)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
+            Err(failure) => Err(ticket.fail(failure)),
         }
     }
 
@@ -183,12 +211,19 @@ impl Inference {
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
-        let native = ask.native.clone();
-        let mut ticket = Ticket::open(&self.log, ask, &Asked::chat(&request));
-        let (plan, call) = self.plan_chat(request, native).await.map_err(|failure| ticket.fail(failure))?;
-        ticket.planned(&plan);
-        let count = plan.provider.count_tokens(call).await.map_err(|error| ticket.fail(error.into()))?;
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let counting = |plan: &Plan| -> BoxFuture<'_, Result<u64, Failure>> {
+            let plan = plan.clone();
+            let begun = &begun;
+            Box::pin(async move {
+                let call = self.written(&plan, begun).await?;
+                Ok(plan.provider.count_tokens(call).await?)
+            })
+        };
+        let counted = self.attempt(&begun.setup, &mut ticket, &begun.road, &counting).await;
+        let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
         ticket.done(None);
         Ok(count)
     }
@@ -199,18 +234,28 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`].
     pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
-        let planned = self.plan_run(manifest.clone(), variables.clone()).await;
+        let setup = self.setup();
+        let planned = self.plan_run(&setup, manifest.clone(), variables.clone()).await;
         let asked = match &planned {
             Ok((_, call)) => call.request.clone(),
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
         };
-        let ticket = Ticket::open(&self.log, Ask::new(caller, "eval"), &Asked::chat(&asked));
-        self.call(ticket, planned).await
+        let mut ask = Ask::new(caller, "eval");
+        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&asked));
+        let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
+        let road = Road::one(plan);
+        let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+            let (plan, call) = (plan.clone(), call.clone());
+            Box::pin(async move { Ok(plan.provider.chat(call).await?) })
+        };
+        let answered = self.attempt(&setup, &mut ticket, &road, &calling).await;
+        let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+        read(told(ticket, reply, plan))
     }
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
-    pub fn refused(&self, ask: Ask, failure: Failure) -> Failure {
-        Ticket::open(&self.log, ask, &Asked::chat(&ChatRequest::default())).fail(failure)
+    pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
+        Ticket::open(&self.log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
     /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
@@ -218,72 +263,94 @@ impl Inference {
     /// # Errors
     /// When the database fails.
     pub fn models(&self) -> Result<Vec<Listed>, Failure> {
-        plan::listed(&self.store, &self.providers)
+        plan::listed(&self.store, &self.setup().providers)
     }
 
-    async fn call(&self, ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Answer, Failure> {
-        match self.send(ticket, planned).await? {
-            Passed::Answer(answer) => Ok(*answer),
-            Passed::Bytes { .. } => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+    async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
+        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        if let Some(kept) = self.kept(&mut ticket, &begun) {
+            return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
         }
+        if begun.key.is_some() || self.guards_output(&begun.setup, &begun.road) {
+            let (response, plan) = self.ask_whole(&mut ticket, begun).await.map_err(|failure| ticket.fail(failure))?;
+            return Ok(told(ticket, response.into(), plan));
+        }
+        let asking = |plan: &Plan| self.ask_one(plan, &begun, takes_bytes);
+        let answered = self.attempt(&begun.setup, &mut ticket, &begun.road, &asking).await;
+        let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+        Ok(told(ticket, reply, plan))
     }
 
-    async fn send(&self, mut ticket: Ticket, planned: Result<(Plan, Call), Failure>) -> Result<Passed, Failure> {
-        let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
-        ticket.planned(&plan);
-        let Reply { body, native } = plan.provider.chat(call).await.map_err(|error| ticket.fail(error.into()))?;
-        let Plan { provider_name: provider, model, adapter, release, .. } = plan;
-        match body {
-            Body::Bytes(body, glance) => {
-                ticket.passed(&body, glance);
-                Ok(Passed::Bytes { body, provider, release })
+    /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
+    async fn begin(&self, ticket: &mut Ticket, ask: &Ask, request: ChatRequest) -> Result<Begun, Failure> {
+        let setup = self.setup();
+        let road = self.road(&setup, &request).await?;
+        ticket.routed(&road);
+        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        let request = self.guard_input(&setup, ticket, &road, request).await?;
+        let key = self.cache_key(&setup, ask, &road, &request);
+        Ok(Begun { setup, road, request, native: ask.native.clone(), key })
+    }
+
+    /// The reply that the cache has.
+    fn kept(&self, ticket: &mut Ticket, begun: &Begun) -> Option<ChatResponse> {
+        let kept = self.recall(begun.key.as_ref()?);
+        ticket.looked_up(kept.is_some());
+        kept
+    }
+
+    /// A whole reply that passed the guardrails, kept in the cache.
+    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun) -> Result<(ChatResponse, Plan), Failure> {
+        let asking = |plan: &Plan| self.ask_one(plan, &begun, false);
+        let (reply, plan) = self.attempt(&begun.setup, ticket, &begun.road, &asking).await?;
+        let Body::Read(response) = reply.body else {
+            return Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for"));
+        };
+        let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
+        if let Some(key) = begun.key {
+            self.remember(&begun.setup, key, &response);
+        }
+        Ok((response, plan))
+    }
+
+    fn ask_one<'a>(&'a self, plan: &Plan, begun: &'a Begun, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
+        let plan = plan.clone();
+        Box::pin(async move {
+            let call = Call { takes_bytes, ..self.written(&plan, begun).await? };
+            Ok(plan.provider.chat(call).await?)
+        })
+    }
+
+    /// Opens a stream and waits for its first piece, which decides whether this is a stream or an error with its own status.
+    fn open<'a>(&'a self, plan: &Plan, begun: &'a Begun) -> BoxFuture<'a, Result<Opened, Failure>> {
+        let plan = plan.clone();
+        Box::pin(async move {
+            let call = self.written(&plan, begun).await?;
+            let mut pieces = plan.provider.chat_stream(call).await?;
+            match pieces.next().await {
+                Some(first) => Ok((first?, pieces)),
+                None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
             }
-            Body::Read(response) => {
-                let request_id = ticket.request_id().to_string();
-                let latency_ms = ticket.succeed(&response);
-                let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
-                Ok(Passed::Answer(Box::new(answer)))
-            }
-        }
+        })
     }
 
-    async fn plan_chat(&self, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
-        if !request.extra.contains_key("prompt") {
-            let plan = self.plan_of(&request.model).await?;
-            if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
-                return written(plan, &self.prompts, request, native);
-            }
-            // A template may take its time.
-            let prompts = self.prompts.clone();
-            return blocking(move || written(plan, &prompts, request, native)).await;
+    /// The call of a target: the release's prompt and parameters written into the request.
+    async fn written(&self, plan: &Plan, begun: &Begun) -> Result<Call, Failure> {
+        let (plan, request, native) = (plan.clone(), begun.request.clone(), begun.native.clone());
+        if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
+            return written(&plan, &self.prompts, request, native);
         }
-        let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
-        blocking(move || written(plan::for_request(&store, &providers, &prompts, &request)?, &prompts, request, native)).await
+        // A template may take its time.
+        let prompts = self.prompts.clone();
+        blocking(move || written(&plan, &prompts, request, native)).await
     }
 
-    /// The plan of a name, looked up once until anybody commits.
-    async fn plan_of(&self, name: &str) -> Result<Plan, Failure> {
-        let generation = self.plans.generation()?;
-        if let Some(plan) = self.plans.get(generation, name) {
-            return Ok(plan);
-        }
-        let (store, providers, prompts, model) = (self.store.clone(), self.providers.clone(), self.prompts.clone(), name.to_string());
-        let planned = blocking(move || {
-            let plan = plan::for_model(&store, &providers, &model)?;
-            // Compiled here, so that whoever finds the plan finds the prompt in memory.
-            plan.prompt(&prompts)?;
-            Ok(plan)
-        });
-        let plan = planned.await?;
-        self.plans.keep(generation, name.to_string(), plan.clone());
-        Ok(plan)
-    }
-
-    async fn plan_run(&self, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
-        let (store, providers, prompts) = (self.store.clone(), self.providers.clone(), self.prompts.clone());
+    async fn plan_run(&self, setup: &Arc<Setup>, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
+        let (store, setup, prompts) = (self.store.clone(), setup.clone(), self.prompts.clone());
         blocking(move || {
             let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
-            let plan = plan::for_manifest(&store, &providers, manifest)?;
+            let plan = plan::for_manifest(&store, &setup.providers, manifest)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
             let call = plan.call(request);
@@ -293,14 +360,37 @@ impl Inference {
     }
 }
 
-/// The call of a plan: the release's prompt and parameters written into the request.
-fn written(plan: Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<(Plan, Call), Failure> {
+/// A reply on its way to the caller: its log row is written.
+fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
+    let Reply { body, native } = reply;
+    let Plan { provider_name: provider, model, adapter, release, .. } = plan;
+    match body {
+        Body::Bytes(body, glance) => {
+            ticket.passed(&body, glance);
+            Passed::Bytes { body, provider, release }
+        }
+        Body::Read(response) => {
+            let request_id = ticket.request_id().to_string();
+            let latency_ms = ticket.succeed(&response);
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
+            Passed::Answer(Box::new(answer))
+        }
+    }
+}
+
+fn read(passed: Passed) -> Result<Answer, Failure> {
+    match passed {
+        Passed::Answer(answer) => Ok(*answer),
+        Passed::Bytes { .. } => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+    }
+}
+
+fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<Call, Failure> {
     let prompt = plan.prompt(prompts)?;
     let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
     // A release that adds to the request has to be written into it, which the caller's own body does not know.
     let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
-    let call = Call { native, ..plan.call(request) };
-    Ok((plan, call))
+    Ok(Call { native, ..plan.call(request) })
 }
 
 impl Plan {

@@ -5,7 +5,7 @@ use super::assemble::{Assembly, MAX_KEPT_BYTES};
 use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
-use crate::types::chat::{ChatChunk, ChatResponse, Usage};
+use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
 use crate::types::{Digest, Failure, json};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -45,6 +45,13 @@ impl AnswerStream {
             usage_frame: None,
             ticket: Some(ticket),
         }
+    }
+
+    /// A reply that is there already, as a stream.
+    pub(super) fn whole(ticket: Ticket, plan: Plan, response: ChatResponse) -> Self {
+        let mut pieces = chunks(response).into_iter().map(|chunk| Ok(Piece::from(chunk)));
+        let first = pieces.next().and_then(Result::ok).unwrap_or_default();
+        AnswerStream::new(ticket, plan, first, futures_util::stream::iter(pieces.collect::<Vec<_>>()).boxed())
     }
 
     /// The next piece. A chunk that holds nothing but usage is kept for [`AnswerStream::usage_chunk`]. None after the last one, by
@@ -121,6 +128,26 @@ impl AnswerStream {
         }
         piece
     }
+}
+
+/// A whole reply as the chunks of a stream: one for each choice, one for the usage.
+fn chunks(response: ChatResponse) -> Vec<ChatChunk> {
+    let ChatResponse { id, created, model, choices, usage, extra, .. } = response;
+    let frame = ChatChunk { id, object: "chat.completion.chunk".into(), created, model, extra, ..ChatChunk::default() };
+    let choice = |choice: Choice| {
+        let Choice { index, message, finish_reason, extra } = choice;
+        let content = message.content.is_some().then(|| message.plain_text());
+        let mut delta = Delta { role: Some(message.role), content, extra: message.extra };
+        // In a stream the calls of one message are told apart by their place.
+        let calls = delta.extra.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for (place, call) in calls.into_iter().flatten().enumerate().filter(|(_, call)| call.is_object()) {
+            call["index"] = place.into();
+        }
+        ChatChunk { choices: vec![ChunkChoice { index, delta, finish_reason, extra }], ..frame.clone() }
+    };
+    let mut chunks: Vec<_> = choices.into_iter().map(choice).collect();
+    chunks.extend(usage.map(|usage| ChatChunk { usage: Some(usage), ..frame.clone() }));
+    chunks
 }
 
 /// An event of chat completions with the role put in and usage, which has a chunk of its own, taken out. None when it is not to be

@@ -1,7 +1,9 @@
 //! The log row of one call, filled as the call goes on and written exactly once: on success, on failure, or, when the caller went
 //! away, on drop.
 
+use super::admission::Grant;
 use super::plan::Plan;
+use super::road::Road;
 use super::{Ask, Log};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
@@ -20,6 +22,7 @@ pub(super) struct Ticket {
     started: Instant,
     log: Log,
     written: bool,
+    grant: Option<Grant>,
     _in_flight: InFlight,
 }
 
@@ -43,20 +46,21 @@ impl<'r, B: Serialize> Asked<'r, B> {
 }
 
 impl Ticket {
-    pub(super) fn open<B: Serialize>(log: &Log, ask: Ask, asked: &Asked<'_, B>) -> Self {
+    pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
+        let text = ask.text.take();
         let row = RequestRow {
-            id: ask.request_id,
+            id: ask.request_id.clone(),
             at: now_ms(),
-            project: ask.caller.project,
-            api_key: ask.caller.key_id,
+            project: ask.caller.project.clone(),
+            api_key: ask.caller.key_id.clone(),
             endpoint: ask.endpoint.to_string(),
             model: asked.model.to_string(),
             streamed: asked.streamed,
-            request: log.bodies.then(|| ask.text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
+            request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         };
         let in_flight = log.metrics.begin();
-        Ticket { row, usage: None, started: Instant::now(), log: log.clone(), written: false, _in_flight: in_flight }
+        Ticket { row, usage: None, started: Instant::now(), log: log.clone(), written: false, grant: None, _in_flight: in_flight }
     }
 
     pub(super) fn request_id(&self) -> &str {
@@ -68,8 +72,25 @@ impl Ticket {
         self.log.bodies
     }
 
+    /// The name that was called is known.
+    pub(super) fn routed(&mut self, road: &Road) {
+        self.row.route.clone_from(&road.name);
+    }
+
+    /// The call may be made; what was reserved for it is settled when the row is written.
+    pub(super) fn granted(&mut self, grant: Grant) {
+        self.grant = Some(grant);
+    }
+
+    /// Whether the cache had the reply.
+    pub(super) fn looked_up(&mut self, hit: bool) {
+        self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
+    }
+
     pub(super) fn planned(&mut self, plan: &Plan) {
-        self.row.route = plan.route.clone();
+        if plan.route.is_some() {
+            self.row.route.clone_from(&plan.route);
+        }
         self.row.release = plan.release.map(|digest| digest.to_string());
         self.row.provider = plan.provider_name.clone();
         self.row.model = plan.model.clone();
@@ -128,6 +149,9 @@ impl Ticket {
         self.row.total_ms = self.elapsed_ms();
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
+        if let Some(grant) = self.grant.take() {
+            grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
+        }
         self.log.recorder.record(&self.row);
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,

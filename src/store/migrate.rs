@@ -2,7 +2,11 @@
 
 use super::db::{Db, Statement, StoreError};
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_spine.sql"), include_str!("migrations/0002_files_batches.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_spine.sql"),
+    include_str!("migrations/0002_files_batches.sql"),
+    include_str!("migrations/0003_gateway.sql"),
+];
 
 /// Brings the database to the newest schema.
 ///

@@ -49,14 +49,41 @@ pub struct RequestRow {
     pub request: Option<String>,
     /// Reply body, JSON text; a stream is kept put together.
     pub reply: Option<String>,
+    /// Milliseconds that the provider took, over all attempts.
+    pub upstream_ms: Option<f64>,
+    /// Milliseconds that Refit itself took: all but queue and provider.
+    pub overhead_ms: Option<f64>,
+    /// Tokens read that the provider had in its cache.
+    pub cached_tokens: Option<u64>,
+    /// Tokens read that the provider wrote to its cache.
+    pub cache_write_tokens: Option<u64>,
+    /// Tokens written that were spent on reasoning.
+    pub reasoning_tokens: Option<u64>,
+    /// Cost in micro-dollars; none where the price is unknown.
+    pub cost_micro_usd: Option<i64>,
+    /// What a cache hit or a cascade saved, in micro-dollars.
+    pub saved_micro_usd: Option<i64>,
+    /// Which row of the price files was used.
+    pub price: Option<String>,
+    /// `hit`, `semantic`, `miss`; none where the cache is off.
+    pub cache: Option<String>,
+    /// Calls made to providers.
+    pub attempts: Option<u64>,
+    /// JSON list of the calls that failed before the one that counts: `{target, code, ms}`.
+    pub attempted: Option<String>,
+    /// JSON list of what guardrails found.
+    pub guardrails: Option<String>,
+    /// Trace that the request belongs to, 32 hex digits.
+    pub trace_id: Option<String>,
 }
 
 const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
-    input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply";
+    input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply, upstream_ms, overhead_ms, cached_tokens, \
+    cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id";
 
 /// The statement that stores a row unless a row with its id is there.
 pub fn insert_once(row: &RequestRow) -> Statement {
-    let marks = ["?"; 21].join(", ");
+    let marks = ["?"; 34].join(", ");
     let params: Vec<Value> = vec![
         (&row.id).into(),
         row.at.into(),
@@ -79,6 +106,19 @@ pub fn insert_once(row: &RequestRow) -> Statement {
         row.total_ms.into(),
         row.request.clone().into(),
         row.reply.clone().into(),
+        row.upstream_ms.into(),
+        row.overhead_ms.into(),
+        row.cached_tokens.into(),
+        row.cache_write_tokens.into(),
+        row.reasoning_tokens.into(),
+        row.cost_micro_usd.into(),
+        row.saved_micro_usd.into(),
+        row.price.clone().into(),
+        row.cache.clone().into(),
+        row.attempts.into(),
+        row.attempted.clone().into(),
+        row.guardrails.clone().into(),
+        row.trace_id.clone().into(),
     ];
     Statement::new(format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"), params)
 }
@@ -132,5 +172,18 @@ fn read(row: &Row) -> RequestRow {
         total_ms: row.real_or_null(18).unwrap_or(0.0),
         request: row.text_or_null(19),
         reply: row.text_or_null(20),
+        upstream_ms: row.real_or_null(21),
+        overhead_ms: row.real_or_null(22),
+        cached_tokens: natural(23),
+        cache_write_tokens: natural(24),
+        reasoning_tokens: natural(25),
+        cost_micro_usd: row.int_or_null(26),
+        saved_micro_usd: row.int_or_null(27),
+        price: row.text_or_null(28),
+        cache: row.text_or_null(29),
+        attempts: natural(30),
+        attempted: row.text_or_null(31),
+        guardrails: row.text_or_null(32),
+        trace_id: row.text_or_null(33),
     }
 }
