@@ -10,9 +10,11 @@ mod http;
 pub mod local;
 pub mod mock;
 pub mod openai;
+mod received;
 pub mod registry;
 pub mod sse;
 mod upstream;
+mod wire;
 
 pub use registry::Providers;
 

@@ -14,6 +14,7 @@ use crate::types::chat::ChatResponse;
 use crate::types::embeddings::EmbeddingResponse;
 use crate::types::glance::Glance;
 use futures_util::future::BoxFuture;
+use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 /// Fields of a request that are Refit's own and are not sent on.
@@ -83,7 +84,7 @@ impl Provider for OpenAi {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
             let body = request::body(call.request, call.model, true, &self.dialect.quirks);
-            let response = self.http.post(&path, &[], &body, &source).await?;
+            let response = self.http.post(&path, &HeaderMap::new(), &body, &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::default()).await
         })
     }
@@ -96,7 +97,7 @@ impl Provider for OpenAi {
             request.model = call.model;
             OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
             let body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
-            self.http.post_json(&path, &[], &body, &source).await
+            self.http.post_json(&path, &HeaderMap::new(), &body, &source).await
         })
     }
 
@@ -109,7 +110,7 @@ impl Provider for OpenAi {
             if self.dialect.api_version.is_some() {
                 return Ok(self.models());
             }
-            let list = self.http.get_json("/models", &[]).await?;
+            let list = self.http.get_json("/models", &HeaderMap::new()).await?;
             // A bare list at Together.
             let pointer = if list.is_array() { "" } else { "/data" };
             Ok(self.http.named(&list, pointer, "id"))
