@@ -7,6 +7,7 @@ mod body;
 mod entry;
 pub mod error;
 mod in_process;
+mod lane;
 mod middleware;
 mod openai;
 pub mod openapi;
@@ -16,6 +17,7 @@ pub mod routes;
 pub mod server;
 mod sse;
 mod upload;
+mod workers;
 
 pub use server::{Server, shutdown_signal};
 

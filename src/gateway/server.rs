@@ -1,25 +1,18 @@
 //! Listening, serving, and the orderly end: on a signal no new connection is taken, running requests get `drain_s`, streams that
 //! still run then end with an error event, and the request log reaches the database.
 
+use super::Gateway;
 use super::in_process::InProcess;
-use super::openai::azure;
-use super::{Gateway, routes};
+use super::workers::Workers;
 use crate::app::App;
 use crate::store::lock::Lock;
 use crate::types::{Code, Failure};
-use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tower::ServiceExt;
 
-/// Time for a request's head; a connection that is silent for longer is closed.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the last bytes after streams were cut.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 /// Pause after `accept` failed, which it does when descriptors run out.
@@ -70,15 +63,14 @@ impl Server {
         let Server { app, listener, _lock, .. } = self;
         let (cut, receiver) = watch::channel(false);
         let gateway = Gateway { app: app.clone(), cut: receiver };
-        let router = routes::router(gateway.clone());
+        let mut workers = Workers::start(&gateway)?;
         let (stop, stopped) = watch::channel(false);
         let batches = tokio::spawn(app.batches.clone().run(Arc::new(InProcess::new(gateway)), stopped));
-        let connections = GracefulShutdown::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => serve_connection(stream, router.clone(), &connections),
+                accepted = listener.accept() => match accepted.and_then(|(stream, _)| prepared(stream)) {
+                    Ok(stream) => workers.serve(stream),
                     Err(error) => {
                         tracing::warn!(%error, "cannot take a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -91,36 +83,26 @@ impl Server {
         stop.send_replace(true);
         let time = Duration::from_secs(app.config.server.drain_s);
         // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
-        let ((), _) = tokio::join!(drain(connections, time, &cut), tokio::time::timeout(time + LAST_BYTES, batches));
+        let ((), _) = tokio::join!(drain(workers, time, &cut), tokio::time::timeout(time + LAST_BYTES, batches));
         let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;
         flushed.map_err(|error| Failure::new(Code::INTERNAL, format!("the request log: {error}")))?.map_err(Failure::from)
     }
 }
 
-fn serve_connection(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
-    }
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let connection =
-        connections.watch(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.map_request(azure::rewrite))));
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            // The client went away or spoke no HTTP: its business.
-            tracing::debug!(%error, "connection ended");
-        }
-    });
+/// A connection on its way to another event loop.
+fn prepared(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
+    stream.set_nodelay(true)?;
+    stream.into_std()
 }
 
-async fn drain(connections: GracefulShutdown, time: Duration, cut: &watch::Sender<bool>) {
-    let mut ended = std::pin::pin!(connections.shutdown());
-    if tokio::time::timeout(time, &mut ended).await.is_ok() {
+async fn drain(mut workers: Workers, time: Duration, cut: &watch::Sender<bool>) {
+    workers.stop();
+    if workers.ended(time).await {
         return;
     }
     tracing::warn!(seconds = time.as_secs(), "requests still run after the time to drain; their streams are cut");
     cut.send_replace(true);
-    let _ = tokio::time::timeout(LAST_BYTES, &mut ended).await;
+    workers.ended(LAST_BYTES).await;
 }
 
 /// Ready at the first SIGINT or SIGTERM (Ctrl-C elsewhere). From the call on, the signals no longer end the process by themselves.

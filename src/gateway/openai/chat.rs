@@ -5,7 +5,7 @@ use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-use crate::gateway::{Gateway, answer};
+use crate::gateway::{Gateway, answer as told_by};
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
@@ -15,7 +15,11 @@ use axum::response::{IntoResponse, Response};
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, CHAT)?;
+    answer(Entry::of(&gateway, request, CHAT)?).await
+}
+
+/// Answers a chat request.
+pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiError> {
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
     if chat.stream.unwrap_or(false) {
         let encoder = Chunks { wants_usage: chat.wants_usage() };
@@ -24,9 +28,9 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
     Ok(match gateway.app.inference.pass(ask, chat).await? {
         Passed::Bytes { body, provider, release } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            answer::told(([kind], body).into_response(), &provider, release)
+            told_by::told(([kind], body).into_response(), &provider, release)
         }
-        Passed::Answer(read) => answer::told(Json(&read.response).into_response(), &read.provider, read.release),
+        Passed::Answer(read) => told_by::told(Json(&read.response).into_response(), &read.provider, read.release),
     })
 }
 

@@ -1,0 +1,189 @@
+//! The fast lane: chat requests, read from their socket and answered on it by one task, without a framework in between. It knows one
+//! method, one path and one framing ([`head`]); from the first request of a connection that is anything else, hyper has the
+//! connection. What a chat request means is the same on both: the lane has the same key check, the same handler, the same envelope.
+
+mod head;
+mod write;
+
+use super::Gateway;
+use super::entry::Entry;
+use super::error::ApiError;
+use super::middleware::{access, envelope};
+use super::openai::{self, azure};
+use crate::access::Role;
+use crate::providers::Protocol;
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use head::Head;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::io::{Cursor, Error, ErrorKind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+/// Time for a request's head; a connection that is silent for longer is closed.
+const HEAD_TIME: Duration = Duration::from_secs(60);
+const READ_BYTES: usize = 8 << 10;
+/// What a client may send ahead while its request is answered.
+const AHEAD_BYTES: usize = 64 << 10;
+/// How long a body may be silent, and take in all.
+const BODY_SILENCE: Duration = Duration::from_secs(30);
+const BODY_TIME: Duration = Duration::from_secs(300);
+
+/// What a connection does now, for the orderly end.
+#[derive(Debug, Default)]
+pub(super) struct Doing(AtomicU8);
+
+const WAITING: u8 = 0;
+const ANSWERING: u8 = 1;
+/// Answering, and to be closed after it.
+const LAST: u8 = 2;
+
+impl Doing {
+    /// Whether the connection may be closed now; otherwise it closes after its reply.
+    pub(super) fn stop(&self) -> bool {
+        self.0.swap(LAST, Ordering::Relaxed) == WAITING
+    }
+
+    /// A request has come. False when the connection was told to stop.
+    fn begin(&self) -> bool {
+        self.0.compare_exchange(WAITING, ANSWERING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn is_last(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == LAST
+    }
+
+    /// The reply is written. False when the connection is to be closed.
+    fn end(&self) -> bool {
+        self.0.compare_exchange(ANSWERING, WAITING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// What connections share.
+#[derive(Clone)]
+pub(super) struct Lane {
+    pub(super) gateway: Gateway,
+    /// Everything that is not the lane's.
+    pub(super) router: Router,
+    /// Becomes true when no further request is taken.
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: Arc<Doing>) -> Result<(), Error> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let chat = loop {
+            match head::look(&buffer) {
+                Head::Chat(chat) if chat.body <= lane.gateway.app.config.server.max_body_bytes => break chat,
+                Head::Chat(_) | Head::Other => return hand_over(stream, buffer, lane, &doing).await,
+                Head::Partial => {
+                    buffer.reserve(READ_BYTES);
+                    let read = tokio::time::timeout(HEAD_TIME, stream.read_buf(&mut buffer)).await;
+                    if read.map_err(|_| ErrorKind::TimedOut)?? == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        if !doing.begin() {
+            return Ok(());
+        }
+        drop(buffer.split_to(chat.length));
+        read_body(&mut stream, &mut buffer, chat.body).await?;
+        let body = buffer.split_to(chat.body).freeze();
+        let answering = async {
+            let response = answer(&lane.gateway, chat.headers, body).await;
+            write::reply(&stream, response, doing.is_last()).await
+        };
+        match until_gone(&stream, &mut buffer, answering).await {
+            Some(written) => written?,
+            None => return Ok(()),
+        }
+        if !doing.end() {
+            return Ok(());
+        }
+    }
+}
+
+/// A chat request's answer, as the route table gives it.
+async fn answer(gateway: &Gateway, headers: HeaderMap, body: Bytes) -> Response {
+    envelope::around(gateway, head::PATH, Protocol::Chat, async |id| {
+        let asked = access::caller(gateway, &headers, Role::App).await.map_err(ApiError::from);
+        match asked {
+            Ok(caller) => openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response(),
+            Err(error) => error.into_response(),
+        }
+    })
+    .await
+}
+
+/// Gives the connection to hyper, with what was read of it.
+async fn hand_over(stream: TcpStream, read: BytesMut, lane: Lane, doing: &Doing) -> Result<(), Error> {
+    // From now on hyper knows what the connection does.
+    if !doing.begin() {
+        return Ok(());
+    }
+    let (reader, writer) = stream.into_split();
+    let io = TokioIo::new(tokio::io::join(Cursor::new(read).chain(reader), writer));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+    let mut connection = pin!(builder.serve_connection(io, TowerToHyperService::new(lane.router.map_request(azure::rewrite))));
+    let mut stopped = lane.stopped;
+    tokio::select! {
+        ended = connection.as_mut() => return ended.map_err(Error::other),
+        // A server that is gone without a word is stopped, too.
+        _ = stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.map_err(Error::other)
+}
+
+async fn read_body(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize) -> Result<(), Error> {
+    if buffer.len() >= length {
+        return Ok(());
+    }
+    let reading = async {
+        while buffer.len() < length {
+            buffer.reserve(length - buffer.len());
+            let read = tokio::time::timeout(BODY_SILENCE, stream.read_buf(buffer)).await;
+            if read.map_err(|_| ErrorKind::TimedOut)?? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(BODY_TIME, reading).await.map_err(|_| ErrorKind::TimedOut)?
+}
+
+/// The work's result; none when the client went away first, which drops the work.
+async fn until_gone<T>(stream: &TcpStream, buffer: &mut BytesMut, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let gone = async {
+        while buffer.len() < AHEAD_BYTES {
+            buffer.reserve(READ_BYTES);
+            if stream.readable().await.is_err() {
+                return;
+            }
+            match stream.try_read_buf(buffer) {
+                Ok(0) => return,
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        done = &mut work => Some(done),
+        () = gone => None,
+    }
+}

@@ -1,0 +1,110 @@
+//! The threads that serve connections: one for each core, each with an event loop of its own, so that a request is answered by the
+//! thread that read it and nothing has to be woken elsewhere. Connections are handed out in turn.
+
+use super::Gateway;
+use super::lane::{self, Doing, Lane};
+use super::routes;
+use crate::types::{Code, Failure};
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinSet};
+
+/// Threads that serve connections.
+pub struct Workers {
+    queues: Vec<mpsc::UnboundedSender<TcpStream>>,
+    next: usize,
+    stop: watch::Sender<bool>,
+    /// Closes when the last thread has served its last connection.
+    served: mpsc::Receiver<()>,
+}
+
+impl Workers {
+    /// Starts a thread for each core.
+    ///
+    /// # Errors
+    /// [`Code::INTERNAL`] when the system gives no threads.
+    pub fn start(gateway: &Gateway) -> Result<Self, Failure> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (stop, stopped) = watch::channel(false);
+        let (serving, served) = mpsc::channel(1);
+        let lane = Lane { gateway: gateway.clone(), router: routes::router(gateway.clone()), stopped };
+        let mut queues = Vec::with_capacity(cores);
+        for number in 0..cores {
+            let (queue, connections) = mpsc::unbounded_channel();
+            let refused = |error| Failure::new(Code::INTERNAL, format!("cannot start a thread for connections: {error}"));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
+            let (lane, serving) = (lane.clone(), serving.clone());
+            let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+            let work = move || {
+                runtime.block_on(work(connections, lane));
+                drop(serving);
+                // What blocks still (a call to a local model) is not waited for.
+                runtime.shutdown_background();
+            };
+            thread.spawn(work).map_err(refused)?;
+            queues.push(queue);
+        }
+        Ok(Workers { queues, next: 0, stop, served })
+    }
+
+    /// Has a connection served.
+    pub fn serve(&mut self, stream: TcpStream) {
+        self.next = (self.next + 1) % self.queues.len();
+        // A thread that is gone has panicked, which closes the connection.
+        let _ = self.queues[self.next].send(stream);
+    }
+
+    /// No further request is taken.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until every connection has ended. False when that takes longer than `time`.
+    pub async fn ended(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.served.recv()).await.is_ok()
+    }
+}
+
+async fn work(mut connections: mpsc::UnboundedReceiver<TcpStream>, lane: Lane) {
+    let mut serving = JoinSet::new();
+    let mut doing: HashMap<Id, (AbortHandle, Arc<Doing>)> = HashMap::new();
+    let mut stopped = lane.stopped.clone();
+    loop {
+        tokio::select! {
+            stream = connections.recv() => match stream {
+                Some(stream) => {
+                    let does = Arc::new(Doing::default());
+                    let handle = serving.spawn(serve(stream, lane.clone(), does.clone()));
+                    doing.insert(handle.id(), (handle, does));
+                }
+                None => break,
+            },
+            Some(ended) = serving.join_next_with_id() => {
+                let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                doing.remove(&id);
+            }
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        }
+    }
+    connections.close();
+    for (handle, does) in doing.values() {
+        if does.stop() {
+            handle.abort();
+        }
+    }
+    while serving.join_next().await.is_some() {}
+}
+
+async fn serve(stream: TcpStream, lane: Lane, doing: Arc<Doing>) {
+    let served = async {
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        lane::serve(stream, lane, doing).await
+    };
+    if let Err(error) = served.await {
+        // The client went away or spoke no HTTP: its business.
+        tracing::debug!(%error, "connection ended");
+    }
+}
