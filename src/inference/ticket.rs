@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// One call being written down.
 pub(super) struct Ticket {
-    row: RequestRow,
+    row: Box<RequestRow>,
     usage: Option<Usage>,
     started: Instant,
     log: Log,
@@ -48,7 +48,7 @@ impl<'r, B: Serialize> Asked<'r, B> {
 impl Ticket {
     pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
         let text = ask.text.take();
-        let row = RequestRow {
+        let row = Box::new(RequestRow {
             id: ask.request_id.clone(),
             at: now_ms(),
             project: ask.caller.project.clone(),
@@ -58,7 +58,7 @@ impl Ticket {
             streamed: asked.streamed,
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
-        };
+        });
         let in_flight = log.metrics.begin();
         Ticket { row, usage: None, started: Instant::now(), log: log.clone(), written: false, grant: None, _in_flight: in_flight }
     }
@@ -114,8 +114,10 @@ impl Ticket {
     pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
         self.answered(response);
         // 200, as the status of every reply that is not a row of the error table.
+        self.row.total_ms = self.elapsed_ms();
+        let took = self.row.total_ms;
         self.write(200, None);
-        self.row.total_ms
+        took
     }
 
     /// The reply goes to the caller as it came.
@@ -152,7 +154,6 @@ impl Ticket {
         if let Some(grant) = self.grant.take() {
             grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
         }
-        self.log.recorder.record(&self.row);
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
             provider: &self.row.provider,
@@ -161,6 +162,7 @@ impl Ticket {
             first_token_ms: self.row.first_token_ms,
             usage: self.usage.as_ref(),
         });
+        self.log.recorder.record(std::mem::take(&mut self.row));
     }
 
     fn elapsed_ms(&self) -> f64 {

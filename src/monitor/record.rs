@@ -5,7 +5,9 @@ use super::Metrics;
 use super::segment::{self, Segment};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
+use crate::types::shard::{SHARDS, of_thread};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use std::time::Duration;
 const GATHER: Duration = Duration::from_millis(100);
 /// How long to wait after the database refused.
 const RETRY: Duration = Duration::from_secs(1);
+/// Rows that are kept in memory until they are moved; what is more is read from its segment again.
+const KEPT_BYTES: usize = 8 << 20;
 
 /// Writes the request log. Dropping it moves all rows to the database first.
 pub struct Recorder {
@@ -25,15 +29,26 @@ struct Shared {
     store: Store,
     directory: PathBuf,
     metrics: Arc<Metrics>,
-    state: Mutex<State>,
+    /// One for each thread that answers, so that none waits for another's write.
+    shards: [Mutex<Shard>; SHARDS],
+    /// Bytes of rows that are kept in memory.
+    kept_bytes: AtomicUsize,
+    /// Whether the mover knows that there are rows.
+    awake: AtomicBool,
+    stop: Mutex<bool>,
     wake: Condvar,
 }
 
+/// The rows of one thread since they were last moved.
 #[derive(Default)]
-struct State {
+struct Shard {
     /// Made with the first row.
     segment: Option<Segment>,
-    stop: bool,
+    lines: usize,
+    /// The rows of the segment; fewer than its lines where they were too many.
+    #[expect(clippy::vec_box, reason = "a row is moved several times on its way here, and is large")]
+    rows: Vec<Box<RequestRow>>,
+    bytes: usize,
 }
 
 impl Recorder {
@@ -44,7 +59,16 @@ impl Recorder {
     pub fn open(store: &Store, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let directory = segment::directory(store.directory());
         std::fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
-        let shared = Arc::new(Shared { store: store.clone(), directory, metrics, state: Mutex::default(), wake: Condvar::new() });
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            directory,
+            metrics,
+            shards: Default::default(),
+            kept_bytes: AtomicUsize::new(0),
+            awake: AtomicBool::new(false),
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+        });
         shared.drain()?;
         let mover = shared.clone();
         let thread = std::thread::Builder::new().name("request-log".into()).spawn(move || mover.run());
@@ -54,16 +78,21 @@ impl Recorder {
 
     /// Writes a row down; when this returns it outlives the process. A row that cannot be written (a full disk) is counted and
     /// named in the log of the process: answering goes on.
-    pub fn record(&self, row: &RequestRow) {
-        let mut state = self.shared.lock();
-        if let Err(error) = self.shared.append(&mut state, row) {
+    pub fn record(&self, row: Box<RequestRow>) {
+        let line = segment::line(&row);
+        let mut shard = lock(&self.shared.shards[of_thread()]);
+        if let Err(error) = shard.append(&self.shared, &line) {
+            drop(shard);
             self.shared.metrics.log_row_dropped();
             tracing::error!(request = row.id, %error, "a request's log row could not be written");
             return;
         }
+        shard.keep(&self.shared, row, line.len());
+        drop(shard);
         self.shared.metrics.log_rows_pending(1);
         // The mover waits for a first row, then for time to pass.
-        if state.segment.as_ref().is_some_and(|segment| segment.rows == 1) {
+        if !self.shared.awake.swap(true, Ordering::AcqRel) {
+            drop(lock(&self.shared.stop));
             self.shared.wake.notify_one();
         }
     }
@@ -73,42 +102,63 @@ impl Recorder {
     /// # Errors
     /// [`StoreError`]; the rows stay in their segment then.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.shared.rotate();
-        self.shared.drain()
+        self.shared.move_all()
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        *lock(&self.shared.stop) = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        if let Some(thread) = lock(&self.thread).take() {
             // The thread does not panic; if it did, the rows are safe in their segment.
             let _ = thread.join();
         }
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is a file and a flag: there is no half-changed state that a panic could leave.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Files, lists and a flag: there is no half-changed state that a panic could leave.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn append(&self, state: &mut State, row: &RequestRow) -> std::io::Result<()> {
-        if state.segment.is_none() {
-            state.segment = Some(Segment::create(&self.directory)?);
+impl Shard {
+    fn append(&mut self, shared: &Shared, line: &[u8]) -> std::io::Result<()> {
+        if self.segment.is_none() {
+            self.segment = Some(Segment::create(&shared.directory)?);
         }
-        state.segment.as_mut().expect("made two lines above").append(row)
+        self.segment.as_mut().expect("made two lines above").append(line)
     }
 
-    /// Lets go of the segment, so that it can be drained. Returns its number of rows.
-    fn rotate(&self) -> usize {
-        let taken = self.lock().segment.take();
-        let rows = taken.map_or(0, |segment| segment.rows);
-        self.metrics.log_rows_pending(-(rows as i64));
-        rows
+    /// Keeps a row, so that it need not be read again, while there is room.
+    fn keep(&mut self, shared: &Shared, row: Box<RequestRow>, bytes: usize) {
+        self.lines += 1;
+        if self.rows.len() + 1 == self.lines && shared.kept_bytes.load(Ordering::Relaxed) + bytes <= KEPT_BYTES {
+            shared.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.bytes += bytes;
+            self.rows.push(row);
+        }
+    }
+}
+
+impl Shared {
+    /// Moves what every thread has written to the database, from memory where it is there.
+    fn move_all(&self) -> Result<(), StoreError> {
+        for shard in &self.shards {
+            let taken = std::mem::take(&mut *lock(shard));
+            self.metrics.log_rows_pending(-(taken.lines as i64));
+            let Some(segment) = taken.segment else { continue };
+            let whole = taken.rows.len() == taken.lines;
+            let moved = if whole { segment::store(taken.rows, &self.store) } else { Ok(()) };
+            self.kept_bytes.fetch_sub(taken.bytes, Ordering::Relaxed);
+            match moved {
+                Ok(()) if whole => segment.remove()?,
+                // Let go of, it is drained below like any other.
+                Ok(()) => drop(segment),
+                Err(error) => tracing::warn!(%error, "request-log rows stay in their segment for now"),
+            }
+        }
+        self.drain()
     }
 
     fn drain(&self) -> Result<(), StoreError> {
@@ -122,26 +172,26 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            let mut state = self.lock();
-            while state.segment.is_none() && !state.stop {
-                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let mut stop = lock(&self.stop);
+            while !*stop && !self.awake.load(Ordering::Acquire) {
+                stop = self.wake.wait(stop).unwrap_or_else(PoisonError::into_inner);
             }
-            if !state.stop {
+            if !*stop {
                 // More rows come while we wait; together they cost one transaction.
-                state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
+                stop = self.wake.wait_timeout_while(stop, GATHER, |stop| !*stop).unwrap_or_else(PoisonError::into_inner).0;
             }
-            let stop = state.stop;
-            drop(state);
-            self.rotate();
-            while let Err(error) = self.drain() {
+            let last = *stop;
+            drop(stop);
+            self.awake.store(false, Ordering::Release);
+            while let Err(error) = self.move_all() {
                 tracing::error!(%error, "request-log rows wait: the database refused them");
                 // The rows are safe in their segment: the next start moves them.
-                if self.lock().stop {
+                if *lock(&self.stop) {
                     return;
                 }
                 std::thread::sleep(RETRY);
             }
-            if stop {
+            if last {
                 return;
             }
         }

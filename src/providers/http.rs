@@ -14,6 +14,7 @@ use reqwest::redirect::Policy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -107,13 +108,13 @@ impl Http {
     /// As [`Http::post`].
     pub(super) async fn post_text(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<Received, ProviderError> {
         // A refusal is read within the same time: its body may never end.
-        let sent = async {
+        let sent = pin!(async {
             let response = match self.wire(source)? {
                 Some(wire) => Received::Wire(wire.post(path, headers, &body).await.map_err(|failed| self.failed(failed, source))?),
                 None => Received::Client(self.send(path, headers, body, source).await?),
             };
             if response.is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
-        };
+        });
         tokio::time::timeout(self.timeout, sent).await.map_err(|_| source.timed_out(self.timeout))?
     }
 

@@ -4,12 +4,12 @@
 //! Connections are kept for the thread that used them last, as a rule of its own event loop. A request is written once: what fails
 //! after that is the caller's to try again.
 
+use crate::types::shard::{SHARDS, of_thread};
 use bytes::{Buf, Bytes, BytesMut};
 use httparse::{EMPTY_HEADER, Status};
 use reqwest::header::{HeaderMap, HeaderName};
 use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, IoSlice};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,6 @@ const READ_BYTES: usize = 8 << 10;
 /// How long a connection may wait for its next request: shorter than servers commonly wait before they close it.
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 256;
-const SHARDS: usize = 16;
 
 /// One server.
 pub(super) struct Wire {
@@ -138,18 +137,11 @@ impl Wire {
     }
 }
 
-/// The shard of the thread that asks.
-fn shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-    MINE.with(|mine| *mine)
-}
-
 impl Idle {
     /// A connection that still stands.
     fn take(&self) -> Option<Connection> {
         loop {
-            let mut waiting = self.0[shard()].lock().unwrap_or_else(PoisonError::into_inner).pop_back()?;
+            let mut waiting = self.0[of_thread()].lock().unwrap_or_else(PoisonError::into_inner).pop_back()?;
             if waiting.since.elapsed() < IDLE && waiting.connection.is_ready(waiting.rest) {
                 return Some(waiting.connection);
             }
@@ -158,7 +150,7 @@ impl Idle {
 
     fn put(&self, connection: Connection, rest: Rest) {
         let waiting = Waiting { connection, rest, since: Instant::now() };
-        let mut shard = self.0[shard()].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.0[of_thread()].lock().unwrap_or_else(PoisonError::into_inner);
         while shard.len() >= MAX_IDLE || shard.front().is_some_and(|oldest| oldest.since.elapsed() >= IDLE) {
             shard.pop_front();
         }

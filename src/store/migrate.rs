@@ -40,6 +40,6 @@ fn statements(number: i64) -> Vec<Statement> {
     let source = MIGRATIONS[number as usize - 1];
     let lines: Vec<_> = source.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
     let sql = lines.join("\n");
-    statements.extend(sql.split(';').map(str::trim).filter(|s| !s.is_empty()).map(|s| Statement::new(s, [])));
+    statements.extend(sql.split(';').map(str::trim).filter(|s| !s.is_empty()).map(|s| Statement::new(s.to_string(), [])));
     statements
 }

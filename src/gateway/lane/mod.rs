@@ -20,7 +20,7 @@ use head::Head;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::io::{Cursor, Error, ErrorKind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -101,10 +101,11 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: Arc<Doing>) 
         drop(buffer.split_to(chat.length));
         read_body(&mut stream, &mut buffer, chat.body).await?;
         let body = buffer.split_to(chat.body).freeze();
-        let answering = async {
+        // Pinned where it was made: futures of this size are not moved for nothing.
+        let answering = pin!(async {
             let response = answer(&lane.gateway, chat.headers, body).await;
             write::reply(&stream, response, doing.is_last()).await
-        };
+        });
         match until_gone(&stream, &mut buffer, answering).await {
             Some(written) => written?,
             None => return Ok(()),
@@ -165,8 +166,7 @@ async fn read_body(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize)
 }
 
 /// The work's result; none when the client went away first, which drops the work.
-async fn until_gone<T>(stream: &TcpStream, buffer: &mut BytesMut, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
+async fn until_gone<T>(stream: &TcpStream, buffer: &mut BytesMut, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let gone = async {
         while buffer.len() < AHEAD_BYTES {
             buffer.reserve(READ_BYTES);

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Anthropic's clients read the id of a request here.
@@ -45,7 +46,8 @@ pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Ne
 pub async fn around(gateway: &Gateway, path: &str, protocol: Protocol, answer: impl AsyncFnOnce(String) -> Response) -> Response {
     let id = new_id("req");
     // Nothing that a handler shares can be left half-changed: it lives in the store or behind poison-tolerant locks.
-    let answered = AssertUnwindSafe(answer(id.clone())).catch_unwind().await;
+    let answering = pin!(answer(id.clone()));
+    let answered = AssertUnwindSafe(answering).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| {
         tracing::error!(request = id, path, "a handler panicked");
         ApiError(Failure::new(Code::INTERNAL, "something inside Refit failed; the server's log has more")).into_response()
