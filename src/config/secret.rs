@@ -1,14 +1,15 @@
 //! A secret that cannot be printed: `Debug` and `Display` show `***`.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A redacting string.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// Wraps a secret.
-    pub fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
         Secret(text.into())
     }
 

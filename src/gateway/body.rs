@@ -52,6 +52,14 @@ pub fn as_json(bytes: Bytes) -> Result<(Value, Bytes), Failure> {
     Ok((json::read(&bytes, json::MAX_VALUES).map_err(refused)?, bytes))
 }
 
+/// Reads a body of at most `limit` bytes as it is.
+///
+/// # Errors
+/// As [`read_json`], but for what the body says.
+pub async fn read_whole(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Failure> {
+    read(headers, body, limit, TIMES).await
+}
+
 fn refused(fault: json::Fault) -> Failure {
     let json::Fault { what, line, column, path, too_many } = fault;
     let (code, message) = match too_many {

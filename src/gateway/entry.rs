@@ -6,6 +6,7 @@ use super::openai::azure::Deployment;
 use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::Ask;
+use crate::types::plain::PlainChat;
 use crate::types::{Code, Failure};
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
@@ -50,6 +51,25 @@ impl Entry {
     pub fn whole(gateway: &Gateway, (caller, request_id): (Caller, String), headers: HeaderMap, body: Bytes) -> Self {
         let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None };
         Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
+    }
+
+    /// Reads the body as it is.
+    pub async fn whole_body(mut self) -> Result<Self, ApiError> {
+        if let Sent::Stream(body) = self.body {
+            match body::read_whole(&self.headers, body, self.gateway.app.config.server.max_body_bytes).await {
+                Ok(bytes) => self.body = Sent::Whole(bytes),
+                Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).into()),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The body as a plain chat request, where it is one and was read.
+    pub fn plain(&self) -> Option<PlainChat> {
+        match &self.body {
+            Sent::Whole(bytes) if self.deployment.is_none() => PlainChat::of(bytes),
+            _ => None,
+        }
     }
 
     /// Reads the body as a JSON object and checks it; what is refused is logged. The path's deployment wins over `model`.

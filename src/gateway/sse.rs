@@ -41,7 +41,8 @@ pub trait Encode: Send + 'static {
     }
 }
 
-type Opening = BoxFuture<'static, Result<AnswerStream, Failure>>;
+/// A stream on its way.
+pub(super) type Opening = BoxFuture<'static, Result<AnswerStream, Failure>>;
 
 enum State {
     /// The provider has not sent anything yet.
@@ -62,7 +63,11 @@ struct Events<E> {
 /// Opens the stream. While nothing has been sent an error has its own status; once silence had to be filled it is an event.
 pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, encoder: impl Encode) -> Result<Response, ApiError> {
     let inference = gateway.app.inference.clone();
-    let mut opening: Opening = Box::pin(async move { inference.answer_stream(ask, request).await });
+    open_with(gateway, Box::pin(async move { inference.answer_stream(ask, request).await }), encoder).await
+}
+
+/// As [`open`], of a stream that is on its way.
+pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: impl Encode) -> Result<Response, ApiError> {
     let keep_alive = Duration::from_secs(gateway.app.config.server.keep_alive_s);
     let opened = tokio::time::timeout(keep_alive, &mut opening).await;
     let (state, told_by) = match opened {

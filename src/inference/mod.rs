@@ -7,6 +7,7 @@ mod assemble;
 mod attempt;
 mod cache;
 mod embed;
+mod express;
 mod guard;
 pub mod plan;
 mod render;
@@ -327,11 +328,7 @@ impl Inference {
         let plan = plan.clone();
         Box::pin(async move {
             let call = self.written(&plan, begun).await?;
-            let mut pieces = plan.provider.chat_stream(call).await?;
-            match pieces.next().await {
-                Some(first) => Ok((first?, pieces)),
-                None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
-            }
+            first_piece(plan.provider.chat_stream(call).await?, &plan).await
         })
     }
 
@@ -378,6 +375,13 @@ fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
     }
 }
 
+async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {
+    match pieces.next().await {
+        Some(first) => Ok((first?, pieces)),
+        None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
+    }
+}
+
 fn read(passed: Passed) -> Result<Answer, Failure> {
     match passed {
         Passed::Answer(answer) => Ok(*answer),
@@ -396,7 +400,7 @@ fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
-        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false }
+        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false, plain: None }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
 use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
 use bytes::Bytes;
@@ -36,6 +37,12 @@ pub(super) struct Asked<'r, B> {
 impl<'r> Asked<'r, ChatRequest> {
     pub(super) fn chat(request: &'r ChatRequest) -> Self {
         Asked { model: &request.model, streamed: request.stream.unwrap_or(false), body: request }
+    }
+}
+
+impl<'r> Asked<'r, PlainChat> {
+    pub(super) fn plain(request: &'r PlainChat) -> Self {
+        Asked { model: &request.model, streamed: request.streamed, body: request }
     }
 }
 

@@ -176,7 +176,6 @@ fn drain(file: &File, store: &Store) -> Result<Drained, DrainError> {
 ///
 /// # Errors
 /// [`StoreError`]; some of the rows may be stored then.
-#[expect(clippy::vec_box, reason = "a row is moved several times on its way here, and is large")]
 pub fn store(rows: Vec<Box<RequestRow>>, store: &Store) -> Result<(), StoreError> {
     let mut rows = rows.into_iter().map(|row| requests::insert_once(*row)).peekable();
     while rows.peek().is_some() {

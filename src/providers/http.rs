@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::pin::pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Time for a list of models: whoever asks for ours waits for it.
@@ -47,7 +47,7 @@ pub struct Service {
 
 /// The connection. Nothing is connected before the first call.
 pub struct Http {
-    name: String,
+    name: Arc<str>,
     service: Service,
     connect_timeout: Duration,
     timeout: Duration,
@@ -62,7 +62,7 @@ impl Http {
     /// The connection of a configured provider.
     pub fn new(config: &ProviderConfig, service: Service) -> Self {
         Http {
-            name: config.name.clone(),
+            name: config.name.as_str().into(),
             service,
             connect_timeout: Duration::from_secs(config.connect_timeout_s),
             timeout: Duration::from_secs(config.timeout_s),
@@ -153,13 +153,8 @@ impl Http {
     ///
     /// # Errors
     /// As [`Http::post`]; [`Code::UPSTREAM`] when the reply breaks off or is too large, [`Code::UPSTREAM_TIMEOUT`].
-    pub(super) async fn post_bytes(
-        &self,
-        path: &str,
-        body: &(impl Serialize + Sync + ?Sized),
-        source: &Source,
-    ) -> Result<Bytes, ProviderError> {
-        let response = self.post(path, &HeaderMap::new(), body, source).await?;
+    pub(super) async fn post_bytes(&self, path: &str, body: Bytes, source: &Source) -> Result<Bytes, ProviderError> {
+        let response = self.post_text(path, &HeaderMap::new(), body, source).await?;
         let read = tokio::time::timeout(self.timeout, upstream::read_bytes(response, source)).await;
         read.map_err(|_| source.timed_out(self.timeout))?
     }
@@ -188,7 +183,7 @@ impl Http {
         let names = entries.filter_map(|entry| entry.get(field).and_then(Value::as_str));
         // A name that could not be called is not listed.
         let names = names.filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(char::is_control));
-        names.map(|name| ModelInfo { name: name.to_string(), owner: self.name.clone() }).collect()
+        names.map(|name| ModelInfo { name: name.to_string(), owner: self.name.to_string() }).collect()
     }
 
     /// The headers that every request has: who asks, and the key.

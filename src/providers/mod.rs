@@ -21,6 +21,7 @@ pub use registry::Providers;
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
 use crate::types::traits::CountTokens;
 use crate::types::{Code, Coded, Digest};
 use bytes::Bytes;
@@ -44,6 +45,8 @@ pub struct Call {
     pub native: Option<Native>,
     /// The caller takes a chat completion as bytes: a provider may answer [`Body::Bytes`].
     pub takes_bytes: bool,
+    /// The request as it was written, in the place of `request`, for providers that [take it](Provider::takes_plain).
+    pub plain: Option<PlainChat>,
 }
 
 /// How a body is written.
@@ -145,6 +148,11 @@ pub trait Provider: Send + Sync {
     /// A streamed reply. The future resolves when the provider accepted the call; the last chunk carries `usage` where the provider
     /// reports it, whether or not the client asked (the gateway strips it).
     fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>>;
+
+    /// Whether a plain request may be given as it was written, in [`Call::plain`].
+    fn takes_plain(&self) -> bool {
+        false
+    }
 
     /// Vectors of texts.
     fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {

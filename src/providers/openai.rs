@@ -10,9 +10,11 @@ use super::upstream::{self, Source};
 use super::{Body, Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
 use crate::types::Code;
-use crate::types::chat::ChatResponse;
+use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::embeddings::EmbeddingResponse;
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -56,13 +58,31 @@ impl OpenAi {
     }
 }
 
+impl OpenAi {
+    /// The body of a call.
+    fn written(&self, plain: Option<PlainChat>, request: ChatRequest, model: String, streamed: bool) -> Bytes {
+        let quirks = &self.dialect.quirks;
+        let body = match plain {
+            Some(plain) => plain.sent(&model, !quirks.no_stream_options),
+            None => serde_json::to_vec(&request::body(request, model, streamed, quirks))
+                .expect("a request is strings, maps and finite numbers: serialising cannot fail"),
+        };
+        body.into()
+    }
+}
+
 impl Provider for OpenAi {
+    fn takes_plain(&self) -> bool {
+        // These have parameters of a plain request under other names.
+        !self.dialect.quirks.old_token_limit && !self.dialect.quirks.random_seed
+    }
+
     fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
-            let body = request::body(call.request, call.model, false, &self.dialect.quirks);
-            let bytes = self.http.post_bytes(&path, &body, &source).await?;
+            let body = self.written(call.plain, call.request, call.model, false);
+            let bytes = self.http.post_bytes(&path, body, &source).await?;
             if let Some(glance) = Some(call.takes_bytes).filter(|takes| *takes).and_then(|_| Glance::of(&bytes)) {
                 return Ok(Reply { body: Body::Bytes(bytes, glance), native: None });
             }
@@ -83,8 +103,8 @@ impl Provider for OpenAi {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
-            let body = request::body(call.request, call.model, true, &self.dialect.quirks);
-            let response = self.http.post(&path, &HeaderMap::new(), &body, &source).await?;
+            let body = self.written(call.plain, call.request, call.model, true);
+            let response = self.http.post_text(&path, &HeaderMap::new(), body, &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::default()).await
         })
     }

@@ -14,6 +14,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_REPLY_BYTES: usize = 64 << 20;
@@ -29,7 +30,7 @@ pub(super) const IN_SUCCESS: u16 = 502;
 /// Who is being read, for messages.
 #[derive(Clone)]
 pub(super) struct Source {
-    pub(super) provider: String,
+    pub(super) provider: Arc<str>,
     pub(super) model: String,
     /// Cut out of every message.
     pub(super) key: Option<Secret>,

@@ -9,6 +9,7 @@ use crate::gateway::{Gateway, answer as told_by};
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
+use crate::types::plain::PlainChat;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -20,18 +21,36 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
 
 /// Answers a chat request.
 pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiError> {
+    let entry = entry.whole_body().await?;
+    if let Some(plain) = entry.plain() {
+        return self::plain(entry, plain).await;
+    }
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
     if chat.stream.unwrap_or(false) {
         let encoder = Chunks { wants_usage: chat.wants_usage() };
         return sse::open(&gateway, ask, chat, encoder).await;
     }
-    Ok(match gateway.app.inference.pass(ask, chat).await? {
+    Ok(written(gateway.app.inference.pass(ask, chat).await?))
+}
+
+async fn plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {
+    let Entry { gateway, ask, .. } = entry;
+    if plain.streamed {
+        let encoder = Chunks { wants_usage: plain.wants_usage };
+        let inference = gateway.app.inference.clone();
+        return sse::open_with(&gateway, Box::pin(async move { inference.stream_plain(ask, plain).await }), encoder).await;
+    }
+    Ok(written(gateway.app.inference.pass_plain(ask, plain).await?))
+}
+
+fn written(passed: Passed) -> Response {
+    match passed {
         Passed::Bytes { body, provider, release } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             told_by::told(([kind], body).into_response(), &provider, release)
         }
         Passed::Answer(read) => told_by::told(Json(&read.response).into_response(), &read.provider, read.release),
-    })
+    }
 }
 
 /// `data: {chunk}`, the usage chunk when it was asked for, `data: [DONE]`. A chunk of a provider with the same protocol goes out as
