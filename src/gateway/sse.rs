@@ -87,7 +87,7 @@ pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: 
 
 fn reply<E: Encode>(events: Events<E>) -> Response {
     let late = matches!(events.state, State::Opening(_));
-    let body = unfold((events, late), |(mut events, late)| async move {
+    let body = unfold((Box::new(events), late), |(mut events, late)| async move {
         // What was waited for so far is filled at once.
         let bytes = if late { Bytes::from_static(events.encoder.keep_alive().as_bytes()) } else { events.next().await? };
         Some((Ok::<_, Infallible>(bytes), (events, false)))
@@ -204,7 +204,7 @@ pub fn event(kind: &str, value: &impl Serialize) -> String {
 
 /// `event:` and `data:` of a text that is JSON already; none when it does not fit on one line.
 pub fn forwarded(kind: Option<&str>, text: &str) -> Option<String> {
-    let fits = !text.contains(['\n', '\r']) && kind.is_none_or(|kind| !kind.contains(['\n', '\r']));
+    let fits = memchr::memchr2(b'\n', b'\r', text.as_bytes()).is_none() && kind.is_none_or(|kind| !kind.contains(['\n', '\r']));
     fits.then(|| match kind {
         Some(kind) => format!("event: {kind}\ndata: {text}\n\n"),
         None => format!("data: {text}\n\n"),

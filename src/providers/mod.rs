@@ -28,6 +28,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// One model call, ready for a provider.
@@ -114,7 +115,7 @@ pub struct RawEvent {
     /// The protocol that it is written in.
     pub protocol: Protocol,
     /// `event:`; `message` stands for none.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `data:`.
     pub data: String,
 }

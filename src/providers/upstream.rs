@@ -331,7 +331,7 @@ pub(super) async fn read_stream<D: Decode>(
     }
     let parser = Parser::new(MAX_EVENT_BYTES);
     let reading = Reading { response, parser, source, idle, decoder, ready: VecDeque::new(), unread: Some(Vec::new()), broken: None };
-    let step = |reading: Option<Reading<D>>| async move {
+    let step = |reading: Option<Box<Reading<D>>>| async move {
         let mut reading = reading?;
         match reading.next().await {
             Ok(Some(piece)) => Some((Ok(piece), Some(reading))),
@@ -339,7 +339,7 @@ pub(super) async fn read_stream<D: Decode>(
             Err(error) => Some((Err(error), None)),
         }
     };
-    Ok(unfold(Some(reading), step).boxed())
+    Ok(unfold(Some(Box::new(reading)), step).boxed())
 }
 
 impl<D: Decode> Reading<D> {
