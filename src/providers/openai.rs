@@ -71,6 +71,20 @@ impl OpenAi {
     }
 }
 
+/// A reply that has to be read as a whole.
+fn read(bytes: &[u8], source: &Source) -> Result<Reply, ProviderError> {
+    let mut value = upstream::as_json(bytes, source)?;
+    reply::fit(&mut value);
+    if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        // A success without an answer may say why.
+        let says = ["message", "detail"].iter().any(|name| value.get(*name).is_some_and(|text| !text.is_null()));
+        let broken = || source.broken("the reply has no choices");
+        return Err(if says { upstream::from_body(upstream::IN_SUCCESS, &value, source) } else { broken() });
+    }
+    let response: ChatResponse = upstream::fitting(value, source)?;
+    Ok(response.into())
+}
+
 impl Provider for OpenAi {
     fn takes_plain(&self) -> bool {
         // These have parameters of a plain request under other names.
@@ -83,19 +97,10 @@ impl Provider for OpenAi {
             let path = self.path(&call.model, "chat/completions", &source)?;
             let body = self.written(call.plain, call.request, call.model, false);
             let bytes = self.http.post_bytes(&path, body, &source).await?;
-            if let Some(glance) = Some(call.takes_bytes).filter(|takes| *takes).and_then(|_| Glance::of(&bytes)) {
-                return Ok(Reply { body: Body::Bytes(bytes, glance), native: None });
+            match call.takes_bytes.then(|| Glance::of(&bytes)).flatten() {
+                Some(glance) => Ok(Reply { body: Body::Bytes(bytes, glance), native: None }),
+                None => read(&bytes, &source),
             }
-            let mut value = upstream::as_json(&bytes, &source)?;
-            reply::fit(&mut value);
-            if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-                // A success without an answer may say why.
-                let says = ["message", "detail"].iter().any(|name| value.get(*name).is_some_and(|text| !text.is_null()));
-                let broken = || source.broken("the reply has no choices");
-                return Err(if says { upstream::from_body(upstream::IN_SUCCESS, &value, &source) } else { broken() });
-            }
-            let response: ChatResponse = upstream::fitting(value, &source)?;
-            Ok(response.into())
         })
     }
 
