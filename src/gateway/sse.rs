@@ -63,7 +63,7 @@ struct Events<E> {
 pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, encoder: impl Encode) -> Result<Response, ApiError> {
     let inference = gateway.app.inference.clone();
     let mut opening: Opening = Box::pin(async move { inference.answer_stream(ask, request).await });
-    let keep_alive = Duration::from_secs(gateway.app.config.server.keep_alive_s);
+    let keep_alive = Duration::from_secs(gateway.app.config().server.keep_alive_s);
     let opened = tokio::time::timeout(keep_alive, &mut opening).await;
     let (state, told_by) = match opened {
         Ok(stream) => {
