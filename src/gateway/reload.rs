@@ -19,7 +19,6 @@ const LOOKS: usize = 20;
 pub async fn watch(app: Arc<App>, mut hangups: watch::Receiver<u32>) {
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    hangups.mark_unchanged();
     loop {
         tokio::select! {
             Ok(()) = hangups.changed() => {
