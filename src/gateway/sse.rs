@@ -68,7 +68,7 @@ pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, enco
 
 /// As [`open`], of a stream that is on its way.
 pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: impl Encode) -> Result<Response, ApiError> {
-    let keep_alive = Duration::from_secs(gateway.app.config.server.keep_alive_s);
+    let keep_alive = Duration::from_secs(gateway.app.config().server.keep_alive_s);
     let opened = tokio::time::timeout(keep_alive, &mut opening).await;
     let (state, told_by) = match opened {
         Ok(stream) => {

@@ -4,17 +4,22 @@
 use super::Gateway;
 use super::lane::{self, Doing, Lane};
 use super::routes;
+use crate::monitor::serving::Connection;
 use crate::types::{Code, Failure};
 use std::collections::HashMap;
-use std::net::TcpStream;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
+/// A connection on its way to the thread that serves it, counted until it ends.
+type Taken = (std::net::TcpStream, Connection);
+
 /// Threads that serve connections.
 pub struct Workers {
-    queues: Vec<mpsc::UnboundedSender<TcpStream>>,
+    queues: Vec<mpsc::UnboundedSender<Taken>>,
     next: usize,
     stop: watch::Sender<bool>,
     /// Closes when the last thread has served its last connection.
@@ -51,10 +56,13 @@ impl Workers {
     }
 
     /// Has a connection served.
-    pub fn serve(&mut self, stream: TcpStream) {
+    pub fn serve(&mut self, stream: TcpStream, counted: Connection) {
         self.next = (self.next + 1) % self.queues.len();
-        // A thread that is gone has panicked, which closes the connection.
-        let _ = self.queues[self.next].send(stream);
+        match stream.into_std() {
+            // A thread that is gone has panicked, which closes the connection.
+            Ok(stream) => drop(self.queues[self.next].send((stream, counted))),
+            Err(error) => tracing::warn!(%error, "cannot serve a connection"),
+        }
     }
 
     /// No further request is taken.
@@ -62,22 +70,23 @@ impl Workers {
         self.stop.send_replace(true);
     }
 
-    /// Waits until every connection has ended. False when that takes longer than `time`.
-    pub async fn ended(&mut self, time: Duration) -> bool {
-        tokio::time::timeout(time, self.served.recv()).await.is_ok()
+    /// Ready when every connection has ended.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent: the channel closes when the last thread is done.
+        let _ = self.served.recv().await;
     }
 }
 
-async fn work(mut connections: mpsc::UnboundedReceiver<TcpStream>, lane: Lane) {
+async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
     let mut serving = JoinSet::new();
     let mut doing: HashMap<Id, (AbortHandle, Arc<Doing>)> = HashMap::new();
     let mut stopped = lane.stopped.clone();
     loop {
         tokio::select! {
             stream = connections.recv() => match stream {
-                Some(stream) => {
+                Some((stream, counted)) => {
                     let does = Arc::new(Doing::default());
-                    let handle = serving.spawn(serve(stream, lane.clone(), does.clone()));
+                    let handle = serving.spawn(serve(stream, lane.clone(), does.clone(), counted));
                     doing.insert(handle.id(), (handle, does));
                 }
                 None => break,
@@ -95,13 +104,22 @@ async fn work(mut connections: mpsc::UnboundedReceiver<TcpStream>, lane: Lane) {
             handle.abort();
         }
     }
+    let mut cut = lane.gateway.cut.clone();
+    tokio::select! {
+        () = async { while serving.join_next().await.is_some() {} } => return,
+        _ = cut.wait_for(|cut| *cut) => doing.values().for_each(|(_, does)| does.wake()),
+    }
     while serving.join_next().await.is_some() {}
 }
 
-async fn serve(stream: TcpStream, lane: Lane, doing: Arc<Doing>) {
+async fn serve(stream: std::net::TcpStream, lane: Lane, doing: Arc<Doing>, _counted: Connection) {
     let served = async {
-        let stream = tokio::net::TcpStream::from_std(stream)?;
-        lane::serve(stream, lane, doing).await
+        let mut serving = pin!(lane::serve(TcpStream::from_std(stream)?, lane, &doing));
+        poll_fn(|context| {
+            doing.register(context.waker());
+            serving.as_mut().poll(context)
+        })
+        .await
     };
     if let Err(error) = served.await {
         // The client went away or spoke no HTTP: its business.

@@ -68,7 +68,7 @@ impl Inference {
 
     fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {
         ask.text = Some(plain.text.clone());
-        let mut ticket = Ticket::open(&self.log, ask, &Asked::plain(plain));
+        let mut ticket = Ticket::open(&setup.log, ask, &Asked::plain(plain));
         ticket.routed(road);
         // All that the limits read of a request.
         let outline = ChatRequest {

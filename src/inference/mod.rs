@@ -22,6 +22,7 @@ pub use setup::Setup;
 pub use stream::AnswerStream;
 
 use crate::access::Caller;
+use crate::config::Config;
 use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
@@ -45,7 +46,6 @@ use ticket::{Asked, Ticket};
 pub struct Inference {
     store: Store,
     prompts: Library,
-    log: Log,
     setup: ArcSwap<Setup>,
 }
 
@@ -135,14 +135,19 @@ type Opened = (Piece, PieceStream);
 
 impl Inference {
     /// The road over these parts.
-    pub fn new(store: Store, setup: Setup, log: Log) -> Self {
+    pub fn new(store: Store, setup: Setup) -> Self {
         let prompts = Library::new(&store);
-        Inference { store, prompts, log, setup: ArcSwap::from_pointee(setup) }
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup) }
     }
 
     /// What the configuration says now.
     pub fn setup(&self) -> Arc<Setup> {
         self.setup.load_full()
+    }
+
+    /// The configuration in force; not to be held for long.
+    pub fn config(&self) -> Arc<Config> {
+        self.setup.load().config.clone()
     }
 
     /// Calls that begin from now on go by another setup.
@@ -187,7 +192,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = match self.begin(&mut ticket, &ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
@@ -213,7 +218,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
     pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Plan| -> BoxFuture<'_, Result<u64, Failure>> {
             let plan = plan.clone();
@@ -242,7 +247,7 @@ impl Inference {
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
         };
         let mut ask = Ask::new(caller, "eval");
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&asked));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = Road::one(plan);
         let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -256,7 +261,7 @@ impl Inference {
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
-        Ticket::open(&self.log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
+        Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
     /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
@@ -268,7 +273,7 @@ impl Inference {
     }
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
         if let Some(kept) = self.kept(&mut ticket, &begun) {
             return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));

@@ -1,6 +1,7 @@
 //! What the configuration says about calls, swapped as a whole when the configuration is read again: a call keeps the setup that it
 //! began with.
 
+use super::Log;
 use super::road::Road;
 use crate::config::Config;
 use crate::providers::Providers;
@@ -13,13 +14,15 @@ pub struct Setup {
     pub config: Arc<Config>,
     /// Places that answer model calls.
     pub providers: Arc<Providers>,
+    /// Where calls are written down, and how.
+    pub log: Log,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
 }
 
 impl Setup {
     /// A setup over a store.
-    pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>) -> Self {
-        Setup { config, providers, roads: Fresh::new(store.db.clone()) }
+    pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
+        Setup { config, providers, log, roads: Fresh::new(store.db.clone()) }
     }
 }

@@ -180,7 +180,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let code = if std::thread::panicking() { Code::INTERNAL } else { Code::CANCELLED };
+        let cut = self.log.metrics.serving.is_cut();
+        let code = if cut { Code::UNAVAILABLE } else { Code::CANCELLED };
+        let code = if std::thread::panicking() { Code::INTERNAL } else { code };
         self.write(code.status, Some(code));
     }
 }

@@ -1,11 +1,17 @@
-//! The request log. [`Recorder::record`] puts a row into this process's segment before the reply ends; a background thread moves
-//! rows on to the database in batches, exactly once, also those that a killed process left behind.
+//! The request log. [`Recorder::record`] puts a row into a segment before the reply ends; a background thread moves rows on to the
+//! database in batches, exactly once, also those that a killed process left behind.
+//!
+//! Where the disk takes nothing, answering goes on: rows are kept in memory, up to a bound, and written once there is room again.
+//! [`Recorder::state`] tells; `/ready` says 503 meanwhile, because what is kept in memory does not outlive the process.
 
 use super::Metrics;
 use super::segment::{self, Segment};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
 use crate::types::shard::{SHARDS, of_thread};
+use crate::types::time::now_ms;
+use serde::Serialize;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,10 +20,14 @@ use std::time::Duration;
 
 /// How long rows are gathered before they go to the database together.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long to wait after the database refused.
+/// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
-/// Rows that are kept in memory until they are moved; what is more is read from its segment again.
-const KEPT_BYTES: usize = 8 << 20;
+/// What rows that could not be written may take of the memory.
+const UNWRITTEN_BYTES: usize = 16 << 20;
+/// What written rows may take of it until they are moved; what is more is read from its segment again.
+const WRITTEN_BYTES: usize = 8 << 20;
+/// A row without its bodies, about.
+const ROW_BYTES: usize = 1_024;
 
 /// Writes the request log. Dropping it moves all rows to the database first.
 pub struct Recorder {
@@ -31,12 +41,16 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// One for each thread that answers, so that none waits for another's write.
     shards: [Mutex<Shard>; SHARDS],
-    /// Bytes of rows that are kept in memory.
-    kept_bytes: AtomicUsize,
+    /// Bytes of written rows that are in memory.
+    written_bytes: AtomicUsize,
     /// Whether the mover knows that there are rows.
     awake: AtomicBool,
-    stop: Mutex<bool>,
+    /// Whether rows cannot be written to disk: [`State::disk`] says why.
+    failing: AtomicBool,
+    state: Mutex<State>,
     wake: Condvar,
+    /// Held by the one who moves rows.
+    moving: Mutex<()>,
 }
 
 /// The rows of one thread since they were last moved.
@@ -49,6 +63,42 @@ struct Shard {
     #[expect(clippy::vec_box, reason = "a row is moved several times on its way here, and is large")]
     rows: Vec<Box<RequestRow>>,
     bytes: usize,
+    /// When the first of them was written down, milliseconds.
+    oldest: Option<i64>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Rows that could not be written, oldest first.
+    kept: VecDeque<Box<RequestRow>>,
+    kept_bytes: usize,
+    /// Rows in segments that were let go and are not in the database yet.
+    let_go: usize,
+    /// When the oldest row that is in no shard and not in the database was written down, milliseconds.
+    oldest: Option<i64>,
+    dropped: u64,
+    /// Why rows cannot be written to disk.
+    disk: Option<String>,
+    /// Why rows cannot be moved to the database.
+    database: Option<String>,
+    stop: bool,
+}
+
+/// How the request log is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogState {
+    /// Rows on disk that are not in the database yet.
+    pub pending: usize,
+    /// Rows in memory that could not be written to disk.
+    pub kept: usize,
+    /// Rows that are lost: there was no room for them in memory either.
+    pub dropped: u64,
+    /// When the oldest row that is not in the database was written down, milliseconds.
+    pub oldest_unmoved_at: Option<i64>,
+    /// Why rows cannot be written to disk; none when they can.
+    pub disk: Option<String>,
+    /// Why rows cannot be moved to the database; none when they can.
+    pub database: Option<String>,
 }
 
 impl Recorder {
@@ -64,10 +114,12 @@ impl Recorder {
             directory,
             metrics,
             shards: Default::default(),
-            kept_bytes: AtomicUsize::new(0),
+            written_bytes: AtomicUsize::new(0),
             awake: AtomicBool::new(false),
-            stop: Mutex::new(false),
+            failing: AtomicBool::new(false),
+            state: Mutex::default(),
             wake: Condvar::new(),
+            moving: Mutex::new(()),
         });
         shared.drain()?;
         let mover = shared.clone();
@@ -76,39 +128,68 @@ impl Recorder {
         Ok(Recorder { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Writes a row down; when this returns it outlives the process. A row that cannot be written (a full disk) is counted and
-    /// named in the log of the process: answering goes on.
+    /// Writes a row down; when this returns it outlives the process. A row that cannot be written (a full disk) is kept in memory,
+    /// where there is room: answering goes on.
     pub fn record(&self, row: Box<RequestRow>) {
+        let shared = &self.shared;
+        if shared.failing.load(Ordering::Acquire) {
+            // The mover tries each second; every request trying, too, would only cost.
+            return shared.keep(&mut lock(&shared.state), row);
+        }
         let line = segment::line(&row);
-        let mut shard = lock(&self.shared.shards[of_thread()]);
-        if let Err(error) = shard.append(&self.shared, &line) {
+        let mut shard = lock(&shared.shards[of_thread()]);
+        if let Err(error) = shard.append(&shared.directory, &line) {
             drop(shard);
-            self.shared.metrics.log_row_dropped();
-            tracing::error!(request = row.id, %error, "a request's log row could not be written");
+            tracing::error!(request = row.id, %error, "log rows cannot be written; they are kept in memory");
+            let mut state = lock(&shared.state);
+            state.disk = Some(error.to_string());
+            shared.failing.store(true, Ordering::Release);
+            shared.keep(&mut state, row);
+            shared.wake.notify_one();
             return;
         }
-        shard.keep(&self.shared, row, line.len());
+        shard.remember(&shared.written_bytes, row, line.len());
         drop(shard);
-        self.shared.metrics.log_rows_pending(1);
+        shared.metrics.log_rows_pending(1);
         // The mover waits for a first row, then for time to pass.
-        if !self.shared.awake.swap(true, Ordering::AcqRel) {
-            drop(lock(&self.shared.stop));
-            self.shared.wake.notify_one();
+        if !shared.awake.swap(true, Ordering::AcqRel) {
+            drop(lock(&shared.state));
+            shared.wake.notify_one();
+        }
+    }
+
+    /// How the log is doing.
+    pub fn state(&self) -> LogState {
+        let (mut pending, mut oldest) = (0, None);
+        for shard in &self.shared.shards {
+            let shard = lock(shard);
+            pending += shard.lines;
+            oldest = earlier(oldest, shard.oldest);
+        }
+        let state = lock(&self.shared.state);
+        LogState {
+            pending: state.let_go + pending,
+            kept: state.kept.len(),
+            dropped: state.dropped,
+            oldest_unmoved_at: earlier(state.oldest, oldest),
+            disk: state.disk.clone(),
+            database: state.database.clone(),
         }
     }
 
     /// Moves all rows written so far to the database, now.
     ///
     /// # Errors
-    /// [`StoreError`]; the rows stay in their segment then.
+    /// [`StoreError`]; the rows stay in their segment then. Rows that are kept in memory are lost when the process ends now.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.shared.move_all()
+        let written = self.shared.write_kept();
+        self.shared.move_rows().and(written)
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        *lock(&self.shared.stop) = true;
+        lock(&self.shared.state).stop = true;
         self.shared.wake.notify_all();
         if let Some(thread) = lock(&self.thread).take() {
             // The thread does not panic; if it did, the rows are safe in their segment.
@@ -118,23 +199,30 @@ impl Drop for Recorder {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Files, lists and a flag: there is no half-changed state that a panic could leave.
+    // Every change is an assignment or a push: there is no half-changed state that a panic could leave.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
+    a.into_iter().chain(b).min()
+}
+
 impl Shard {
-    fn append(&mut self, shared: &Shared, line: &[u8]) -> std::io::Result<()> {
+    fn append(&mut self, directory: &Path, line: &[u8]) -> std::io::Result<()> {
         if self.segment.is_none() {
-            self.segment = Some(Segment::create(&shared.directory)?);
+            self.segment = Some(Segment::create(directory)?);
         }
         self.segment.as_mut().expect("made two lines above").append(line)
     }
 
-    /// Keeps a row, so that it need not be read again, while there is room.
-    fn keep(&mut self, shared: &Shared, row: Box<RequestRow>, bytes: usize) {
+    /// Counts a row that was appended, and keeps it, so that it need not be read again, while there is room.
+    fn remember(&mut self, written_bytes: &AtomicUsize, row: Box<RequestRow>, bytes: usize) {
+        if self.lines == 0 {
+            self.oldest = Some(row.at);
+        }
         self.lines += 1;
-        if self.rows.len() + 1 == self.lines && shared.kept_bytes.load(Ordering::Relaxed) + bytes <= KEPT_BYTES {
-            shared.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.rows.len() + 1 == self.lines && written_bytes.load(Ordering::Relaxed) + bytes <= WRITTEN_BYTES {
+            written_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.bytes += bytes;
             self.rows.push(row);
         }
@@ -142,23 +230,95 @@ impl Shard {
 }
 
 impl Shared {
-    /// Moves what every thread has written to the database, from memory where it is there.
-    fn move_all(&self) -> Result<(), StoreError> {
-        for shard in &self.shards {
-            let taken = std::mem::take(&mut *lock(shard));
-            self.metrics.log_rows_pending(-(taken.lines as i64));
-            let Some(segment) = taken.segment else { continue };
-            let whole = taken.rows.len() == taken.lines;
-            let moved = if whole { segment::store(taken.rows, &self.store) } else { Ok(()) };
-            self.kept_bytes.fetch_sub(taken.bytes, Ordering::Relaxed);
-            match moved {
-                Ok(()) if whole => segment.remove()?,
-                // Let go of, it is drained below like any other.
-                Ok(()) => drop(segment),
-                Err(error) => tracing::warn!(%error, "request-log rows stay in their segment for now"),
+    /// Keeps a row in memory, or counts it as dropped.
+    fn keep(&self, state: &mut State, row: Box<RequestRow>) {
+        let bytes = size(&row);
+        if state.kept_bytes + bytes > UNWRITTEN_BYTES {
+            state.dropped += 1;
+            self.metrics.log_row_dropped();
+            if state.dropped.is_power_of_two() {
+                tracing::error!(dropped = state.dropped, "log rows are lost: they can neither be written nor kept in memory");
+            }
+            return;
+        }
+        state.kept_bytes += bytes;
+        state.kept.push_back(row);
+        state.oldest.get_or_insert_with(now_ms);
+        self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Writes what is kept in memory, oldest first, until a write fails.
+    fn write_kept(&self) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        if state.disk.is_none() {
+            return Ok(());
+        }
+        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
+        // It may be the directory itself that somebody took away.
+        std::fs::create_dir_all(&self.directory).map_err(failed)?;
+        while let Some(row) = state.kept.pop_front() {
+            let (bytes, line) = (size(&row), segment::line(&row));
+            let mut shard = lock(&self.shards[of_thread()]);
+            if let Err(error) = shard.append(&self.directory, &line) {
+                state.disk = Some(error.to_string());
+                state.kept.push_front(row);
+                return Err(failed(error));
+            }
+            shard.remember(&self.written_bytes, row, line.len());
+            state.kept_bytes = state.kept_bytes.saturating_sub(bytes);
+            self.metrics.log_rows_pending(1);
+            self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+        }
+        state.disk = None;
+        self.failing.store(false, Ordering::Release);
+        tracing::warn!("log rows can be written again; what was kept in memory stands on disk");
+        Ok(())
+    }
+
+    /// Moves what every thread has written, from memory where it is there, and every segment that nobody appends to.
+    fn move_rows(&self) -> Result<(), StoreError> {
+        let _one = lock(&self.moving);
+        let taken: Vec<_> = self.shards.iter().map(|shard| std::mem::take(&mut *lock(shard))).collect();
+        let (rows, oldest) = {
+            let mut state = lock(&self.state);
+            state.let_go += taken.iter().map(|shard| shard.lines).sum::<usize>();
+            (state.let_go, taken.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest)))
+        };
+        let moved = taken.into_iter().try_for_each(|shard| self.move_shard(shard));
+        let moved = moved.and_then(|()| self.drain());
+        let mut state = lock(&self.state);
+        match &moved {
+            Ok(()) => {
+                state.let_go = 0;
+                state.database = None;
+                self.metrics.log_rows_pending(-i64::try_from(rows).unwrap_or(0));
+                // What is kept in memory is older than what came meanwhile.
+                if !state.kept.is_empty() {
+                    state.oldest = oldest;
+                }
+            }
+            Err(error) => {
+                if state.database.is_none() {
+                    tracing::error!(%error, "request-log rows wait: the database refused them");
+                }
+                state.database = Some(error.to_string());
+                state.oldest = earlier(oldest, state.oldest);
             }
         }
-        self.drain()
+        moved
+    }
+
+    /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
+    fn move_shard(&self, shard: Shard) -> Result<(), StoreError> {
+        let Shard { segment, lines, rows, bytes, .. } = shard;
+        self.written_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        match segment {
+            Some(segment) if rows.len() == lines => {
+                segment::store(rows, &self.store)?;
+                segment.remove()
+            }
+            _ => Ok(()),
+        }
     }
 
     fn drain(&self) -> Result<(), StoreError> {
@@ -172,30 +332,38 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            let mut stop = lock(&self.stop);
-            while !*stop && !self.awake.load(Ordering::Acquire) {
-                stop = self.wake.wait(stop).unwrap_or_else(PoisonError::into_inner);
-            }
-            if !*stop {
-                // More rows come while we wait; together they cost one transaction.
-                stop = self.wake.wait_timeout_while(stop, GATHER, |stop| !*stop).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            let last = *stop;
-            drop(stop);
-            self.awake.store(false, Ordering::Release);
-            while let Err(error) = self.move_all() {
-                tracing::error!(%error, "request-log rows wait: the database refused them");
-                // The rows are safe in their segment: the next start moves them.
-                if *lock(&self.stop) {
-                    return;
+            let stop = self.wait_for_rows();
+            let written = self.write_kept();
+            let moved = self.move_rows();
+            if stop {
+                // Rows on disk are safe in their segment: the next start moves them.
+                let lost = lock(&self.state).kept.len();
+                if lost > 0 {
+                    tracing::error!(rows = lost, "log rows are lost: they could not be written before the end");
                 }
-                std::thread::sleep(RETRY);
-            }
-            if last {
                 return;
+            }
+            if written.is_err() || moved.is_err() {
+                let state = lock(&self.state);
+                drop(self.wake.wait_timeout_while(state, RETRY, |state| !state.stop));
             }
         }
     }
+
+    /// Waits for a row, and then for more of them: together they cost one transaction. Whether to stop.
+    fn wait_for_rows(&self) -> bool {
+        let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && state.kept.is_empty() && state.let_go == 0 && !state.stop;
+        let state = self.wake.wait_while(lock(&self.state), idle).unwrap_or_else(PoisonError::into_inner);
+        let state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
+        self.awake.store(false, Ordering::Release);
+        state.stop
+    }
+}
+
+/// What a row takes of the memory, about.
+fn size(row: &RequestRow) -> usize {
+    let body = |body: &Option<String>| body.as_ref().map_or(0, String::len);
+    ROW_BYTES + body(&row.request) + body(&row.reply)
 }
 
 /// One logged request, wherever its row stands by now.

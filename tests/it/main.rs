@@ -1,11 +1,17 @@
 //! Black-box tests: one binary, one module per topic. They drive the built program and HTTP.
 
+#[cfg(target_os = "linux")]
+mod abuse;
 mod audit;
 mod batches;
 mod cli;
 mod clients;
 mod config;
 mod datasets;
+#[cfg(target_os = "linux")]
+mod drain;
+#[cfg(target_os = "linux")]
+mod durability;
 mod edges;
 #[cfg(feature = "local")]
 mod engine;
@@ -24,10 +30,16 @@ mod models;
 mod origins;
 mod prompts;
 mod releases;
+#[cfg(target_os = "linux")]
+mod reload;
+#[cfg(target_os = "linux")]
+mod rig;
 mod serving;
 mod streams;
 mod support;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;
+#[cfg(target_os = "linux")]
+mod upstream_faults;
 mod wire;

@@ -5,32 +5,34 @@
 mod head;
 mod write;
 
-use super::Gateway;
 use super::entry::Entry;
 use super::error::ApiError;
 use super::middleware::{access, envelope};
 use super::openai::{self, azure};
+use super::{Gateway, drain};
 use crate::access::Role;
 use crate::providers::Protocol;
 use axum::Router;
+use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use head::Head;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::io::{Cursor, Error, ErrorKind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-/// Time for a request's head; a connection that is silent for longer is closed.
-const HEAD_TIME: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 8 << 10;
 /// What a client may send ahead while its request is answered.
 const AHEAD_BYTES: usize = 64 << 10;
@@ -40,7 +42,10 @@ const BODY_TIME: Duration = Duration::from_secs(300);
 
 /// What a connection does now, for the orderly end.
 #[derive(Debug, Default)]
-pub(super) struct Doing(AtomicU8);
+pub(super) struct Doing {
+    what: AtomicU8,
+    waker: AtomicWaker,
+}
 
 const WAITING: u8 = 0;
 const ANSWERING: u8 = 1;
@@ -50,21 +55,31 @@ const LAST: u8 = 2;
 impl Doing {
     /// Whether the connection may be closed now; otherwise it closes after its reply.
     pub(super) fn stop(&self) -> bool {
-        self.0.swap(LAST, Ordering::Relaxed) == WAITING
+        self.what.swap(LAST, Ordering::Relaxed) == WAITING
+    }
+
+    /// Remembers how the connection is woken.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Has the connection look around.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
     }
 
     /// A request has come. False when the connection was told to stop.
     fn begin(&self) -> bool {
-        self.0.compare_exchange(WAITING, ANSWERING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.what.compare_exchange(WAITING, ANSWERING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn is_last(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == LAST
+        self.what.load(Ordering::Relaxed) == LAST
     }
 
     /// The reply is written. False when the connection is to be closed.
     fn end(&self) -> bool {
-        self.0.compare_exchange(ANSWERING, WAITING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.what.compare_exchange(ANSWERING, WAITING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -79,16 +94,17 @@ pub(super) struct Lane {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: Arc<Doing>) -> Result<(), Error> {
+pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> Result<(), Error> {
     let mut buffer = BytesMut::new();
     loop {
         let chat = loop {
             match head::look(&buffer) {
-                Head::Chat(chat) if chat.body <= lane.gateway.app.config.server.max_body_bytes => break chat,
-                Head::Chat(_) | Head::Other => return hand_over(stream, buffer, lane, &doing).await,
+                Head::Chat(chat) if chat.body <= lane.gateway.app.config().server.max_body_bytes => break chat,
+                Head::Chat(_) | Head::Other => return hand_over(stream, buffer, lane, doing).await,
                 Head::Partial => {
                     buffer.reserve(READ_BYTES);
-                    let read = tokio::time::timeout(HEAD_TIME, stream.read_buf(&mut buffer)).await;
+                    let time = Duration::from_secs(lane.gateway.app.config().server.head_timeout_s);
+                    let read = tokio::time::timeout(time, stream.read_buf(&mut buffer)).await;
                     if read.map_err(|_| ErrorKind::TimedOut)?? == 0 {
                         return Ok(());
                     }
@@ -103,7 +119,8 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: Arc<Doing>) 
         let body = buffer.split_to(chat.body).freeze();
         // Pinned where it was made: futures of this size are not moved for nothing.
         let answering = pin!(async {
-            let response = answer(&lane.gateway, chat.headers, body).await;
+            let answering = answer(&lane.gateway, chat.headers, body);
+            let response = drain::unless_cut(answering, &lane.gateway.app.metrics.serving).await;
             write::reply(&stream, response, doing.is_last()).await
         });
         match until_gone(&stream, &mut buffer, answering).await {
@@ -137,9 +154,17 @@ async fn hand_over(stream: TcpStream, read: BytesMut, lane: Lane, doing: &Doing)
     let (reader, writer) = stream.into_split();
     let io = TokioIo::new(tokio::io::join(Cursor::new(read).chain(reader), writer));
     let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-    let mut connection = pin!(builder.serve_connection(io, TowerToHyperService::new(lane.router.map_request(azure::rewrite))));
-    let mut stopped = lane.stopped;
+    let time = Duration::from_secs(lane.gateway.app.config().server.head_timeout_s);
+    builder.timer(TokioTimer::new()).header_read_timeout(time);
+    let Lane { gateway, router, mut stopped } = lane;
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let (router, serving) = (router.clone(), &gateway.app.metrics.serving);
+        async move {
+            let answering = async { router.oneshot(azure::rewrite(request.map(Body::new))).await.unwrap_or_else(|never| match never {}) };
+            Ok::<_, Infallible>(drain::unless_cut(answering, serving).await)
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(io, service));
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(Error::other),
         // A server that is gone without a word is stopped, too.

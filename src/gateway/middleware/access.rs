@@ -43,6 +43,15 @@ pub async fn caller(gateway: &Gateway, headers: &HeaderMap, least: Role) -> Resu
     Ok(caller)
 }
 
+/// Who asks, on a route that is open to everybody but tells some more; none when no key was sent.
+pub async fn known_caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
+    match presented_key(headers) {
+        Ok(key) => Ok(Some(resolve(gateway, key).await?)),
+        Err(failure) if failure.code() == Code::MISSING_KEY => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
 async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {
     if let Some(caller) = gateway.app.keys.recall(&key)? {
         return Ok(caller);
