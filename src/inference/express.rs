@@ -23,7 +23,7 @@ impl Inference {
         let mut ask = ask;
         let road = match self.road_of(&setup, &plain.model).await {
             Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return self.pass(ask, read(&plain)?).await,
+            _ => return Box::pin(self.pass(ask, read(&plain)?)).await,
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
         let asking = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -44,7 +44,7 @@ impl Inference {
         let mut ask = ask;
         let road = match self.road_of(&setup, &plain.model).await {
             Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return self.answer_stream(ask, read(&plain)?).await,
+            _ => return Box::pin(self.answer_stream(ask, read(&plain)?)).await,
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
         let opening = |plan: &Plan| -> BoxFuture<'_, Result<Opened, Failure>> {

@@ -111,9 +111,9 @@ impl Http {
         let sent = pin!(async {
             let response = match self.wire(source)? {
                 Some(wire) => Received::Wire(wire.post(path, headers, &body).await.map_err(|failed| self.failed(failed, source))?),
-                None => Received::Client(self.send(path, headers, body, source).await?),
+                None => Received::Client(Box::pin(self.send(path, headers, body, source)).await?),
             };
-            if response.is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
+            if response.is_success() { Ok(response) } else { Err(Box::pin(upstream::refusal(response, source)).await) }
         });
         tokio::time::timeout(self.timeout, sent).await.map_err(|_| source.timed_out(self.timeout))?
     }
