@@ -48,6 +48,7 @@ pub struct Http {
     service: Service,
     connect_timeout: Duration,
     timeout: Duration,
+    first_byte_timeout: Duration,
     idle_timeout: Duration,
     client: OnceLock<reqwest::Client>,
 }
@@ -60,6 +61,7 @@ impl Http {
             service,
             connect_timeout: Duration::from_secs(config.connect_timeout_s),
             timeout: Duration::from_secs(config.timeout_s),
+            first_byte_timeout: Duration::from_secs(config.first_byte_timeout_s),
             idle_timeout: Duration::from_secs(config.idle_timeout_s),
             client: OnceLock::new(),
         }
@@ -100,7 +102,7 @@ impl Http {
             let response = request.send().await.map_err(|error| source.unreachable(error))?;
             if response.status().is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
         };
-        tokio::time::timeout(self.timeout, sent).await.map_err(|_| source.timed_out(self.timeout))?
+        tokio::time::timeout(self.first_byte_timeout, sent).await.map_err(|_| source.timed_out(self.first_byte_timeout))?
     }
 
     /// Posts a body and reads the whole reply.

@@ -22,11 +22,13 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
         return sse::open(&gateway, ask, chat, encoder).await;
     }
     Ok(match gateway.app.inference.pass(ask, chat).await? {
-        Passed::Bytes { body, provider, release } => {
+        Passed::Bytes { body, provider, release, cascade } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            answer::told(([kind], body).into_response(), &provider, release)
+            answer::cascaded(answer::told(([kind], body).into_response(), &provider, release), cascade)
         }
-        Passed::Answer(read) => answer::told(Json(&read.response).into_response(), &read.provider, read.release),
+        Passed::Answer(read) => {
+            answer::cascaded(answer::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
+        }
     })
 }
 
