@@ -147,12 +147,12 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
         let Some(budget) = &self.road.rules.budget else { return true };
         let provider = |place: usize| &self.road.targets[place].provider_name;
         let again = (0..self.road.targets.len()).any(|other| self.places.asked.has(other) && provider(other) == provider(place));
-        !again || budget.spend(&self.road.rules.config.resilience, now_ms())
+        !again || budget.spend(&self.road.rules.resilience, now_ms())
     }
 
     /// Which target may be asked soonest, and after which pause, where none can be now.
     fn later(&self) -> Option<(usize, Duration)> {
-        let (now, resilience) = (now_ms(), &self.road.rules.config.resilience);
+        let (now, resilience) = (now_ms(), &self.road.rules.resilience);
         let pause = |place: usize| {
             let target = &self.road.lanes[place].target;
             let quiet = if self.road.is_route() || self.places.asked.has(place) { target.quiet_for(now) } else { 0 };
@@ -192,7 +192,7 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
                 }
             }
         };
-        let trial = lane.target.admit(&self.road.rules.config, now_ms())?;
+        let trial = lane.target.admit(&self.road.rules.resilience, now_ms())?;
         Some(Slot { place, permits, trial })
     }
 
@@ -242,8 +242,8 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
         let place = pick(self.road, met, self.kind, self.ticket.stays_with())?;
         let lane = &self.road.lanes[place];
         let permits = lane.try_enter()?;
-        let paid = self.road.rules.budget.as_ref().is_none_or(|budget| budget.spend(&self.road.rules.config.resilience, now_ms()));
-        let trial = if paid { lane.target.admit(&self.road.rules.config, now_ms())? } else { return None };
+        let paid = self.road.rules.budget.as_ref().is_none_or(|budget| budget.spend(&self.road.rules.resilience, now_ms()));
+        let trial = if paid { lane.target.admit(&self.road.rules.resilience, now_ms())? } else { return None };
         Some(Slot { place, permits, trial })
     }
 
@@ -307,7 +307,7 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
             self.places.out.add(place);
             return;
         }
-        let resilience = &self.road.rules.config.resilience;
+        let resilience = &self.road.rules.resilience;
         let known = self.failed.iter().position(|failed| failed.place == place);
         let at = known.unwrap_or_else(|| {
             self.failed.push(Failed { place, times: 0, not_before: Instant::now() });
@@ -328,7 +328,7 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
         if !self.places.full.is_empty() {
             return Refusal::Full { name }.into();
         }
-        let resilience = &self.road.rules.config.resilience;
+        let resilience = &self.road.rules.resilience;
         let targets = || self.road.lanes.iter().map(|lane| &lane.target);
         let seconds = |ms: u64| ms.div_ceil(1_000).max(1);
         let quiet = targets().filter(|target| target.open_for(resilience, now) == 0).map(|target| target.quiet_for(now)).min();

@@ -34,7 +34,7 @@ impl Places {
 /// Whether a target may be asked now.
 pub(super) fn can_be_asked(road: &Road, place: usize, now: u64) -> bool {
     let target = &road.lanes[place].target;
-    target.open_for(&road.rules.config.resilience, now) == 0 && (!road.is_route() || target.quiet_for(now) == 0)
+    target.open_for(&road.rules.resilience, now) == 0 && (!road.is_route() || target.quiet_for(now) == 0)
 }
 
 /// The next target for a request, if any can be asked that is not in `but`.

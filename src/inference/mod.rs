@@ -170,7 +170,7 @@ impl Inference {
 
     /// The targets that were called, with the state of their breakers, by name.
     pub fn targets(&self) -> Vec<TargetStatus> {
-        self.pool.status(&self.setup().config.resilience)
+        self.pool.status(&self.setup().resilience)
     }
 
     /// What the configuration says now.
@@ -280,7 +280,7 @@ impl Inference {
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&asked));
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
-        let road = self.parts(&setup).direct(plan);
+        let road = self.parts(&setup).measured(plan);
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
             Box::pin(async move { Ok(plan.provider.chat(call).await?) })

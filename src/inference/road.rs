@@ -5,7 +5,7 @@ use super::pool::{Budget, Gate, NoPlace, Permit, Pool, Target};
 use super::verdict::Refusal;
 use super::{Inference, Setup, blocking};
 use crate::config::routes::{AcceptConfig, Choose, Sticky, TargetConfig};
-use crate::config::{Config, RouteConfig};
+use crate::config::{ResilienceConfig, RouteConfig};
 use crate::store::{Store, routes};
 use crate::types::chat::ChatRequest;
 use crate::types::{Code, Failure};
@@ -90,7 +90,7 @@ pub(super) struct Rules {
     pub(super) total_timeout: Option<Duration>,
     /// Calls that are made again are paid for; where none ever are, nothing is kept.
     pub(super) budget: Option<Arc<Budget>>,
-    pub(super) config: Arc<Config>,
+    pub(super) resilience: Arc<ResilienceConfig>,
 }
 
 /// A cheap model that is asked first.
@@ -144,8 +144,16 @@ pub(super) struct Parts {
 impl Parts {
     /// The road to one target that was called directly.
     pub(super) fn direct(&self, plan: Plan) -> Road {
-        let config = &self.setup.config;
-        let attempts = config.resilience.attempts;
+        self.direct_by(plan, self.setup.resilience.clone())
+    }
+
+    /// The same for an evaluation.
+    pub(super) fn measured(&self, plan: Plan) -> Road {
+        self.direct_by(plan, self.setup.unbroken.clone())
+    }
+
+    fn direct_by(&self, plan: Plan, resilience: Arc<ResilienceConfig>) -> Road {
+        let attempts = resilience.attempts;
         let rules = Rules {
             choose: Choose::Ordered,
             sticky: Sticky::None,
@@ -155,7 +163,7 @@ impl Parts {
             first_byte_timeout: None,
             total_timeout: None,
             budget: (attempts > 1).then(|| self.pool.budget("")),
-            config: config.clone(),
+            resilience,
         };
         Road { name: None, lanes: vec![self.lane(&plan, None)], targets: vec![Arc::new(plan)], rules, cascade: None }
     }
@@ -199,7 +207,7 @@ impl Parts {
             first_byte_timeout: route.first_byte_timeout,
             total_timeout: route.total_timeout,
             budget: (route.attempts > 1).then(|| self.pool.budget(&route.name)),
-            config: self.setup.config.clone(),
+            resilience: self.setup.resilience.clone(),
         };
         Ok(Road { name: Some(route.name.clone()), targets, lanes, rules, cascade: self.cascade(route)? })
     }

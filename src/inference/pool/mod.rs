@@ -267,10 +267,10 @@ impl Target {
     }
 
     /// Begins a call; none while the breaker lets none through.
-    pub(super) fn admit(self: &Arc<Self>, config: &Arc<Config>, now_ms: u64) -> Option<Trial> {
-        let pass = self.breaker.admit(&config.resilience.breaker, now_ms).ok()?;
+    pub(super) fn admit(self: &Arc<Self>, rules: &Arc<ResilienceConfig>, now_ms: u64) -> Option<Trial> {
+        let pass = self.breaker.admit(&rules.breaker, now_ms).ok()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(Trial { target: self.clone(), config: config.clone(), pass, settled: false })
+        Some(Trial { target: self.clone(), rules: rules.clone(), pass, settled: false })
     }
 
     /// Counts as waiting for its turn until dropped.
@@ -317,7 +317,7 @@ impl Drop for Queued<'_> {
 #[derive(Debug)]
 pub(super) struct Trial {
     target: Arc<Target>,
-    config: Arc<Config>,
+    rules: Arc<ResilienceConfig>,
     pass: Pass,
     settled: bool,
 }
@@ -329,7 +329,7 @@ impl Trial {
         let now = now_ms();
         self.target.answered.fetch_add(1, Ordering::Relaxed);
         self.target.measure(kind, took, now);
-        if self.target.breaker.answered(&self.config.resilience.breaker, now, self.pass) {
+        if self.target.breaker.answered(&self.rules.breaker, now, self.pass) {
             tracing::info!(target_name = self.target.name, "the target answers again: its breaker is closed");
         }
     }
@@ -338,7 +338,7 @@ impl Trial {
     pub(super) fn failed(&mut self, code: &'static str) {
         let pass = if std::mem::replace(&mut self.settled, true) { Pass::Plain } else { self.pass };
         self.target.failed.fetch_add(1, Ordering::Relaxed);
-        if let Some(open_ms) = self.target.breaker.failed(&self.config.resilience.breaker, now_ms(), pass) {
+        if let Some(open_ms) = self.target.breaker.failed(&self.rules.breaker, now_ms(), pass) {
             tracing::warn!(target_name = self.target.name, code, open_ms, "the target keeps failing: its breaker is open");
         }
     }
@@ -373,27 +373,23 @@ impl Drop for Trial {
 mod tests {
     use super::*;
 
-    fn config() -> Arc<Config> {
-        Arc::default()
-    }
-
     #[test]
     fn a_target_tells_how_it_is() {
-        let (pool, config) = (Pool::default(), config());
+        let (pool, rules) = (Pool::default(), Arc::<ResilienceConfig>::default());
         let target = pool.target("up/m");
-        let mut trial = target.admit(&config, now_ms()).expect("closed");
-        assert_eq!(pool.status(&config.resilience)[0].in_flight, 1);
+        let mut trial = target.admit(&rules, now_ms()).expect("closed");
+        assert_eq!(pool.status(&rules)[0].in_flight, 1);
         trial.answered(Kind::Stream, Duration::from_millis(80));
         drop(trial);
         for _ in 0..5 {
-            target.admit(&config, now_ms()).expect("closed").failed("upstream_error");
+            target.admit(&rules, now_ms()).expect("closed").failed("upstream_error");
         }
         target.quiet(now_ms(), 7);
-        let [status] = &pool.status(&config.resilience)[..] else { panic!("one target") };
+        let [status] = &pool.status(&rules)[..] else { panic!("one target") };
         assert_eq!((status.target.as_str(), status.state, status.in_flight), ("up/m", "open", 0));
         assert_eq!((status.answered, status.failed, status.first_byte_ms), (1, 5, Some(80.0)));
         assert!(status.opens_in_ms.is_some_and(|ms| ms > 1_000) && status.quiet_for_ms.is_some_and(|ms| ms > 6_000), "{status:?}");
-        assert!(target.admit(&config, now_ms()).is_none());
+        assert!(target.admit(&rules, now_ms()).is_none());
     }
 
     #[test]
