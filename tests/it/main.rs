@@ -2,6 +2,7 @@
 
 mod audit;
 mod batches;
+mod cascade;
 mod cli;
 mod clients;
 mod config;
@@ -22,8 +23,11 @@ mod log;
 mod messages;
 mod models;
 mod origins;
+mod places;
 mod prompts;
 mod releases;
+mod resilience;
+mod routing;
 mod serving;
 mod streams;
 mod support;
