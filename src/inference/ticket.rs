@@ -37,6 +37,8 @@ pub(super) struct Ticket {
 #[derive(Default)]
 struct Calls {
     made: u64,
+    /// The target that the row names.
+    planned: Option<Arc<Plan>>,
     /// What came of those that do not count, in order.
     failed: Vec<FailedCall>,
     /// Time that targets took: waiting for replies, and for the pieces of streams.
@@ -153,7 +155,7 @@ impl Ticket {
     }
 
     /// A target is called, `times` times more than before; from now on it is waited for.
-    pub(super) fn calls(&mut self, plan: &Plan, times: u64) {
+    pub(super) fn calls(&mut self, plan: &Arc<Plan>, times: u64) {
         self.calls.made += times;
         self.planned(plan);
         self.waits();
@@ -167,7 +169,7 @@ impl Ticket {
     }
 
     /// A target answered: its reply is the one that counts.
-    pub(super) fn answers(&mut self, plan: &Plan) {
+    pub(super) fn answers(&mut self, plan: &Arc<Plan>) {
         self.came();
         self.planned(plan);
     }
@@ -235,7 +237,11 @@ impl Ticket {
         self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
     }
 
-    fn planned(&mut self, plan: &Plan) {
+    fn planned(&mut self, plan: &Arc<Plan>) {
+        if self.calls.planned.as_ref().is_some_and(|planned| Arc::ptr_eq(planned, plan)) {
+            return;
+        }
+        self.calls.planned = Some(plan.clone());
         // A gated route that is the target of a configured one does not take its name.
         if plan.route.is_some() && self.row.route.is_none() {
             self.row.route.clone_from(&plan.route);

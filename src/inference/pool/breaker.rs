@@ -21,14 +21,9 @@ enum Phase {
     #[default]
     Closed,
     /// Until then; `times` it has been opened in a row.
-    Open {
-        until_ms: u64,
-        times: u32,
-    },
-    HalfOpen {
-        probes: u32,
-        times: u32,
-    },
+    Open { until_ms: u64, times: u32 },
+    /// So many probes are out, the newest since then.
+    HalfOpen { probes: u32, since_ms: u64, times: u32 },
 }
 
 /// Under which terms a call was let through.
@@ -60,15 +55,16 @@ impl Breaker {
             Phase::Closed => Ok(Pass::Plain),
             Phase::Open { until_ms, .. } if *until_ms > now_ms => Err(*until_ms - now_ms),
             Phase::Open { times, .. } => {
-                *phase = Phase::HalfOpen { probes: 1, times: *times };
+                *phase = Phase::HalfOpen { probes: 1, since_ms: now_ms, times: *times };
                 Ok(Pass::Probe)
             }
-            Phase::HalfOpen { probes, .. } if *probes < rules.probes => {
-                *probes += 1;
-                Ok(Pass::Probe)
-            }
-            // How long a probe takes nobody knows.
-            Phase::HalfOpen { .. } => Err(millis(rules.open)),
+            Phase::HalfOpen { probes, since_ms, .. } => match for_probes(rules, (*probes, *since_ms), now_ms) {
+                Some(ms) => Err(ms),
+                None => {
+                    (*probes, *since_ms) = (*probes + 1, now_ms);
+                    Ok(Pass::Probe)
+                }
+            },
         }
     }
 
@@ -79,7 +75,7 @@ impl Breaker {
         }
         match &*self.lock() {
             Phase::Open { until_ms, .. } if *until_ms > now_ms => Err(*until_ms - now_ms),
-            Phase::HalfOpen { probes, .. } if *probes >= rules.probes => Err(millis(rules.open)),
+            Phase::HalfOpen { probes, since_ms, .. } => for_probes(rules, (*probes, *since_ms), now_ms).map_or(Ok(()), Err),
             _ => Ok(()),
         }
     }
@@ -153,6 +149,13 @@ impl Breaker {
     }
 }
 
+/// Milliseconds until another probe may go. One that takes its time, such as a long reply, does not keep the others waiting for its
+/// end: after the time of a first opening the next one goes.
+fn for_probes(rules: &BreakerConfig, (probes, since_ms): (u32, u64), now_ms: u64) -> Option<u64> {
+    let next_ms = since_ms.saturating_add(millis(rules.open));
+    (probes >= rules.probes && now_ms < next_ms).then(|| next_ms - now_ms)
+}
+
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -218,6 +221,17 @@ mod tests {
         assert!(breaker.answered(&rules, 1_000, Pass::Probe));
         assert_eq!((breaker.state(1_000), breaker.admit(&rules, 1_000)), (State::Closed, Ok(Pass::Plain)));
         assert_eq!(breaker.failed(&rules, 1_000, Pass::Plain), None, "what was before is forgotten");
+    }
+
+    #[test]
+    fn a_probe_that_takes_its_time_does_not_block_the_next() {
+        let rules = rules();
+        let breaker = open(&rules);
+        assert_eq!(breaker.admit(&rules, 1_000), Ok(Pass::Probe));
+        assert_eq!((breaker.peek(&rules, 1_999), breaker.admit(&rules, 1_999)), (Err(1), Err(1)));
+        assert_eq!((breaker.peek(&rules, 2_000), breaker.admit(&rules, 2_000)), (Ok(()), Ok(Pass::Probe)));
+        assert!(breaker.answered(&rules, 2_500, Pass::Probe), "whichever answers first");
+        assert_eq!(breaker.failed(&rules, 2_600, Pass::Probe), None, "the other is one call among many");
     }
 
     #[test]

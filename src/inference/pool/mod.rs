@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const MAX_TARGETS: usize = 10_000;
 /// Time after which half of a measured latency is forgotten, so that a target that was slow is tried again.
 const HALF_LIFE_MS: f64 = 10_000.0;
+/// Longest time that a target is left alone because it said so; then one call finds out whether it still wants to be.
+const LONGEST_QUIET_S: u64 = 300;
 /// Share of the newest measurement in the average.
 const NEWEST: f64 = 0.3;
 
@@ -238,7 +240,7 @@ impl Target {
 
     /// It said `Retry-After`.
     pub(super) fn quiet(&self, now_ms: u64, seconds: u64) {
-        self.quiet_until_ms.fetch_max(now_ms.saturating_add(seconds.saturating_mul(1_000)), Ordering::Relaxed);
+        self.quiet_until_ms.fetch_max(now_ms.saturating_add(seconds.min(LONGEST_QUIET_S) * 1_000), Ordering::Relaxed);
     }
 
     /// What it is expected to take, in milliseconds: the average, forgotten with time. None where it was never measured.
@@ -390,6 +392,25 @@ mod tests {
         assert_eq!((status.answered, status.failed, status.first_byte_ms), (1, 5, Some(80.0)));
         assert!(status.opens_in_ms.is_some_and(|ms| ms > 1_000) && status.quiet_for_ms.is_some_and(|ms| ms > 6_000), "{status:?}");
         assert!(target.admit(&rules, now_ms()).is_none());
+    }
+
+    #[test]
+    fn another_configuration_changes_the_bounds_and_forgets_nothing() {
+        let of = |limits: &str| {
+            let text = format!("[providers.up]\nkind = \"compatible\"\nbase_url = \"http://x\"\n{limits}\n");
+            Config::parse(&text, std::path::Path::new("refit.toml")).expect("valid")
+        };
+        let pool = Pool::default();
+        pool.apply(&of("max_concurrency = 1"));
+        let gate = pool.provider_gate("up").expect("a gate");
+        let inside = gate.try_enter().expect("room");
+        pool.target("up/m").admit(&Arc::default(), now_ms()).expect("closed").failed("upstream_error");
+        pool.apply(&of("max_concurrency = 2"));
+        let same = pool.provider_gate("up").expect("a gate");
+        assert!(Arc::ptr_eq(&gate, &same) && same.try_enter().is_some());
+        drop(inside);
+        pool.apply(&of(""));
+        assert!(pool.provider_gate("up").is_none() && pool.status(&ResilienceConfig::default())[0].failed == 1);
     }
 
     #[test]
