@@ -8,6 +8,8 @@ pub mod local;
 pub mod log;
 pub mod providers;
 pub mod raw;
+pub mod resilience;
+pub mod routes;
 pub mod secret;
 pub mod server;
 
@@ -17,6 +19,8 @@ pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use providers::ProviderConfig;
 pub use raw::Problem;
+pub use resilience::{BreakerConfig, ResilienceConfig};
+pub use routes::RouteConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
 
@@ -38,6 +42,10 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[routes.<name>]`, by name.
+    pub routes: Vec<RouteConfig>,
+    /// `[resilience]`
+    pub resilience: ResilienceConfig,
 }
 
 impl Config {
@@ -106,6 +114,9 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let routes = root.section("routes", problems);
+    let routes = routes.map(|section| routes::read(&section, providers.as_deref().unwrap_or_default(), problems));
+    let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -113,6 +124,8 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        routes: routes.unwrap_or_default(),
+        resilience: resilience.unwrap_or_default(),
     }
 }
 
@@ -203,6 +216,7 @@ mod tests {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
+        assert_eq!(config.resilience, ResilienceConfig::default());
     }
 
     #[test]

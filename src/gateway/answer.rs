@@ -13,6 +13,7 @@ use serde_json::Value;
 
 const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
 const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
+const CASCADE: HeaderName = HeaderName::from_static("x-refit-cascade");
 
 /// Answers a chat request: `whole` writes a whole reply, `encoder` a streamed one.
 pub async fn chat(
@@ -26,8 +27,16 @@ pub async fn chat(
         return sse::open(gateway, ask, request, encoder).await;
     }
     let answer = gateway.app.inference.answer(ask, request).await?;
-    let (provider, release) = (answer.provider.clone(), answer.release);
-    Ok(told(Json(whole(answer)).into_response(), &provider, release))
+    let (provider, release, cascade) = (answer.provider.clone(), answer.release, answer.cascade);
+    Ok(cascaded(told(Json(whole(answer)).into_response(), &provider, release), cascade))
+}
+
+/// Says whether a cascade's first model answered, where there was one.
+pub fn cascaded(mut response: Response, how: Option<&'static str>) -> Response {
+    if let Some(how) = how {
+        response.headers_mut().insert(CASCADE, HeaderValue::from_static(how));
+    }
+    response
 }
 
 /// Names the provider and the release in the reply's headers.

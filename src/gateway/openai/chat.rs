@@ -52,11 +52,13 @@ async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiErr
 
 fn written(passed: Passed) -> Response {
     match passed {
-        Passed::Bytes { body, provider, release } => {
+        Passed::Bytes { body, provider, release, cascade } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            told_by::told(([kind], body).into_response(), &provider, release)
+            told_by::cascaded(told_by::told(([kind], body).into_response(), &provider, release), cascade)
         }
-        Passed::Answer(read) => told_by::told(Json(&read.response).into_response(), &read.provider, read.release),
+        Passed::Answer(read) => {
+            told_by::cascaded(told_by::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
+        }
     }
 }
 
