@@ -2,17 +2,21 @@
 //! TOML section; every environment variable in [`env`]. All problems of a file are reported at once.
 
 pub mod batches;
+pub mod budgets;
 pub mod env;
 pub mod local;
 pub mod log;
+pub mod prices;
 pub mod providers;
 pub mod raw;
 pub mod secret;
 pub mod server;
 
 pub use batches::BatchesConfig;
+pub use budgets::BudgetsConfig;
 pub use local::LocalConfig;
 pub use log::LogConfig;
+pub use prices::PricesConfig;
 pub use providers::ProviderConfig;
 pub use raw::Problem;
 pub use secret::Secret;
@@ -36,6 +40,10 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[budgets]`
+    pub budgets: BudgetsConfig,
+    /// `[prices]`, with the rows of its files
+    pub prices: PricesConfig,
 }
 
 impl Config {
@@ -46,7 +54,9 @@ impl Config {
     pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
         let Some(path) = path else { return Ok(Config::default()) };
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
-        Config::parse(&text, path)
+        let mut config = Config::parse(&text, path)?;
+        prices::read_files(&mut config.prices, path.parent().unwrap_or(Path::new("")))?;
+        Ok(config)
     }
 
     /// Checks the text of a file; `path` is for messages.
@@ -79,6 +89,8 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let budgets = root.section("budgets", problems).map(|section| budgets::read(section, problems));
+    let prices = root.section("prices", problems).map(|section| prices::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -86,6 +98,8 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        budgets: budgets.unwrap_or_default(),
+        prices: prices.unwrap_or_default(),
     }
 }
 
@@ -176,5 +190,6 @@ mod tests {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
+        assert_eq!((config.budgets, config.prices), (BudgetsConfig::default(), PricesConfig::default()));
     }
 }
