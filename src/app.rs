@@ -46,7 +46,7 @@ impl App {
         let setup = Setup::new(&store, Arc::new(config.clone()), providers.clone());
         let inference = Arc::new(Inference::new(store.clone(), setup, log));
         let keys = Keys::open(&store)?;
-        let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
+        let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
         Ok(App { store, config, providers, inference, recorder, metrics, keys, batches })
     }
 }

@@ -27,6 +27,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     wake: Condvar,
+    /// Held by whoever moves rows: when `flush` returns, nobody is half way.
+    moving: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -44,7 +46,14 @@ impl Recorder {
     pub fn open(store: &Store, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let directory = segment::directory(store.directory());
         std::fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
-        let shared = Arc::new(Shared { store: store.clone(), directory, metrics, state: Mutex::default(), wake: Condvar::new() });
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            directory,
+            metrics,
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            moving: Mutex::default(),
+        });
         shared.drain()?;
         let mover = shared.clone();
         let thread = std::thread::Builder::new().name("request-log".into()).spawn(move || mover.run());
@@ -112,6 +121,7 @@ impl Shared {
     }
 
     fn drain(&self) -> Result<(), StoreError> {
+        let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let drained = segment::drain_abandoned(&self.directory, &self.store)?;
         if drained.unreadable > 0 {
             (0..drained.unreadable).for_each(|_| self.metrics.log_row_dropped());
