@@ -1,6 +1,8 @@
-//! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, [`server`]
+//! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, `admin/`
+//! administration, [`server`]
 //! the listening and the orderly end. A handler reads: load, ask, answer.
 
+mod admin;
 mod answer;
 mod anthropic;
 mod body;

@@ -12,6 +12,7 @@ pub mod plan;
 mod render;
 mod road;
 mod setup;
+mod size;
 mod stream;
 mod ticket;
 
@@ -29,6 +30,7 @@ use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
+use admission::Extent;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cache::CacheKey;
@@ -46,6 +48,8 @@ pub struct Inference {
     prompts: Library,
     log: Log,
     setup: ArcSwap<Setup>,
+    /// Held by whoever reads what was spent under a budget.
+    reading: tokio::sync::Mutex<()>,
 }
 
 /// Where calls are written down.
@@ -136,7 +140,7 @@ impl Inference {
     /// The road over these parts.
     pub fn new(store: Store, setup: Setup, log: Log) -> Self {
         let prompts = Library::new(&store);
-        Inference { store, prompts, log, setup: ArcSwap::from_pointee(setup) }
+        Inference { store, prompts, log, setup: ArcSwap::from_pointee(setup), reading: tokio::sync::Mutex::default() }
     }
 
     /// What the configuration says now.
@@ -242,6 +246,7 @@ impl Inference {
         };
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&asked));
+        ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = Road::one(plan);
         let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -285,9 +290,11 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        let road = self.road(&setup, &request).await?;
+        self.may_name(ask, &request.model, request.extra.get("prompt"))?;
+        let road = self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure))?;
         ticket.routed(&road);
-        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        ticket.priced(&setup);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
         let key = self.cache_key(&setup, ask, &road, &request);
         Ok(Begun { setup, road, request, native: ask.native.clone(), key })
@@ -307,6 +314,7 @@ impl Inference {
         let Body::Read(response) = reply.body else {
             return Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for"));
         };
+        ticket.owes(&response);
         let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
         if let Some(key) = begun.key {
             self.remember(&begun.setup, key, &response);

@@ -3,6 +3,7 @@
 
 use super::road::Road;
 use crate::config::Config;
+use crate::monitor::cost::Prices;
 use crate::providers::Providers;
 use crate::store::{Fresh, Store};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ pub struct Setup {
     pub config: Arc<Config>,
     /// Places that answer model calls.
     pub providers: Arc<Providers>,
+    /// What calls cost.
+    pub prices: Arc<Prices>,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
 }
@@ -20,6 +23,7 @@ pub struct Setup {
 impl Setup {
     /// A setup over a store.
     pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>) -> Self {
-        Setup { config, providers, roads: Fresh::new(store.db.clone()) }
+        let prices = Arc::new(Prices::load(&config));
+        Setup { config, providers, prices, roads: Fresh::new(store.db.clone()) }
     }
 }
