@@ -395,6 +395,10 @@ mod tests {
         Arc::new(meter)
     }
 
+    fn one(meter: &Arc<Meter>) -> &[Arc<Meter>] {
+        std::slice::from_ref(meter)
+    }
+
     fn money(micro: i64, period: Period) -> Limits {
         Limits { budget: Some(Budget { amount: MicroUsd(micro), period }), ..Limits::default() }
     }
@@ -407,7 +411,7 @@ mod tests {
     fn read(limits: Limits) -> Arc<Meter> {
         let meter = meter(limits);
         let first = meter.unread().expect("not read yet");
-        assert!(matches!(reserve(&[meter.clone()], need(0, 1), Moment::now()), Err(Refusal::Unread { .. })));
+        assert!(matches!(reserve(one(&meter), need(0, 1), Moment::now()), Err(Refusal::Unread { .. })));
         meter.spent_before(first, MicroUsd(0));
         meter
     }
@@ -420,9 +424,9 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..25 {
-                        let Ok(receipt) = reserve(&[meter.clone()], need(0, 100), NOW) else { continue };
+                        let Ok(receipt) = reserve(one(&meter), need(0, 100), NOW) else { continue };
                         admitted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        settle(&[meter.clone()], &receipt, (0, MicroUsd(100)), NOW);
+                        settle(one(&meter), &receipt, (0, MicroUsd(100)), NOW);
                     }
                 });
             }
@@ -433,12 +437,12 @@ mod tests {
     #[test]
     fn what_is_not_used_is_given_back_and_what_is_used_is_not() {
         let meter = read(money(100, Period::Total));
-        let receipt = reserve(&[meter.clone()], need(0, 90), NOW).expect("fits");
-        let Err(Refusal::Budget { left, wait_s, .. }) = reserve(&[meter.clone()], need(0, 20), NOW) else { panic!("reserved twice") };
+        let receipt = reserve(one(&meter), need(0, 90), NOW).expect("fits");
+        let Err(Refusal::Budget { left, wait_s, .. }) = reserve(one(&meter), need(0, 20), NOW) else { panic!("reserved twice") };
         assert_eq!((left, wait_s), (MicroUsd(10), Some(1)), "calls on their way may leave something");
-        settle(&[meter.clone()], &receipt, (0, MicroUsd(30)), NOW);
-        reserve(&[meter.clone()], need(0, 70), NOW).expect("70 are left");
-        let Err(Refusal::Budget { wait_s, .. }) = reserve(&[meter.clone()], need(0, 200), NOW) else { panic!("more than all") };
+        settle(one(&meter), &receipt, (0, MicroUsd(30)), NOW);
+        reserve(one(&meter), need(0, 70), NOW).expect("70 are left");
+        let Err(Refusal::Budget { wait_s, .. }) = reserve(one(&meter), need(0, 200), NOW) else { panic!("more than all") };
         assert_eq!(wait_s, None);
         reserve(&[meter], need(0, 0), NOW).expect("what costs nothing passes");
     }
@@ -461,28 +465,28 @@ mod tests {
     #[test]
     fn a_new_period_begins_with_a_full_purse_and_old_calls_are_the_old_ones() {
         let meter = read(money(100, Period::Day));
-        let receipt = reserve(&[meter.clone()], need(0, 100), Moment::now()).expect("fits");
+        let receipt = reserve(one(&meter), need(0, 100), Moment::now()).expect("fits");
         let tomorrow = Moment { wall_ms: now_ms() + 86_400_000, ..NOW };
-        let second = reserve(&[meter.clone()], need(0, 100), tomorrow).expect("a new day");
-        settle(&[meter.clone()], &receipt, (0, MicroUsd(100)), tomorrow);
-        settle(&[meter.clone()], &second, (0, MicroUsd(1)), tomorrow);
+        let second = reserve(one(&meter), need(0, 100), tomorrow).expect("a new day");
+        settle(one(&meter), &receipt, (0, MicroUsd(100)), tomorrow);
+        settle(one(&meter), &second, (0, MicroUsd(1)), tomorrow);
         reserve(&[meter], need(0, 99), tomorrow).expect("yesterday's call is yesterday's");
     }
 
     #[test]
     fn a_budget_that_comes_or_changes_its_period_is_read_and_one_that_grows_is_not() {
         let meter = meter(Limits::default());
-        let early = reserve(&[meter.clone()], need(0, 5), NOW).expect("nothing is bounded");
+        let early = reserve(one(&meter), need(0, 5), NOW).expect("nothing is bounded");
         meter.bound_by(&money(100, Period::Total));
         meter.spent_before(meter.unread().expect("to be read"), MicroUsd(50));
-        settle(&[meter.clone()], &early, (0, MicroUsd(20)), NOW);
-        assert!(reserve(&[meter.clone()], need(0, 31), NOW).is_err(), "a call from before the budget is on it");
+        settle(one(&meter), &early, (0, MicroUsd(20)), NOW);
+        assert!(reserve(one(&meter), need(0, 31), NOW).is_err(), "a call from before the budget is on it");
         meter.bound_by(&money(200, Period::Total));
         assert_eq!(meter.unread(), None);
-        reserve(&[meter.clone()], need(0, 130), NOW).expect("200 less 70");
+        reserve(one(&meter), need(0, 130), NOW).expect("200 less 70");
         meter.bound_by(&money(200, Period::Month));
         assert!(meter.unread().is_some());
-        assert!(matches!(reserve(&[meter.clone()], Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
+        assert!(matches!(reserve(one(&meter), Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
         meter.spent_before(meter.unread().expect("to be read"), MicroUsd(0));
         assert!(matches!(reserve(&[meter], Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unpriced { .. })));
     }

@@ -182,7 +182,11 @@ fn described(operation: &Operation, path: &str, id: &str) -> Value {
     if !parameters.is_empty() {
         entry["parameters"] = parameters.into();
     }
-    let public = access_of(operation.route) == Some(Access::Public);
+    let access = access_of(operation.route);
+    if let Some(Access::Key(role)) = access {
+        entry["x-refit-role"] = role.word().into();
+    }
+    let public = access == Some(Access::Public);
     entry["security"] = if public { json!([]) } else { json!([{"bearer": []}, {"x-api-key": []}, {"api-key": []}]) };
     entry
 }

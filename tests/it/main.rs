@@ -2,6 +2,7 @@
 
 mod audit;
 mod batches;
+mod budgets;
 mod cli;
 mod clients;
 mod config;
@@ -16,17 +17,20 @@ mod gateway;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
+mod limits;
 #[cfg(feature = "local")]
 mod local;
 mod log;
 mod messages;
 mod models;
 mod origins;
+mod prices;
 mod prompts;
 mod releases;
 mod serving;
 mod streams;
 mod support;
+mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;
