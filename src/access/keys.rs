@@ -235,8 +235,8 @@ impl Keys {
             return Ok(None);
         }
         let of_project = projects::limits(self.store.db.as_ref(), &row.project)?.unwrap_or_default();
-        let key = self.meter(row.id.clone(), &Limits::of(&row.limits)?, || Owner::Key { id: row.id.clone(), name: row.name.clone() });
-        let project = self.meter(format!("project/{}", row.project), &Limits::of(&of_project)?, || Owner::Project(row.project.clone()));
+        let key = self.meter(row.id.clone(), &Limits::of(&row.limits)?, Owner::Key { id: row.id.clone(), name: row.name.clone() });
+        let project = self.meter(format!("project/{}", row.project), &Limits::of(&of_project)?, Owner::Project(row.project.clone()));
         let names = names(row.routes.as_deref())?;
         let bounds = Bounds { names, expires_at: row.expires_at, meters: key.into_iter().chain(project).collect() };
         let bounds = (!bounds.is_empty()).then(|| Arc::new(bounds));
@@ -244,7 +244,7 @@ impl Keys {
     }
 
     /// The meter of whoever has limits, the same one each time.
-    fn meter(&self, name: String, limits: &Limits, owner: impl FnOnce() -> Owner) -> Option<Arc<Meter>> {
+    fn meter(&self, name: String, limits: &Limits, owner: Owner) -> Option<Arc<Meter>> {
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         if limits.is_empty() {
             if let Some(meter) = meters.remove(&name) {
@@ -252,7 +252,8 @@ impl Keys {
             }
             return None;
         }
-        let meter = meters.entry(name).or_insert_with(|| Arc::new(Meter::new(owner()))).clone();
+        let meter = meters.entry(name).or_insert_with(|| Arc::new(Meter::new(owner.clone()))).clone();
+        meter.belongs_to(owner);
         meter.bound_by(limits);
         Some(meter)
     }

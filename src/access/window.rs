@@ -47,9 +47,7 @@ impl Window {
         if over == 0 {
             return Some(0);
         }
-        if amount > limit {
-            return None;
-        }
+        // What never fits is not found: more than everything would have to be freed.
         let mut freed = 0;
         (self.newest.saturating_sub(STEPS - 1)..=self.newest).find_map(|step| {
             freed += self.steps[(step % STEPS) as usize];

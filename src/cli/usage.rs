@@ -5,9 +5,8 @@ use crate::monitor::segment;
 use crate::store::keys;
 use crate::store::usage::{self, By, Line, Report, Used};
 use crate::types::money::MicroUsd;
-use crate::types::time::{date, day_of_date};
+use crate::types::time::day_of_date;
 use crate::types::{Code, Failure};
-use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::process::ExitCode;
 
@@ -54,31 +53,16 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let report = Report { by, since_day: since.transpose()?.unwrap_or(i64::MIN), project: args.project.as_deref() };
     let lines = usage::report(store.db.as_ref(), report)?;
     if args.json {
-        output::json(&lines.iter().map(|line| value(line, by)).collect::<Vec<_>>())?;
+        output::json(&lines.iter().map(|line| line.shown(by)).collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
     let names: HashMap<_, _> = keys::list(store.db.as_ref())?.into_iter().map(|key| (key.id, key.name)).collect();
     let named = |line: &Line| match by {
         By::Key => names.get(&line.what).map_or(line.what.clone(), |name| format!("{name} ({})", line.what)),
-        _ => what(line, by).unwrap_or_else(|| "-".into()),
+        _ => line.what(by).unwrap_or_else(|| "-".into()),
     };
     output::line(table(&args.by, &lines, named))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What a line is about; none for requests that reached no provider.
-fn what(line: &Line, by: By) -> Option<String> {
-    match by {
-        By::Day => Some(date(line.what.parse().unwrap_or_default())),
-        _ => Some(line.what.clone()).filter(|what| !what.is_empty()),
-    }
-}
-
-fn value(line: &Line, by: By) -> Value {
-    let name = By::ALL.iter().find(|(known, _)| *known == by).map_or("", |(_, word)| word);
-    let mut value = json!(line.used);
-    value[name] = what(line, by).into();
-    value
 }
 
 fn table(heading: &str, lines: &[Line], named: impl Fn(&Line) -> String) -> String {

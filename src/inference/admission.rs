@@ -148,7 +148,8 @@ impl Inference {
             // Rows on their way to the database are spent, too.
             recorder.flush()?;
             for (meter, first_day) in unread {
-                let whose = match meter.owner() {
+                let owner = meter.owner();
+                let whose = match &owner {
                     Owner::Key { id, .. } => Whose::Key(id),
                     Owner::Project(name) => Whose::Project(name),
                 };

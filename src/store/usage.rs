@@ -3,7 +3,7 @@
 
 use super::db::{Db, Row, Statement, StoreError, Value};
 use super::requests::RequestRow;
-use crate::types::time::day_of;
+use crate::types::time::{date, day_of};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -156,6 +156,24 @@ pub struct Line {
     pub what: String,
     /// What was used.
     pub used: Used,
+}
+
+impl Line {
+    /// What the line is about; none for requests that reached no provider.
+    pub fn what(&self, by: By) -> Option<String> {
+        match by {
+            By::Day => Some(date(self.what.parse().unwrap_or_default())),
+            _ => Some(self.what.clone()).filter(|what| !what.is_empty()),
+        }
+    }
+
+    /// The line as it is shown, by the command line and over HTTP: what it is about stands under the name of the grouping.
+    pub fn shown(&self, by: By) -> serde_json::Value {
+        let name = By::ALL.iter().find(|(known, _)| *known == by).map_or("", |(_, word)| word);
+        let mut value = serde_json::json!(self.used);
+        value[name] = self.what(by).into();
+        value
+    }
 }
 
 /// What a report is about.

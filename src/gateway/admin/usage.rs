@@ -6,8 +6,8 @@ use crate::gateway::Gateway;
 use crate::gateway::body::Json;
 use crate::gateway::error::ApiError;
 use crate::gateway::query::Query;
-use crate::store::usage::{self, By, Line, Report};
-use crate::types::time::{date, day_of_date};
+use crate::store::usage::{self, By, Report};
+use crate::types::time::day_of_date;
 use crate::types::{Code, Failure};
 use axum::extract::{Extension, State};
 use axum::http::Uri;
@@ -27,7 +27,7 @@ pub async fn show(State(gateway): State<Gateway>, Extension(caller): Extension<C
         Ok(usage::report(app.store.db.as_ref(), report)?)
     });
     let lines = lines.await?;
-    Ok(Json(json!({"object": "list", "data": lines.iter().map(|line| shown(line, by)).collect::<Vec<_>>()})))
+    Ok(Json(json!({"object": "list", "data": lines.iter().map(|line| line.shown(by)).collect::<Vec<_>>()})))
 }
 
 fn by(word: &str) -> Result<By, Failure> {
@@ -45,16 +45,4 @@ fn project(caller: &Caller, asked: Option<&str>) -> Result<Option<String>, Failu
         }
         _ => Ok(Some(caller.project.clone())),
     }
-}
-
-/// A line with what it is about under the name of the grouping.
-pub fn shown(line: &Line, by: By) -> Value {
-    let mut value = serde_json::to_value(line.used).unwrap_or_default();
-    let name = By::ALL.iter().find(|(known, _)| *known == by).map_or("", |(_, word)| word);
-    let what = match by {
-        By::Day => date(line.what.parse().unwrap_or_default()),
-        _ => line.what.clone(),
-    };
-    value[name] = if what.is_empty() { Value::Null } else { what.into() };
-    value
 }
