@@ -134,11 +134,11 @@ fn the_budget_of_a_project_is_one_for_all_its_keys() {
     assert!(refused.status == 429 && refused.body.contains("the project"), "{refused:?}");
     assert_eq!(ask(&server, &other, &words(9, 9)).status, 200);
     // Rows reach the sums within a moment.
-    let shown = (0..100).map(|_| {
+    let mut shown = (0..100).map(|_| {
         std::thread::sleep(Duration::from_millis(50));
         refit.run(&["project", "show", "shop"]).expect(0).stdout
     });
-    let shown = shown.skip_while(|shown| !shown.contains("spent    $5.00 in all")).next();
+    let shown = shown.find(|shown| shown.contains("spent    $5.00 in all"));
     assert!(shown.is_some_and(|shown| shown.contains("$5.00/total")), "five seconds later the sum is not five dollars");
 }
 

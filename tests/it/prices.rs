@@ -102,21 +102,21 @@ fn own_rows_and_own_files_win_over_what_is_known() {
 }
 
 #[test]
-fn a_price_file_with_mistakes_is_refused_at_the_start_with_its_lines() {
+fn a_price_file_with_mistakes_is_refused_with_its_lines() {
     let refit = Refit::new();
     refit.write("refit.toml", "[prices]\nfiles = [\"own.toml\"]\n");
-    let done = refit.run(&["serve", "--port", "0"]).expect(2);
+    let done = refit.run(&["price", "list"]).expect(2);
     assert!(done.stderr.contains("cannot read own.toml"), "{done:?}");
     refit.write(
         "own.toml",
         "provider = \"x\"\nversion = \"1\"\nsource = \"y\"\nunit = \"EUR\"\n[[rows]]\nmodel = \"m\"\ninput = \"cheap\"\n",
     );
-    let done = refit.run(&["serve", "--port", "0"]).expect(2);
+    let done = refit.run(&["price", "list"]).expect(2);
     for part in ["own.toml has 3 problems", "USD per million tokens", "line 7: rows.input", "rows.output"] {
         assert!(done.stderr.contains(part), "{part}: {done:?}");
     }
     refit.write("refit.toml", "[budgets]\nunpriced = \"maybe\"\n[[prices.rows]]\nmodel = \"m\"\ninput = 1\noutput = 2\n");
-    let done = refit.run(&["serve", "--port", "0"]).expect(2);
+    let done = refit.run(&["price", "list"]).expect(2);
     assert!(done.stderr.contains("line 2: budgets.unpriced") && done.stderr.contains("prices.rows.provider"), "{done:?}");
 }
 
