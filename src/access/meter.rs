@@ -469,10 +469,12 @@ mod tests {
     #[test]
     fn a_new_period_begins_with_a_full_purse_and_old_calls_are_the_old_ones() {
         let meter = read(money(100, Period::Day));
-        let receipt = reserve(one(&meter), need(0, 100), Moment::now()).expect("fits");
+        let spent = reserve(one(&meter), need(0, 60), Moment::now()).expect("fits");
+        settle(one(&meter), &spent, (0, MicroUsd(60)), Moment::now());
+        let receipt = reserve(one(&meter), need(0, 40), Moment::now()).expect("fits");
         let tomorrow = Moment { wall_ms: now_ms() + 86_400_000, ..NOW };
         let second = reserve(one(&meter), need(0, 100), tomorrow).expect("a new day");
-        settle(one(&meter), &receipt, (0, MicroUsd(100)), tomorrow);
+        settle(one(&meter), &receipt, (0, MicroUsd(40)), tomorrow);
         settle(one(&meter), &second, (0, MicroUsd(1)), tomorrow);
         reserve(&[meter], need(0, 99), tomorrow).expect("yesterday's call is yesterday's");
     }
