@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
-Prices are dollars per million tokens. Those that come with refit bear the day when they were compared with the provider's page;
+Prices are dollars per million tokens. Those that come with refit bear the day of the copy of the provider's page that they were taken from;
 [prices] in refit.toml adds others, which win.
 
 Examples:

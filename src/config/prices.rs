@@ -61,7 +61,7 @@ pub struct PriceRow {
 pub struct PriceFile {
     /// Provider of the rows, and others with the same prices.
     pub providers: Vec<String>,
-    /// Version: the day when it was compared with its source.
+    /// Version: a day, by which the request log tells the file from others.
     pub version: String,
     /// Its rows.
     pub rows: Vec<PriceRow>,
