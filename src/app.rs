@@ -67,10 +67,10 @@ impl App {
         let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
         let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
         let providers = Providers::open(&config.providers, local);
-        let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
+        let keys = Keys::open(&store)?;
+        let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
         let setup = setup(&store, config, providers, (&recorder, &metrics))?;
         let inference = Arc::new(Inference::new(store.clone(), setup));
-        let keys = Keys::open(&store)?;
         let health = Arc::new(Health::new(&store));
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
         Ok(App { store, live, inference, recorder, metrics, health, keys, batches, started_at, reloading })

@@ -6,5 +6,8 @@ pub mod api {}
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("control.md")]
+pub mod control {}
+
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}

@@ -1,12 +1,12 @@
 //! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
 
+use super::admission::Extent;
 use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
-use crate::types::chat::ChatRequest;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
 use crate::types::{Code, Digest, Failure};
 use base64::Engine;
@@ -39,14 +39,15 @@ impl Inference {
 
     async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, &request.model).await?.for_vectors();
+        self.may_name(ask, &request.model, None)?;
+        let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure))?.for_vectors();
         ticket.routed(&road);
+        ticket.priced(&setup);
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
-        let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
-        ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_embedding(&request)).await?);
         let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })

@@ -16,6 +16,7 @@ mod pool;
 mod render;
 mod road;
 mod setup;
+mod size;
 mod stream;
 mod ticket;
 mod verdict;
@@ -36,6 +37,7 @@ use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
+use admission::Extent;
 use arc_swap::ArcSwap;
 use attempt::Turn;
 use bytes::Bytes;
@@ -56,6 +58,8 @@ pub struct Inference {
     setup: ArcSwap<Setup>,
     /// What is known of the targets, whatever the configuration says.
     pool: Arc<Pool>,
+    /// Held by whoever reads what was spent under a budget.
+    reading: tokio::sync::Mutex<()>,
 }
 
 /// Where calls are written down.
@@ -166,7 +170,7 @@ impl Inference {
         let prompts = Library::new(&store);
         let pool = Arc::new(Pool::default());
         pool.apply(&setup.config);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool }
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool, reading: tokio::sync::Mutex::default() }
     }
 
     /// The targets that were called, with the state of their breakers, by name.
@@ -285,6 +289,7 @@ impl Inference {
         };
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
+        ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = self.parts(&setup).measured(plan);
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -331,9 +336,11 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        let road = self.road(&setup, &request).await?;
+        self.may_name(ask, &request.model, request.extra.get("prompt"))?;
+        let road = self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure))?;
         ticket.routed(&road);
-        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        ticket.priced(&setup);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
         let key = self.cache_key(&setup, ask, &road, &request);
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
@@ -359,6 +366,7 @@ impl Inference {
                 (whole(reply)?, plan)
             }
         };
+        ticket.owes(&response);
         let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
         if let Some(key) = begun.key {
             self.remember(&begun.setup, key, &response);

@@ -86,7 +86,10 @@ impl AnswerStream {
                 }
                 None => {
                     self.pieces = None;
-                    self.ticket.take().map(|ticket| ticket.succeed(&self.so_far.reply));
+                    if let Some(mut ticket) = self.ticket.take() {
+                        ticket.heard(self.so_far.heard_bytes);
+                        ticket.succeed(&self.so_far.reply);
+                    }
                     return None;
                 }
             }
@@ -122,6 +125,7 @@ impl AnswerStream {
         self.pieces = None;
         match self.ticket.take() {
             Some(mut ticket) => {
+                ticket.heard(self.so_far.heard_bytes);
                 ticket.answered(&self.so_far.reply);
                 ticket.fail(failure)
             }
@@ -204,6 +208,7 @@ impl Drop for AnswerStream {
     fn drop(&mut self) {
         if let Some(ticket) = &mut self.ticket {
             // The caller went away: the ticket logs it as cancelled, with what it had been sent.
+            ticket.heard(self.so_far.heard_bytes);
             ticket.answered(&self.so_far.reply);
         }
     }

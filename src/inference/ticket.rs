@@ -6,7 +6,8 @@ use super::plan::Plan;
 use super::pool::Trial;
 use super::road::{Permits, Road};
 use super::verdict;
-use super::{Ask, Log};
+use super::{Ask, Log, Setup, size};
+use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
@@ -31,6 +32,11 @@ pub(super) struct Ticket {
     written: bool,
     grant: Option<Grant>,
     calls: Calls,
+    prices: Option<Arc<Prices>>,
+    /// Bytes of text that the provider has answered.
+    heard_bytes: u64,
+    /// Nobody sends a bill for this.
+    free: bool,
     _in_flight: InFlight,
 }
 
@@ -128,6 +134,9 @@ impl Ticket {
             written: false,
             grant: None,
             calls: Calls::default(),
+            prices: None,
+            heard_bytes: 0,
+            free: false,
             _in_flight: in_flight,
         }
     }
@@ -239,6 +248,22 @@ impl Ticket {
         self.grant = Some(grant);
     }
 
+    /// The prices that the call goes by.
+    pub(super) fn priced(&mut self, setup: &Setup) {
+        self.prices = Some(setup.prices.clone());
+    }
+
+    /// So many bytes of text have come from the provider.
+    pub(super) fn heard(&mut self, bytes: u64) {
+        self.heard_bytes = bytes;
+    }
+
+    /// What a provider counted for a reply that nobody has read yet; it is owed, whatever becomes of the reply.
+    pub(super) fn owes(&mut self, response: &ChatResponse) {
+        self.usage.clone_from(&response.usage);
+        self.heard_bytes = response.text().len() as u64;
+    }
+
     /// Whether the cache had the reply.
     pub(super) fn looked_up(&mut self, hit: bool) {
         self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
@@ -275,6 +300,9 @@ impl Ticket {
     /// The reply is whole. Returns the milliseconds it took.
     pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
         self.answered(response);
+        if self.usage.is_none() && self.heard_bytes == 0 {
+            self.heard_bytes = response.choices.iter().map(|choice| choice.message.plain_text().len() as u64).sum();
+        }
         // 200, as the status of every reply that is not a row of the error table.
         self.row.total_ms = self.elapsed_ms();
         let took = self.row.total_ms;
@@ -289,12 +317,14 @@ impl Ticket {
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
         self.usage = glance.usage;
+        self.heard_bytes = body.len() as u64;
         self.write(200, None);
     }
 
     /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it.
     pub(super) fn done(mut self, read: Option<u64>) {
         self.usage = read.map(|tokens| Usage::new(tokens, 0));
+        self.free = read.is_none();
         self.row.input_tokens = read;
         self.row.output_tokens = read.map(|_| 0);
         self.write(200, None);
@@ -315,9 +345,7 @@ impl Ticket {
         self.row.saved_micro_usd = self.row.saved_micro_usd.or(self.saving());
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
-        if let Some(grant) = self.grant.take() {
-            grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
-        }
+        self.charge();
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
             provider: &self.row.provider,
@@ -362,6 +390,36 @@ impl Ticket {
             saved -= price(plan, usage)?;
         }
         Some(saved)
+    }
+
+    /// Puts down what the call costs, and settles what was reserved for it.
+    fn charge(&mut self) {
+        let grant = self.grant.take().unwrap_or_default();
+        if let Some(usage) = &self.usage {
+            self.row.cached_tokens = cost::cached(usage);
+            self.row.cache_write_tokens = cost::cache_written(usage);
+            self.row.reasoning_tokens = usage.reasoning_tokens();
+        }
+        let answered = self.row.error_code.is_none() || self.heard_bytes > 0;
+        // A provider that does not say what it counted, or whose stream was cut before it did, still sends a bill.
+        let guess = || Usage::new(grant.likely_tokens(), size::likely_tokens(self.heard_bytes));
+        let guessed = (self.usage.is_none() && answered && !self.free).then(guess);
+        let billed = self.usage.as_ref().or(guessed.as_ref()).filter(|_| !self.row.provider.is_empty());
+        let Some(usage) = billed else {
+            // Refused before anybody was asked, or failed with nothing to show for it.
+            self.row.cost_micro_usd = Some(0);
+            return grant.settle(0, Some(0));
+        };
+        let mark = if guessed.is_some() { " (estimated)" } else { "" };
+        let price = self.prices.as_ref().and_then(|prices| prices.of(&self.row.provider, &self.row.model, self.row.at));
+        let cost = price.map(|price| price.cost(usage).0);
+        self.row.price = price.map(|price| format!("{}{mark}", price.name()));
+        if matches!(self.row.cache.as_deref(), Some("hit" | "semantic")) {
+            (self.row.cost_micro_usd, self.row.saved_micro_usd) = (Some(0), cost);
+            return grant.settle(0, Some(0));
+        }
+        self.row.cost_micro_usd = cost;
+        grant.settle(usage.prompt_tokens.saturating_add(usage.completion_tokens), cost);
     }
 
     fn elapsed_ms(&self) -> f64 {

@@ -1,6 +1,7 @@
-//! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`], and
-//! the [`health`] of the data directory.
+//! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`],
+//! the [`health`] of the data directory, and what calls [`cost`].
 
+pub mod cost;
 pub mod health;
 mod line;
 pub mod metrics;

@@ -14,12 +14,14 @@ pub mod keys;
 pub mod lock;
 pub mod migrate;
 pub mod models;
+pub mod projects;
 pub mod prompts;
 pub mod releases;
 pub mod requests;
 pub mod routes;
 pub mod runs;
 pub mod sqlite;
+pub mod usage;
 
 pub use blobs::Blobs;
 pub use db::{Db, Row, Statement, StoreError, Value};

@@ -62,6 +62,10 @@ codes! {
     RATE_LIMIT = "rate_limit_exceeded", 429, "rate_limit_error";
     /// The server's account at the provider has nothing left.
     QUOTA = "insufficient_quota", 429, "insufficient_quota";
+    /// The budget of the key or of its project has too little left.
+    BUDGET = "budget_exceeded", 429, "insufficient_quota";
+    /// A budget stands over a model whose price is not known.
+    PRICE_UNKNOWN = "price_unknown", 403, "permission_error";
     /// The engine's queue is full; `Retry-After` says when.
     OVERLOADED = "overloaded", 429, "rate_limit_error";
     /// The client went away or the job was cancelled.

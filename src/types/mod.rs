@@ -9,6 +9,7 @@ pub mod glance;
 pub mod ids;
 pub mod json;
 pub mod messages;
+pub mod money;
 pub mod plain;
 pub mod shard;
 pub mod time;

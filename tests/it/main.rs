@@ -4,6 +4,7 @@
 mod abuse;
 mod audit;
 mod batches;
+mod budgets;
 mod cascade;
 mod cli;
 mod clients;
@@ -23,6 +24,7 @@ mod gateway;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
+mod limits;
 #[cfg(feature = "local")]
 mod local;
 mod log;
@@ -30,6 +32,7 @@ mod messages;
 mod models;
 mod origins;
 mod places;
+mod prices;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]
@@ -41,6 +44,7 @@ mod routing;
 mod serving;
 mod streams;
 mod support;
+mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;

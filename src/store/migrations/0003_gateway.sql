@@ -21,6 +21,8 @@ CREATE TABLE usage_by_day (
     unpriced BIGINT NOT NULL,
     PRIMARY KEY (day, project, api_key, provider, model)
 );
+CREATE INDEX usage_by_key ON usage_by_day (api_key, day);
+CREATE INDEX usage_by_project ON usage_by_day (project, day);
 
 -- How many lines of a log segment are in the database: what makes moving them exactly once.
 CREATE TABLE log_segments (
