@@ -2,6 +2,7 @@
 //! TOML section; every environment variable in [`env`]. All problems of a file are reported at once.
 
 pub mod batches;
+pub mod cache;
 pub mod env;
 pub mod live;
 pub mod local;
@@ -12,6 +13,7 @@ pub mod secret;
 pub mod server;
 
 pub use batches::BatchesConfig;
+pub use cache::{CacheConfig, SemanticConfig};
 pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
@@ -38,6 +40,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
 }
 
 impl Config {
@@ -93,6 +97,7 @@ impl Config {
             ("server", section(toml::Value::try_from(&self.server))),
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
+            ("cache", section(toml::Value::try_from(&self.cache))),
             ("log", section(toml::Value::try_from(&self.log))),
             ("providers", toml::Value::Table(providers)),
         ];
@@ -106,6 +111,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -113,6 +119,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        cache: cache.unwrap_or_default(),
     }
 }
 
@@ -203,6 +210,7 @@ mod tests {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
+        assert_eq!(config.cache, CacheConfig::default());
     }
 
     #[test]

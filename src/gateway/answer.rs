@@ -13,6 +13,8 @@ use serde_json::Value;
 
 const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
 const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
+/// What the cache had; of a request, what is wanted of it.
+pub const CACHE: HeaderName = HeaderName::from_static("x-refit-cache");
 
 /// Answers a chat request: `whole` writes a whole reply, `encoder` a streamed one.
 pub async fn chat(
@@ -26,8 +28,16 @@ pub async fn chat(
         return sse::open(gateway, ask, request, encoder).await;
     }
     let answer = gateway.app.inference.answer(ask, request).await?;
-    let (provider, release) = (answer.provider.clone(), answer.release);
-    Ok(told(Json(whole(answer)).into_response(), &provider, release))
+    let (provider, release, cache) = (answer.provider.clone(), answer.release, answer.cache);
+    Ok(cached(told(Json(whole(answer)).into_response(), &provider, release), cache))
+}
+
+/// Says whether the cache had the reply, where it was asked.
+pub fn cached(mut response: Response, cache: Option<&'static str>) -> Response {
+    if let Some(how) = cache {
+        response.headers_mut().insert(CACHE, HeaderValue::from_static(how));
+    }
+    response
 }
 
 /// Names the provider and the release in the reply's headers.

@@ -23,6 +23,11 @@ impl Assembly {
         Assembly { reply: ChatResponse::default(), room, cut: room == 0 }
     }
 
+    /// Whether all that was said is kept.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.cut
+    }
+
     /// Whether a choice has been seen.
     pub(super) fn knows(&self, index: u32) -> bool {
         self.reply.choices.iter().any(|choice| choice.index == index) || self.reply.choices.len() >= MAX_CHOICES

@@ -16,6 +16,7 @@ mod setup;
 mod stream;
 mod ticket;
 
+pub use cache::CacheWish;
 pub use embed::Embedded;
 pub use plan::Listed;
 pub use setup::Setup;
@@ -29,11 +30,12 @@ use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::glance::Glance;
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cache::CacheKey;
+use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use plan::Plan;
@@ -73,12 +75,14 @@ pub struct Ask {
     pub native: Option<Native>,
     /// The text of the body, for the log; without it the request is written anew.
     pub text: Option<Bytes>,
+    /// What the caller wants of the cache.
+    pub cache: CacheWish,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual }
     }
 }
 
@@ -103,6 +107,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
+    /// `hit`, `semantic` or `miss`, where the cache is on.
+    pub cache: Option<&'static str>,
 }
 
 /// What a caller that takes bytes gets.
@@ -118,6 +124,8 @@ pub enum Passed {
         provider: String,
         /// Release that answered, when a route was called.
         release: Option<Digest>,
+        /// As [`Answer::cache`].
+        cache: Option<&'static str>,
     },
 }
 
@@ -127,8 +135,12 @@ struct Begun {
     road: Arc<Road>,
     request: ChatRequest,
     native: Option<Native>,
+    project: String,
     key: Option<CacheKey>,
 }
+
+/// A whole reply, also as the provider sent it, and what answered.
+type Whole = (ChatResponse, Option<Value>, Plan);
 
 /// What an opened stream begins with.
 type Opened = (Piece, PieceStream);
@@ -193,22 +205,30 @@ impl Inference {
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = match self.begin(&mut ticket, &ask, request).await {
+        let mut begun = match self.begin(&mut ticket, &ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
         };
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(AnswerStream::whole(ticket, begun.road.targets[0].clone(), kept));
-        }
+        let keeper = match self.look_up(&mut ticket, &mut begun).await {
+            Looked::Kept(kept) => {
+                let response = kept.entry.response().map_err(|failure| ticket.fail(failure))?;
+                return Ok(AnswerStream::whole(ticket, kept.plan(), response));
+            }
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
         if self.guards_output(&begun.setup, &begun.road) {
-            return match self.ask_whole(&mut ticket, begun).await {
-                Ok((response, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
+            return match self.ask_whole(&mut ticket, begun, keeper).await {
+                Ok((response, _, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
                 Err(failure) => Err(ticket.fail(failure)),
             };
         }
         let opened = self.attempt(&begun.setup, &mut ticket, &begun.road, &|plan| self.open(plan, &begun)).await;
         match opened {
-            Ok(((first, pieces), plan)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
+            Ok(((first, pieces), plan)) => {
+                let keeper = keeper.map(|keeper| (keeper, Arc::new(plan.clone())));
+                Ok(AnswerStream::new(ticket, plan, first, pieces).keeping(keeper))
+            }
             Err(failure) => Err(ticket.fail(failure)),
         }
     }
@@ -274,13 +294,15 @@ impl Inference {
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
-        }
-        if begun.key.is_some() || self.guards_output(&begun.setup, &begun.road) {
-            let (response, plan) = self.ask_whole(&mut ticket, begun).await.map_err(|failure| ticket.fail(failure))?;
-            return Ok(told(ticket, response.into(), plan));
+        let mut begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let keeper = match self.look_up(&mut ticket, &mut begun).await {
+            Looked::Kept(kept) => return told_again(ticket, &kept, takes_bytes),
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
+        if keeper.is_some() || self.guards_output(&begun.setup, &begun.road) {
+            let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
+            return Ok(told(ticket, Reply { native, ..response.into() }, plan));
         }
         let asking = |plan: &Plan| self.ask_one(plan, &begun, takes_bytes);
         let answered = self.attempt(&begun.setup, &mut ticket, &begun.road, &asking).await;
@@ -295,29 +317,23 @@ impl Inference {
         ticket.routed(&road);
         ticket.granted(self.admit(&setup, ask, &road, &request)?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
-        let key = self.cache_key(&setup, ask, &road, &request);
-        Ok(Begun { setup, road, request, native: ask.native.clone(), key })
+        let key = self.cache_key(&setup, ask, &road, &request)?;
+        Ok(Begun { setup, road, request, native: ask.native.clone(), project: ask.caller.project.clone(), key })
     }
 
-    /// The reply that the cache has.
-    fn kept(&self, ticket: &mut Ticket, begun: &Begun) -> Option<ChatResponse> {
-        let kept = self.recall(begun.key.as_ref()?);
-        ticket.looked_up(kept.is_some());
-        kept
-    }
-
-    /// A whole reply that passed the guardrails, kept in the cache.
-    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun) -> Result<(ChatResponse, Plan), Failure> {
+    /// A whole reply that passed the guardrails, kept in the cache; also as the provider sent it, where no guardrail looks at replies.
+    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
         let asking = |plan: &Plan| self.ask_one(plan, &begun, false);
         let (reply, plan) = self.attempt(&begun.setup, ticket, &begun.road, &asking).await?;
         let Body::Read(response) = reply.body else {
             return Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for"));
         };
+        let native = reply.native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
         let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
-        if let Some(key) = begun.key {
-            self.remember(&begun.setup, key, &response);
+        if let Some(keeper) = keeper {
+            keeper.keep(&response, native.as_ref(), Arc::new(plan.clone()));
         }
-        Ok((response, plan))
+        Ok((response, native, plan))
     }
 
     fn ask_one<'a>(&'a self, plan: &Plan, begun: &'a Begun, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
@@ -366,18 +382,30 @@ impl Inference {
 fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
     let Reply { body, native } = reply;
     let Plan { provider_name: provider, model, adapter, release, .. } = plan;
+    let cache = ticket.cached();
     match body {
         Body::Bytes(body, glance) => {
             ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release }
+            Passed::Bytes { body, provider, release, cache }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
             let latency_ms = ticket.succeed(&response);
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
+            let first_token_ms = None;
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cache };
             Passed::Answer(Box::new(answer))
         }
     }
+}
+
+/// A kept reply on its way to the caller.
+fn told_again(mut ticket: Ticket, kept: &Kept, takes_bytes: bool) -> Result<Passed, Failure> {
+    if let Some(glance) = Glance::of(&kept.entry.body).filter(|_| takes_bytes) {
+        let reply = Reply { body: Body::Bytes(kept.entry.body.clone(), glance), native: None };
+        return Ok(told(ticket, reply, kept.plan()));
+    }
+    let (reply, plan) = kept.read().map_err(|failure| ticket.fail(failure))?;
+    Ok(told(ticket, reply, plan))
 }
 
 async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {

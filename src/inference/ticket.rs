@@ -89,9 +89,25 @@ impl Ticket {
         self.grant = Some(grant);
     }
 
-    /// Whether the cache had the reply.
-    pub(super) fn looked_up(&mut self, hit: bool) {
-        self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
+    /// What the cache had: `hit`, `semantic` or `miss`.
+    pub(super) fn looked_up(&mut self, how: &'static str) {
+        self.row.cache = Some(how.to_string());
+        self.log.metrics.looked_up(how);
+        if how != "miss" {
+            // What it saves is put down where calls are priced.
+            self.row.cost_micro_usd = Some(0);
+        }
+    }
+
+    /// As [`Ticket::looked_up`] was told.
+    pub(super) fn cached(&self) -> Option<&'static str> {
+        let how = self.row.cache.as_deref()?;
+        ["hit", "semantic", "miss"].into_iter().find(|known| *known == how)
+    }
+
+    /// Whether the reply was given before, and nobody counted tokens for it now.
+    fn is_kept(&self) -> bool {
+        matches!(self.row.cache.as_deref(), Some("hit" | "semantic"))
     }
 
     pub(super) fn planned(&mut self, plan: &Plan) {
@@ -159,7 +175,8 @@ impl Ticket {
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
         if let Some(grant) = self.grant.take() {
-            grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
+            let usage = self.usage.as_ref().filter(|_| !self.is_kept());
+            grant.settle(usage, self.row.cost_micro_usd);
         }
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
@@ -167,7 +184,7 @@ impl Ticket {
             status,
             total_ms: self.row.total_ms,
             first_token_ms: self.row.first_token_ms,
-            usage: self.usage.as_ref(),
+            usage: self.usage.as_ref().filter(|_| !self.is_kept()),
         });
         self.log.recorder.record(std::mem::take(&mut self.row));
     }

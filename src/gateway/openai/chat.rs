@@ -45,11 +45,13 @@ async fn plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {
 
 fn written(passed: Passed) -> Response {
     match passed {
-        Passed::Bytes { body, provider, release } => {
+        Passed::Bytes { body, provider, release, cache } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            told_by::told(([kind], body).into_response(), &provider, release)
+            told_by::cached(told_by::told(([kind], body).into_response(), &provider, release), cache)
         }
-        Passed::Answer(read) => told_by::told(Json(&read.response).into_response(), &read.provider, read.release),
+        Passed::Answer(read) => {
+            told_by::cached(told_by::told(Json(&read.response).into_response(), &read.provider, read.release), read.cache)
+        }
     }
 }
 
