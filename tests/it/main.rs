@@ -4,6 +4,7 @@
 mod abuse;
 mod audit;
 mod batches;
+mod cache;
 mod cli;
 mod clients;
 mod config;
