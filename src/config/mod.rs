@@ -9,6 +9,8 @@ pub mod local;
 pub mod log;
 pub mod providers;
 pub mod raw;
+pub mod resilience;
+pub mod routes;
 pub mod secret;
 pub mod server;
 
@@ -19,6 +21,8 @@ pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use providers::ProviderConfig;
 pub use raw::Problem;
+pub use resilience::{BreakerConfig, ResilienceConfig};
+pub use routes::RouteConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
 
@@ -42,6 +46,10 @@ pub struct Config {
     pub batches: BatchesConfig,
     /// `[cache]`
     pub cache: CacheConfig,
+    /// `[routes.<name>]`, by name.
+    pub routes: Vec<RouteConfig>,
+    /// `[resilience]`
+    pub resilience: ResilienceConfig,
 }
 
 impl Config {
@@ -112,6 +120,9 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
     let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
+    let routes = root.section("routes", problems);
+    let routes = routes.map(|section| routes::read(&section, providers.as_deref().unwrap_or_default(), problems));
+    let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -120,6 +131,8 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
         cache: cache.unwrap_or_default(),
+        routes: routes.unwrap_or_default(),
+        resilience: resilience.unwrap_or_default(),
     }
 }
 
@@ -211,6 +224,7 @@ mod tests {
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
         assert_eq!(config.cache, CacheConfig::default());
+        assert_eq!(config.resilience, ResilienceConfig::default());
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Entry {
         Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
     }
 
+    /// Whether the body has been read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.body, Sent::Whole(_))
+    }
+
     /// Reads the body as it is.
     pub async fn whole_body(mut self) -> Result<Self, ApiError> {
         if let Sent::Stream(body) = self.body {

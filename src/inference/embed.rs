@@ -1,6 +1,8 @@
 //! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
 
+use super::attempt::Turn;
 use super::plan::Plan;
+use super::pool::Kind;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
@@ -10,6 +12,7 @@ use crate::types::{Code, Digest, Failure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
+use std::sync::Arc;
 
 /// Vectors with what is known about them.
 #[derive(Debug, Clone)]
@@ -36,7 +39,7 @@ impl Inference {
 
     async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, &request.model).await?;
+        let road = self.road_of(&setup, &request.model).await?.for_vectors();
         ticket.routed(&road);
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
@@ -44,11 +47,11 @@ impl Inference {
         }
         let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
         ticket.granted(self.admit(&setup, ask, &road, &named)?);
-        let embedding = |plan: &Plan| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
+        let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })
         };
-        let (mut response, plan) = self.attempt(&setup, ticket, &road, &embedding).await?;
+        let (mut response, plan) = self.attempt(ticket, &road, Kind::Whole, &embedding).await?;
         let inputs = request.count();
         // Callers pair vectors with inputs by their place: too few would be paired wrongly.
         if response.data.len() != inputs || response.data.iter().any(|vector| vector.embedding.is_empty()) {
@@ -58,7 +61,7 @@ impl Inference {
         }
         let base64 = request.wants_base64();
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
-        Ok(Embedded { response, provider: plan.provider_name, release: plan.release })
+        Ok(Embedded { response, provider: plan.provider_name.clone(), release: plan.release })
     }
 }
 

@@ -2,10 +2,13 @@
 //! nothing is read that nothing needs. Where anything does (a prompt, parameters or guardrails of a release, the cache), the request is
 //! read as a whole and goes the common way.
 
+use super::attempt::Turn;
 use super::plan::Plan;
+use super::pool::Kind;
 use super::road::Road;
 use super::ticket::{Asked, Ticket};
 use super::{AnswerStream, Ask, Inference, Opened, Passed, Setup, first_piece, told};
+use crate::config::routes::Sticky;
 use crate::providers::{Call, Reply};
 use crate::types::chat::ChatRequest;
 use crate::types::plain::PlainChat;
@@ -23,14 +26,17 @@ impl Inference {
         let mut ask = ask;
         let road = match self.road_of(&setup, &plain.model).await {
             Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return self.pass(ask, read(&plain)?).await,
+            _ => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.pass(ask, read(&plain)?)).await;
+            }
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
-        let asking = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+        let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (provider, call) = (plan.provider.clone(), call(plan, &plain));
             Box::pin(async move { Ok(provider.chat(call).await?) })
         };
-        let answered = self.attempt(&setup, &mut ticket, &road, &asking).await;
+        let answered = self.attempt(&mut ticket, &road, Kind::Whole, &asking).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         Ok(told(ticket, reply, plan))
     }
@@ -44,14 +50,17 @@ impl Inference {
         let mut ask = ask;
         let road = match self.road_of(&setup, &plain.model).await {
             Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return self.answer_stream(ask, read(&plain)?).await,
+            _ => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.answer_stream(ask, read(&plain)?)).await;
+            }
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
-        let opening = |plan: &Plan| -> BoxFuture<'_, Result<Opened, Failure>> {
+        let opening = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Opened, Failure>> {
             let (plan, call) = (plan.clone(), call(plan, &plain));
             Box::pin(async move { first_piece(plan.provider.chat_stream(call).await?, &plan).await })
         };
-        match self.attempt(&setup, &mut ticket, &road, &opening).await {
+        match self.attempt(&mut ticket, &road, Kind::Stream, &opening).await {
             Ok(((first, pieces), plan)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
             Err(failure) => Err(ticket.fail(failure)),
         }
@@ -59,11 +68,13 @@ impl Inference {
 
     /// Whether nothing on a road has to read the request or the reply.
     fn takes_plain(&self, setup: &Setup, road: &Road) -> bool {
-        let plain = |plan: &Plan| {
+        let plain = |plan: &Arc<Plan>| {
             let adds_nothing = plan.manifest.as_ref().is_none_or(|manifest| manifest.adds_nothing() && manifest.guardrails.is_empty());
             adds_nothing && plan.adapter.is_none() && plan.provider.takes_plain()
         };
-        road.targets.iter().all(plain) && !self.guards_output(setup, road) && !self.caches(setup, road)
+        // Who stays with a target is told by the request.
+        let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None || self.caches(setup, road);
+        !reads && road.targets.iter().all(plain) && !self.guards_output(setup, road)
     }
 
     fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {

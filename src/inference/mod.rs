@@ -6,19 +6,24 @@ mod admission;
 mod assemble;
 mod attempt;
 mod cache;
+mod cascade;
+mod choice;
 mod embed;
 mod express;
 mod guard;
 pub mod plan;
+mod pool;
 mod render;
 mod road;
 mod setup;
 mod stream;
 mod ticket;
+mod verdict;
 
 pub use cache::CacheWish;
 pub use embed::Embedded;
 pub use plan::Listed;
+pub use pool::TargetStatus;
 pub use setup::Setup;
 pub use stream::AnswerStream;
 
@@ -34,14 +39,16 @@ use crate::types::glance::Glance;
 use crate::types::ids::new_id;
 use crate::types::{Code, Digest, Failure};
 use arc_swap::ArcSwap;
+use attempt::Turn;
 use bytes::Bytes;
 use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use plan::Plan;
+use pool::{Kind, Pool};
 use road::Road;
 use serde_json::{Map, Value};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use ticket::{Asked, Ticket};
 
 /// Everything that answers model calls.
@@ -49,6 +56,8 @@ pub struct Inference {
     store: Store,
     prompts: Library,
     setup: ArcSwap<Setup>,
+    /// What is known of the targets, whatever the configuration says.
+    pool: Arc<Pool>,
 }
 
 /// Where calls are written down.
@@ -109,6 +118,8 @@ pub struct Answer {
     pub first_token_ms: Option<f64>,
     /// `hit`, `semantic` or `miss`, where the cache is on.
     pub cache: Option<&'static str>,
+    /// `accepted` or `escalated`, where a cascade was called.
+    pub cascade: Option<&'static str>,
 }
 
 /// What a caller that takes bytes gets.
@@ -126,6 +137,8 @@ pub enum Passed {
         release: Option<Digest>,
         /// As [`Answer::cache`].
         cache: Option<&'static str>,
+        /// `escalated`, where a cascade was called: what its first model answers is read.
+        cascade: Option<&'static str>,
     },
 }
 
@@ -133,14 +146,27 @@ pub enum Passed {
 struct Begun {
     setup: Arc<Setup>,
     road: Arc<Road>,
-    request: ChatRequest,
-    native: Option<Native>,
-    project: String,
+    what: Mutex<What>,
     key: Option<CacheKey>,
 }
 
+/// What is asked.
+#[derive(Clone, Default)]
+struct What {
+    request: ChatRequest,
+    native: Option<Native>,
+}
+
+impl Begun {
+    /// What is asked, for one call; the last call takes it along.
+    fn what(&self, turn: Turn) -> What {
+        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn == Turn::Last { std::mem::take(&mut *what) } else { what.clone() }
+    }
+}
+
 /// A whole reply, also as the provider sent it, and what answered.
-type Whole = (ChatResponse, Option<Value>, Plan);
+type Whole = (ChatResponse, Option<Value>, Arc<Plan>);
 
 /// What an opened stream begins with.
 type Opened = (Piece, PieceStream);
@@ -149,7 +175,14 @@ impl Inference {
     /// The road over these parts.
     pub fn new(store: Store, setup: Setup) -> Self {
         let prompts = Library::new(&store);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup) }
+        let pool = Arc::new(Pool::default());
+        pool.apply(&setup.config);
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool }
+    }
+
+    /// The targets that were called, with the state of their breakers, by name.
+    pub fn targets(&self) -> Vec<TargetStatus> {
+        self.pool.status(&self.setup().resilience)
     }
 
     /// What the configuration says now.
@@ -164,6 +197,7 @@ impl Inference {
 
     /// Calls that begin from now on go by another setup.
     pub fn replace(&self, setup: Setup) {
+        self.pool.apply(&setup.config);
         self.setup.store(Arc::new(setup));
     }
 
@@ -205,11 +239,11 @@ impl Inference {
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let mut begun = match self.begin(&mut ticket, &ask, request).await {
+        let mut begun = match self.begin(&mut ticket, &mut ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
         };
-        let keeper = match self.look_up(&mut ticket, &mut begun).await {
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
             Looked::Kept(kept) => {
                 let response = kept.entry.response().map_err(|failure| ticket.fail(failure))?;
                 return Ok(AnswerStream::whole(ticket, kept.plan(), response));
@@ -223,10 +257,16 @@ impl Inference {
                 Err(failure) => Err(ticket.fail(failure)),
             };
         }
-        let opened = self.attempt(&begun.setup, &mut ticket, &begun.road, &|plan| self.open(plan, &begun)).await;
+        if let Some((reply, plan)) = self.first_stage(&mut ticket, &begun).await {
+            if let Some(keeper) = keeper {
+                keeper.keep(&reply, None, plan.clone());
+            }
+            return Ok(AnswerStream::whole(ticket, plan, reply));
+        }
+        let opened = self.attempt(&mut ticket, &begun.road, Kind::Stream, &|plan, turn| self.open(plan, &begun, turn)).await;
         match opened {
             Ok(((first, pieces), plan)) => {
-                let keeper = keeper.map(|keeper| (keeper, Arc::new(plan.clone())));
+                let keeper = keeper.map(|keeper| (keeper, plan.clone()));
                 Ok(AnswerStream::new(ticket, plan, first, pieces).keeping(keeper))
             }
             Err(failure) => Err(ticket.fail(failure)),
@@ -239,16 +279,15 @@ impl Inference {
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
     pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        let counting = |plan: &Plan| -> BoxFuture<'_, Result<u64, Failure>> {
-            let plan = plan.clone();
-            let begun = &begun;
+        let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
+            let (plan, what) = (plan.clone(), begun.what(turn));
             Box::pin(async move {
-                let call = self.written(&plan, begun).await?;
+                let call = self.written(&plan, what).await?;
                 Ok(plan.provider.count_tokens(call).await?)
             })
         };
-        let counted = self.attempt(&begun.setup, &mut ticket, &begun.road, &counting).await;
+        let counted = self.attempt(&mut ticket, &begun.road, Kind::Other, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
         ticket.done(None);
         Ok(count)
@@ -269,12 +308,12 @@ impl Inference {
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
-        let road = Road::one(plan);
-        let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+        let road = self.parts(&setup).measured(plan);
+        let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
             Box::pin(async move { Ok(plan.provider.chat(call).await?) })
         };
-        let answered = self.attempt(&setup, &mut ticket, &road, &calling).await;
+        let answered = self.attempt(&mut ticket, &road, Kind::Whole, &calling).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         read(told(ticket, reply, plan))
     }
@@ -289,13 +328,13 @@ impl Inference {
     /// # Errors
     /// When the database fails.
     pub fn models(&self) -> Result<Vec<Listed>, Failure> {
-        plan::listed(&self.store, &self.setup().providers)
+        plan::listed(&self.store, &self.setup())
     }
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let mut begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        let keeper = match self.look_up(&mut ticket, &mut begun).await {
+        let mut begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
             Looked::Kept(kept) => return told_again(ticket, &kept, takes_bytes),
             Looked::Missed(keeper) => Some(keeper),
             Looked::Off => None,
@@ -304,63 +343,72 @@ impl Inference {
             let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
             return Ok(told(ticket, Reply { native, ..response.into() }, plan));
         }
-        let asking = |plan: &Plan| self.ask_one(plan, &begun, takes_bytes);
-        let answered = self.attempt(&begun.setup, &mut ticket, &begun.road, &asking).await;
+        if let Some((response, plan)) = self.first_stage(&mut ticket, &begun).await {
+            return Ok(told(ticket, response.into(), plan));
+        }
+        let asking = |plan: &Arc<Plan>, turn| self.ask_one(plan, begun.what(turn), takes_bytes);
+        let answered = self.attempt(&mut ticket, &begun.road, Kind::Whole, &asking).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         Ok(told(ticket, reply, plan))
     }
 
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
-    async fn begin(&self, ticket: &mut Ticket, ask: &Ask, request: ChatRequest) -> Result<Begun, Failure> {
+    async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
         let road = self.road(&setup, &request).await?;
         ticket.routed(&road);
         ticket.granted(self.admit(&setup, ask, &road, &request)?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
         let key = self.cache_key(&setup, ask, &road, &request)?;
-        Ok(Begun { setup, road, request, native: ask.native.clone(), project: ask.caller.project.clone(), key })
+        ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
+        let what = Mutex::new(What { request, native: ask.native.take() });
+        Ok(Begun { setup, road, what, key })
     }
 
     /// A whole reply that passed the guardrails, kept in the cache; also as the provider sent it, where no guardrail looks at replies.
     async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
-        let asking = |plan: &Plan| self.ask_one(plan, &begun, false);
-        let (reply, plan) = self.attempt(&begun.setup, ticket, &begun.road, &asking).await?;
-        let Body::Read(response) = reply.body else {
-            return Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for"));
+        let (reply, plan) = match self.first_stage(ticket, &begun).await {
+            Some((response, plan)) => (response.into(), plan),
+            None => {
+                // What is asked stays here: a reply that is not fit may be asked for once more.
+                let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, begun.what(Turn::MayRepeat), false);
+                self.attempt(ticket, &begun.road, Kind::Whole, &asking).await?
+            }
         };
-        let native = reply.native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
-        let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
+        let Reply { body, native } = reply;
+        let native = native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
+        let response = self.guard_output(&begun.setup, ticket, &begun.road, whole(body)?).await?;
         if let Some(keeper) = keeper {
-            keeper.keep(&response, native.as_ref(), Arc::new(plan.clone()));
+            keeper.keep(&response, native.as_ref(), plan.clone());
         }
         Ok((response, native, plan))
     }
 
-    fn ask_one<'a>(&'a self, plan: &Plan, begun: &'a Begun, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
+    fn ask_one<'a>(&'a self, plan: &Arc<Plan>, what: What, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
         let plan = plan.clone();
         Box::pin(async move {
-            let call = Call { takes_bytes, ..self.written(&plan, begun).await? };
+            let call = Call { takes_bytes, ..self.written(&plan, what).await? };
             Ok(plan.provider.chat(call).await?)
         })
     }
 
     /// Opens a stream and waits for its first piece, which decides whether this is a stream or an error with its own status.
-    fn open<'a>(&'a self, plan: &Plan, begun: &'a Begun) -> BoxFuture<'a, Result<Opened, Failure>> {
-        let plan = plan.clone();
+    fn open<'a>(&'a self, plan: &Arc<Plan>, begun: &'a Begun, turn: Turn) -> BoxFuture<'a, Result<Opened, Failure>> {
+        let (plan, what) = (plan.clone(), begun.what(turn));
         Box::pin(async move {
-            let call = self.written(&plan, begun).await?;
+            let call = self.written(&plan, what).await?;
             first_piece(plan.provider.chat_stream(call).await?, &plan).await
         })
     }
 
     /// The call of a target: the release's prompt and parameters written into the request.
-    async fn written(&self, plan: &Plan, begun: &Begun) -> Result<Call, Failure> {
-        let (plan, request, native) = (plan.clone(), begun.request.clone(), begun.native.clone());
+    async fn written(&self, plan: &Arc<Plan>, what: What) -> Result<Call, Failure> {
+        let What { request, native } = what;
         if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
-            return written(&plan, &self.prompts, request, native);
+            return written(plan, &self.prompts, request, native);
         }
         // A template may take its time.
-        let prompts = self.prompts.clone();
+        let (plan, prompts) = (plan.clone(), self.prompts.clone());
         blocking(move || written(&plan, &prompts, request, native)).await
     }
 
@@ -368,7 +416,7 @@ impl Inference {
         let (store, setup, prompts) = (self.store.clone(), setup.clone(), self.prompts.clone());
         blocking(move || {
             let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
-            let plan = plan::for_manifest(&store, &setup.providers, manifest)?;
+            let plan = plan::for_manifest(&store, &setup, manifest)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
             let call = plan.call(request);
@@ -379,20 +427,21 @@ impl Inference {
 }
 
 /// A reply on its way to the caller: its log row is written.
-fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
+fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
-    let Plan { provider_name: provider, model, adapter, release, .. } = plan;
-    let cache = ticket.cached();
+    let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
+    let (cascade, cache) = (ticket.cascaded(), ticket.cached());
     match body {
         Body::Bytes(body, glance) => {
             ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release, cache }
+            Passed::Bytes { body, provider, release, cascade, cache }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
             let latency_ms = ticket.succeed(&response);
-            let first_token_ms = None;
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cache };
+            let (model, first_token_ms) = (plan.model.clone(), None);
+            let answer =
+                Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cascade, cache };
             Passed::Answer(Box::new(answer))
         }
     }
@@ -418,8 +467,19 @@ async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Fai
 fn read(passed: Passed) -> Result<Answer, Failure> {
     match passed {
         Passed::Answer(answer) => Ok(*answer),
-        Passed::Bytes { .. } => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+        Passed::Bytes { .. } => Err(unasked_bytes()),
     }
+}
+
+fn whole(body: Body) -> Result<ChatResponse, Failure> {
+    match body {
+        Body::Read(response) => Ok(response),
+        Body::Bytes(..) => Err(unasked_bytes()),
+    }
+}
+
+fn unasked_bytes() -> Failure {
+    Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")
 }
 
 fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<Call, Failure> {

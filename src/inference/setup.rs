@@ -4,7 +4,7 @@
 use super::Log;
 use super::cache::Cache;
 use super::road::Road;
-use crate::config::Config;
+use crate::config::{BreakerConfig, Config, ResilienceConfig};
 use crate::providers::Providers;
 use crate::store::{Fresh, Store};
 use std::sync::{Arc, OnceLock};
@@ -19,13 +19,20 @@ pub struct Setup {
     pub log: Log,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
+    /// When calls are made again, and when a target is left alone.
+    pub(super) resilience: Arc<ResilienceConfig>,
+    /// The same without breakers: an evaluation wants to know what each of its calls is answered.
+    pub(super) unbroken: Arc<ResilienceConfig>,
     cache: OnceLock<Arc<Cache>>,
 }
 
 impl Setup {
     /// A setup over a store.
     pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
-        Setup { config, providers, log, roads: Fresh::new(store.db.clone()), cache: OnceLock::new() }
+        let resilience = Arc::new(config.resilience.clone());
+        let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
+        let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
+        Setup { config, providers, log, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
     }
 
     /// Replies that are given again; made when a road first asks for it.

@@ -7,10 +7,12 @@ use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Digest, Failure, json};
+use crate::types::{Code, Digest, Failure, json};
 use futures_util::StreamExt;
 use serde_json::Value;
+use std::future::poll_fn;
 use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
 
 /// A streamed answer. Dropping it before its end cancels the call at the provider and logs it as cancelled.
 pub struct AnswerStream {
@@ -26,8 +28,12 @@ pub struct AnswerStream {
     pub release: Option<Digest>,
     /// `hit`, `semantic` or `miss`, where the cache is on.
     pub cache: Option<&'static str>,
+    /// `accepted` or `escalated`, where a cascade was called.
+    pub cascade: Option<&'static str>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
+    /// When the stream must have ended.
+    due: Option<Instant>,
     so_far: Assembly,
     /// The provider's own chunk of nothing but usage, for the fields that it has besides.
     usage_frame: Option<ChatChunk>,
@@ -37,17 +43,19 @@ pub struct AnswerStream {
 }
 
 impl AnswerStream {
-    pub(super) fn new(mut ticket: Ticket, plan: Plan, first: Piece, pieces: PieceStream) -> Self {
+    pub(super) fn new(mut ticket: Ticket, plan: Arc<Plan>, first: Piece, pieces: PieceStream) -> Self {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
             cache: ticket.cached(),
-            provider: plan.provider_name,
-            model: plan.model,
+            provider: plan.provider_name.clone(),
+            model: plan.model.clone(),
             adapter: plan.adapter,
             release: plan.release,
+            cascade: ticket.cascaded(),
             first: Some(first),
             pieces: Some(pieces),
+            due: ticket.due(),
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
             usage_frame: None,
             ticket: Some(ticket),
@@ -66,7 +74,7 @@ impl AnswerStream {
     }
 
     /// A reply that is there already, as a stream.
-    pub(super) fn whole(ticket: Ticket, plan: Plan, response: ChatResponse) -> Self {
+    pub(super) fn whole(ticket: Ticket, plan: Arc<Plan>, response: ChatResponse) -> Self {
         let mut pieces = chunks(response).into_iter().map(|chunk| Ok(Piece::from(chunk)));
         let first = pieces.next().and_then(Result::ok).unwrap_or_default();
         AnswerStream::new(ticket, plan, first, futures_util::stream::iter(pieces.collect::<Vec<_>>()).boxed())
@@ -78,7 +86,7 @@ impl AnswerStream {
         loop {
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
-                None => self.pieces.as_mut()?.next().await,
+                None => self.wait().await?,
             };
             match next {
                 Some(Ok(piece)) => {
@@ -87,7 +95,12 @@ impl AnswerStream {
                         return Some(Ok(piece));
                     }
                 }
-                Some(Err(error)) => return Some(Err(self.fail(error.into()))),
+                Some(Err(failure)) => {
+                    if let Some(ticket) = &mut self.ticket {
+                        ticket.broke(&failure);
+                    }
+                    return Some(Err(self.fail(failure)));
+                }
                 None => {
                     self.pieces = None;
                     if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
@@ -98,6 +111,30 @@ impl AnswerStream {
                 }
             }
         }
+    }
+
+    /// The next piece of the provider, the end, or an error; none where the stream is over. The time until it is there is the
+    /// provider's.
+    async fn wait(&mut self) -> Option<Option<Result<Piece, Failure>>> {
+        let (pieces, ticket) = (self.pieces.as_mut()?, &mut self.ticket);
+        let came = poll_fn(|context| {
+            let polled = pieces.poll_next_unpin(context);
+            // What is there already took no time.
+            match (ticket.as_mut(), polled.is_pending()) {
+                (Some(ticket), true) => ticket.waits(),
+                (Some(ticket), false) => ticket.came(),
+                (None, _) => {}
+            }
+            polled
+        });
+        let Some(due) = self.due else { return Some(came.await.map(|piece| piece.map_err(Failure::from))) };
+        Some(match timeout_at(due, came).await {
+            Ok(came) => came.map(|piece| piece.map_err(Failure::from)),
+            Err(_) => {
+                let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
+                Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message)))
+            }
+        })
     }
 
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.

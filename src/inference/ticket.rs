@@ -3,7 +3,9 @@
 
 use super::admission::Grant;
 use super::plan::Plan;
-use super::road::Road;
+use super::pool::Trial;
+use super::road::{Permits, Road};
+use super::verdict;
 use super::{Ask, Log};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
@@ -14,7 +16,11 @@ use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
 use bytes::Bytes;
 use serde::Serialize;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the log calls an answer of a cascade's first model that was not good enough.
+const NOT_TAKEN: &str = "not_accepted";
 
 /// One call being written down.
 pub(super) struct Ticket {
@@ -24,7 +30,54 @@ pub(super) struct Ticket {
     log: Log,
     written: bool,
     grant: Option<Grant>,
+    calls: Calls,
     _in_flight: InFlight,
+}
+
+/// The calls of targets that were made for this one.
+#[derive(Default)]
+struct Calls {
+    made: u64,
+    /// The target that the row names.
+    planned: Option<Arc<Plan>>,
+    /// What came of those that do not count, in order.
+    failed: Vec<FailedCall>,
+    /// Time that targets took: waiting for replies, and for the pieces of streams.
+    upstream: Duration,
+    /// Since when a target is waited for.
+    waiting: Option<Instant>,
+    /// Time in queues, and since when in one.
+    queued: Duration,
+    queueing: Option<Instant>,
+    /// When the request must be done.
+    due: Option<tokio::time::Instant>,
+    /// What the request stays with.
+    stays_with: Option<u64>,
+    /// The call of a stream under way, with its places at the gates.
+    held: Option<(Trial, Permits)>,
+    cascade: Option<Cascaded>,
+}
+
+/// A call that does not count.
+#[derive(Serialize)]
+struct FailedCall {
+    target: String,
+    code: &'static str,
+    ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_tokens: Option<u64>,
+}
+
+/// How a cascade went.
+pub(super) struct Cascaded {
+    /// Whether the first model's answer was taken.
+    pub(super) accepted: bool,
+    /// The target that answers, or would have answered, in its place.
+    pub(super) alternative: Arc<Plan>,
+    /// What was used beside the reply that counts: by the first model where its answer was not taken, and by the judge.
+    pub(super) beside: Vec<(Arc<Plan>, Usage)>,
 }
 
 /// What is asked, as far as the log is concerned.
@@ -67,7 +120,16 @@ impl Ticket {
             ..RequestRow::default()
         });
         let in_flight = log.metrics.begin();
-        Ticket { row, usage: None, started: Instant::now(), log: log.clone(), written: false, grant: None, _in_flight: in_flight }
+        Ticket {
+            row,
+            usage: None,
+            started: Instant::now(),
+            log: log.clone(),
+            written: false,
+            grant: None,
+            calls: Calls::default(),
+            _in_flight: in_flight,
+        }
     }
 
     pub(super) fn request_id(&self) -> &str {
@@ -82,6 +144,94 @@ impl Ticket {
     /// The name that was called is known.
     pub(super) fn routed(&mut self, road: &Road) {
         self.row.route.clone_from(&road.name);
+        self.calls.due = road.rules.total_timeout.map(|limit| tokio::time::Instant::from_std(self.started) + limit);
+    }
+
+    /// What the request stays with, where its road is sticky.
+    pub(super) fn sticks(&mut self, key: Option<u64>) {
+        self.calls.stays_with = key;
+    }
+
+    pub(super) fn stays_with(&self) -> Option<u64> {
+        self.calls.stays_with
+    }
+
+    /// When the request must be done.
+    pub(super) fn due(&self) -> Option<tokio::time::Instant> {
+        self.calls.due
+    }
+
+    /// A target is called, `times` times more than before; from now on it is waited for.
+    pub(super) fn calls(&mut self, plan: &Arc<Plan>, times: u64) {
+        self.calls.made += times;
+        self.planned(plan);
+        self.waits();
+    }
+
+    /// A call failed, or its answer was not taken.
+    pub(super) fn failed(&mut self, target: &str, code: Code, took: Duration) {
+        self.came();
+        let (target, ms) = (target.to_string(), millis(took));
+        self.calls.failed.push(FailedCall { target, code: code.name, ms, input_tokens: None, output_tokens: None });
+    }
+
+    /// A target answered: its reply is the one that counts.
+    pub(super) fn answers(&mut self, plan: &Arc<Plan>) {
+        self.came();
+        self.planned(plan);
+    }
+
+    /// A target is waited for.
+    pub(super) fn waits(&mut self) {
+        self.calls.waiting.get_or_insert_with(Instant::now);
+    }
+
+    /// What was waited for came.
+    pub(super) fn came(&mut self) {
+        if let Some(since) = self.calls.waiting.take() {
+            self.calls.upstream += since.elapsed();
+        }
+    }
+
+    pub(super) fn queues(&mut self) {
+        self.calls.queueing = Some(Instant::now());
+    }
+
+    pub(super) fn leaves_queue(&mut self) {
+        if let Some(since) = self.calls.queueing.take() {
+            self.calls.queued += since.elapsed();
+        }
+    }
+
+    /// A stream has begun: its call is over when this ticket is, and must be by then.
+    pub(super) fn holds(&mut self, trial: Trial, permits: Permits, due: Option<tokio::time::Instant>) {
+        self.calls.held = Some((trial, permits));
+        self.calls.due = [self.calls.due, due].into_iter().flatten().min();
+    }
+
+    /// A stream that had begun broke.
+    pub(super) fn broke(&mut self, failure: &Failure) {
+        if let Some((trial, _)) = &mut self.calls.held
+            && verdict::of(failure).blames_target
+        {
+            trial.failed(failure.code().name);
+        }
+    }
+
+    /// The first model of a cascade answered, but not well enough: its tokens were used for nothing.
+    pub(super) fn not_taken(&mut self, target: &str, usage: Option<&Usage>, took: Duration) {
+        let [input_tokens, output_tokens] = [usage.map(|usage| usage.prompt_tokens), usage.map(|usage| usage.completion_tokens)];
+        self.calls.failed.push(FailedCall { target: target.to_string(), code: NOT_TAKEN, ms: millis(took), input_tokens, output_tokens });
+    }
+
+    /// How a cascade went. The one place that knows everything the saving is made of; what it was is put down with the row.
+    pub(super) fn cascade(&mut self, cascaded: Cascaded) {
+        self.calls.cascade = Some(cascaded);
+    }
+
+    /// `accepted` or `escalated`, where there was a cascade.
+    pub(super) fn cascaded(&self) -> Option<&'static str> {
+        self.calls.cascade.as_ref().map(|cascaded| if cascaded.accepted { "accepted" } else { "escalated" })
     }
 
     /// The call may be made; what was reserved for it is settled when the row is written.
@@ -93,8 +243,7 @@ impl Ticket {
     pub(super) fn looked_up(&mut self, how: &'static str) {
         self.row.cache = Some(how.to_string());
         self.log.metrics.looked_up(how);
-        if how != "miss" {
-            // What it saves is put down where calls are priced.
+        if self.is_kept() {
             self.row.cost_micro_usd = Some(0);
         }
     }
@@ -110,8 +259,14 @@ impl Ticket {
         matches!(self.row.cache.as_deref(), Some("hit" | "semantic"))
     }
 
-    pub(super) fn planned(&mut self, plan: &Plan) {
-        if plan.route.is_some() {
+    /// The target that the row names.
+    pub(super) fn planned(&mut self, plan: &Arc<Plan>) {
+        if self.calls.planned.as_ref().is_some_and(|planned| Arc::ptr_eq(planned, plan)) {
+            return;
+        }
+        self.calls.planned = Some(plan.clone());
+        // A gated route that is the target of a configured one does not take its name.
+        if plan.route.is_some() && self.row.route.is_none() {
             self.row.route.clone_from(&plan.route);
         }
         self.row.release = plan.release.map(|digest| digest.to_string());
@@ -172,6 +327,8 @@ impl Ticket {
             return;
         }
         self.row.total_ms = self.elapsed_ms();
+        self.count_calls();
+        self.row.saved_micro_usd = self.row.saved_micro_usd.or(self.saving());
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
         if let Some(grant) = self.grant.take() {
@@ -189,9 +346,46 @@ impl Ticket {
         self.log.recorder.record(std::mem::take(&mut self.row));
     }
 
+    /// Puts down the calls that were made, and how the time was spent. What neither a queue nor a target took is ours; in streams that
+    /// is also the time in which the caller did not take what had come.
+    fn count_calls(&mut self) {
+        self.came();
+        self.leaves_queue();
+        let calls = &mut self.calls;
+        calls.held = None;
+        let queue_ms = Some(millis(calls.queued)).filter(|ms| *ms > 0.0);
+        self.row.queue_ms = queue_ms.or(self.row.queue_ms);
+        if calls.made == 0 {
+            return;
+        }
+        self.row.attempts = Some(calls.made);
+        self.row.upstream_ms = Some(millis(calls.upstream));
+        let ours = self.row.total_ms - millis(calls.upstream) - millis(calls.queued);
+        self.row.overhead_ms = Some((ours.max(0.0) * 1e3).round() / 1e3);
+        if calls.made > 1 && !calls.failed.is_empty() {
+            self.row.attempted = Some(to_text(&calls.failed));
+        }
+    }
+
+    /// What the cache or a cascade saved, in micro-dollars: less than nothing where its first model was asked in vain. None where a
+    /// price is not known.
+    fn saving(&self) -> Option<i64> {
+        if self.is_kept() {
+            return price(self.calls.planned.as_ref()?, self.usage.as_ref()?);
+        }
+        let Cascaded { accepted, alternative, beside } = self.calls.cascade.as_ref()?;
+        let mut saved = 0;
+        if *accepted {
+            saved += price(alternative, self.usage.as_ref()?)? - self.row.cost_micro_usd?;
+        }
+        for (plan, usage) in beside {
+            saved -= price(plan, usage)?;
+        }
+        Some(saved)
+    }
+
     fn elapsed_ms(&self) -> f64 {
-        // Microseconds are enough.
-        (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
+        millis(self.started.elapsed())
     }
 }
 
@@ -202,6 +396,16 @@ impl Drop for Ticket {
         let code = if std::thread::panicking() { Code::INTERNAL } else { code };
         self.write(code.status, Some(code));
     }
+}
+
+/// What tokens cost at a target, in micro-dollars. No prices are known here yet: this is the one place that asks for them.
+fn price(_plan: &Plan, _usage: &Usage) -> Option<i64> {
+    None
+}
+
+/// Milliseconds; microseconds are enough.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A body as it was sent; JSON is UTF-8.

@@ -2,6 +2,7 @@
 //! the [`health`] of the data directory.
 
 pub mod health;
+mod line;
 pub mod metrics;
 pub mod record;
 pub mod segment;

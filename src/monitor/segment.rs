@@ -24,16 +24,6 @@ pub struct Segment {
     torn: bool,
 }
 
-/// A row as a line, its line feed in front as well as behind: what was torn before it ends there.
-pub fn line(row: &RequestRow) -> Vec<u8> {
-    let bodies = row.request.as_ref().map_or(0, String::len) + row.reply.as_ref().map_or(0, String::len);
-    let mut line = Vec::with_capacity(1024 + bodies + bodies / 8);
-    line.push(b'\n');
-    serde_json::to_writer(&mut line, row).expect("a row is strings and finite numbers: serialising cannot fail");
-    line.push(b'\n');
-    line
-}
-
 impl Segment {
     /// Makes a new segment. It gets its final name only once it is locked, so that nobody takes it for an abandoned one.
     ///
@@ -49,7 +39,7 @@ impl Segment {
         Ok(Segment { file, path, torn: false })
     }
 
-    /// Appends a [`line`]; when this returns, the row outlives this process.
+    /// Appends a [line](super::line::write); when this returns, the row outlives this process.
     ///
     /// # Errors
     /// What the file system says; half a line may stand in the file then, which readers skip.
@@ -116,7 +106,7 @@ pub fn pending(directory: &Path) -> Result<Vec<RequestRow>, StoreError> {
         // A segment may be drained and removed while we look; its rows are in the database then.
         let Ok(file) = File::open(&path) else { continue };
         let read = each_line(&file, |line| {
-            rows.extend(serde_json::from_slice::<RequestRow>(line).ok());
+            rows.extend(super::line::read(line));
             Ok::<(), std::io::Error>(())
         });
         read.map_err(|source| StoreError::Io { path, source })?;
@@ -157,9 +147,9 @@ fn drain(file: &File, store: &Store) -> Result<Drained, DrainError> {
     let mut batch: Vec<Statement> = Vec::new();
     let mut batch_bytes = 0;
     each_line(file, |line| {
-        match serde_json::from_slice::<RequestRow>(line) {
-            Ok(row) if !row.id.is_empty() => batch.push(requests::insert_once(row)),
-            _ => drained.unreadable += 1,
+        match super::line::read(line) {
+            Some(row) => batch.push(requests::insert_once(row)),
+            None => drained.unreadable += 1,
         }
         batch_bytes += line.len();
         if batch.len() >= BATCH_ROWS || batch_bytes >= BATCH_BYTES {
@@ -210,6 +200,7 @@ fn each_line<E: From<std::io::Error>>(file: &File, mut take: impl FnMut(&[u8]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::line::write;
 
     fn row(id: &str) -> RequestRow {
         RequestRow { id: id.into(), ..RequestRow::default() }
@@ -224,7 +215,7 @@ mod tests {
         let whole = serde_json::to_string(&row("req_b")).expect("serialises");
         fs::write(directory.join("log_1.jsonl"), format!("{whole}\nnot json\n{whole}\n{{\"id\":\"req_torn\"")).expect("written");
         let mut live = Segment::create(&directory).expect("segment");
-        live.append(&line(&row("req_live"))).expect("append");
+        live.append(&write(&row("req_live"))).expect("append");
 
         assert_eq!(pending(&directory).expect("readable").len(), 3);
         assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 2, unreadable: 1 });
@@ -239,10 +230,10 @@ mod tests {
     fn a_write_that_failed_half_way_spoils_only_its_own_row() {
         let data = tempfile::tempdir().expect("temporary directory");
         let mut segment = Segment::create(data.path()).expect("segment");
-        segment.append(&line(&row("req_a"))).expect("append");
+        segment.append(&write(&row("req_a"))).expect("append");
         segment.file.write_all(b"{\"id\":\"req_ha").expect("half a row");
         segment.torn = true;
-        segment.append(&line(&row("req_b"))).expect("append");
+        segment.append(&write(&row("req_b"))).expect("append");
         let ids: Vec<_> = pending(data.path()).expect("readable").into_iter().map(|row| row.id).collect();
         assert_eq!(ids, ["req_a", "req_b"]);
     }

@@ -1,6 +1,7 @@
 //! Replies that are given again: what is the same, for whom, for how long, and how often the upstream is called for it. The upstream
 //! numbers its replies, so that a kept one is told from a new one.
 
+use crate::releases::measured;
 use crate::support::{Refit, Reply, Server, http_with};
 use crate::upstream::read_request;
 use serde_json::{Value, json};
@@ -110,10 +111,14 @@ fn numbered(call: usize, body: &Value) -> Told {
 /// A gateway before an upstream, with these lines of configuration.
 fn before(upstream: &Upstream, config: &str) -> Refit {
     let refit = Refit::new().env("UP_KEY", "sk-up");
+    before_again(upstream, &refit, config);
+    refit
+}
+
+fn before_again(upstream: &Upstream, refit: &Refit, config: &str) {
     let port = upstream.port;
     let provider = format!("kind = \"compatible\"\nbase_url = \"http://127.0.0.1:{port}/v1\"\napi_key = {{ env = \"UP_KEY\" }}\n");
     refit.write("refit.toml", format!("{config}\n[providers.up]\n{provider}[providers.other]\n{provider}"));
-    refit
 }
 
 const ON: &str = "[cache]\nenabled = true";
@@ -168,11 +173,20 @@ fn the_same_request_is_answered_once_and_off_means_every_time() {
     let first = post(&ask("a", json!({"temperature": 0.5, "x": {"b": 1, "a": 2}})));
     assert_eq!(seen(&first), ("answer 1".into(), Some("miss")));
     // In another order, and with what says nothing about the answer.
-    let beside = json!({"x": {"a": 2, "b": 1}, "user": "u", "metadata": {"k": "v"}, "store": false, "safety_identifier": "s", "temperature": 0.5});
+    let beside =
+        json!({"x": {"a": 2, "b": 1}, "user": "u", "metadata": {"k": "v"}, "store": false, "safety_identifier": "s", "temperature": 0.5});
     let again = post(&ask("a", beside));
     assert_eq!(seen(&again), ("answer 1".into(), Some("hit")));
     assert_eq!(first.json(), again.json(), "the very same reply, unknown fields and usage included");
-    for (n, other) in [json!({"temperature": 0.6, "x": {"b": 1, "a": 2}}), json!({"x": {"b": 2, "a": 1}}), json!({"seed": 1}), json!({"tools": [{"type": "function", "function": {"name": "f"}}]})].iter().enumerate() {
+    for (n, other) in [
+        json!({"temperature": 0.6, "x": {"b": 1, "a": 2}}),
+        json!({"x": {"b": 2, "a": 1}}),
+        json!({"seed": 1}),
+        json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
+    ]
+    .iter()
+    .enumerate()
+    {
         assert_eq!(seen(&post(&ask("a", other.clone()))), (format!("answer {}", n + 2), Some("miss")), "{other}");
     }
     assert_eq!(seen(&post(&ask("b", json!({})))).1, Some("miss"));
@@ -208,8 +222,8 @@ fn a_hit_costs_nothing_and_its_row_says_what_was_answered() {
 fn no_tenant_gets_the_reply_of_another_and_roles_of_one_share() {
     let up = upstream(numbered);
     let refit = before(&up, ON);
-    let [mine, admin, theirs] =
-        [("a", "shop", "app"), ("b", "shop", "admin"), ("c", "bank", "admin")].map(|(name, project, role)| key_of(&refit, name, project, role));
+    let [mine, admin, theirs] = [("a", "shop", "app"), ("b", "shop", "admin"), ("c", "bank", "admin")]
+        .map(|(name, project, role)| key_of(&refit, name, project, role));
     let server = refit.serve(&[]);
     let body = ask("what is our secret", json!({}));
     assert_eq!(seen(&server.post(CHAT, Some(&mine), &body)).1, Some("miss"));
@@ -230,7 +244,11 @@ fn models_and_providers_do_not_share() {
     let refit = before(&up, ON);
     let (key, server) = (refit.key(), refit.serve(&[]));
     for (n, model) in ["up/m", "up/m2", "other/m"].iter().enumerate() {
-        assert_eq!(seen(&server.post(CHAT, Some(&key), &ask("a", json!({"model": model})))), (format!("answer {}", n + 1), Some("miss")), "{model}");
+        assert_eq!(
+            seen(&server.post(CHAT, Some(&key), &ask("a", json!({"model": model})))),
+            (format!("answer {}", n + 1), Some("miss")),
+            "{model}"
+        );
     }
 }
 
@@ -249,7 +267,10 @@ fn streamed_and_whole_requests_share_what_is_kept() {
     assert_eq!(seen(&kept), ("answer 1".into(), Some("hit")));
     let body = kept.json();
     let message = json!({"role": "assistant", "content": "answer 1"});
-    assert_eq!((&body["object"], &body["choices"][0]["message"], &body["choices"][0]["finish_reason"]), (&json!("chat.completion"), &message, &json!("stop")));
+    assert_eq!(
+        (&body["object"], &body["choices"][0]["message"], &body["choices"][0]["finish_reason"]),
+        (&json!("chat.completion"), &message, &json!("stop"))
+    );
     assert_eq!((&body["usage"]["total_tokens"], &body["id"]), (&json!(8), &json!("c1")));
     let again = post("a", streaming.clone());
     assert_eq!((seen(&again), usage(&again)), (("answer 1".into(), Some("hit")), false), "{again:?}");
@@ -268,14 +289,14 @@ fn streamed_and_whole_requests_share_what_is_kept() {
 #[test]
 fn tool_calls_and_logprobs_of_a_stream_are_kept_as_a_whole_reply_has_them() {
     let up = upstream(|_, _| {
-        let call = |index: u64, name: &str| {
-            json!({"tool_calls": [{"index": index, "id": format!("call_{index}"), "type": "function", "function": {"name": name, "arguments": "{\"a\""}}]})
-        };
+        let call = |index: u64, name: &str| json!({"tool_calls": [{"index": index, "id": format!("call_{index}"), "type": "function", "function": {"name": name, "arguments": "{\"a\""}}]});
         let more = |index: u64| json!({"tool_calls": [{"index": index, "function": {"arguments": ":1}"}}]});
-        let mut odds: Value = serde_json::from_str(chunk(json!({"content": "x"}), Value::Null).trim_start_matches("data: ")).expect("a chunk");
+        let mut odds: Value =
+            serde_json::from_str(chunk(json!({"content": "x"}), Value::Null).trim_start_matches("data: ")).expect("a chunk");
         let mut events = String::new();
         for token in ["x", "y"] {
-            odds["choices"][0]["logprobs"] = json!({"content": [{"token": token, "logprob": -0.5, "bytes": null, "top_logprobs": []}], "refusal": null});
+            odds["choices"][0]["logprobs"] =
+                json!({"content": [{"token": token, "logprob": -0.5, "bytes": null, "top_logprobs": []}], "refusal": null});
             events += &format!("data: {odds}\n\n");
         }
         let deltas = [call(0, "f"), more(0), call(1, "g"), more(1)];
@@ -289,7 +310,8 @@ fn tool_calls_and_logprobs_of_a_stream_are_kept_as_a_whole_reply_has_them() {
     let whole = post(json!({"logprobs": true}));
     assert_eq!(whole.header("x-refit-cache"), Some("hit"), "{whole:?}");
     let choice = &whole.json()["choices"][0];
-    let call = |n: u64, name: &str| json!({"id": format!("call_{n}"), "type": "function", "function": {"name": name, "arguments": "{\"a\":1}"}});
+    let call =
+        |n: u64, name: &str| json!({"id": format!("call_{n}"), "type": "function", "function": {"name": name, "arguments": "{\"a\":1}"}});
     assert_eq!(choice["message"]["tool_calls"], json!([call(0, "f"), call(1, "g")]), "{choice}");
     let tokens: Vec<_> = choice["logprobs"]["content"].as_array().expect("tokens").iter().map(|token| token["token"].clone()).collect();
     assert_eq!(tokens, [json!("x"), json!("y")], "{choice}");
@@ -317,7 +339,8 @@ fn many_that_ask_the_same_at_once_make_one_call() {
             let asked: Vec<_> = (0..50).map(asking).collect();
             let replies: Vec<_> = asked.into_iter().map(|thread| thread.join().expect("answered")).collect();
             // Within a tenant all are alike, and tenants differ.
-            let of = |other: bool| replies.iter().filter(move |(theirs, _)| *theirs == other).map(|(_, reply)| text(reply)).collect::<Vec<_>>();
+            let of =
+                |other: bool| replies.iter().filter(move |(theirs, _)| *theirs == other).map(|(_, reply)| text(reply)).collect::<Vec<_>>();
             let (ours, theirs) = (of(false), of(true));
             assert!(ours.iter().all(|text| text == &ours[0] && text != &theirs[0] && text.starts_with("answer")), "{ours:?} {theirs:?}");
             replies.into_iter().map(|(_, reply)| reply).collect()
@@ -332,7 +355,11 @@ fn many_that_ask_the_same_at_once_make_one_call() {
 fn when_the_one_that_asks_fails_the_next_asks() {
     let up = upstream(|call, body| {
         std::thread::sleep(Duration::from_millis(400));
-        if call == 1 { Told::Json("400 Bad Request", json!({"error": {"message": "no", "type": "invalid_request_error"}})) } else { numbered(call, body) }
+        if call == 1 {
+            Told::Json("400 Bad Request", json!({"error": {"message": "no", "type": "invalid_request_error"}}))
+        } else {
+            numbered(call, body)
+        }
     });
     let refit = before(&up, ON);
     let (key, server) = (refit.key(), refit.serve(&[]));
@@ -356,7 +383,8 @@ fn a_caller_that_leaves_takes_nobody_with_it() {
     let body = ask("a", json!({})).to_string();
     let mut leaving = TcpStream::connect(server.url().trim_start_matches("http://")).expect("connects");
     let length = body.len();
-    write!(leaving, "POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n{body}").expect("sent");
+    write!(leaving, "POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n{body}")
+        .expect("sent");
     while up.calls() == 0 {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -421,7 +449,12 @@ fn a_caller_can_ask_anew_and_leave_nothing() {
     let error = &refused.json()["error"];
     assert_eq!((refused.status, &error["code"], &error["param"]), (400, &json!("invalid_value"), &json!("x-refit-cache")), "{refused:?}");
     // Not the fast lane's request: an unknown method of framing goes the long way, with the same header.
-    let long = http_with(&format!("{}/v1/responses", server.url()), Some(&key), &[("x-refit-cache", "no-cache")], json!({"model": "up/m", "input": "a"}).to_string().into_bytes());
+    let long = http_with(
+        &format!("{}/v1/responses", server.url()),
+        Some(&key),
+        &[("x-refit-cache", "no-cache")],
+        json!({"model": "up/m", "input": "a"}).to_string().into_bytes(),
+    );
     assert_eq!(long.header("x-refit-cache"), Some("miss"), "{long:?}");
 }
 
@@ -480,7 +513,10 @@ fn only_replies_without_chance_are_kept_where_that_is_asked_for() {
 #[test]
 fn one_name_is_switched_apart_from_the_others() {
     let up = upstream(numbered);
-    for (config, m, m2) in [("[cache.routes]\n\"up/m\" = true", Some("hit"), None), ("[cache]\nenabled = true\n[cache.routes]\n\"up/m\" = false", None, Some("hit"))] {
+    for (config, m, m2) in [
+        ("[cache.routes]\n\"up/m\" = true", Some("hit"), None),
+        ("[cache]\nenabled = true\n[cache.routes]\n\"up/m\" = false", None, Some("hit")),
+    ] {
         let refit = before(&up, config);
         let (key, server) = (refit.key(), refit.serve(&[]));
         for (model, how) in [("up/m", m), ("up/m2", m2)] {
@@ -496,7 +532,8 @@ fn every_protocol_gets_kept_replies_in_its_own_words() {
     let up = upstream(numbered);
     let refit = before(&up, ON);
     let (key, server) = (refit.key(), refit.serve(&[]));
-    let message = |streaming: bool| json!({"model": "up/m", "max_tokens": 9, "stream": streaming, "messages": [{"role": "user", "content": "a"}]});
+    let message =
+        |streaming: bool| json!({"model": "up/m", "max_tokens": 9, "stream": streaming, "messages": [{"role": "user", "content": "a"}]});
     assert_eq!(seen(&server.post("/v1/messages", Some(&key), &message(false))), ("answer 1".into(), Some("miss")));
     let again = server.post("/v1/messages", Some(&key), &message(false));
     assert_eq!((seen(&again), &again.json()["usage"]["output_tokens"]), (("answer 1".into(), Some("hit")), &json!(3)));
@@ -506,7 +543,11 @@ fn every_protocol_gets_kept_replies_in_its_own_words() {
     let response = json!({"model": "up/m", "input": "b"});
     server.post("/v1/responses", Some(&key), &response);
     let again = server.post("/v1/responses", Some(&key), &response);
-    assert_eq!((again.header("x-refit-cache"), again.json()["output"][0]["content"][0]["text"].as_str()), (Some("hit"), Some("answer 2")), "{again:?}");
+    assert_eq!(
+        (again.header("x-refit-cache"), again.json()["output"][0]["content"][0]["text"].as_str()),
+        (Some("hit"), Some("answer 2")),
+        "{again:?}"
+    );
     let counted = json!({"model": "up/m", "messages": [{"role": "user", "content": "a"}]});
     assert_eq!(server.post("/v1/messages/count_tokens", Some(&key), &counted).header("x-refit-cache"), None);
     assert_eq!(up.calls(), 2);
@@ -515,12 +556,19 @@ fn every_protocol_gets_kept_replies_in_its_own_words() {
 #[test]
 fn a_message_is_given_again_as_its_provider_sent_it() {
     let up = upstream(|call, _| {
-        let content = json!([{"type": "thinking", "thinking": "hm", "signature": "sig"}, {"type": "text", "text": format!("answer {call}")}]);
-        Told::Json("200 OK", json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "c", "content": content, "stop_reason": "end_turn",
-            "stop_sequence": null, "usage": {"input_tokens": 1, "output_tokens": 2}, "made_up": [1]}))
+        let content =
+            json!([{"type": "thinking", "thinking": "hm", "signature": "sig"}, {"type": "text", "text": format!("answer {call}")}]);
+        Told::Json(
+            "200 OK",
+            json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "c", "content": content, "stop_reason": "end_turn",
+            "stop_sequence": null, "usage": {"input_tokens": 1, "output_tokens": 2}, "made_up": [1]}),
+        )
     });
     let refit = Refit::new().env("UP_KEY", "sk-up");
-    refit.write("refit.toml", format!("{ON}\n[providers.anthropic]\nbase_url = \"http://127.0.0.1:{}\"\napi_key = {{ env = \"UP_KEY\" }}\n", up.port));
+    refit.write(
+        "refit.toml",
+        format!("{ON}\n[providers.anthropic]\nbase_url = \"http://127.0.0.1:{}\"\napi_key = {{ env = \"UP_KEY\" }}\n", up.port),
+    );
     let (key, server) = (refit.key(), refit.serve(&[]));
     let body = |system: &str, user: &str| json!({"model": "anthropic/c", "max_tokens": 9, "system": system, "metadata": {"user_id": user}, "messages": [{"role": "user", "content": "a"}]});
     let post = |system: &str, user: &str| server.post("/v1/messages", Some(&key), &body(system, user));
@@ -531,14 +579,71 @@ fn a_message_is_given_again_as_its_provider_sent_it() {
     assert_eq!(up.calls(), 2);
 }
 
-/// A route whose releases answer: the reply of one is not given for another.
+/// What was made of a route is given again by the same release only, whatever it is called by.
 #[test]
 fn no_release_answers_with_the_reply_of_another() {
-    let refit = Refit::new();
-    refit.write("refit.toml", ON);
-    refit.write("data.jsonl", "{\"input\": \"a\", \"target\": \"a\"}\n");
+    let up = upstream(numbered);
+    let refit = before(&up, ON);
+    refit.run(&["route", "create", "answers", "--suite", "intake", "--require", "exact_match:ci_low>=0.5", "--split", "test"]).expect(0);
+    let release = |seed: &str| refit.run(&["release", "create", "--model", "up/m", "-P", seed]).expect(0).stdout.trim().to_string();
+    let (old, new) = (release("seed=1"), release("seed=2"));
+    for (run, release) in [("run_1", &old), ("run_2", &new)] {
+        measured(&refit, run, release, ("intake", "test"), (0.9, 0.8));
+    }
+    let promote = |release: &str| refit.run(&["release", "promote", release, "--route", "answers"]).expect(0);
+    promote(&old);
     let (key, server) = (refit.key(), refit.serve(&[]));
-    let _ = (key, server);
+    let post = |streaming: bool| server.post(CHAT, Some(&key), &ask("a", json!({"model": "answers", "stream": streaming})));
+    let tells = |reply: &Reply| reply.header("x-refit-release").expect("a release").to_string();
+    assert_eq!(seen(&post(false)), ("answer 1".into(), Some("miss")));
+    let again = post(false);
+    assert_eq!((seen(&again), tells(&again)), (("answer 1".into(), Some("hit")), old.clone()));
+    promote(&new);
+    std::thread::sleep(Duration::from_millis(50));
+    let other = post(true);
+    assert_eq!((seen(&other), tells(&other)), (("answer 2".into(), Some("miss")), new.clone()));
+    refit.run(&["release", "rollback", "answers"]).expect(0);
+    std::thread::sleep(Duration::from_millis(50));
+    let back = post(true);
+    assert_eq!((seen(&back), tells(&back)), (("answer 1".into(), Some("hit")), old.clone()));
+    let row = row(&refit, &back);
+    assert_eq!((&row["route"], &row["release"], &row["cache"]), (&json!("answers"), &json!(old), &json!("hit")));
+    assert_eq!(seen(&server.post(CHAT, Some(&key), &ask("a", json!({"seed": 1})))).1, Some("miss"), "the model itself is no release");
+}
+
+#[test]
+fn a_configured_route_says_for_itself_and_names_what_answered() {
+    let up = upstream(numbered);
+    let routes = "[routes.kept]\ntargets = [\"up/m\"]\ncache = true\n[routes.asked]\ntargets = [\"other/m\"]\n";
+    let refit = before(&up, routes);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for (name, provider, how) in [("kept", "up", Some("hit")), ("asked", "other", None)] {
+        let post = || server.post(CHAT, Some(&key), &ask("a", json!({"model": name})));
+        post();
+        let again = post();
+        assert_eq!((seen(&again).1, again.header("x-refit-provider")), (how, Some(provider)), "{again:?}");
+        let row = row(&refit, &again);
+        assert_eq!(
+            (&row["route"], &row["provider"], &row["attempts"]),
+            (&json!(name), &json!(provider), &if how.is_some() { Value::Null } else { json!(1) })
+        );
+    }
+}
+
+#[test]
+fn a_changed_configuration_begins_with_nothing() {
+    let up = upstream(numbered);
+    let refit = before(&up, ON);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let post = || server.post(CHAT, Some(&key), &ask("a", json!({})));
+    assert_eq!((seen(&post()).0, seen(&post()).1), ("answer 1".into(), Some("hit")));
+    before_again(&up, &refit, "[cache]\nenabled = true\nttl_s = 77");
+    let begun = std::time::Instant::now();
+    while seen(&post()).0 == "answer 1" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the reload does not come");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(seen(&post()), ("answer 2".into(), Some("hit")));
 }
 
 const SEMANTIC: &str = "[cache]\nenabled = true\n[cache.semantic]\nenabled = true\nmodel = \"up/e\"\nthreshold = 0.95";
@@ -559,7 +664,12 @@ fn a_question_that_means_the_same_gets_the_same_reply_within_its_scope() {
     assert_eq!(seen(&post("what does it nearly cost?", json!({}))).1, Some("miss"));
     assert_eq!(seen(&post("which colour is it?", json!({}))).1, Some("miss"));
     // Everything around the question has to be the same.
-    for other in [json!({"temperature": 0.5}), json!({"model": "up/m2"}), json!({"model": "other/m"}), json!({"tools": [{"type": "function", "function": {"name": "f"}}]})] {
+    for other in [
+        json!({"temperature": 0.5}),
+        json!({"model": "up/m2"}),
+        json!({"model": "other/m"}),
+        json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
+    ] {
         assert_eq!(seen(&post("so what is the price?", other.clone())).1, Some("miss"), "{other}");
     }
     let history = |said: &str| json!({"messages": [{"role": "system", "content": said}, {"role": "user", "content": "the price, please"}]});
@@ -571,6 +681,9 @@ fn a_question_that_means_the_same_gets_the_same_reply_within_its_scope() {
     let row = row(&refit, &near);
     assert_eq!((&row["cache"], &row["cost_micro_usd"], &row["provider"]), (&json!("semantic"), &json!(0), &json!("up")));
     assert!(up.embedded().iter().all(|text| !text.contains("short")), "only the question is embedded: {:?}", up.embedded());
+    let made = refit.run(&["logs", "tail", "--json"]).expect(0).stdout;
+    let vectors = made.lines().filter(|line| line.contains("cache.embeddings")).collect::<Vec<_>>();
+    assert!(vectors.iter().all(|line| line.contains("[cache]")) && vectors.iter().any(|line| line.contains("\"bank\"")), "{made}");
 }
 
 #[test]

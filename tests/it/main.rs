@@ -5,6 +5,7 @@ mod abuse;
 mod audit;
 mod batches;
 mod cache;
+mod cascade;
 mod cli;
 mod clients;
 mod config;
@@ -29,12 +30,15 @@ mod log;
 mod messages;
 mod models;
 mod origins;
+mod places;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]
 mod reload;
+mod resilience;
 #[cfg(target_os = "linux")]
 mod rig;
+mod routing;
 mod serving;
 mod streams;
 mod support;

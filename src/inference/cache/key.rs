@@ -62,7 +62,10 @@ impl Asked<'_> {
         hash.bytes(kind);
         hash.text(self.project);
         hash.text(self.road.name.as_deref().unwrap_or_default());
-        self.road.targets.iter().for_each(|plan| hash.plan(plan));
+        let cascade = self.road.cascade.iter().flat_map(|cascade| [Some(&cascade.first), cascade.judge.as_ref()]).flatten();
+        for plan in cascade.flat_map(|road| &road.targets).chain(&self.road.targets) {
+            hash.plan(plan);
+        }
         hash.request(self.request, without);
         if let Some(native) = self.native {
             hash.text(native.version);

@@ -27,6 +27,7 @@ use semantic::{Direction, Questions};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a request waits for another that asks the same: a reader of a stream may be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -154,13 +155,15 @@ impl Cache {
         None
     }
 
-    /// Finds the reply, or a place for it; waits for those that ask the same.
-    async fn hit_or_lead(&self, key: &CacheKey) -> Result<Kept, Option<Lead>> {
+    /// Finds the reply, or a place for it; waits for those that ask the same, but not beyond the time that the request has.
+    async fn hit_or_lead(&self, key: &CacheKey, due: Option<Instant>) -> Result<Kept, Option<Lead>> {
+        let patience = Instant::now() + PATIENCE;
+        let until = due.map_or(patience, |due| due.min(patience));
         let hit = || self.get(&key.key).map(|entry| Kept { entry, how: "hit" });
         if key.wish == CacheWish::Anew {
             return Err(None);
         }
-        for _ in 0..=MAX_FAILED {
+        for _ in 0..MAX_FAILED {
             if let Some(kept) = hit() {
                 return Ok(kept);
             }
@@ -170,7 +173,7 @@ impl Cache {
             match self.flights.join(key.key) {
                 // Whoever led may have landed between the two looks.
                 Joined::Lead(lead) => return hit().ok_or(Some(lead)),
-                Joined::Wait(waiting) => match tokio::time::timeout(PATIENCE, Waiting::landed(waiting)).await {
+                Joined::Wait(waiting) => match timeout_at(until, Waiting::landed(waiting)).await {
                     Ok(Some(kept)) => return Ok(kept),
                     Ok(None) => {}
                     Err(_) => break,
@@ -182,9 +185,10 @@ impl Cache {
 }
 
 impl Keeper {
-    /// Bytes of a streamed reply that are put together.
+    /// Bytes of a streamed reply that are put together. Chunks repeat what a reply says once.
     pub(super) fn room(&self) -> usize {
-        if self.keeps { usize::try_from(self.cache.config.max_entry_bytes).unwrap_or(usize::MAX) } else { 0 }
+        const REPEATED: u64 = 4;
+        if self.keeps { usize::try_from(REPEATED * self.cache.config.max_entry_bytes).unwrap_or(usize::MAX) } else { 0 }
     }
 
     /// Keeps a reply that was given whole.
@@ -218,14 +222,14 @@ impl Keeper {
 
 impl Kept {
     /// The reply, read, and what answered.
-    pub(super) fn read(&self) -> Result<(Reply, Plan), Failure> {
+    pub(super) fn read(&self) -> Result<(Reply, Arc<Plan>), Failure> {
         let reply = Reply { native: self.entry.native()?, ..self.entry.response()?.into() };
         Ok((reply, self.plan()))
     }
 
     /// What answered.
-    pub(super) fn plan(&self) -> Plan {
-        Plan::clone(&self.entry.plan)
+    pub(super) fn plan(&self) -> Arc<Plan> {
+        self.entry.plan.clone()
     }
 }
 
@@ -233,6 +237,10 @@ impl Inference {
     /// Whether replies on a road are kept.
     pub(super) fn caches(&self, setup: &Setup, road: &Road) -> bool {
         let config = &setup.config.cache;
+        let of_route = |called: &String| setup.config.routes.iter().find(|route| route.name == *called)?.cache;
+        if let Some(on) = road.name.as_ref().and_then(of_route) {
+            return on;
+        }
         // The commonest case costs nothing.
         if config.routes.is_empty() {
             return config.enabled;
@@ -266,16 +274,16 @@ impl Inference {
     }
 
     /// Looks for the reply, and puts down what was found.
-    pub(super) async fn look_up(&self, ticket: &mut Ticket, begun: &mut Begun) -> Looked {
+    pub(super) async fn look_up(&self, ticket: &mut Ticket, ask: &Ask, begun: &mut Begun) -> Looked {
         let Some(key) = begun.key.take() else { return Looked::Off };
         let cache = begun.setup.cache();
-        let (lead, wish) = match cache.hit_or_lead(&key).await {
+        let (lead, wish) = match cache.hit_or_lead(&key, ticket.due()).await {
             Ok(kept) => return found(ticket, kept),
             Err(lead) => (lead, key.wish),
         };
         let mut question = None;
         if let Some(asked) = key.question {
-            question = self.direction(&cache.config, &begun.project, asked.text).await.map(|direction| (asked.scope, direction));
+            question = self.direction(&cache.config, &ask.caller.project, asked.text).await.map(|direction| (asked.scope, direction));
         }
         if let Some((scope, direction)) = question.as_ref().filter(|_| wish != CacheWish::Anew) {
             let near = cache.questions.near(scope, direction, cache.config.semantic.threshold);
@@ -294,7 +302,7 @@ impl Inference {
         // The tenant's bill, but nobody's key: the caller did not choose the model.
         let caller = Caller { project: project.to_string(), ..Caller::local("cache") };
         let request = EmbeddingRequest { model: config.semantic.model.clone(), input: text.into(), ..EmbeddingRequest::default() };
-        let embedded = tokio::time::timeout(VECTOR_TIME, self.embed(Ask::new(&caller, "cache.embeddings"), request)).await;
+        let embedded = timeout(VECTOR_TIME, self.embed(Ask::new(&caller, "cache.embeddings"), request)).await;
         match embedded.ok()?.ok()?.response.data.into_iter().next()?.embedding {
             Vector::Floats(vector) => Direction::of(&vector),
             Vector::Base64(_) => None,
