@@ -6,5 +6,8 @@ pub mod api {}
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("cache.md")]
+pub mod cache {}
+
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
