@@ -406,17 +406,19 @@ fn errors_and_broken_streams_are_not_kept() {
         2 => Told::Events(chunk(json!({"role": "assistant", "content": "half"}), Value::Null)),
         3 => Told::Events(chunk(json!({"content": "half"}), Value::Null) + "data: {\"error\": {\"message\": \"overloaded\"}}\n\n"),
         4 => Told::Events(chunk(json!({"content": "filtered"}), json!("content_filter")) + "data: [DONE]\n\n"),
+        // Every choice has ended, and then something goes wrong.
+        5 => Told::Events(chunk(json!({"content": "late"}), json!("stop")) + "data: {\"error\": {\"message\": \"overloaded\"}}\n\n"),
         _ => numbered(call, body),
     });
     let refit = before(&up, ON);
     let (key, server) = (refit.key(), refit.serve(&[]));
     let post = |streaming: bool| server.post(CHAT, Some(&key), &ask("a", json!({"stream": streaming})));
     assert_eq!(post(false).status, 400);
-    for part in ["half", "half", "filtered"] {
+    for part in ["half", "half", "filtered", "late"] {
         assert!(post(true).body.contains(part));
     }
-    assert_eq!(seen(&post(true)), ("answer 5".into(), Some("miss")));
-    assert_eq!(seen(&post(false)), ("answer 5".into(), Some("hit")));
+    assert_eq!(seen(&post(true)), ("answer 6".into(), Some("miss")));
+    assert_eq!(seen(&post(false)), ("answer 6".into(), Some("hit")));
 }
 
 #[test]
@@ -488,6 +490,17 @@ fn what_is_kept_has_a_bound_and_large_replies_are_not_kept() {
     assert!((1..=14).contains(&hits), "131072 bytes hold 14 replies of 9 KiB with what they take besides, not {hits}");
     for streaming in [false, true, false] {
         assert_eq!(seen(&post("large", streaming)).1, Some("miss"), "a reply above a quarter of all");
+    }
+}
+
+#[test]
+fn of_a_stream_too_long_to_be_kept_no_part_is_kept() {
+    let up = upstream(|call, _| Told::Events(streamed(&format!("answer {call} {}", "x".repeat(400_000)))));
+    let refit = before(&up, "[log]\nbodies = false\n[cache]\nenabled = true\nmax_bytes = 131072");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    for _ in 0..2 {
+        let reply = server.post(CHAT, Some(&key), &ask("a", json!({"stream": true})));
+        assert_eq!((text(&reply).len() > 400_000, reply.header("x-refit-cache")), (true, Some("miss")));
     }
 }
 

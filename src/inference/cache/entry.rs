@@ -73,7 +73,9 @@ impl Entry {
 }
 
 fn text(value: &impl Serialize) -> Bytes {
-    serde_json::to_vec(value).expect("replies are strings, maps and finite numbers: serialising cannot fail").into()
+    let text = serde_json::to_vec(value).expect("replies are strings, maps and finite numbers: serialising cannot fail");
+    // Without the room that it was written in.
+    text.into_boxed_slice().into()
 }
 
 fn read<T: serde::de::DeserializeOwned>(text: &Bytes) -> Result<T, Failure> {

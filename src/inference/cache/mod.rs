@@ -25,6 +25,7 @@ use quick_cache::sync::DefaultLifecycle;
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync};
 use semantic::{Direction, Questions};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -237,19 +238,18 @@ impl Inference {
     /// Whether replies on a road are kept.
     pub(super) fn caches(&self, setup: &Setup, road: &Road) -> bool {
         let config = &setup.config.cache;
-        let of_route = |called: &String| setup.config.routes.iter().find(|route| route.name == *called)?.cache;
-        if let Some(on) = road.name.as_ref().and_then(of_route) {
+        if let Some(on) = road.rules.cache {
             return on;
         }
         // The commonest case costs nothing.
         if config.routes.is_empty() {
             return config.enabled;
         }
-        let is_called = |name: &str| match &road.name {
-            Some(called) => called == name,
-            None => road.targets.first().is_some_and(|plan| plan.is_called(name)),
+        let named = match &road.name {
+            Some(name) => config.routes.get(name),
+            None => road.targets.first().and_then(|plan| plan.named(&config.routes)),
         };
-        config.routes.iter().find(|(name, _)| is_called(name)).map_or(config.enabled, |(_, on)| *on)
+        named.copied().unwrap_or(config.enabled)
     }
 
     /// The key of a request; none where the cache is off for it.
@@ -325,11 +325,12 @@ fn is_repeatable(road: &Road, request: &ChatRequest) -> bool {
 }
 
 impl Plan {
-    /// Whether this is what a name stands for: a route, or `provider/model`.
-    fn is_called(&self, name: &str) -> bool {
+    /// What is said for the name that this stands for: a route, or `provider/model`.
+    fn named<'n, T>(&self, names: &'n BTreeMap<String, T>) -> Option<&'n T> {
+        let is_model = |name: &str| name.split_once('/') == Some((self.provider_name.as_str(), self.model.as_str()));
         match &self.route {
-            Some(route) => route == name,
-            None => name.split_once('/').is_some_and(|(provider, model)| provider == self.provider_name && model == self.model),
+            Some(route) => names.get(route),
+            None => names.iter().find(|(name, _)| is_model(name)).map(|(_, value)| value),
         }
     }
 }
