@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod budgets;
+pub mod cache;
 pub mod env;
 pub mod live;
 pub mod local;
@@ -17,6 +18,7 @@ pub mod server;
 
 pub use batches::BatchesConfig;
 pub use budgets::BudgetsConfig;
+pub use cache::{CacheConfig, SemanticConfig};
 pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
@@ -46,6 +48,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
     /// `[routes.<name>]`, by name.
     pub routes: Vec<RouteConfig>,
     /// `[resilience]`
@@ -122,6 +126,7 @@ impl Config {
             ("server", section(toml::Value::try_from(&self.server))),
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
+            ("cache", section(toml::Value::try_from(&self.cache))),
             ("log", section(toml::Value::try_from(&self.log))),
             ("providers", toml::Value::Table(providers)),
             ("resilience", self.resilience.shown().into()),
@@ -146,6 +151,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
     let routes = root.section("routes", problems);
     let routes = routes.map(|section| routes::read(&section, providers.as_deref().unwrap_or_default(), problems));
     let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
@@ -158,6 +164,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        cache: cache.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
         resilience: resilience.unwrap_or_default(),
         budgets: budgets.unwrap_or_default(),
@@ -254,6 +261,7 @@ mod tests {
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
         assert_eq!((config.budgets, config.prices), (BudgetsConfig::default(), PricesConfig::default()));
+        assert_eq!(config.cache, CacheConfig::default());
         assert_eq!(config.resilience, ResilienceConfig::default());
     }
 

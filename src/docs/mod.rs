@@ -9,5 +9,8 @@ pub mod architecture {}
 #[doc = include_str!("control.md")]
 pub mod control {}
 
+#[doc = include_str!("cache.md")]
+pub mod cache {}
+
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
 const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
+/// What the cache had; of a request, what is wanted of it.
+pub const CACHE: HeaderName = HeaderName::from_static("x-refit-cache");
 const CASCADE: HeaderName = HeaderName::from_static("x-refit-cascade");
 
 /// Answers a chat request: `whole` writes a whole reply, `encoder` a streamed one.
@@ -27,8 +29,16 @@ pub async fn chat(
         return sse::open(gateway, ask, request, encoder).await;
     }
     let answer = gateway.app.inference.answer(ask, request).await?;
-    let (provider, release, cascade) = (answer.provider.clone(), answer.release, answer.cascade);
-    Ok(cascaded(told(Json(whole(answer)).into_response(), &provider, release), cascade))
+    let (provider, release, cascade, cache) = (answer.provider.clone(), answer.release, answer.cascade, answer.cache);
+    Ok(cached(cascaded(told(Json(whole(answer)).into_response(), &provider, release), cascade), cache))
+}
+
+/// Says whether the cache had the reply, where it was asked.
+pub fn cached(mut response: Response, cache: Option<&'static str>) -> Response {
+    if let Some(how) = cache {
+        response.headers_mut().insert(CACHE, HeaderValue::from_static(how));
+    }
+    response
 }
 
 /// Says whether a cascade's first model answered, where there was one.

@@ -3,7 +3,7 @@
 //! the client goes away the body is dropped, and with it the call.
 
 use super::Gateway;
-use super::answer::{cascaded, told};
+use super::answer::{cached, cascaded, told};
 use super::error::ApiError;
 use crate::inference::{AnswerStream, Ask};
 use crate::providers::Piece;
@@ -73,14 +73,14 @@ pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: 
     let (state, told_by) = match opened {
         Ok(stream) => {
             let stream = stream?;
-            let told_by = (stream.provider.clone(), stream.release, stream.cascade);
+            let told_by = (stream.provider.clone(), stream.release, stream.cascade, stream.cache);
             (State::Open(Box::new(stream)), Some(told_by))
         }
         Err(_) => (State::Opening(opening), None),
     };
     let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive, due: Instant::now() + keep_alive });
     Ok(match told_by {
-        Some((provider, release, cascade)) => cascaded(told(response, &provider, release), cascade),
+        Some((provider, release, cascade, cache)) => cached(cascaded(told(response, &provider, release), cascade), cache),
         None => response,
     })
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 pub(super) const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Choices of a reply: as many as may be asked for.
 const MAX_CHOICES: usize = 128;
+const LOGPROBS: &str = "logprobs";
 
 /// A reply as far as it has come.
 pub(super) struct Assembly {
@@ -23,6 +24,11 @@ impl Assembly {
     /// Keeps up to `room` bytes of what is said.
     pub(super) fn new(room: usize) -> Self {
         Assembly { reply: ChatResponse::default(), heard_bytes: 0, room, cut: room == 0 }
+    }
+
+    /// Whether all that was said is kept.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.cut
     }
 
     /// Whether a choice has been seen.
@@ -51,6 +57,7 @@ impl Assembly {
             let choices = &mut self.reply.choices;
             let at = choices.iter().position(|choice| choice.index == piece.index);
             if at.is_none() && choices.len() >= MAX_CHOICES {
+                self.cut = true;
                 continue;
             }
             let at = at.unwrap_or_else(|| {
@@ -126,7 +133,14 @@ fn add_choice(choice: &mut Choice, piece: &ChunkChoice, keep: bool) {
         }
     }
     append(&mut choice.message.extra, extra);
-    merge(&mut choice.extra, &piece.extra);
+    merge(&mut choice.extra, piece.extra.iter().filter(|(name, _)| *name != LOGPROBS));
+    // Each chunk has those of its own tokens.
+    if let Some(Value::Object(new)) = piece.extra.get(LOGPROBS) {
+        match choice.extra.get_mut(LOGPROBS) {
+            Some(Value::Object(so_far)) => append(so_far, new),
+            _ => drop(choice.extra.insert(LOGPROBS.into(), Value::Object(new.clone()))),
+        }
+    }
 }
 
 /// Deltas: texts grow, lists of indexed objects (tool calls) grow item by item, anything else is replaced.
@@ -153,8 +167,8 @@ fn append_items(so_far: &mut Vec<Value>, new: &[Value]) {
     }
 }
 
-fn merge(into: &mut Map<String, Value>, new: &Map<String, Value>) {
-    for (name, value) in new.iter().filter(|(_, value)| !value.is_null()) {
+fn merge<'v>(into: &mut Map<String, Value>, new: impl IntoIterator<Item = (&'v String, &'v Value)>) {
+    for (name, value) in new.into_iter().filter(|(_, value)| !value.is_null()) {
         into.insert(name.clone(), value.clone());
     }
 }

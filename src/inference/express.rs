@@ -27,7 +27,10 @@ impl Inference {
         let mut ask = ask;
         let road = match self.plain_road(&setup, &ask, &plain).await {
             Some(road) => road,
-            None => return Box::pin(self.pass(ask, read(&plain)?)).await,
+            None => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.pass(ask, read(&plain)?)).await;
+            }
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -48,7 +51,10 @@ impl Inference {
         let mut ask = ask;
         let road = match self.plain_road(&setup, &ask, &plain).await {
             Some(road) => road,
-            None => return Box::pin(self.answer_stream(ask, read(&plain)?)).await,
+            None => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.answer_stream(ask, read(&plain)?)).await;
+            }
         };
         let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let opening = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Opened, Failure>> {
@@ -68,7 +74,7 @@ impl Inference {
             adds_nothing && plan.adapter.is_none() && plan.provider.takes_plain()
         };
         // Who stays with a target is told by the request.
-        let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None;
+        let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None || self.caches(setup, road);
         !reads && road.targets.iter().all(plain) && !self.guards_output(setup, road)
     }
 

@@ -6,7 +6,7 @@ use crate::prompts::parse::Prompt;
 use crate::providers::Provider;
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
-use crate::store::{Store, StoreError, adapters, releases, routes};
+use crate::store::{Store, StoreError, adapters, models, releases, routes};
 use crate::types::chat::ChatRequest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, is_slug};
@@ -33,6 +33,8 @@ pub struct Plan {
     pub model: String,
     /// Adapter to apply.
     pub adapter: Option<Digest>,
+    /// Local models: digest of the file that has the name now.
+    pub file: Option<Digest>,
 }
 
 /// Something that may be named in `model`.
@@ -71,7 +73,8 @@ pub(super) fn for_model(store: &Store, setup: &Setup, name: &str) -> Result<Plan
         _ => (model, None),
     };
     let model = model.to_string();
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter })
+    let file = if provider_name == "local" { models::find(store.db.as_ref(), &model)?.map(|record| record.digest) } else { None };
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter, file })
 }
 
 /// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has

@@ -2,12 +2,13 @@
 //! began with.
 
 use super::Log;
+use super::cache::Cache;
 use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
 use crate::monitor::cost::Prices;
 use crate::providers::Providers;
 use crate::store::{Fresh, Store};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Everything about calls that comes from the configuration.
 pub struct Setup {
@@ -25,6 +26,7 @@ pub struct Setup {
     pub(super) resilience: Arc<ResilienceConfig>,
     /// The same without breakers: an evaluation wants to know what each of its calls is answered.
     pub(super) unbroken: Arc<ResilienceConfig>,
+    cache: OnceLock<Arc<Cache>>,
 }
 
 impl Setup {
@@ -34,6 +36,11 @@ impl Setup {
         let resilience = Arc::new(config.resilience.clone());
         let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
-        Setup { config, providers, log, prices, roads: Fresh::new(store.db.clone()), resilience, unbroken }
+        Setup { config, providers, log, prices, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
+    }
+
+    /// Replies that are given again; made when a road first asks for it.
+    pub(super) fn cache(&self) -> Arc<Cache> {
+        self.cache.get_or_init(|| Arc::new(Cache::new(&self.config.cache))).clone()
     }
 }

@@ -2,6 +2,7 @@
 //! apart); the log row is written before the end of the stream is reported.
 
 use super::assemble::{Assembly, MAX_KEPT_BYTES};
+use super::cache::Keeper;
 use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
@@ -25,6 +26,8 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
+    /// `hit`, `semantic` or `miss`, where the cache is on.
+    pub cache: Option<&'static str>,
     /// `accepted` or `escalated`, where a cascade was called.
     pub cascade: Option<&'static str>,
     first: Option<Piece>,
@@ -35,6 +38,8 @@ pub struct AnswerStream {
     /// The provider's own chunk of nothing but usage, for the fields that it has besides.
     usage_frame: Option<ChatChunk>,
     ticket: Option<Ticket>,
+    /// Takes the reply when it is whole, with what answers.
+    keeper: Option<(Keeper, Arc<Plan>)>,
 }
 
 impl AnswerStream {
@@ -42,6 +47,7 @@ impl AnswerStream {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
+            cache: ticket.cached(),
             provider: plan.provider_name.clone(),
             model: plan.model.clone(),
             adapter: plan.adapter,
@@ -53,7 +59,18 @@ impl AnswerStream {
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
             usage_frame: None,
             ticket: Some(ticket),
+            keeper: None,
         }
+    }
+
+    /// The stream, kept when it has ended well.
+    pub(super) fn keeping(mut self, keeper: Option<(Keeper, Arc<Plan>)>) -> Self {
+        if let Some((keeper, _)) = &keeper {
+            let logged = self.ticket.as_ref().is_some_and(Ticket::keeps_bodies);
+            self.so_far = Assembly::new(keeper.room().max(if logged { MAX_KEPT_BYTES } else { 0 }));
+        }
+        self.keeper = keeper;
+        self
     }
 
     /// A reply that is there already, as a stream.
@@ -86,6 +103,9 @@ impl AnswerStream {
                 }
                 None => {
                     self.pieces = None;
+                    if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
+                        keeper.keep_stream(self.so_far.reply.clone(), plan);
+                    }
                     if let Some(mut ticket) = self.ticket.take() {
                         ticket.heard(self.so_far.heard_bytes);
                         ticket.succeed(&self.so_far.reply);
@@ -123,6 +143,7 @@ impl AnswerStream {
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
     pub fn fail(&mut self, failure: Failure) -> Failure {
         self.pieces = None;
+        self.keeper = None;
         match self.ticket.take() {
             Some(mut ticket) => {
                 ticket.heard(self.so_far.heard_bytes);

@@ -264,12 +264,25 @@ impl Ticket {
         self.heard_bytes = response.text().len() as u64;
     }
 
-    /// Whether the cache had the reply.
-    pub(super) fn looked_up(&mut self, hit: bool) {
-        self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
+    /// What the cache had: `hit`, `semantic` or `miss`.
+    pub(super) fn looked_up(&mut self, how: &'static str) {
+        self.row.cache = Some(how.to_string());
+        self.log.metrics.looked_up(how);
     }
 
-    fn planned(&mut self, plan: &Arc<Plan>) {
+    /// As [`Ticket::looked_up`] was told.
+    pub(super) fn cached(&self) -> Option<&'static str> {
+        let how = self.row.cache.as_deref()?;
+        ["hit", "semantic", "miss"].into_iter().find(|known| *known == how)
+    }
+
+    /// Whether the reply was given before, and nobody counted tokens for it now.
+    fn is_kept(&self) -> bool {
+        matches!(self.row.cache.as_deref(), Some("hit" | "semantic"))
+    }
+
+    /// The target that the row names.
+    pub(super) fn planned(&mut self, plan: &Arc<Plan>) {
         if self.calls.planned.as_ref().is_some_and(|planned| Arc::ptr_eq(planned, plan)) {
             return;
         }
@@ -352,7 +365,7 @@ impl Ticket {
             status,
             total_ms: self.row.total_ms,
             first_token_ms: self.row.first_token_ms,
-            usage: self.usage.as_ref(),
+            usage: self.usage.as_ref().filter(|_| !self.is_kept()),
         });
         self.log.recorder.record(std::mem::take(&mut self.row));
     }
@@ -378,9 +391,12 @@ impl Ticket {
         }
     }
 
-    /// What a cascade saved, in micro-dollars: less than nothing where its first model was asked in vain. None where a price is not
-    /// known.
+    /// What the cache or a cascade saved, in micro-dollars: less than nothing where its first model was asked in vain. None where a
+    /// price is not known.
     fn saving(&self) -> Option<i64> {
+        if self.is_kept() {
+            return price(self.calls.planned.as_ref()?, self.usage.as_ref()?);
+        }
         let Cascaded { accepted, alternative, beside } = self.calls.cascade.as_ref()?;
         let mut saved = 0;
         if *accepted {

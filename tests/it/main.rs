@@ -5,6 +5,7 @@ mod abuse;
 mod audit;
 mod batches;
 mod budgets;
+mod cache;
 mod cascade;
 mod cli;
 mod clients;

@@ -52,12 +52,14 @@ async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiErr
 
 fn written(passed: Passed) -> Response {
     match passed {
-        Passed::Bytes { body, provider, release, cascade } => {
+        Passed::Bytes { body, provider, release, cascade, cache } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            told_by::cascaded(told_by::told(([kind], body).into_response(), &provider, release), cascade)
+            let response = told_by::told(([kind], body).into_response(), &provider, release);
+            told_by::cached(told_by::cascaded(response, cascade), cache)
         }
         Passed::Answer(read) => {
-            told_by::cascaded(told_by::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
+            let response = told_by::told(Json(&read.response).into_response(), &read.provider, read.release);
+            told_by::cached(told_by::cascaded(response, read.cascade), read.cache)
         }
     }
 }
