@@ -46,7 +46,8 @@ impl Entry {
         check: impl FnOnce(Map<String, Value>, &HeaderMap) -> Result<T, Failure>,
     ) -> Result<(Gateway, Ask, T), ApiError> {
         let Entry { gateway, mut ask, headers, deployment, body } = self;
-        let read = match body::read_text(&headers, body, gateway.app.config().server.max_body_bytes).await {
+        let most = gateway.app.config().server.max_body_bytes;
+        let read = match body::read_text(&headers, body, most).await {
             Ok((Value::Object(mut fields), text)) => {
                 // The log keeps chat completions: bodies of other protocols are written anew as such.
                 ask.text = (ask.endpoint == CHAT).then_some(text);

@@ -118,10 +118,10 @@ fn serve_connection(stream: TcpStream, router: Router, connections: &GracefulShu
     connections::tune(&stream, &config.server);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(config.server.head_timeout_s));
-    let serving = gateway.app.metrics.serving.clone();
+    let app = gateway.app.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (router, serving) = (router.clone(), serving.clone());
-        async move { drain::unless_cut(router, azure::rewrite(request.map(Body::new)), &serving).await }
+        let (router, app) = (router.clone(), app.clone());
+        async move { drain::unless_cut(router, azure::rewrite(request.map(Body::new)), &app.metrics.serving).await }
     });
     let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), service));
     tokio::spawn(async move {
