@@ -131,6 +131,14 @@ impl Line {
         Some(Reply { status, headers, body: String::from_utf8(body).expect("a text") })
     }
 
+    /// Waits until the reply has begun.
+    pub fn begun(&mut self) {
+        self.give_up = Instant::now() + Duration::from_secs(90);
+        while self.unread.is_empty() {
+            self.more().expect("the reply begins");
+        }
+    }
+
     /// Whether the other end has closed, at once.
     pub fn is_closed(&mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_millis(1))).expect("a limit");
