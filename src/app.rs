@@ -4,7 +4,7 @@
 use crate::access::{Keys, audit};
 use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
-use crate::inference::{Inference, Log, Setup};
+use crate::inference::{InForce, Inference, Log, Setup};
 use crate::jobs::batch::Batches;
 use crate::monitor::{Health, Metrics, Recorder};
 use crate::providers::{Provider, Providers};
@@ -77,7 +77,7 @@ impl App {
     }
 
     /// The configuration in force.
-    pub fn config(&self) -> Arc<Config> {
+    pub fn config(&self) -> InForce {
         self.inference.config()
     }
 

@@ -38,9 +38,8 @@ pub struct Args {
 /// When the configuration, the data directory or the address cannot be used.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let app = Arc::new(context.live_app()?);
-    let config = app.config();
-    let host = args.host.unwrap_or_else(|| config.server.host.clone());
-    let port = args.port.unwrap_or(config.server.port);
+    let host = args.host.unwrap_or_else(|| app.config().server.host.clone());
+    let port = args.port.unwrap_or(app.config().server.port);
     if app.keys.list()?.iter().all(|key| key.revoked_at.is_some()) {
         output::note("note: there is no API key yet, so every call will be refused; `refit key create NAME` makes one");
     }

@@ -64,6 +64,17 @@ pub struct Inference {
     reading: tokio::sync::Mutex<()>,
 }
 
+/// The configuration in force at a moment, looked at without a shared count: every request does.
+pub struct InForce(arc_swap::Guard<Arc<Setup>>);
+
+impl std::ops::Deref for InForce {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0.config
+    }
+}
+
 /// Where calls are written down.
 #[derive(Clone)]
 pub struct Log {
@@ -195,8 +206,8 @@ impl Inference {
     }
 
     /// The configuration in force; not to be held for long.
-    pub fn config(&self) -> Arc<Config> {
-        self.setup.load().config.clone()
+    pub fn config(&self) -> InForce {
+        InForce(self.setup.load())
     }
 
     /// Calls that begin from now on go by another setup.

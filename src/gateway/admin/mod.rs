@@ -24,7 +24,8 @@ impl Fields {
     /// Reads the body of a request.
     async fn of(gateway: &Gateway, request: Request) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
-        match body::read_json(&parts.headers, body, gateway.app.config().server.max_body_bytes).await? {
+        let most = gateway.app.config().server.max_body_bytes;
+        match body::read_json(&parts.headers, body, most).await? {
             Value::Object(fields) => Ok(Fields(fields)),
             _ => Err(Failure::new(Code::INVALID_REQUEST, "the body is not a JSON object")),
         }
