@@ -21,8 +21,9 @@ impl Inference {
         call: &Try<'a, T>,
     ) -> Result<(T, Plan), Failure> {
         let plan = road.targets[0].clone();
-        ticket.planned(&plan);
-        let answered = call(&plan).await?;
-        Ok((answered, plan))
+        ticket.calls(&plan);
+        let answered = call(&plan).await;
+        ticket.came();
+        Ok((answered?, plan))
     }
 }

@@ -30,7 +30,7 @@ use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::ids::new_id;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, Told};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cache::CacheKey;
@@ -103,6 +103,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 /// What a caller that takes bytes gets.
@@ -114,10 +116,8 @@ pub enum Passed {
     Bytes {
         /// The body.
         body: Bytes,
-        /// Provider that answered.
-        provider: String,
-        /// Release that answered, when a route was called.
-        release: Option<Digest>,
+        /// What the caller is told besides.
+        told: Box<Told>,
     },
 }
 
@@ -213,11 +213,11 @@ impl Inference {
         }
     }
 
-    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them. Returns what the caller is told besides, too.
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<(u64, Box<Told>), Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Plan| -> BoxFuture<'_, Result<u64, Failure>> {
@@ -230,8 +230,7 @@ impl Inference {
         };
         let counted = self.attempt(&begun.setup, &mut ticket, &begun.road, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(count)
+        Ok((count, ticket.done(None)))
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -368,13 +367,13 @@ fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
     let Plan { provider_name: provider, model, adapter, release, .. } = plan;
     match body {
         Body::Bytes(body, glance) => {
-            ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release }
+            let told = ticket.passed(&body, glance);
+            Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
-            let latency_ms = ticket.succeed(&response);
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
+            let (latency_ms, told) = ticket.succeed(&response);
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None, told };
             Passed::Answer(Box::new(answer))
         }
     }

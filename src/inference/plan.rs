@@ -9,6 +9,7 @@ use crate::store::{Store, StoreError, adapters, releases, routes};
 use crate::types::chat::ChatRequest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, is_slug};
+use crate::types::told::Named;
 use crate::types::{Code, Digest, Failure};
 use serde_json::Map;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub model: String,
     /// Adapter to apply.
     pub adapter: Option<Digest>,
+    /// What callers are told that it is.
+    pub named: Named,
 }
 
 /// Something that may be named in `model`.
@@ -69,8 +72,8 @@ pub(super) fn for_model(store: &Store, providers: &Providers, name: &str) -> Res
         Some((model, reference)) if provider_name == "local" => (model, Some(adapter(store, model, reference)?)),
         _ => (model, None),
     };
-    let model = model.to_string();
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter })
+    let (model, named) = (model.to_string(), Named::new(&provider_name, model));
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter, named })
 }
 
 /// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has

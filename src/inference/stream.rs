@@ -4,11 +4,12 @@
 use super::assemble::{Assembly, MAX_KEPT_BYTES};
 use super::plan::Plan;
 use super::ticket::Ticket;
-use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
+use crate::providers::{Piece, PieceStream, Protocol, ProviderError, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Digest, Failure, json};
+use crate::types::{Digest, Failure, Told, json};
 use futures_util::StreamExt;
 use serde_json::Value;
+use std::future::poll_fn;
 
 /// A streamed answer. Dropping it before its end cancels the call at the provider and logs it as cancelled.
 pub struct AnswerStream {
@@ -22,6 +23,8 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
+    /// What the caller is told at the first byte.
+    pub told: Box<Told>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
     so_far: Assembly,
@@ -39,6 +42,7 @@ impl AnswerStream {
             model: plan.model,
             adapter: plan.adapter,
             release: plan.release,
+            told: Box::new(ticket.told_so_far()),
             first: Some(first),
             pieces: Some(pieces),
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
@@ -60,7 +64,7 @@ impl AnswerStream {
         loop {
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
-                None => self.pieces.as_mut()?.next().await,
+                None => self.wait().await?,
             };
             match next {
                 Some(Ok(piece)) => {
@@ -77,6 +81,23 @@ impl AnswerStream {
                 }
             }
         }
+    }
+
+    /// The next piece of the provider, the end, or an error; none where the stream is over. The time until it is there is the
+    /// provider's.
+    async fn wait(&mut self) -> Option<Option<Result<Piece, ProviderError>>> {
+        let (pieces, ticket) = (self.pieces.as_mut()?, &mut self.ticket);
+        let came = poll_fn(|context| {
+            let polled = pieces.poll_next_unpin(context);
+            // What is there already took no time.
+            match (ticket.as_mut(), polled.is_pending()) {
+                (Some(ticket), true) => ticket.waits(),
+                (Some(ticket), false) => ticket.came(),
+                (None, _) => {}
+            }
+            polled
+        });
+        Some(came.await)
     }
 
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
