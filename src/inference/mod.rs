@@ -23,7 +23,7 @@ pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Metrics, Recorder, Redactor};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
@@ -58,6 +58,8 @@ pub struct Log {
     pub metrics: Arc<Metrics>,
     /// Whether bodies are kept.
     pub bodies: bool,
+    /// What is taken out of them first; none where nothing is.
+    pub redactor: Option<Arc<Redactor>>,
 }
 
 /// Who asks, and under which request id.

@@ -277,6 +277,9 @@ impl Ticket {
             told.cost = Cost::Unknown;
         }
         let total_ms = self.row.total_ms;
+        if let Some(redactor) = &self.log.redactor {
+            redactor.row(&mut self.row);
+        }
         self.log.recorder.record(std::mem::take(&mut self.row));
         Closed { total_ms, told }
     }

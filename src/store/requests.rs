@@ -82,7 +82,8 @@ pub struct RequestRow {
     pub conversation: Option<String>,
 }
 
-const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
+/// Columns of [`read`], in its order.
+pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
     input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply, upstream_ms, overhead_ms, cached_tokens, \
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
     reply_id, conversation";
@@ -159,7 +160,7 @@ pub fn count(db: &dyn Db) -> Result<i64, StoreError> {
     Ok(db.query("SELECT COUNT(*) FROM requests", &[])?.first().map_or(0, |row| row.int(0)))
 }
 
-fn read(row: &Row) -> RequestRow {
+pub(super) fn read(row: &Row) -> RequestRow {
     let natural = |column| row.int_or_null(column).and_then(|x| u64::try_from(x).ok());
     RequestRow {
         id: row.text(0),
