@@ -76,7 +76,7 @@ enum Command {
     Key(key::Args),
     /// Check the configuration file, show what it comes to
     Config(config::Args),
-    /// Show the request log
+    /// Show, export and prune the request log
     Logs(logs::Args),
     /// Check and list the audit chain
     Audit(audit::Args),

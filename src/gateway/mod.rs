@@ -8,6 +8,7 @@ mod connections;
 pub mod drain;
 mod entry;
 pub mod error;
+mod feedback;
 mod headers;
 mod in_process;
 mod lane;
