@@ -17,14 +17,17 @@ mod edges;
 mod engine;
 mod evals;
 mod faults;
+mod feedback;
 mod forwarding;
 mod gateway;
+mod headers;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod logs;
 mod messages;
 mod models;
 mod origins;
