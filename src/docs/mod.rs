@@ -8,3 +8,6 @@ pub mod architecture {}
 
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("observability.md")]
+pub mod observability {}

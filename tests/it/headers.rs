@@ -84,6 +84,13 @@ fn every_protocol_tells_and_counting_tokens_too() {
         assert_eq!((reply.status, reply.header("x-refit-target")), (200, Some("up/m")), "{path}: {reply:?}");
         assert_eq!(reply.header("x-refit-cost-usd"), Some("unknown"), "{path}");
     }
+    let (port, _seen) = upstream(vec![reply("200 OK", "", r#"{"input_tokens": 5}"#)]);
+    let refit = Refit::new();
+    refit.write("refit.toml", format!("[providers.anthropic]\nbase_url = \"http://127.0.0.1:{port}\"\n"));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let counted = server.post("/v1/messages/count_tokens", Some(&key), &json!({"model": "anthropic/c", "messages": message}));
+    assert_eq!((counted.status, counted.json()["input_tokens"].as_u64()), (200, Some(5)), "{counted:?}");
+    assert_eq!(counted.header("x-refit-target"), Some("anthropic/c"));
 }
 
 #[test]

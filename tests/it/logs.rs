@@ -237,9 +237,6 @@ fn conversations_to_train_on_are_whole_ones_and_corrections_win() {
     let turn = |asked: &str, said: &str| json!({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]});
     assert_eq!(lines(&done.stdout), [turn("first", "first"), turn("second", "what it should say")]);
     assert!(done.stderr.contains("2 requests written; 1 have no whole conversation"), "{}", done.stderr);
-    // It is what the datasets take.
-    refit.write("train.jsonl", &done.stdout);
-    refit.run(&["data", "import", "train", "train.jsonl"]).expect(0);
     let liked =
         |least: &str| lines(&refit.run(&["logs", "export", "--format", "openai-chat", "--min-feedback", least]).expect(0).stdout).len();
     assert_eq!((liked("1"), liked("helpful=1"), liked("0"), liked("other=0")), (1, 1, 2, 0));

@@ -21,8 +21,7 @@ Formats:
 Examples:
   refit logs export --since 7d > week.jsonl
   refit logs export --format csv --no-bodies --project shop > figures.csv
-  refit logs export --format openai-chat --route support --min-feedback helpful=1 > train.jsonl
-  refit data import train train.jsonl";
+  refit logs export --format openai-chat --route support --min-feedback helpful=1 > train.jsonl";
 
 /// Bytes that are written at once.
 const GATHERED: usize = 64 << 10;
