@@ -6,7 +6,7 @@ use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
 use crate::inference::{InForce, Inference, Log, Setup};
 use crate::jobs::batch::Batches;
-use crate::monitor::{Health, Metrics, Recorder};
+use crate::monitor::{Health, Metrics, Recorder, Redactor};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
 use crate::types::Failure;
@@ -135,7 +135,12 @@ impl App {
 
 /// Everything about calls that comes from the configuration, built as a whole.
 fn setup(store: &Store, config: Config, providers: Providers, log: (&Arc<Recorder>, &Arc<Metrics>)) -> Result<Setup, Failure> {
-    let log = Log { recorder: log.0.clone(), metrics: log.1.clone(), bodies: config.log.bodies };
+    let log = Log {
+        recorder: log.0.clone(),
+        metrics: log.1.clone(),
+        bodies: config.log.bodies,
+        redactor: Redactor::of(&config.log).map(Arc::new),
+    };
     Ok(Setup::new(store, Arc::new(config), Arc::new(providers), log))
 }
 

@@ -86,7 +86,7 @@ enum Command {
     Usage(usage::Args),
     /// List and show prices of models
     Price(price::Args),
-    /// Show the request log
+    /// Show, export and prune the request log
     Logs(logs::Args),
     /// Check and list the audit chain
     Audit(audit::Args),

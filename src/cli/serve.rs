@@ -3,6 +3,7 @@
 use super::{Context, output};
 use crate::app::App;
 use crate::gateway::{Server, Signals, reload};
+use crate::monitor::retention::{self, Rules};
 use crate::types::Failure;
 use serde_json::json;
 use std::process::ExitCode;
@@ -51,8 +52,11 @@ async fn serve(app: Arc<App>, host: &str, port: u16) -> Result<(), Failure> {
     let signals = Signals::listen()?;
     let server = Server::bind(app.clone(), host, port).await?;
     output::json(&json!({"address": server.url(), "pid": std::process::id()}))?;
+    let of = app.clone();
+    let retention = tokio::spawn(retention::keep(app.store.clone(), move || Rules::of(&of.config().log)));
     let reloading = tokio::spawn(reload::watch(app, signals.hangups()));
     let ended = server.run(signals.stopped(1), signals.stopped(2)).await;
+    retention.abort();
     reloading.abort();
     ended
 }

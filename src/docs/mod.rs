@@ -14,3 +14,6 @@ pub mod cache {}
 
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("observability.md")]
+pub mod observability {}

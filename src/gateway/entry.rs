@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use super::middleware::RequestId;
 use super::openai::azure::Deployment;
-use super::{Gateway, answer, body};
+use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::{Ask, CacheWish};
 use crate::types::plain::PlainChat;
@@ -112,7 +112,7 @@ impl Entry {
 
 /// What the caller wants of the cache.
 fn wish(headers: &HeaderMap) -> CacheWish {
-    let mut wishes = headers.get_all(answer::CACHE).iter().map(|value| value.to_str().unwrap_or_default());
+    let mut wishes = headers.get_all(super::headers::CACHE).iter().map(|value| value.to_str().unwrap_or_default());
     match (wishes.next(), wishes.next()) {
         (None, _) => CacheWish::Usual,
         (Some(wish), None) => CacheWish::of(wish),

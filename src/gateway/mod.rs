@@ -10,6 +10,8 @@ mod connections;
 pub mod drain;
 mod entry;
 pub mod error;
+mod feedback;
+mod headers;
 mod in_process;
 mod lane;
 mod middleware;

@@ -95,6 +95,8 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/batches", "createBatch", "Answer the requests of a file when there is time", batch_schema, batch_reply),
     get("/v1/batches", "listBatches", "The project's batches, newest first", batches_reply),
     get("/v1/batches/{id}", "getBatch", "How far one of them is", batch_reply),
+    post("/v1/feedback", "createFeedback", "Say what a logged request was worth", feedback_schema, feedback_reply),
+    get("/v1/feedback", "listFeedback", "What was said of a request", feedbacks_reply),
     Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },
     get("/admin/v1/keys", "listKeys", "Every key, revoked ones too; the secrets are not kept", admin::keys),
     post("/admin/v1/keys", "createKey", "Make a key; its secret is in this reply alone", admin::new_key, admin::key_with_secret),
@@ -200,6 +202,7 @@ fn queries(id: &str) -> Vec<(&'static str, Value)> {
         "listFiles" => vec![("purpose", text()), ("after", text()), limit(10_000), ("order", json!({"enum": ["asc", "desc"]}))],
         "readUsage" => admin::usage_query(),
         "listBatches" => vec![("after", text()), limit(100)],
+        "listFeedback" => ["request_id", "completion_id", "trace_id", "conversation_id"].map(|name| (name, text())).to_vec(),
         _ => Vec::new(),
     }
 }
@@ -412,6 +415,32 @@ fn batch_reply() -> Value {
 
 fn batches_reply() -> Value {
     pages(batch_reply())
+}
+
+fn feedback_schema() -> Value {
+    let short = |most: u32| json!({"type": ["string", "null"], "maxLength": most});
+    json!({"type": "object", "required": ["target", "name", "value"], "additionalProperties": false, "properties": {
+        "target": {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": false, "properties": {
+            "request_id": text(), "completion_id": text(), "trace_id": text(), "conversation_id": text()}},
+        "name": {"type": "string", "minLength": 1, "maxLength": 64},
+        "value": {"type": ["number", "boolean", "string"]},
+        "comment": short(16_384), "correction": short(131_072), "source": short(64), "id": short(128),
+    }})
+}
+
+fn feedback_reply() -> Value {
+    with(&[
+        ("id", is("string")),
+        ("object", one("feedback")),
+        ("request_id", is("string")),
+        ("name", is("string")),
+        ("value", json!({"type": ["number", "boolean", "string"]})),
+        ("created_at", is("integer")),
+    ])
+}
+
+fn feedbacks_reply() -> Value {
+    with(&[("object", one("list")), ("data", json!({"type": "array", "items": feedback_reply()}))])
 }
 
 #[cfg(test)]

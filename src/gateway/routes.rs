@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, admin, anthropic, openai, openapi, operations, status};
+use super::{Gateway, admin, anthropic, feedback, openai, openapi, operations, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -50,6 +50,7 @@ pub fn table() -> Vec<Route> {
         route("/v1/batches", app, get(openai::batches::list).post(openai::batches::create)),
         route("/v1/batches/{id}", app, get(openai::batches::show)),
         route("/v1/batches/{id}/cancel", app, post(openai::batches::cancel)),
+        route("/v1/feedback", app, get(feedback::list).post(feedback::create)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
         route("/admin/v1/keys", administrator, get(admin::keys::list).post(admin::keys::create)),

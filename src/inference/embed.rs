@@ -8,7 +8,7 @@ use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Failure, Told};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
@@ -19,10 +19,8 @@ use std::sync::Arc;
 pub struct Embedded {
     /// The reply.
     pub response: EmbeddingResponse,
-    /// Provider that answered.
-    pub provider: String,
-    /// Release that answered, when a route was called.
-    pub release: Option<Digest>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 impl Inference {
@@ -32,12 +30,12 @@ impl Inference {
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
     pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&request.model, &request));
-        let embedded = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(Some(embedded.response.usage.prompt_tokens));
-        Ok(embedded)
+        let response = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let told = ticket.done(Some(response.usage.prompt_tokens));
+        Ok(Embedded { response, told })
     }
 
-    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
         let setup = self.setup();
         self.may_name(ask, &request.model, None)?;
         let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure))?.for_vectors();
@@ -62,7 +60,7 @@ impl Inference {
         }
         let base64 = request.wants_base64();
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
-        Ok(Embedded { response, provider: plan.provider_name.clone(), release: plan.release })
+        Ok(response)
     }
 }
 

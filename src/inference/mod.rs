@@ -30,7 +30,7 @@ pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Metrics, Recorder, Redactor};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
@@ -38,7 +38,7 @@ use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, Told};
 use admission::Extent;
 use arc_swap::ArcSwap;
 use attempt::Turn;
@@ -84,6 +84,8 @@ pub struct Log {
     pub metrics: Arc<Metrics>,
     /// Whether bodies are kept.
     pub bodies: bool,
+    /// What is taken out of them first; none where nothing is.
+    pub redactor: Option<Arc<Redactor>>,
 }
 
 /// Who asks, and under which request id.
@@ -131,10 +133,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
-    /// `hit`, `semantic` or `miss`, where the cache is on.
-    pub cache: Option<&'static str>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 /// What a caller that takes bytes gets.
@@ -146,14 +146,8 @@ pub enum Passed {
     Bytes {
         /// The body.
         body: Bytes,
-        /// Provider that answered.
-        provider: String,
-        /// Release that answered, when a route was called.
-        release: Option<Digest>,
-        /// As [`Answer::cache`].
-        cache: Option<&'static str>,
-        /// `escalated`, where a cascade was called: what its first model answers is read.
-        cascade: Option<&'static str>,
+        /// What the caller is told besides.
+        told: Box<Told>,
     },
 }
 
@@ -288,11 +282,11 @@ impl Inference {
         }
     }
 
-    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them. Returns what the caller is told besides, too.
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<(u64, Box<Told>), Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
@@ -304,8 +298,7 @@ impl Inference {
         };
         let counted = self.attempt(&mut ticket, &begun.road, Kind::Other, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(count)
+        Ok((count, ticket.done(None)))
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -450,18 +443,16 @@ impl Inference {
 fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
     let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
-    let (cascade, cache) = (ticket.cascaded(), ticket.cached());
     match body {
         Body::Bytes(body, glance) => {
-            ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release, cascade, cache }
+            let told = ticket.passed(&body, glance);
+            Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
-            let latency_ms = ticket.succeed(&response);
+            let (latency_ms, told) = ticket.succeed(&response);
             let (model, first_token_ms) = (plan.model.clone(), None);
-            let answer =
-                Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cascade, cache };
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, told };
             Passed::Answer(Box::new(answer))
         }
     }

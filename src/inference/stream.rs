@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Code, Digest, Failure, json};
+use crate::types::{Code, Digest, Failure, Told, json};
 use futures_util::StreamExt;
 use serde_json::Value;
 use std::future::poll_fn;
@@ -26,10 +26,8 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
-    /// `hit`, `semantic` or `miss`, where the cache is on.
-    pub cache: Option<&'static str>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told at the first byte.
+    pub told: Box<Told>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
     /// When the stream must have ended.
@@ -47,12 +45,11 @@ impl AnswerStream {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
-            cache: ticket.cached(),
             provider: plan.provider_name.clone(),
             model: plan.model.clone(),
             adapter: plan.adapter,
             release: plan.release,
-            cascade: ticket.cascaded(),
+            told: Box::new(ticket.told_so_far()),
             first: Some(first),
             pieces: Some(pieces),
             due: ticket.due(),

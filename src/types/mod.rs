@@ -13,7 +13,9 @@ pub mod money;
 pub mod plain;
 pub mod shard;
 pub mod time;
+pub mod told;
 pub mod traits;
 
 pub use digest::Digest;
 pub use error::{Code, Coded, Failure};
+pub use told::Told;

@@ -20,8 +20,10 @@ mod edges;
 mod engine;
 mod evals;
 mod faults;
+mod feedback;
 mod forwarding;
 mod gateway;
+mod headers;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
@@ -29,6 +31,7 @@ mod limits;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod logs;
 mod messages;
 mod models;
 mod origins;
