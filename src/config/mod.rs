@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod env;
+pub mod guardrails;
 pub mod live;
 pub mod local;
 pub mod log;
@@ -12,6 +13,7 @@ pub mod secret;
 pub mod server;
 
 pub use batches::BatchesConfig;
+pub use guardrails::GuardrailsConfig;
 pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
@@ -38,6 +40,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[guardrails]`
+    pub guardrails: GuardrailsConfig,
 }
 
 impl Config {
@@ -94,6 +98,7 @@ impl Config {
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
             ("log", section(toml::Value::try_from(&self.log))),
+            ("guardrails", section(toml::Value::try_from(&self.guardrails))),
             ("providers", toml::Value::Table(providers)),
         ];
         sections.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
@@ -106,6 +111,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -113,6 +119,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        guardrails: guardrails.unwrap_or_default(),
     }
 }
 
@@ -202,7 +209,7 @@ mod tests {
     fn the_example_in_the_repository_is_valid_and_says_the_defaults() {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
-        assert_eq!(config.batches, BatchesConfig::default());
+        assert_eq!((config.batches, config.guardrails), (BatchesConfig::default(), GuardrailsConfig::default()));
     }
 
     #[test]
