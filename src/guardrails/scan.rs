@@ -91,7 +91,7 @@ impl Names {
     }
 
     /// A text with its placeholders restored. None where it has none.
-    fn restore(&self, text: &str) -> Option<String> {
+    pub fn restore(&self, text: &str) -> Option<String> {
         let (mut restored, mut rest, mut changed) = (String::new(), text, false);
         while let Some(open) = rest.find('[') {
             let value = rest[open..].find(']').and_then(|close| Some((self.restored.get(&rest[open..=open + close])?, open + close + 1)));
@@ -257,6 +257,12 @@ pub fn values(guards: &[Arc<Guard>], place: &str, value: &mut Value, names: &mut
 /// Applies sets to a reply.
 pub fn reply(guards: &[Arc<Guard>], reply: &mut ChatResponse, names: &mut Names) -> Scanned {
     each(guards, Side::Output, names, |each| texts::of_reply(reply, each))
+}
+
+/// Applies the rules of sets to a text of our own that may repeat something: an error, a path.
+pub fn told(guards: &[Arc<Guard>], mut text: String, names: &mut Names) -> String {
+    each(guards, Side::Output, names, |each| each("", &mut text));
+    text
 }
 
 fn each(guards: &[Arc<Guard>], side: Side, names: &mut Names, walk: impl FnOnce(&mut texts::Each<'_>) -> bool) -> Scanned {

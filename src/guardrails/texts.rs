@@ -74,7 +74,15 @@ pub fn of_reply(reply: &mut ChatResponse, each: &mut Each<'_>) -> bool {
 
 fn of_choice(choice: &mut Choice, each: &mut Each<'_>) -> bool {
     let place = format!("choices[{}].message", choice.index);
-    let changed = of_message(&place, &mut choice.message, each);
+    // Structured replies stay JSON.
+    let structured = match &mut choice.message.content {
+        Some(Content::Text(text)) if text.starts_with(['{', '[']) => Some(of_json(&format!("{place}.content"), text, each)),
+        _ => None,
+    };
+    let changed = match structured {
+        Some(changed) => of_fields(&place, &mut choice.message.extra, each) || changed,
+        None => of_message(&place, &mut choice.message, each),
+    };
     if changed {
         // They spell the text out, token by token.
         choice.extra.shift_remove("logprobs");

@@ -34,16 +34,27 @@ impl Inference {
         Ok(embedded)
     }
 
-    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, mut request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, &request.model).await?;
+        let held = ticket.hold_body();
+        let road = match self.road_of(&setup, &request.model).await {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
         ticket.routed(&road);
+        let guarded = self.guards(&setup, ticket, &road, held)?;
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
         let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
         ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        if let Some(mut guarded) = guarded {
+            request = self.guard_embedding(&setup, ticket, &mut guarded, request).await?;
+        }
         let embedding = |plan: &Plan| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })

@@ -63,7 +63,7 @@ impl Inference {
             let adds_nothing = plan.manifest.as_ref().is_none_or(|manifest| manifest.adds_nothing() && manifest.guardrails.is_empty());
             adds_nothing && plan.adapter.is_none() && plan.provider.takes_plain()
         };
-        road.targets.iter().all(plain) && !self.guards_output(setup, road)
+        road.targets.iter().all(plain) && !setup.guards.are_on(road)
     }
 
     fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {

@@ -9,14 +9,17 @@ mod cache;
 mod embed;
 mod express;
 mod guard;
+mod moderate;
 pub mod plan;
 mod render;
+mod repair;
 mod road;
 mod setup;
 mod stream;
 mod ticket;
 
 pub use embed::Embedded;
+pub use moderate::Moderated;
 pub use plan::Listed;
 pub use setup::Setup;
 pub use stream::AnswerStream;
@@ -36,6 +39,7 @@ use bytes::Bytes;
 use cache::CacheKey;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use guard::{Answered, Guarded, Run, Variables};
 use plan::Plan;
 use road::Road;
 use serde_json::{Map, Value};
@@ -128,6 +132,7 @@ struct Begun {
     request: ChatRequest,
     native: Option<Native>,
     key: Option<CacheKey>,
+    guarded: Option<Box<Guarded>>,
 }
 
 /// What an opened stream begins with.
@@ -200,7 +205,7 @@ impl Inference {
         if let Some(kept) = self.kept(&mut ticket, &begun) {
             return Ok(AnswerStream::whole(ticket, begun.road.targets[0].clone(), kept));
         }
-        if self.guards_output(&begun.setup, &begun.road) {
+        if begun.reads_output() {
             return match self.ask_whole(&mut ticket, begun).await {
                 Ok((response, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
                 Err(failure) => Err(ticket.fail(failure)),
@@ -241,7 +246,8 @@ impl Inference {
     /// As [`Inference::chat`].
     pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
         let setup = self.setup();
-        let planned = self.plan_run(&setup, manifest.clone(), variables.clone()).await;
+        let Variables { variables, guarded, refused } = self.guard_variables(&setup, manifest, variables.clone())?;
+        let planned = self.plan_run(&setup, manifest.clone(), variables).await;
         let asked = match &planned {
             Ok((_, call)) => call.request.clone(),
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
@@ -250,6 +256,12 @@ impl Inference {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = Road::one(plan);
+        if let Some(guarded) = guarded {
+            let run = Run { setup: &setup, road: &road, call: &call, refused };
+            let answered = self.run_guarded(&mut ticket, guarded, run).await;
+            let (response, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+            return read(told(ticket, response.into(), plan));
+        }
         let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
             Box::pin(async move { Ok(plan.provider.chat(call).await?) })
@@ -261,6 +273,10 @@ impl Inference {
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
+        if !self.setup.load().guards.is_empty() {
+            // No guardrail has seen it.
+            ask.text = None;
+        }
         Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
@@ -278,7 +294,7 @@ impl Inference {
         if let Some(kept) = self.kept(&mut ticket, &begun) {
             return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
         }
-        if begun.key.is_some() || self.guards_output(&begun.setup, &begun.road) {
+        if begun.key.is_some() || begun.reads_output() {
             let (response, plan) = self.ask_whole(&mut ticket, begun).await.map_err(|failure| ticket.fail(failure))?;
             return Ok(told(ticket, response.into(), plan));
         }
@@ -291,12 +307,26 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        let road = self.road(&setup, &request).await?;
+        let held = ticket.hold_body();
+        let road = match self.road(&setup, &request).await {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
         ticket.routed(&road);
+        let mut guarded = self.guards(&setup, ticket, &road, held)?;
         ticket.granted(self.admit(&setup, ask, &road, &request)?);
-        let request = self.guard_input(&setup, ticket, &road, request).await?;
-        let key = self.cache_key(&setup, ask, &road, &request);
-        Ok(Begun { setup, road, request, native: ask.native.clone(), key })
+        let mut request = request;
+        if let Some(guarded) = &mut guarded {
+            request = self.guard_input(&setup, ticket, guarded, request).await?;
+        }
+        // What guardrails have changed must not travel as the caller wrote it, nor must what they could not read.
+        let native = ask.native.clone().filter(|_| guarded.is_none());
+        let may_be_kept = guarded.as_ref().is_none_or(|guarded| guarded.may_be_kept());
+        let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request) } else { None };
+        Ok(Begun { setup, road, request, native, key, guarded })
     }
 
     /// The reply that the cache has.
@@ -307,13 +337,20 @@ impl Inference {
     }
 
     /// A whole reply that passed the guardrails, kept in the cache.
-    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun) -> Result<(ChatResponse, Plan), Failure> {
+    async fn ask_whole(&self, ticket: &mut Ticket, mut begun: Begun) -> Result<(ChatResponse, Plan), Failure> {
+        let guarded = begun.guarded.take();
         let asking = |plan: &Plan| self.ask_one(plan, &begun, false);
         let (reply, plan) = self.attempt(&begun.setup, ticket, &begun.road, &asking).await?;
-        let Body::Read(response) = reply.body else {
-            return Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for"));
-        };
-        let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
+        let mut response = read_reply(reply)?;
+        if let Some(mut guarded) = guarded {
+            let write = |plan: &Plan| -> BoxFuture<'_, Result<Call, Failure>> {
+                let plan = plan.clone();
+                let begun = &begun;
+                Box::pin(async move { self.written(&plan, begun).await })
+            };
+            let answered = Answered { setup: &begun.setup, road: &begun.road, plan: &plan, write: &write };
+            response = self.guard_output(ticket, &mut guarded, &answered, response).await?;
+        }
         if let Some(key) = begun.key {
             self.remember(&begun.setup, key, &response);
         }
@@ -384,6 +421,20 @@ async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Fai
     match pieces.next().await {
         Some(first) => Ok((first?, pieces)),
         None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
+    }
+}
+
+fn read_reply(reply: Reply) -> Result<ChatResponse, Failure> {
+    match reply.body {
+        Body::Read(response) => Ok(response),
+        Body::Bytes(..) => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+    }
+}
+
+impl Begun {
+    /// Whether the reply must be read whole before it is passed on.
+    fn reads_output(&self) -> bool {
+        self.guarded.as_ref().is_some_and(|guarded| guarded.reads_output())
     }
 }
 

@@ -2,6 +2,7 @@
 //! began with.
 
 use super::Log;
+use super::guard::Guards;
 use super::road::Road;
 use crate::config::Config;
 use crate::providers::Providers;
@@ -16,6 +17,8 @@ pub struct Setup {
     pub providers: Arc<Providers>,
     /// Where calls are written down, and how.
     pub log: Log,
+    /// Guardrails, compiled.
+    pub(super) guards: Guards,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
 }
@@ -23,6 +26,7 @@ pub struct Setup {
 impl Setup {
     /// A setup over a store.
     pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
-        Setup { config, providers, log, roads: Fresh::new(store.db.clone()) }
+        let guards = Guards::new(&config.guardrails);
+        Setup { config, providers, log, guards, roads: Fresh::new(store.db.clone()) }
     }
 }
