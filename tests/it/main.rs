@@ -19,6 +19,7 @@ mod evals;
 mod faults;
 mod forwarding;
 mod gateway;
+mod guardrails;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
