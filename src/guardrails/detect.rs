@@ -263,7 +263,7 @@ mod tests {
 
     fn finds(detector: Detector, texts: &[&str]) {
         for text in texts {
-            for around in [format!("{text}"), format!("it is {text}, I think"), format!("({text})"), format!("\"{text}\".")] {
+            for around in [(*text).to_string(), format!("it is {text}, I think"), format!("({text})"), format!("\"{text}\".")] {
                 assert_eq!(all(detector, &around), [*text], "{around}");
             }
         }

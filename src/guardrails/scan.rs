@@ -254,6 +254,11 @@ pub fn values(guards: &[Arc<Guard>], place: &str, value: &mut Value, names: &mut
     each(guards, Side::Input, names, |each| texts::of_variables(place, value, each))
 }
 
+/// Applies sets to what is to be judged: a text, several, or parts.
+pub fn parts(guards: &[Arc<Guard>], input: &mut Value, names: &mut Names) -> Scanned {
+    each(guards, Side::Input, names, |each| texts::of_value("input", input, each))
+}
+
 /// Applies sets to a reply.
 pub fn reply(guards: &[Arc<Guard>], reply: &mut ChatResponse, names: &mut Names) -> Scanned {
     each(guards, Side::Output, names, |each| texts::of_reply(reply, each))

@@ -157,7 +157,13 @@ fn inside(place: &str, value: &mut Value, each: &mut Each<'_>) -> bool {
             }
             changed
         }
-        Value::Array(items) => items.iter_mut().fold(false, |changed, item| inside(place, item, each) || changed),
+        Value::Array(items) => {
+            let mut changed = false;
+            for item in items {
+                changed |= inside(place, item, each);
+            }
+            changed
+        }
         Value::Object(fields) => {
             let mut changed = false;
             let taken = std::mem::take(fields);

@@ -5,14 +5,15 @@
 use super::plan::Plan;
 use super::road::Road;
 use super::ticket::Ticket;
-use super::{Inference, Setup, read_reply};
+use super::{Inference, Setup, blocking, read_reply};
 use crate::config::GuardrailsConfig;
 use crate::config::guardrails::{Action, Side, inline};
+use crate::guardrails::scan::{self, Scanned};
 use crate::guardrails::schema::Schemas;
-use crate::guardrails::{Finding, Guard, Names, Refused, scan, texts};
+use crate::guardrails::{Finding, Guard, Names, Refused, texts};
 use crate::providers::{Call, Reply};
 use crate::releases::Manifest;
-use crate::types::chat::{ChatRequest, ChatResponse, Message};
+use crate::types::chat::{ChatRequest, ChatResponse, Content, Message};
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Digest, Failure};
 use futures_util::future::BoxFuture;
@@ -31,6 +32,11 @@ pub(super) struct Guards {
     of_releases: Mutex<HashMap<Digest, Vec<Arc<Guard>>>>,
     pub(super) schemas: Schemas,
 }
+
+/// From so many bytes on a request is scanned off the threads that answer.
+const LARGE_BYTES: usize = 128 << 10;
+
+type Scan<T> = fn(&[Arc<Guard>], &mut T, &mut Names) -> Scanned;
 
 /// What one call goes through, and what was found so far.
 pub(super) struct Guarded {
@@ -78,36 +84,37 @@ impl Guards {
             return Ok(None);
         }
         let named = self.sets.values().filter(|guard| is_for(guard, road)).cloned();
-        let releases = road.targets.iter().filter_map(|plan| plan.manifest.as_ref());
-        self.gathered(named.collect(), releases)
+        let held = |plan: &'_ Plan| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
+        let releases = road.targets.iter().filter(|plan| held(plan));
+        let of_releases =
+            releases.filter_map(|plan| Some(self.held_by(plan.release, plan.manifest.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.gathered(named.chain(of_releases.into_iter().flatten())))
     }
 
     /// What a release goes through that no route holds.
     fn of_release(&self, manifest: &Manifest) -> Result<Option<Box<Guarded>>, Failure> {
         let named = self.sets.values().filter(|guard| guard.set.routes.contains(&manifest.model)).cloned();
-        self.gathered(named.collect(), std::iter::once(manifest))
+        let of_release = if manifest.guardrails.is_empty() { Vec::new() } else { self.held_by(None, manifest)? };
+        Ok(self.gathered(named.chain(of_release)))
     }
 
-    fn gathered<'m>(&self, named: Vec<Arc<Guard>>, releases: impl Iterator<Item = &'m Manifest>) -> Result<Option<Box<Guarded>>, Failure> {
-        let mut sets: Vec<Arc<Guard>> = self.default.iter().filter_map(|name| self.sets.get(name).cloned()).collect();
-        sets.extend(named);
-        for manifest in releases.filter(|manifest| !manifest.guardrails.is_empty()) {
-            sets.extend(self.held_by(manifest)?);
-        }
-        let mut once: Vec<Arc<Guard>> = Vec::with_capacity(sets.len());
-        for guard in sets {
-            if !once.iter().any(|other| Arc::ptr_eq(other, &guard)) {
-                once.push(guard);
+    /// The default sets and these, each once, those that refuse first.
+    fn gathered(&self, more: impl Iterator<Item = Arc<Guard>>) -> Option<Box<Guarded>> {
+        let default = self.default.iter().filter_map(|name| self.sets.get(name).cloned());
+        let mut sets: Vec<Arc<Guard>> = Vec::new();
+        for guard in default.chain(more) {
+            if !sets.iter().any(|other| Arc::ptr_eq(other, &guard)) {
+                sets.push(guard);
             }
         }
         // What is refused must not have been redacted by another set before.
-        once.sort_by_key(|guard| guard.set.action != Action::Refuse);
-        Ok((!once.is_empty()).then(|| Box::new(Guarded { sets: once, names: Names::default(), findings: Vec::new() })))
+        sets.sort_by_key(|guard| guard.set.action != Action::Refuse);
+        (!sets.is_empty()).then(|| Box::new(Guarded { sets, names: Names::default(), findings: Vec::new() }))
     }
 
-    /// The sets of a release: its own, and those that it names.
-    fn held_by(&self, manifest: &Manifest) -> Result<Vec<Arc<Guard>>, Failure> {
-        let digest = Digest::of_json(&Value::Array(manifest.guardrails.clone()));
+    /// The sets of a release: its own, and those that it names. Its digest is computed where nobody knows it.
+    fn held_by(&self, release: Option<Digest>, manifest: &Manifest) -> Result<Vec<Arc<Guard>>, Failure> {
+        let digest = release.unwrap_or_else(|| manifest.digest());
         let lock = || self.of_releases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sets) = lock().get(&digest) {
             return Ok(sets.clone());
@@ -150,6 +157,22 @@ impl Guarded {
     /// Whether the reply may be given to somebody else who asks the same.
     pub(super) fn may_be_kept(&self) -> bool {
         !self.names.restores()
+    }
+
+    /// Scans a value; a large one on a thread where it holds nobody up. `bytes` are what it has at least.
+    async fn scanned<T: Send + 'static>(&mut self, mut value: T, scan: Scan<T>, bytes: usize) -> Result<(T, Scanned), Failure> {
+        if bytes < LARGE_BYTES {
+            let scanned = scan(&self.sets, &mut value, &mut self.names);
+            return Ok((value, scanned));
+        }
+        let (sets, mut names) = (self.sets.clone(), std::mem::take(&mut self.names));
+        let done = blocking(move || {
+            let scanned = scan(&sets, &mut value, &mut names);
+            Ok((value, scanned, names))
+        });
+        let (value, scanned, names) = done.await?;
+        self.names = names;
+        Ok((value, scanned))
     }
 
     /// Adds to what the log row says.
@@ -196,9 +219,10 @@ impl Inference {
         setup: &Arc<Setup>,
         ticket: &mut Ticket,
         guarded: &mut Guarded,
-        mut request: ChatRequest,
+        request: ChatRequest,
     ) -> Result<ChatRequest, Failure> {
-        let scanned = scan::request(&guarded.sets, &mut request, &mut guarded.names);
+        let bytes = size_of(request.messages.iter());
+        let (mut request, scanned) = guarded.scanned(request, scan::request, bytes).await?;
         ticket.show(&request);
         guarded.note(ticket, scanned.findings);
         if let Some(refused) = scanned.refused {
@@ -252,6 +276,23 @@ impl Inference {
         Ok(request)
     }
 
+    /// Applies the rules of sets to what is to be judged.
+    ///
+    /// # Errors
+    /// As [`Inference::guard_input`].
+    pub(super) fn guard_moderation(
+        &self,
+        ticket: &mut Ticket,
+        guarded: &mut Guarded,
+        request: &mut Map<String, Value>,
+    ) -> Result<(), Failure> {
+        let Some(input) = request.get_mut("input") else { return Ok(()) };
+        let scanned = scan::parts(&guarded.sets, input, &mut guarded.names);
+        ticket.show(request);
+        guarded.note(ticket, scanned.findings);
+        scanned.refused.map_or(Ok(()), |refused| Err(refusal(&refused)))
+    }
+
     /// Applies a release's sets to the variables that an evaluation fills its prompt with. Returns them with why they may not pass.
     pub(super) fn guard_variables(&self, setup: &Setup, manifest: &Manifest, variables: Map<String, Value>) -> Result<Variables, Failure> {
         let mut variables = Value::Object(variables);
@@ -283,7 +324,8 @@ impl Inference {
         if guarded.sets.iter().any(|guard| guard.set.validate_output) {
             response = self.fitting(ticket, guarded, answered, response).await?;
         }
-        let scanned = scan::reply(&guarded.sets, &mut response, &mut guarded.names);
+        let bytes = size_of(response.choices.iter().map(|choice| &choice.message));
+        let (mut response, scanned) = guarded.scanned(response, scan::reply, bytes).await?;
         ticket.answered(&response);
         guarded.note(ticket, scanned.findings);
         if let Some(refused) = scanned.refused {
@@ -357,6 +399,16 @@ impl Inference {
         let response = self.guard_output(ticket, &mut guarded, &answered, read_reply(reply)?).await?;
         Ok((response, plan))
     }
+}
+
+/// Bytes of texts, roughly.
+fn size_of<'m>(messages: impl Iterator<Item = &'m Message>) -> usize {
+    let content = |message: &Message| match &message.content {
+        Some(Content::Text(text)) => text.len(),
+        Some(Content::Parts(parts)) => parts.iter().filter_map(|part| part.get("text")?.as_str()).map(str::len).sum(),
+        None => 0,
+    };
+    messages.map(content).sum()
 }
 
 /// The texts that a walk visits, a line each.

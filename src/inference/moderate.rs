@@ -42,12 +42,23 @@ impl Inference {
         Ok(judged)
     }
 
-    async fn judged(&self, ticket: &mut Ticket, ask: &Ask, model: &str, request: Map<String, Value>) -> Result<Moderated, Failure> {
+    async fn judged(&self, ticket: &mut Ticket, ask: &Ask, model: &str, mut request: Map<String, Value>) -> Result<Moderated, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, model).await?;
+        let held = ticket.hold_body();
+        let road = match self.road_of(&setup, model).await {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
         ticket.routed(&road);
+        let guarded = self.guards(&setup, ticket, &road, held)?;
         let named = ChatRequest { model: model.to_string(), ..ChatRequest::default() };
         ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        if let Some(mut guarded) = guarded {
+            self.guard_moderation(ticket, &mut guarded, &mut request)?;
+        }
         let asking = |plan: &Plan| -> BoxFuture<'_, Result<Value, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.moderate(ModerateCall { model: plan.model.clone(), request }).await?) })

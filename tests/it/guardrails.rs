@@ -171,6 +171,9 @@ fn every_endpoint_and_the_fast_lane_redact() {
         ("/v1/responses", json!({"model": "up/m", "input": say}), text("ok")),
         ("/v1/messages", json!({"model": "up/m", "max_tokens": 9, "messages": [{"role": "user", "content": say}]}), text("ok")),
         ("/v1/embeddings", json!({"model": "up/m", "input": [say]}), reply("200 OK", "", &vectors.to_string())),
+        ("/v1/moderations", json!({"model": "up/m", "input": [{"type": "text", "text": say}]}), judged(&[false])),
+        // Large enough to be scanned elsewhere.
+        (CHAT, chat(&format!("{say} {}", "word ".repeat(60_000)), json!({})), text("ok")),
     ];
     let (bodies, scripts): (Vec<_>, Vec<_>) = cases.into_iter().map(|(path, body, script)| ((path, body), script)).unzip();
     let gateway = Gateway::new(PII, scripts);
