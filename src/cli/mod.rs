@@ -30,7 +30,7 @@ use crate::config::{Config, Live, env};
 use crate::store::Store;
 use crate::types::{Code, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -234,7 +234,9 @@ fn print_failure(failure: &Failure) {
 fn start_logging() {
     let filter = env::text(env::LOG).unwrap_or_else(|| "warn".into());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for people: a file or a pipe gets plain lines.
+    let colours = std::io::stderr().is_terminal() && env::text(env::NO_COLOR).is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
 
 #[cfg(test)]

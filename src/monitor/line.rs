@@ -45,22 +45,21 @@ pub fn write(row: &RequestRow) -> Vec<u8> {
 }
 
 fn fields(out: &mut Vec<u8>, row: &RequestRow) {
-    // Every field is named, so that one that is added cannot be forgotten here.
+    // A field that is forgotten here fails a test.
     macro_rules! always { ($($name:ident),*) => { $(field(out, stringify!($name), $name);)* } }
     macro_rules! known { ($($name:ident),*) => { $(if let Some(value) = $name { field(out, stringify!($name), value); })* } }
-    let RequestRow { id, at, project, api_key, endpoint, route, release, provider, model, adapter, .. } = row;
-    always!(id, at, project, api_key, endpoint, provider, model);
+    let RequestRow { id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, .. } = row;
+    always!(id, at, project, api_key, endpoint, provider, model, streamed, status);
     known!(route, release, adapter);
-    let RequestRow { streamed, status, error_code, input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, .. } =
-        row;
-    always!(streamed, status, total_ms);
+    let RequestRow { error_code, input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, .. } = row;
+    always!(total_ms);
     known!(error_code, input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms);
     let RequestRow {
         upstream_ms, overhead_ms, cached_tokens, cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, ..
     } = row;
     known!(upstream_ms, overhead_ms, cached_tokens, cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd);
-    let RequestRow { price, cache, attempts, attempted, guardrails, trace_id, .. } = row;
-    known!(price, cache, attempts, attempted, guardrails, trace_id);
+    let RequestRow { price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation, .. } = row;
+    known!(price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation);
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {

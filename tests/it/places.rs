@@ -117,11 +117,19 @@ fn serve(stream: TcpStream, state: &State, rule: &(dyn Fn(usize, &Value) -> Act 
     state.busiest.fetch_max(state.busy.fetch_add(1, SeqCst) + 1, SeqCst);
     let act = rule(n, &body);
     state.bodies.lock().expect("nobody panicked").push(body);
-    act_on(stream, state, act);
-    state.busy.fetch_sub(1, SeqCst);
+    act_on(stream, state, act, Busy(&state.busy));
 }
 
-fn act_on(mut stream: TcpStream, state: &State, act: Act) {
+/// Counts a call as under way until it is dropped.
+struct Busy<'s>(&'s AtomicUsize);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+fn act_on(mut stream: TcpStream, state: &State, act: Act, busy: Busy<'_>) {
     let whole = |status: &str, headers: &str, body: &Value| {
         let body = body.to_string();
         format!(
@@ -138,7 +146,7 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act) {
                 state.closed.fetch_add(1, SeqCst);
                 return;
             }
-            return act_on(stream, state, *act);
+            return act_on(stream, state, *act, busy);
         }
         Act::Say(words) => (whole("200 OK", "", &completion(words)), false),
         Act::Json(body) => (whole("200 OK", "", &body), false),
@@ -149,6 +157,8 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act) {
         Act::Hang => (String::new(), true),
         Act::Close => return,
     };
+    // The next call may come as soon as the reply is written.
+    let busy = hangs.then_some(busy);
     let _ = stream.write_all(text.as_bytes());
     if hangs {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
@@ -156,6 +166,7 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act) {
             state.closed.fetch_add(1, SeqCst);
         }
     }
+    drop(busy);
 }
 
 pub fn completion(words: &str) -> Value {

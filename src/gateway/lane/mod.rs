@@ -31,6 +31,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 const READ_BYTES: usize = 8 << 10;
@@ -97,14 +98,15 @@ pub(super) struct Lane {
 pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> Result<(), Error> {
     let mut buffer = BytesMut::new();
     loop {
+        // For the whole head: a byte now and then keeps no connection alive.
+        let due = Instant::now() + Duration::from_secs(lane.gateway.app.config().server.head_timeout_s);
         let chat = loop {
             match head::look(&buffer) {
                 Head::Chat(chat) if chat.body <= lane.gateway.app.config().server.max_body_bytes => break chat,
                 Head::Chat(_) | Head::Other => return Box::pin(hand_over(stream, buffer, lane, doing)).await,
                 Head::Partial => {
                     buffer.reserve(READ_BYTES);
-                    let time = Duration::from_secs(lane.gateway.app.config().server.head_timeout_s);
-                    let read = tokio::time::timeout(time, stream.read_buf(&mut buffer)).await;
+                    let read = tokio::time::timeout_at(due, stream.read_buf(&mut buffer)).await;
                     if read.map_err(|_| ErrorKind::TimedOut)?? == 0 {
                         return Ok(());
                     }
