@@ -31,6 +31,16 @@ pub struct ProviderConfig {
     pub timeout_s: u64,
     /// Seconds that a stream may be silent.
     pub idle_timeout_s: u64,
+    /// Seconds until a reply begins; as `timeout_s` where it is not given.
+    pub first_byte_timeout_s: u64,
+    /// Seconds for a call in all, streamed replies too.
+    pub total_timeout_s: Option<u64>,
+    /// Calls that the service works on at once.
+    pub max_concurrency: Option<usize>,
+    /// Calls that may wait for their turn.
+    pub max_queue: usize,
+    /// Milliseconds that a call waits for its turn.
+    pub queue_timeout_ms: u64,
 }
 
 impl ProviderConfig {
@@ -47,8 +57,28 @@ impl ProviderConfig {
             connect_timeout_s: 10,
             timeout_s: 600,
             idle_timeout_s: 120,
+            first_byte_timeout_s: 600,
+            total_timeout_s: None,
+            max_concurrency: None,
+            max_queue: 100,
+            queue_timeout_ms: 10_000,
         }
     }
+}
+
+/// Whether a provider of this name can be called.
+///
+/// # Errors
+/// The names that can be, when it is none of them.
+pub(super) fn known_name<'c>(name: &str, configured: &'c [ProviderConfig]) -> Result<(), Vec<&'c str>> {
+    let own = KINDS.iter().copied().filter(|kind| !WITHOUT_ADDRESS.contains(kind));
+    let mut names: Vec<&str> = configured.iter().map(|config| config.name.as_str()).chain(own).chain(RESERVED).collect();
+    if names.contains(&name) {
+        return Ok(());
+    }
+    names.sort_unstable();
+    names.dedup();
+    Err(names)
 }
 
 /// Names that Refit gives out itself.
@@ -114,14 +144,21 @@ fn read_one(name: &str, span: Range<usize>, mut section: Section<'_, '_>, proble
     }
     let api_version = api_version(&kind, &mut section, problems);
     let defaults = ProviderConfig::new(name, kind);
+    let timeout_s = section.integer("timeout_s", 1..=86_400, defaults.timeout_s, problems);
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let config = ProviderConfig {
         base_url,
         api_version,
         api_key: secret("api_key", &mut section, problems),
         models: section.texts("models", problems),
         connect_timeout_s: section.integer("connect_timeout_s", 1..=600, defaults.connect_timeout_s, problems),
-        timeout_s: section.integer("timeout_s", 1..=86_400, defaults.timeout_s, problems),
+        timeout_s,
         idle_timeout_s: section.integer("idle_timeout_s", 1..=86_400, defaults.idle_timeout_s, problems),
+        first_byte_timeout_s: section.integer("first_byte_timeout_s", 1..=86_400, timeout_s, problems),
+        total_timeout_s: Some(section.integer("total_timeout_s", 1..=86_400, 0, problems)).filter(|seconds| *seconds > 0),
+        max_concurrency: Some(section.integer("max_concurrency", 1..=1_000_000, 0, problems)).filter(|n| *n > 0).map(count),
+        max_queue: count(section.integer("max_queue", 0..=1_000_000, defaults.max_queue as u64, problems)),
+        queue_timeout_ms: section.integer("queue_timeout_ms", 1..=3_600_000, defaults.queue_timeout_ms, problems),
         ..defaults
     };
     section.finish(problems);

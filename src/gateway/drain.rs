@@ -7,7 +7,7 @@ use super::workers::Workers;
 use crate::monitor::Serving;
 use crate::types::{Code, Failure};
 use axum::response::{IntoResponse, Response};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -100,8 +100,7 @@ pub fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
 
 /// An answer; a 503 once the time to drain is over. [`Workers`] has every connection looked at again then, so that a request costs nothing
 /// but the look.
-pub async fn unless_cut(answering: impl Future<Output = Response>, serving: &Serving) -> Response {
-    let mut answering = pin!(answering);
+pub async fn unless_cut(mut answering: Pin<&mut impl Future<Output = Response>>, serving: &Serving) -> Response {
     std::future::poll_fn(|context| match answering.as_mut().poll(context) {
         Poll::Pending if serving.is_cut() => Poll::Ready(shutting_down()),
         polled => polled,

@@ -1,25 +1,26 @@
 //! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
 
+use super::admission::Extent;
+use super::attempt::Turn;
 use super::plan::Plan;
+use super::pool::Kind;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
-use crate::types::chat::ChatRequest;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Failure, Told};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
+use std::sync::Arc;
 
 /// Vectors with what is known about them.
 #[derive(Debug, Clone)]
 pub struct Embedded {
     /// The reply.
     pub response: EmbeddingResponse,
-    /// Provider that answered.
-    pub provider: String,
-    /// Release that answered, when a route was called.
-    pub release: Option<Digest>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 impl Inference {
@@ -29,37 +30,41 @@ impl Inference {
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
     pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&request.model, &request));
-        let embedded = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(Some(embedded.response.usage.prompt_tokens));
-        Ok(embedded)
+        let response = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let told = ticket.done(Some(response.usage.prompt_tokens));
+        Ok(Embedded { response, told })
     }
 
-    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, mut request: EmbeddingRequest) -> Result<Embedded, Failure> {
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, mut request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
-        let road = match self.road_of(&setup, &request.model).await {
-            Ok(road) => road,
+        let found = match self.may_name(ask, &request.model, None) {
+            Ok(()) => self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure)),
+            Err(failure) => Err(failure),
+        };
+        let road = match found {
+            Ok(road) => road.for_vectors(),
             Err(failure) => {
                 ticket.show_body(held.filter(|_| setup.guards.is_empty()));
                 return Err(failure);
             }
         };
         ticket.routed(&road);
+        ticket.priced(&setup);
         let guarded = self.guards(&setup, ticket, &road, held)?;
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
-        let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
-        ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_embedding(&request)).await?);
         if let Some(mut guarded) = guarded {
             request = self.guard_embedding(&setup, ticket, &mut guarded, request).await?;
         }
-        let embedding = |plan: &Plan| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
+        let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })
         };
-        let (mut response, plan) = self.attempt(&setup, ticket, &road, &embedding).await?;
+        let (mut response, plan) = self.attempt(ticket, &road, Kind::Whole, &embedding).await?;
         let inputs = request.count();
         // Callers pair vectors with inputs by their place: too few would be paired wrongly.
         if response.data.len() != inputs || response.data.iter().any(|vector| vector.embedding.is_empty()) {
@@ -69,7 +74,7 @@ impl Inference {
         }
         let base64 = request.wants_base64();
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
-        Ok(Embedded { response, provider: plan.provider_name, release: plan.release })
+        Ok(response)
     }
 }
 

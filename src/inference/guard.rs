@@ -2,10 +2,12 @@
 //! call goes through is decided here; what they find is the room `guardrails`'s business, [`moderate`](super::moderate) asks models,
 //! [`repair`](super::repair) asks again for a reply that does not fit its format.
 
+use super::attempt::Turn;
 use super::plan::Plan;
+use super::pool::Kind;
 use super::road::Road;
 use super::ticket::Ticket;
-use super::{Inference, Setup, blocking, read_reply};
+use super::{Inference, Setup, blocking, whole};
 use crate::config::GuardrailsConfig;
 use crate::config::guardrails::{Action, Side, inline};
 use crate::guardrails::scan::{self, Scanned};
@@ -46,13 +48,13 @@ pub(super) struct Guarded {
 }
 
 /// How a call is written for a target, for a second one.
-pub(super) type Write<'a> = dyn Fn(&Plan) -> BoxFuture<'a, Result<Call, Failure>> + Send + Sync + 'a;
+pub(super) type Write<'a> = dyn Fn(&Arc<Plan>) -> BoxFuture<'a, Result<Call, Failure>> + Send + Sync + 'a;
 
 /// A call that was answered.
 pub(super) struct Answered<'a> {
     pub(super) setup: &'a Arc<Setup>,
     pub(super) road: &'a Road,
-    pub(super) plan: &'a Plan,
+    pub(super) plan: &'a Arc<Plan>,
     pub(super) write: &'a Write<'a>,
 }
 
@@ -70,7 +72,7 @@ impl Guards {
 
     /// Whether calls on a road go through any set.
     pub(super) fn are_on(&self, road: &Road) -> bool {
-        let of_release = |plan: &Plan| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
+        let of_release = |plan: &Arc<Plan>| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
         road.targets.iter().any(of_release)
             || (!self.sets.is_empty() && (!self.default.is_empty() || self.sets.values().any(|guard| is_for(guard, road))))
     }
@@ -84,7 +86,7 @@ impl Guards {
             return Ok(None);
         }
         let named = self.sets.values().filter(|guard| is_for(guard, road)).cloned();
-        let held = |plan: &'_ Plan| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
+        let held = |plan: &Arc<Plan>| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
         let releases = road.targets.iter().filter(|plan| held(plan));
         let of_releases =
             releases.filter_map(|plan| Some(self.held_by(plan.release, plan.manifest.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
@@ -139,13 +141,13 @@ impl Guards {
 /// Whether a set says that it is for the name that was called, or for a target of it.
 fn is_for(guard: &Guard, road: &Road) -> bool {
     let named = |name: &String| {
-        let target = |plan: &Plan| {
+        let target = |plan: &Arc<Plan>| {
             plan.route.as_ref() == Some(name)
                 || name.split_once('/').is_some_and(|(provider, model)| plan.provider_name == provider && plan.model == model)
         };
         road.name.as_ref() == Some(name) || road.targets.iter().any(target)
     };
-    guard.set.routes.iter().any(named)
+    guard.set.routes.iter().any(named) || road.rules.guardrails.contains(&guard.set.name)
 }
 
 impl Guarded {
@@ -374,7 +376,7 @@ impl Inference {
         ticket: &mut Ticket,
         mut guarded: Box<Guarded>,
         run: Run<'_>,
-    ) -> Result<(ChatResponse, Plan), Failure> {
+    ) -> Result<(ChatResponse, Arc<Plan>), Failure> {
         ticket.found(&guarded.findings);
         if let Some(refused) = run.refused {
             return Err(refused);
@@ -386,17 +388,17 @@ impl Inference {
             let asked = messages.iter_mut().enumerate().map(text).collect();
             self.moderated(run.setup, ticket, &mut guarded, (Side::Input, asked)).await?;
         }
-        let write = |_: &Plan| -> BoxFuture<'_, Result<Call, Failure>> {
+        let write = |_: &Arc<Plan>| -> BoxFuture<'_, Result<Call, Failure>> {
             let call = run.call.clone();
             Box::pin(async move { Ok(call) })
         };
-        let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+        let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (provider, call) = (plan.provider.clone(), run.call.clone());
             Box::pin(async move { Ok(provider.chat(call).await?) })
         };
-        let (reply, plan) = self.attempt(run.setup, ticket, run.road, &calling).await?;
+        let (reply, plan) = self.attempt(ticket, run.road, Kind::Whole, &calling).await?;
         let answered = Answered { setup: run.setup, road: run.road, plan: &plan, write: &write };
-        let response = self.guard_output(ticket, &mut guarded, &answered, read_reply(reply)?).await?;
+        let response = self.guard_output(ticket, &mut guarded, &answered, whole(reply.body)?).await?;
         Ok((response, plan))
     }
 }

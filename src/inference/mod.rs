@@ -6,44 +6,55 @@ mod admission;
 mod assemble;
 mod attempt;
 mod cache;
+mod cascade;
+mod choice;
 mod embed;
 mod express;
 mod guard;
 mod moderate;
 pub mod plan;
+mod pool;
 mod render;
 mod repair;
 mod road;
 mod setup;
+mod size;
 mod stream;
 mod ticket;
+mod verdict;
 
+pub use cache::CacheWish;
 pub use embed::Embedded;
 pub use moderate::Moderated;
 pub use plan::Listed;
+pub use pool::TargetStatus;
 pub use setup::Setup;
 pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Metrics, Recorder, Redactor};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::glance::Glance;
 use crate::types::ids::new_id;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, Told};
+use admission::Extent;
 use arc_swap::ArcSwap;
+use attempt::Turn;
 use bytes::Bytes;
-use cache::CacheKey;
+use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use guard::{Answered, Guarded, Run, Variables};
 use plan::Plan;
+use pool::{Kind, Pool};
 use road::Road;
 use serde_json::{Map, Value};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use ticket::{Asked, Ticket};
 
 /// Everything that answers model calls.
@@ -51,6 +62,21 @@ pub struct Inference {
     store: Store,
     prompts: Library,
     setup: ArcSwap<Setup>,
+    /// What is known of the targets, whatever the configuration says.
+    pool: Arc<Pool>,
+    /// Held by whoever reads what was spent under a budget.
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// The configuration in force at a moment, looked at without a shared count: every request does.
+pub struct InForce(arc_swap::Guard<Arc<Setup>>);
+
+impl std::ops::Deref for InForce {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0.config
+    }
 }
 
 /// Where calls are written down.
@@ -62,6 +88,8 @@ pub struct Log {
     pub metrics: Arc<Metrics>,
     /// Whether bodies are kept.
     pub bodies: bool,
+    /// What is taken out of them first; none where nothing is.
+    pub redactor: Option<Arc<Redactor>>,
 }
 
 /// Who asks, and under which request id.
@@ -77,12 +105,14 @@ pub struct Ask {
     pub native: Option<Native>,
     /// The text of the body, for the log; without it the request is written anew.
     pub text: Option<Bytes>,
+    /// What the caller wants of the cache.
+    pub cache: CacheWish,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual }
     }
 }
 
@@ -107,6 +137,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 /// What a caller that takes bytes gets.
@@ -118,10 +150,8 @@ pub enum Passed {
     Bytes {
         /// The body.
         body: Bytes,
-        /// Provider that answered.
-        provider: String,
-        /// Release that answered, when a route was called.
-        release: Option<Digest>,
+        /// What the caller is told besides.
+        told: Box<Told>,
     },
 }
 
@@ -129,11 +159,28 @@ pub enum Passed {
 struct Begun {
     setup: Arc<Setup>,
     road: Arc<Road>,
-    request: ChatRequest,
-    native: Option<Native>,
+    what: Mutex<What>,
     key: Option<CacheKey>,
     guarded: Option<Box<Guarded>>,
 }
+
+/// What is asked.
+#[derive(Clone, Default)]
+struct What {
+    request: ChatRequest,
+    native: Option<Native>,
+}
+
+impl Begun {
+    /// What is asked, for one call; the last call takes it along.
+    fn what(&self, turn: Turn) -> What {
+        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn == Turn::Last { std::mem::take(&mut *what) } else { what.clone() }
+    }
+}
+
+/// A whole reply, also as the provider sent it, and what answered.
+type Whole = (ChatResponse, Option<Value>, Arc<Plan>);
 
 /// What an opened stream begins with.
 type Opened = (Piece, PieceStream);
@@ -142,7 +189,14 @@ impl Inference {
     /// The road over these parts.
     pub fn new(store: Store, setup: Setup) -> Self {
         let prompts = Library::new(&store);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup) }
+        let pool = Arc::new(Pool::default());
+        pool.apply(&setup.config);
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool, reading: tokio::sync::Mutex::default() }
+    }
+
+    /// The targets that were called, with the state of their breakers, by name.
+    pub fn targets(&self) -> Vec<TargetStatus> {
+        self.pool.status(&self.setup().resilience)
     }
 
     /// What the configuration says now.
@@ -151,12 +205,13 @@ impl Inference {
     }
 
     /// The configuration in force; not to be held for long.
-    pub fn config(&self) -> Arc<Config> {
-        self.setup.load().config.clone()
+    pub fn config(&self) -> InForce {
+        InForce(self.setup.load())
     }
 
     /// Calls that begin from now on go by another setup.
     pub fn replace(&self, setup: Setup) {
+        self.pool.apply(&setup.config);
         self.setup.store(Arc::new(setup));
     }
 
@@ -198,45 +253,57 @@ impl Inference {
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = match self.begin(&mut ticket, &ask, request).await {
+        let mut begun = match self.begin(&mut ticket, &mut ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
         };
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(AnswerStream::whole(ticket, begun.road.targets[0].clone(), kept));
-        }
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
+            Looked::Kept(kept) => {
+                let response = kept.entry.response().map_err(|failure| ticket.fail(failure))?;
+                return Ok(AnswerStream::whole(ticket, kept.plan(), response));
+            }
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
         if begun.reads_output() {
-            return match self.ask_whole(&mut ticket, begun).await {
-                Ok((response, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
+            return match self.ask_whole(&mut ticket, begun, keeper).await {
+                Ok((response, _, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
                 Err(failure) => Err(ticket.fail(failure)),
             };
         }
-        let opened = self.attempt(&begun.setup, &mut ticket, &begun.road, &|plan| self.open(plan, &begun)).await;
+        if let Some((reply, plan)) = self.first_stage(&mut ticket, &begun).await {
+            if let Some(keeper) = keeper {
+                keeper.keep(&reply, None, plan.clone());
+            }
+            return Ok(AnswerStream::whole(ticket, plan, reply));
+        }
+        let opened = self.attempt(&mut ticket, &begun.road, Kind::Stream, &|plan, turn| self.open(plan, &begun, turn)).await;
         match opened {
-            Ok(((first, pieces), plan)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
+            Ok(((first, pieces), plan)) => {
+                let keeper = keeper.map(|keeper| (keeper, plan.clone()));
+                Ok(AnswerStream::new(ticket, plan, first, pieces).keeping(keeper))
+            }
             Err(failure) => Err(ticket.fail(failure)),
         }
     }
 
-    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them. Returns what the caller is told besides, too.
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<(u64, Box<Told>), Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        let counting = |plan: &Plan| -> BoxFuture<'_, Result<u64, Failure>> {
-            let plan = plan.clone();
-            let begun = &begun;
+        let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
+            let (plan, what) = (plan.clone(), begun.what(turn));
             Box::pin(async move {
-                let call = self.written(&plan, begun).await?;
+                let call = self.written(&plan, what).await?;
                 Ok(plan.provider.count_tokens(call).await?)
             })
         };
-        let counted = self.attempt(&begun.setup, &mut ticket, &begun.road, &counting).await;
+        let counted = self.attempt(&mut ticket, &begun.road, Kind::Other, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(count)
+        Ok((count, ticket.done(None)))
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -254,19 +321,20 @@ impl Inference {
         };
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
+        ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
-        let road = Road::one(plan);
+        let road = self.parts(&setup).measured(plan);
         if let Some(guarded) = guarded {
             let run = Run { setup: &setup, road: &road, call: &call, refused };
             let answered = self.run_guarded(&mut ticket, guarded, run).await;
             let (response, plan) = answered.map_err(|failure| ticket.fail(failure))?;
             return read(told(ticket, response.into(), plan));
         }
-        let calling = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+        let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
             Box::pin(async move { Ok(plan.provider.chat(call).await?) })
         };
-        let answered = self.attempt(&setup, &mut ticket, &road, &calling).await;
+        let answered = self.attempt(&mut ticket, &road, Kind::Whole, &calling).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         read(told(ticket, reply, plan))
     }
@@ -285,30 +353,39 @@ impl Inference {
     /// # Errors
     /// When the database fails.
     pub fn models(&self) -> Result<Vec<Listed>, Failure> {
-        plan::listed(&self.store, &self.setup().providers)
+        plan::listed(&self.store, &self.setup())
     }
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = self.begin(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
+        let mut begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
+            Looked::Kept(kept) => return told_again(ticket, &kept, takes_bytes),
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
+        if keeper.is_some() || begun.reads_output() {
+            let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
+            return Ok(told(ticket, Reply { native, ..response.into() }, plan));
         }
-        if begun.key.is_some() || begun.reads_output() {
-            let (response, plan) = self.ask_whole(&mut ticket, begun).await.map_err(|failure| ticket.fail(failure))?;
+        if let Some((response, plan)) = self.first_stage(&mut ticket, &begun).await {
             return Ok(told(ticket, response.into(), plan));
         }
-        let asking = |plan: &Plan| self.ask_one(plan, &begun, takes_bytes);
-        let answered = self.attempt(&begun.setup, &mut ticket, &begun.road, &asking).await;
+        let asking = |plan: &Arc<Plan>, turn| self.ask_one(plan, begun.what(turn), takes_bytes);
+        let answered = self.attempt(&mut ticket, &begun.road, Kind::Whole, &asking).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         Ok(told(ticket, reply, plan))
     }
 
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
-    async fn begin(&self, ticket: &mut Ticket, ask: &Ask, request: ChatRequest) -> Result<Begun, Failure> {
+    async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
-        let road = match self.road(&setup, &request).await {
+        let found = match self.may_name(ask, &request.model, request.extra.get("prompt")) {
+            Ok(()) => self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure)),
+            Err(failure) => Err(failure),
+        };
+        let road = match found {
             Ok(road) => road,
             Err(failure) => {
                 ticket.show_body(held.filter(|_| setup.guards.is_empty()));
@@ -316,72 +393,76 @@ impl Inference {
             }
         };
         ticket.routed(&road);
+        ticket.priced(&setup);
         let mut guarded = self.guards(&setup, ticket, &road, held)?;
-        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         let mut request = request;
         if let Some(guarded) = &mut guarded {
             request = self.guard_input(&setup, ticket, guarded, request).await?;
+            // What guardrails have changed must not travel as the caller wrote it, nor must what they could not read.
+            ask.native = None;
         }
-        // What guardrails have changed must not travel as the caller wrote it, nor must what they could not read.
-        let native = ask.native.clone().filter(|_| guarded.is_none());
         let may_be_kept = guarded.as_ref().is_none_or(|guarded| guarded.may_be_kept());
-        let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request) } else { None };
-        Ok(Begun { setup, road, request, native, key, guarded })
+        let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request)? } else { None };
+        ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
+        let what = Mutex::new(What { request, native: ask.native.take() });
+        Ok(Begun { setup, road, what, key, guarded })
     }
 
-    /// The reply that the cache has.
-    fn kept(&self, ticket: &mut Ticket, begun: &Begun) -> Option<ChatResponse> {
-        let kept = self.recall(begun.key.as_ref()?);
-        ticket.looked_up(kept.is_some());
-        kept
-    }
-
-    /// A whole reply that passed the guardrails, kept in the cache.
-    async fn ask_whole(&self, ticket: &mut Ticket, mut begun: Begun) -> Result<(ChatResponse, Plan), Failure> {
+    /// A whole reply that passed the guardrails, kept in the cache; also as the provider sent it, where no guardrail looks at replies.
+    async fn ask_whole(&self, ticket: &mut Ticket, mut begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
         let guarded = begun.guarded.take();
-        let asking = |plan: &Plan| self.ask_one(plan, &begun, false);
-        let (reply, plan) = self.attempt(&begun.setup, ticket, &begun.road, &asking).await?;
-        let mut response = read_reply(reply)?;
+        let (reply, plan) = match self.first_stage(ticket, &begun).await {
+            Some((response, plan)) => (response.into(), plan),
+            None => {
+                // What is asked stays here: a reply that is not fit may be asked for once more.
+                let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, begun.what(Turn::MayRepeat), false);
+                self.attempt(ticket, &begun.road, Kind::Whole, &asking).await?
+            }
+        };
+        let Reply { body, mut native } = reply;
+        let mut response = whole(body)?;
+        ticket.owes(&response);
         if let Some(mut guarded) = guarded {
-            let write = |plan: &Plan| -> BoxFuture<'_, Result<Call, Failure>> {
-                let plan = plan.clone();
-                let begun = &begun;
-                Box::pin(async move { self.written(&plan, begun).await })
+            native = None;
+            let write = |plan: &Arc<Plan>| -> BoxFuture<'_, Result<Call, Failure>> {
+                let (plan, what) = (plan.clone(), begun.what(Turn::MayRepeat));
+                Box::pin(async move { self.written(&plan, what).await })
             };
             let answered = Answered { setup: &begun.setup, road: &begun.road, plan: &plan, write: &write };
             response = self.guard_output(ticket, &mut guarded, &answered, response).await?;
         }
-        if let Some(key) = begun.key {
-            self.remember(&begun.setup, key, &response);
+        if let Some(keeper) = keeper {
+            keeper.keep(&response, native.as_ref(), plan.clone());
         }
-        Ok((response, plan))
+        Ok((response, native, plan))
     }
 
-    fn ask_one<'a>(&'a self, plan: &Plan, begun: &'a Begun, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
+    fn ask_one<'a>(&'a self, plan: &Arc<Plan>, what: What, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
         let plan = plan.clone();
         Box::pin(async move {
-            let call = Call { takes_bytes, ..self.written(&plan, begun).await? };
+            let call = Call { takes_bytes, ..self.written(&plan, what).await? };
             Ok(plan.provider.chat(call).await?)
         })
     }
 
     /// Opens a stream and waits for its first piece, which decides whether this is a stream or an error with its own status.
-    fn open<'a>(&'a self, plan: &Plan, begun: &'a Begun) -> BoxFuture<'a, Result<Opened, Failure>> {
-        let plan = plan.clone();
+    fn open<'a>(&'a self, plan: &Arc<Plan>, begun: &'a Begun, turn: Turn) -> BoxFuture<'a, Result<Opened, Failure>> {
+        let (plan, what) = (plan.clone(), begun.what(turn));
         Box::pin(async move {
-            let call = self.written(&plan, begun).await?;
+            let call = self.written(&plan, what).await?;
             first_piece(plan.provider.chat_stream(call).await?, &plan).await
         })
     }
 
     /// The call of a target: the release's prompt and parameters written into the request.
-    async fn written(&self, plan: &Plan, begun: &Begun) -> Result<Call, Failure> {
-        let (plan, request, native) = (plan.clone(), begun.request.clone(), begun.native.clone());
+    async fn written(&self, plan: &Arc<Plan>, what: What) -> Result<Call, Failure> {
+        let What { request, native } = what;
         if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
-            return written(&plan, &self.prompts, request, native);
+            return written(plan, &self.prompts, request, native);
         }
         // A template may take its time.
-        let prompts = self.prompts.clone();
+        let (plan, prompts) = (plan.clone(), self.prompts.clone());
         blocking(move || written(&plan, &prompts, request, native)).await
     }
 
@@ -389,7 +470,7 @@ impl Inference {
         let (store, setup, prompts) = (self.store.clone(), setup.clone(), self.prompts.clone());
         blocking(move || {
             let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
-            let plan = plan::for_manifest(&store, &setup.providers, manifest)?;
+            let plan = plan::for_manifest(&store, &setup, manifest)?;
             let prompt = plan.prompt(&prompts)?;
             let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
             let call = plan.call(request);
@@ -400,34 +481,38 @@ impl Inference {
 }
 
 /// A reply on its way to the caller: its log row is written.
-fn told(ticket: Ticket, reply: Reply, plan: Plan) -> Passed {
+fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
-    let Plan { provider_name: provider, model, adapter, release, .. } = plan;
+    let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
     match body {
         Body::Bytes(body, glance) => {
-            ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release }
+            let told = ticket.passed(&body, glance);
+            Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
-            let latency_ms = ticket.succeed(&response);
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms: None };
+            let (latency_ms, told) = ticket.succeed(&response);
+            let (model, first_token_ms) = (plan.model.clone(), None);
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, told };
             Passed::Answer(Box::new(answer))
         }
     }
+}
+
+/// A kept reply on its way to the caller.
+fn told_again(mut ticket: Ticket, kept: &Kept, takes_bytes: bool) -> Result<Passed, Failure> {
+    if let Some(glance) = Glance::of(&kept.entry.body).filter(|_| takes_bytes) {
+        let reply = Reply { body: Body::Bytes(kept.entry.body.clone(), glance), native: None };
+        return Ok(told(ticket, reply, kept.plan()));
+    }
+    let (reply, plan) = kept.read().map_err(|failure| ticket.fail(failure))?;
+    Ok(told(ticket, reply, plan))
 }
 
 async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {
     match pieces.next().await {
         Some(first) => Ok((first?, pieces)),
         None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
-    }
-}
-
-fn read_reply(reply: Reply) -> Result<ChatResponse, Failure> {
-    match reply.body {
-        Body::Read(response) => Ok(response),
-        Body::Bytes(..) => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
     }
 }
 
@@ -441,8 +526,19 @@ impl Begun {
 fn read(passed: Passed) -> Result<Answer, Failure> {
     match passed {
         Passed::Answer(answer) => Ok(*answer),
-        Passed::Bytes { .. } => Err(Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")),
+        Passed::Bytes { .. } => Err(unasked_bytes()),
     }
+}
+
+fn whole(body: Body) -> Result<ChatResponse, Failure> {
+    match body {
+        Body::Read(response) => Ok(response),
+        Body::Bytes(..) => Err(unasked_bytes()),
+    }
+}
+
+fn unasked_bytes() -> Failure {
+    Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")
 }
 
 fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<Call, Failure> {

@@ -1,14 +1,16 @@
 //! Models that judge texts: asked for guardrails, and by callers of `/v1/moderations` themselves.
 
+use super::admission::Extent;
+use super::attempt::Turn;
 use super::guard::Guarded;
 use super::plan::Plan;
+use super::pool::Kind;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference, Setup};
 use crate::config::guardrails::{ModerationConfig, OnError, Side};
 use crate::guardrails::{Finding, Guard};
 use crate::providers::ModerateCall;
-use crate::types::chat::ChatRequest;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Failure, Told};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -23,10 +25,8 @@ const MAX_NAME_BYTES: usize = 64;
 pub struct Moderated {
     /// The reply as the provider sent it.
     pub response: Value,
-    /// Provider that answered.
-    pub provider: String,
-    /// Release that answered, when a route was called.
-    pub release: Option<Digest>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 impl Inference {
@@ -37,15 +37,18 @@ impl Inference {
     pub async fn moderate(&self, mut ask: Ask, request: Map<String, Value>) -> Result<Moderated, Failure> {
         let model = request.get("model").and_then(Value::as_str).unwrap_or_default().to_string();
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&model, &request));
-        let judged = self.judged(&mut ticket, &ask, &model, request).await.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(judged)
+        let response = self.judged(&mut ticket, &ask, &model, request).await.map_err(|failure| ticket.fail(failure))?;
+        Ok(Moderated { response, told: ticket.done(None) })
     }
 
-    async fn judged(&self, ticket: &mut Ticket, ask: &Ask, model: &str, mut request: Map<String, Value>) -> Result<Moderated, Failure> {
+    async fn judged(&self, ticket: &mut Ticket, ask: &Ask, model: &str, mut request: Map<String, Value>) -> Result<Value, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
-        let road = match self.road_of(&setup, model).await {
+        let found = match self.may_name(ask, model, None) {
+            Ok(()) => self.road_of(&setup, model).await.map_err(|failure| self.told_to(ask, failure)),
+            Err(failure) => Err(failure),
+        };
+        let road = match found {
             Ok(road) => road,
             Err(failure) => {
                 ticket.show_body(held.filter(|_| setup.guards.is_empty()));
@@ -54,21 +57,21 @@ impl Inference {
         };
         ticket.routed(&road);
         let guarded = self.guards(&setup, ticket, &road, held)?;
-        let named = ChatRequest { model: model.to_string(), ..ChatRequest::default() };
-        ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        ticket.priced(&setup);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_values(request.values())).await?);
         if let Some(mut guarded) = guarded {
             self.guard_moderation(ticket, &mut guarded, &mut request)?;
         }
-        let asking = |plan: &Plan| -> BoxFuture<'_, Result<Value, Failure>> {
+        let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Value, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.moderate(ModerateCall { model: plan.model.clone(), request }).await?) })
         };
-        let (response, plan) = self.attempt(&setup, ticket, &road, &asking).await?;
+        let (response, plan) = self.attempt(ticket, &road, Kind::Other, &asking).await?;
         if verdicts(&response).is_none() {
             let message = format!("{}/{} answered with something that is no moderation", plan.provider_name, plan.model);
             return Err(Failure::new(Code::UPSTREAM, message));
         }
-        Ok(Moderated { response, provider: plan.provider_name, release: plan.release })
+        Ok(response)
     }
 
     /// Whether a model is to be asked about texts that go this way.

@@ -1,14 +1,16 @@
 //! What will answer: a route's live release, a manifest, or a model named directly (`provider/model`, `local/<model>:<adapter>`).
 
+use super::Setup;
 use crate::prompts::Library;
 use crate::prompts::parse::Prompt;
-use crate::providers::{Provider, Providers};
+use crate::providers::Provider;
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
-use crate::store::{Store, StoreError, adapters, releases, routes};
+use crate::store::{Store, StoreError, adapters, models, releases, routes};
 use crate::types::chat::ChatRequest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, is_slug};
+use crate::types::told::Named;
 use crate::types::{Code, Digest, Failure};
 use serde_json::Map;
 use std::sync::Arc;
@@ -32,6 +34,10 @@ pub struct Plan {
     pub model: String,
     /// Adapter to apply.
     pub adapter: Option<Digest>,
+    /// Local models: digest of the file that has the name now.
+    pub file: Option<Digest>,
+    /// What callers are told that it is.
+    pub named: Named,
 }
 
 /// Something that may be named in `model`.
@@ -54,30 +60,31 @@ impl Plan {
 }
 
 /// Plans a call of whatever a caller wrote in `model`.
-pub(super) fn for_model(store: &Store, providers: &Providers, name: &str) -> Result<Plan, Failure> {
+pub(super) fn for_model(store: &Store, setup: &Setup, name: &str) -> Result<Plan, Failure> {
     if is_slug(name)
         && let Some(route) = routes::find(store.db.as_ref(), name)?
     {
-        return for_route(store, providers, &route);
+        return for_route(store, setup, &route);
     }
     if !name.contains('/') {
-        return Err(unknown(store, providers, name)?);
+        return Err(unknown(store, setup, name)?);
     }
-    let (provider, provider_name, model) = providers.resolve(name)?;
+    let (provider, provider_name, model) = setup.providers.resolve(name)?;
     let provider_name = provider_name.to_string();
     let (model, adapter) = match model.split_once(':') {
         Some((model, reference)) if provider_name == "local" => (model, Some(adapter(store, model, reference)?)),
         _ => (model, None),
     };
-    let model = model.to_string();
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter })
+    let (model, named) = (model.to_string(), Named::new(&provider_name, model));
+    let file = if provider_name == "local" { models::find(store.db.as_ref(), &model)?.map(|record| record.digest) } else { None };
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter, file, named })
 }
 
 /// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has
 /// the prompt's name its live release answers.
-pub(super) fn for_request(store: &Store, providers: &Providers, library: &Library, request: &ChatRequest) -> Result<Plan, Failure> {
+pub(super) fn for_request(store: &Store, setup: &Setup, library: &Library, request: &ChatRequest) -> Result<Plan, Failure> {
     let field = |name: &str| request.extra.get("prompt")?.get(name)?.as_str();
-    let Some(id) = field("id") else { return for_model(store, providers, &request.model) };
+    let Some(id) = field("id") else { return for_model(store, setup, &request.model) };
     let selector = field("version").or_else(|| field("label"));
     if is_slug(&request.model) && routes::find(store.db.as_ref(), &request.model)?.is_some() {
         if request.model != id || selector.is_some() {
@@ -86,7 +93,7 @@ pub(super) fn for_request(store: &Store, providers: &Providers, library: &Librar
                 Failure::on(Code::INVALID_VALUE, "prompt", message).with_hint("leave prompt.id and its version out, or name a model")
             );
         }
-        return for_model(store, providers, &request.model);
+        return for_model(store, setup, &request.model);
     }
     let reference = selector.map_or_else(|| id.to_string(), |selector| format!("{id}@{selector}"));
     let version = library.get(&reference).map_err(|error| Failure::on(Code::UNKNOWN_NAME, "prompt.id", error.to_string()))?;
@@ -112,25 +119,25 @@ pub(super) fn for_request(store: &Store, providers: &Providers, library: &Librar
         guardrails: Vec::new(),
     };
     // Nobody proved this pair: it is a model called with a prompt, no release.
-    Ok(Plan { release: None, ..for_manifest(store, providers, manifest)? })
+    Ok(Plan { release: None, ..for_manifest(store, setup, manifest)? })
 }
 
 /// Plans a call of a manifest that no route holds.
-pub(super) fn for_manifest(store: &Store, providers: &Providers, manifest: Manifest) -> Result<Plan, Failure> {
-    let plan = for_model_only(store, providers, &manifest)?;
+pub(super) fn for_manifest(store: &Store, setup: &Setup, manifest: Manifest) -> Result<Plan, Failure> {
+    let plan = for_model_only(store, setup, &manifest)?;
     Ok(Plan { release: Some(manifest.digest()), manifest: Some(manifest), ..plan })
 }
 
-fn for_model_only(store: &Store, providers: &Providers, manifest: &Manifest) -> Result<Plan, Failure> {
+fn for_model_only(store: &Store, setup: &Setup, manifest: &Manifest) -> Result<Plan, Failure> {
     if !manifest.model.contains('/') {
-        return Err(unknown(store, providers, &manifest.model)?);
+        return Err(unknown(store, setup, &manifest.model)?);
     }
-    let plan = for_model(store, providers, &manifest.model)?;
+    let plan = for_model(store, setup, &manifest.model)?;
     Ok(Plan { adapter: manifest.adapter.or(plan.adapter), ..plan })
 }
 
 /// The serving rule: only the release at stage `live`, with the stored run that promoted it, is served.
-fn for_route(store: &Store, providers: &Providers, route: &routes::RouteRecord) -> Result<Plan, Failure> {
+fn for_route(store: &Store, setup: &Setup, route: &routes::RouteRecord) -> Result<Plan, Failure> {
     let db = store.db.as_ref();
     let not_live = |what: String| {
         let failure = Failure::on(Code::GATE_REFUSED, "model", format!("the route \"{}\" {what}", route.name));
@@ -151,7 +158,7 @@ fn for_route(store: &Store, providers: &Providers, route: &routes::RouteRecord) 
     if manifest.digest() != live.release {
         return Err(StoreError::Corrupt(format!("the manifest of {} does not match its digest", live.release)).into());
     }
-    let plan = for_manifest(store, providers, manifest)?;
+    let plan = for_manifest(store, setup, manifest)?;
     Ok(Plan { route: Some(route.name.clone()), ..plan })
 }
 
@@ -163,8 +170,8 @@ fn adapter(store: &Store, model: &str, reference: &str) -> Result<Digest, Failur
     }
 }
 
-fn unknown(store: &Store, providers: &Providers, name: &str) -> Result<Failure, Failure> {
-    let listed = listed(store, providers)?;
+fn unknown(store: &Store, setup: &Setup, name: &str) -> Result<Failure, Failure> {
+    let listed = listed(store, setup)?;
     let shown = if is_safe_name(name) { format!("\"{name}\"") } else { "of this name".to_string() };
     let nearest = did_you_mean(name, listed.iter().map(|listed| listed.id.as_str()));
     let failure = Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the model {shown} does not exist{nearest}"));
@@ -172,7 +179,7 @@ fn unknown(store: &Store, providers: &Providers, name: &str) -> Result<Failure, 
 }
 
 /// Everything that can be listed without a network call.
-pub(super) fn listed(store: &Store, providers: &Providers) -> Result<Vec<Listed>, Failure> {
+pub(super) fn listed(store: &Store, setup: &Setup) -> Result<Vec<Listed>, Failure> {
     let db = store.db.as_ref();
     let stages = routes::all_stages(db)?;
     let live = stages.into_iter().filter(|stage| stage.stage == LIVE);
@@ -182,8 +189,10 @@ pub(super) fn listed(store: &Store, providers: &Providers) -> Result<Vec<Listed>
         owner: info.owner,
         created_at: 0,
     };
-    all.extend(providers.models().into_iter().map(of_provider));
-    if providers.get("local").is_some() {
+    all.extend(setup.providers.models().into_iter().map(of_provider));
+    let configured = setup.config.routes.iter();
+    all.extend(configured.map(|route| Listed { id: route.name.clone(), owner: "refit".into(), created_at: 0 }));
+    if setup.providers.get("local").is_some() {
         let with_adapter = |adapter: adapters::AdapterRecord| Listed {
             id: format!("local/{}:{}", adapter.model, adapter.name),
             owner: "refit".into(),

@@ -1,9 +1,11 @@
 //! Replies that must fit the format that was asked for: one that does not is asked for once more, with what was wrong.
 
+use super::attempt::Turn;
 use super::guard::{Answered, Guarded};
 use super::plan::Plan;
+use super::pool::Kind;
 use super::ticket::Ticket;
-use super::{Inference, read_reply};
+use super::{Inference, whole};
 use crate::config::guardrails::Side;
 use crate::guardrails::schema::{Fault, Format, faults};
 use crate::guardrails::{Finding, Names, scan};
@@ -12,6 +14,7 @@ use crate::types::chat::{ChatResponse, Choice, Message, Usage};
 use crate::types::{Code, Failure};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// A choice that does not fit.
 struct Misfit {
@@ -42,13 +45,13 @@ impl Inference {
         let Some(wrong) = misfit(&response, &format, &guarded.names) else { return Ok(response) };
         note(guarded, ticket, &wrong, "repair");
 
-        let asking = |plan: &Plan| -> BoxFuture<'_, Result<Reply, Failure>> {
+        let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (provider, call) = (plan.provider.clone(), (answered.write)(plan));
             let complaint = complaint(&wrong);
             Box::pin(async move { Ok(provider.chat(again(call.await?, complaint)).await?) })
         };
-        let (reply, _) = self.attempt(answered.setup, ticket, answered.road, &asking).await?;
-        let response = joined(response, read_reply(reply)?, wrong.at);
+        let (reply, _) = self.attempt(ticket, answered.road, Kind::Whole, &asking).await?;
+        let response = joined(response, whole(reply.body)?, wrong.at);
         ticket.spent(response.usage.as_ref());
         let Some(wrong) = misfit(&response, &format, &guarded.names) else { return Ok(response) };
         note(guarded, ticket, &wrong, "refuse");

@@ -2,13 +2,17 @@
 //! apart); the log row is written before the end of the stream is reported.
 
 use super::assemble::{Assembly, MAX_KEPT_BYTES};
+use super::cache::Keeper;
 use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Digest, Failure, json};
+use crate::types::{Code, Digest, Failure, Told, json};
 use futures_util::StreamExt;
 use serde_json::Value;
+use std::future::poll_fn;
+use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
 
 /// A streamed answer. Dropping it before its end cancels the call at the provider and logs it as cancelled.
 pub struct AnswerStream {
@@ -22,33 +26,52 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
+    /// What the caller is told at the first byte.
+    pub told: Box<Told>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
+    /// When the stream must have ended.
+    due: Option<Instant>,
     so_far: Assembly,
     /// The provider's own chunk of nothing but usage, for the fields that it has besides.
     usage_frame: Option<ChatChunk>,
     ticket: Option<Ticket>,
+    /// Takes the reply when it is whole, with what answers.
+    keeper: Option<(Keeper, Arc<Plan>)>,
 }
 
 impl AnswerStream {
-    pub(super) fn new(mut ticket: Ticket, plan: Plan, first: Piece, pieces: PieceStream) -> Self {
+    pub(super) fn new(mut ticket: Ticket, plan: Arc<Plan>, first: Piece, pieces: PieceStream) -> Self {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
-            provider: plan.provider_name,
-            model: plan.model,
+            provider: plan.provider_name.clone(),
+            model: plan.model.clone(),
             adapter: plan.adapter,
             release: plan.release,
+            told: Box::new(ticket.told_so_far()),
             first: Some(first),
             pieces: Some(pieces),
+            due: ticket.due(),
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
             usage_frame: None,
             ticket: Some(ticket),
+            keeper: None,
         }
     }
 
+    /// The stream, kept when it has ended well.
+    pub(super) fn keeping(mut self, keeper: Option<(Keeper, Arc<Plan>)>) -> Self {
+        if let Some((keeper, _)) = &keeper {
+            let logged = self.ticket.as_ref().is_some_and(Ticket::keeps_bodies);
+            self.so_far = Assembly::new(keeper.room().max(if logged { MAX_KEPT_BYTES } else { 0 }));
+        }
+        self.keeper = keeper;
+        self
+    }
+
     /// A reply that is there already, as a stream.
-    pub(super) fn whole(ticket: Ticket, plan: Plan, response: ChatResponse) -> Self {
+    pub(super) fn whole(ticket: Ticket, plan: Arc<Plan>, response: ChatResponse) -> Self {
         let mut pieces = chunks(response).into_iter().map(|chunk| Ok(Piece::from(chunk)));
         let first = pieces.next().and_then(Result::ok).unwrap_or_default();
         AnswerStream::new(ticket, plan, first, futures_util::stream::iter(pieces.collect::<Vec<_>>()).boxed())
@@ -60,7 +83,7 @@ impl AnswerStream {
         loop {
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
-                None => self.pieces.as_mut()?.next().await,
+                None => self.wait().await?,
             };
             match next {
                 Some(Ok(piece)) => {
@@ -69,21 +92,58 @@ impl AnswerStream {
                         return Some(Ok(piece));
                     }
                 }
-                Some(Err(error)) => return Some(Err(self.fail(error.into()))),
+                Some(Err(failure)) => {
+                    if let Some(ticket) = &mut self.ticket {
+                        ticket.broke(&failure);
+                    }
+                    return Some(Err(self.fail(failure)));
+                }
                 None => {
                     self.pieces = None;
-                    self.ticket.take().map(|ticket| ticket.succeed(&self.so_far.reply));
+                    if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
+                        keeper.keep_stream(self.so_far.reply.clone(), plan);
+                    }
+                    if let Some(mut ticket) = self.ticket.take() {
+                        ticket.heard(self.so_far.heard_bytes);
+                        ticket.succeed(&self.so_far.reply);
+                    }
                     return None;
                 }
             }
         }
     }
 
+    /// The next piece of the provider, the end, or an error; none where the stream is over. The time until it is there is the
+    /// provider's.
+    async fn wait(&mut self) -> Option<Option<Result<Piece, Failure>>> {
+        let (pieces, ticket) = (self.pieces.as_mut()?, &mut self.ticket);
+        let came = poll_fn(|context| {
+            let polled = pieces.poll_next_unpin(context);
+            // What is there already took no time.
+            match (ticket.as_mut(), polled.is_pending()) {
+                (Some(ticket), true) => ticket.waits(),
+                (Some(ticket), false) => ticket.came(),
+                (None, _) => {}
+            }
+            polled
+        });
+        let Some(due) = self.due else { return Some(came.await.map(|piece| piece.map_err(Failure::from))) };
+        Some(match timeout_at(due, came).await {
+            Ok(came) => came.map(|piece| piece.map_err(Failure::from)),
+            Err(_) => {
+                let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
+                Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message)))
+            }
+        })
+    }
+
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
     pub fn fail(&mut self, failure: Failure) -> Failure {
         self.pieces = None;
+        self.keeper = None;
         match self.ticket.take() {
             Some(mut ticket) => {
+                ticket.heard(self.so_far.heard_bytes);
                 ticket.answered(&self.so_far.reply);
                 ticket.fail(failure)
             }
@@ -166,6 +226,7 @@ impl Drop for AnswerStream {
     fn drop(&mut self) {
         if let Some(ticket) = &mut self.ticket {
             // The caller went away: the ticket logs it as cancelled, with what it had been sent.
+            ticket.heard(self.so_far.heard_bytes);
             ticket.answered(&self.so_far.reply);
         }
     }

@@ -3,19 +3,29 @@
 
 use super::admission::Grant;
 use super::plan::Plan;
-use super::road::Road;
-use super::{Ask, Log};
+use super::pool::Trial;
+use super::road::{Permits, Road};
+use super::verdict;
+use super::{Ask, Log, Setup, size};
 use crate::guardrails::Finding;
+use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
+use crate::types::ids::is_safe_name;
 use crate::types::plain::PlainChat;
 use crate::types::time::now_ms;
-use crate::types::{Code, Failure};
+use crate::types::told::Cost;
+use crate::types::{Code, Failure, Told};
 use bytes::Bytes;
 use serde::Serialize;
-use std::time::Instant;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the log calls an answer of a cascade's first model that was not good enough.
+const NOT_TAKEN: &str = "not_accepted";
 
 /// One call being written down.
 pub(super) struct Ticket {
@@ -25,34 +35,96 @@ pub(super) struct Ticket {
     log: Log,
     written: bool,
     grant: Option<Grant>,
+    calls: Calls,
+    prices: Option<Arc<Prices>>,
+    /// Bytes of text that the provider has answered.
+    heard_bytes: u64,
+    /// Nobody sends a bill for this.
+    free: bool,
     /// The reply that is in the row stays there.
     keeps_reply: bool,
     _in_flight: InFlight,
+}
+
+/// The calls of targets that were made for this one.
+#[derive(Default)]
+struct Calls {
+    made: u64,
+    /// The target that the row names.
+    planned: Option<Arc<Plan>>,
+    /// What came of those that do not count, in order.
+    failed: Vec<FailedCall>,
+    /// Time that targets took: waiting for replies, and for the pieces of streams.
+    upstream: Duration,
+    /// Since when a target is waited for.
+    waiting: Option<Instant>,
+    /// Time in queues, and since when in one.
+    queued: Duration,
+    queueing: Option<Instant>,
+    /// When the request must be done.
+    due: Option<tokio::time::Instant>,
+    /// What the request stays with.
+    stays_with: Option<u64>,
+    /// The call of a stream under way, with its places at the gates.
+    held: Option<(Trial, Permits)>,
+    cascade: Option<Cascaded>,
+}
+
+/// A call that does not count.
+#[derive(Serialize)]
+struct FailedCall {
+    target: String,
+    code: &'static str,
+    ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_tokens: Option<u64>,
+}
+
+/// How a cascade went.
+pub(super) struct Cascaded {
+    /// Whether the first model's answer was taken.
+    pub(super) accepted: bool,
+    /// The target that answers, or would have answered, in its place.
+    pub(super) alternative: Arc<Plan>,
+    /// What was used beside the reply that counts: by the first model where its answer was not taken, and by the judge.
+    pub(super) beside: Vec<(Arc<Plan>, Usage)>,
 }
 
 /// What is asked, as far as the log is concerned.
 pub(super) struct Asked<'r, B> {
     model: &'r str,
     streamed: bool,
+    /// Conversation that it belongs to, as the caller says.
+    conversation: Option<&'r str>,
     body: &'r B,
 }
 
 impl<'r> Asked<'r, ChatRequest> {
     pub(super) fn chat(request: &'r ChatRequest) -> Self {
-        Asked { model: &request.model, streamed: request.stream.unwrap_or(false), body: request }
+        let streamed = request.stream.unwrap_or(false);
+        Asked { model: &request.model, streamed, conversation: conversation(&request.extra), body: request }
     }
 }
 
 impl<'r> Asked<'r, PlainChat> {
     pub(super) fn plain(request: &'r PlainChat) -> Self {
-        Asked { model: &request.model, streamed: request.streamed, body: request }
+        Asked { model: &request.model, streamed: request.streamed, conversation: None, body: request }
     }
 }
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, body }
+        Asked { model, streamed: false, conversation: None, body }
     }
+}
+
+/// The conversation that a request names: where OpenAI's clients put it, or in its metadata. What can be no id is none.
+fn conversation(fields: &Map<String, Value>) -> Option<&str> {
+    let field = fields.get("conversation");
+    let named = field.and_then(|field| field.as_str().or_else(|| field.get("id")?.as_str()));
+    named.or_else(|| fields.get("metadata")?.get("conversation_id")?.as_str()).filter(|id| is_safe_name(id))
 }
 
 impl Ticket {
@@ -66,6 +138,7 @@ impl Ticket {
             endpoint: ask.endpoint.to_string(),
             model: asked.model.to_string(),
             streamed: asked.streamed,
+            conversation: asked.conversation.map(str::to_string),
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         });
@@ -77,6 +150,10 @@ impl Ticket {
             log: log.clone(),
             written: false,
             grant: None,
+            calls: Calls::default(),
+            prices: None,
+            heard_bytes: 0,
+            free: false,
             keeps_reply: false,
             _in_flight: in_flight,
         }
@@ -94,6 +171,94 @@ impl Ticket {
     /// The name that was called is known.
     pub(super) fn routed(&mut self, road: &Road) {
         self.row.route.clone_from(&road.name);
+        self.calls.due = road.rules.total_timeout.map(|limit| tokio::time::Instant::from_std(self.started) + limit);
+    }
+
+    /// What the request stays with, where its road is sticky.
+    pub(super) fn sticks(&mut self, key: Option<u64>) {
+        self.calls.stays_with = key;
+    }
+
+    pub(super) fn stays_with(&self) -> Option<u64> {
+        self.calls.stays_with
+    }
+
+    /// When the request must be done.
+    pub(super) fn due(&self) -> Option<tokio::time::Instant> {
+        self.calls.due
+    }
+
+    /// A target is called, `times` times more than before; from now on it is waited for.
+    pub(super) fn calls(&mut self, plan: &Arc<Plan>, times: u64) {
+        self.calls.made += times;
+        self.planned(plan);
+        self.waits();
+    }
+
+    /// A call failed, or its answer was not taken.
+    pub(super) fn failed(&mut self, target: &str, code: Code, took: Duration) {
+        self.came();
+        let (target, ms) = (target.to_string(), millis(took));
+        self.calls.failed.push(FailedCall { target, code: code.name, ms, input_tokens: None, output_tokens: None });
+    }
+
+    /// A target answered: its reply is the one that counts.
+    pub(super) fn answers(&mut self, plan: &Arc<Plan>) {
+        self.came();
+        self.planned(plan);
+    }
+
+    /// A target is waited for.
+    pub(super) fn waits(&mut self) {
+        self.calls.waiting.get_or_insert_with(Instant::now);
+    }
+
+    /// What was waited for came.
+    pub(super) fn came(&mut self) {
+        if let Some(since) = self.calls.waiting.take() {
+            self.calls.upstream += since.elapsed();
+        }
+    }
+
+    pub(super) fn queues(&mut self) {
+        self.calls.queueing = Some(Instant::now());
+    }
+
+    pub(super) fn leaves_queue(&mut self) {
+        if let Some(since) = self.calls.queueing.take() {
+            self.calls.queued += since.elapsed();
+        }
+    }
+
+    /// A stream has begun: its call is over when this ticket is, and must be by then.
+    pub(super) fn holds(&mut self, trial: Trial, permits: Permits, due: Option<tokio::time::Instant>) {
+        self.calls.held = Some((trial, permits));
+        self.calls.due = [self.calls.due, due].into_iter().flatten().min();
+    }
+
+    /// A stream that had begun broke.
+    pub(super) fn broke(&mut self, failure: &Failure) {
+        if let Some((trial, _)) = &mut self.calls.held
+            && verdict::of(failure).blames_target
+        {
+            trial.failed(failure.code().name);
+        }
+    }
+
+    /// The first model of a cascade answered, but not well enough: its tokens were used for nothing.
+    pub(super) fn not_taken(&mut self, target: &str, usage: Option<&Usage>, took: Duration) {
+        let [input_tokens, output_tokens] = [usage.map(|usage| usage.prompt_tokens), usage.map(|usage| usage.completion_tokens)];
+        self.calls.failed.push(FailedCall { target: target.to_string(), code: NOT_TAKEN, ms: millis(took), input_tokens, output_tokens });
+    }
+
+    /// How a cascade went. The one place that knows everything the saving is made of; what it was is put down with the row.
+    pub(super) fn cascade(&mut self, cascaded: Cascaded) {
+        self.calls.cascade = Some(cascaded);
+    }
+
+    /// `accepted` or `escalated`, where there was a cascade.
+    fn cascaded(&self) -> Option<&'static str> {
+        self.calls.cascade.as_ref().map(|cascaded| if cascaded.accepted { "accepted" } else { "escalated" })
     }
 
     /// The call may be made; what was reserved for it is settled when the row is written.
@@ -101,13 +266,41 @@ impl Ticket {
         self.grant = Some(grant);
     }
 
-    /// Whether the cache had the reply.
-    pub(super) fn looked_up(&mut self, hit: bool) {
-        self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
+    /// The prices that the call goes by.
+    pub(super) fn priced(&mut self, setup: &Setup) {
+        self.prices = Some(setup.prices.clone());
     }
 
-    pub(super) fn planned(&mut self, plan: &Plan) {
-        if plan.route.is_some() {
+    /// So many bytes of text have come from the provider.
+    pub(super) fn heard(&mut self, bytes: u64) {
+        self.heard_bytes = bytes;
+    }
+
+    /// What a provider counted for a reply that nobody has read yet; it is owed, whatever becomes of the reply.
+    pub(super) fn owes(&mut self, response: &ChatResponse) {
+        self.usage.clone_from(&response.usage);
+        self.heard_bytes = response.text().len() as u64;
+    }
+
+    /// What the cache had: `hit`, `semantic` or `miss`.
+    pub(super) fn looked_up(&mut self, how: &'static str) {
+        self.row.cache = Some(how.to_string());
+        self.log.metrics.looked_up(how);
+    }
+
+    /// Whether the reply was given before, and nobody counted tokens for it now.
+    fn is_kept(&self) -> bool {
+        matches!(self.row.cache.as_deref(), Some("hit" | "semantic"))
+    }
+
+    /// The target that the row names.
+    pub(super) fn planned(&mut self, plan: &Arc<Plan>) {
+        if self.calls.planned.as_ref().is_some_and(|planned| Arc::ptr_eq(planned, plan)) {
+            return;
+        }
+        self.calls.planned = Some(plan.clone());
+        // A gated route that is the target of a configured one does not take its name.
+        if plan.route.is_some() && self.row.route.is_none() {
             self.row.route.clone_from(&plan.route);
         }
         self.row.release = plan.release.map(|digest| digest.to_string());
@@ -126,6 +319,7 @@ impl Ticket {
         self.row.input_tokens = response.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = response.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.finish_reason = response.choices.first().and_then(|choice| choice.finish_reason.clone());
+        self.row.reply_id = Some(response.id.clone()).filter(|id| !id.is_empty());
         if !self.keeps_reply {
             self.row.reply = self.log.bodies.then(|| to_text(response));
         }
@@ -163,64 +357,187 @@ impl Ticket {
         self.keeps_reply = true;
     }
 
-    /// The reply is whole. Returns the milliseconds it took.
-    pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
+    /// The reply is whole. Returns the milliseconds it took, and what the caller is told.
+    pub(super) fn succeed(mut self, response: &ChatResponse) -> (f64, Box<Told>) {
         self.answered(response);
+        if self.usage.is_none() && self.heard_bytes == 0 {
+            self.heard_bytes = response.choices.iter().map(|choice| choice.message.plain_text().len() as u64).sum();
+        }
         // 200, as the status of every reply that is not a row of the error table.
-        self.row.total_ms = self.elapsed_ms();
-        let took = self.row.total_ms;
-        self.write(200, None);
-        took
+        let told = self.close(200, None);
+        (told.total_ms, told.told)
     }
 
-    /// The reply goes to the caller as it came.
-    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) {
+    /// The reply goes to the caller as it came. Returns what the caller is told.
+    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) -> Box<Told> {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
+        self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;
-        self.write(200, None);
+        self.heard_bytes = body.len() as u64;
+        self.close(200, None).told
     }
 
-    /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it.
-    pub(super) fn done(mut self, read: Option<u64>) {
+    /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it. Returns what the
+    /// caller is told.
+    pub(super) fn done(mut self, read: Option<u64>) -> Box<Told> {
         self.usage = read.map(|tokens| Usage::new(tokens, 0));
+        self.free = read.is_none();
         self.row.input_tokens = read;
         self.row.output_tokens = read.map(|_| 0);
-        self.write(200, None);
+        self.close(200, None).told
     }
 
-    /// The call failed; gives the failure back.
+    /// The call failed; gives the failure back, with what is known about the call.
     pub(super) fn fail(&mut self, failure: Failure) -> Failure {
-        self.write(failure.code().status, Some(failure.code()));
-        failure
+        if self.written {
+            return failure;
+        }
+        let code = failure.code();
+        failure.of_call(*self.close(code.status, Some(code)).told)
     }
 
-    fn write(&mut self, status: u16, code: Option<Code>) {
-        if std::mem::replace(&mut self.written, true) {
-            return;
+    /// What can be told now, before the end: of a stream that has begun.
+    pub(super) fn told_so_far(&self) -> Told {
+        let waited = self.calls.upstream + self.calls.queued + self.calls.waiting.map_or(Duration::ZERO, |since| since.elapsed());
+        let ours = self.started.elapsed().saturating_sub(waited);
+        Told { attempts: Some(self.calls.made).filter(|made| *made > 0), overhead_ms: Some(millis(ours)), ..self.told() }
+    }
+
+    /// What the row tells the caller.
+    fn told(&self) -> Told {
+        let row = &self.row;
+        let cost = row.cost_micro_usd.map(Cost::MicroUsd);
+        Told {
+            named: self.calls.planned.as_ref().map(|plan| plan.named.clone()),
+            route: row.route.clone(),
+            release: row.release.clone(),
+            attempts: row.attempts,
+            cache: row.cache.clone(),
+            cascade: self.cascaded(),
+            cost: cost.unwrap_or_default(),
+            overhead_ms: row.overhead_ms,
+            queue_ms: row.queue_ms,
         }
+    }
+
+    /// Writes the row, if it is not written yet.
+    fn write(&mut self, status: u16, code: Option<Code>) {
+        if !self.written {
+            self.close(status, code);
+        }
+    }
+
+    /// Writes the row.
+    fn close(&mut self, status: u16, code: Option<Code>) -> Closed {
+        self.written = true;
         self.row.total_ms = self.elapsed_ms();
+        self.count_calls();
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
-        if let Some(grant) = self.grant.take() {
-            grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
-        }
+        self.charge();
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
             provider: &self.row.provider,
             status,
             total_ms: self.row.total_ms,
             first_token_ms: self.row.first_token_ms,
-            usage: self.usage.as_ref(),
+            usage: self.usage.as_ref().filter(|_| !self.is_kept()),
         });
+        let mut told = Box::new(self.told());
+        if self.calls.planned.is_some() && told.cost == Cost::Open {
+            told.cost = Cost::Unknown;
+        }
+        let total_ms = self.row.total_ms;
+        if let Some(redactor) = &self.log.redactor {
+            redactor.row(&mut self.row);
+        }
         self.log.recorder.record(std::mem::take(&mut self.row));
+        Closed { total_ms, told }
+    }
+
+    /// Puts down the calls that were made, and how the time was spent. What neither a queue nor a target took is ours; in streams that
+    /// is also the time in which the caller did not take what had come.
+    fn count_calls(&mut self) {
+        self.came();
+        self.leaves_queue();
+        let calls = &mut self.calls;
+        calls.held = None;
+        let queue_ms = Some(millis(calls.queued)).filter(|ms| *ms > 0.0);
+        self.row.queue_ms = queue_ms.or(self.row.queue_ms);
+        if calls.made == 0 {
+            return;
+        }
+        self.row.attempts = Some(calls.made);
+        self.row.upstream_ms = Some(millis(calls.upstream));
+        let ours = self.row.total_ms - millis(calls.upstream) - millis(calls.queued);
+        self.row.overhead_ms = Some((ours.max(0.0) * 1e3).round() / 1e3);
+        if calls.made > 1 && !calls.failed.is_empty() {
+            self.row.attempted = Some(to_text(&calls.failed));
+        }
+    }
+
+    /// What tokens cost at a target, in micro-dollars; none where the price is not known.
+    fn price(&self, plan: &Plan, usage: &Usage) -> Option<i64> {
+        let price = self.prices.as_ref()?.of(&plan.provider_name, &plan.model, self.row.at)?;
+        Some(price.cost(usage).0)
+    }
+
+    /// What was used beside the reply that counts: tokens, and their cost.
+    fn beside(&self) -> (u64, Option<i64>) {
+        let beside = self.calls.cascade.iter().flat_map(|cascaded| &cascaded.beside);
+        beside.fold((0, Some(0)), |(tokens, cost), (plan, usage)| {
+            let more = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+            (tokens.saturating_add(more), cost.and_then(|cost: i64| Some(cost.saturating_add(self.price(plan, usage)?))))
+        })
+    }
+
+    /// What a cascade saved: less than nothing where its first model was asked in vain. None where a price is not known.
+    fn saving(&self, usage: &Usage) -> Option<i64> {
+        let Cascaded { accepted, alternative, .. } = self.calls.cascade.as_ref()?;
+        match accepted {
+            true => Some(self.price(alternative, usage)? - self.row.cost_micro_usd?),
+            false => self.beside().1.map(|cost| -cost),
+        }
+    }
+
+    /// Puts down what the call costs, and settles what was reserved for it.
+    fn charge(&mut self) {
+        let grant = self.grant.take().unwrap_or_default();
+        if let Some(usage) = &self.usage {
+            self.row.cached_tokens = cost::cached(usage);
+            self.row.cache_write_tokens = cost::cache_written(usage);
+            self.row.reasoning_tokens = usage.reasoning_tokens();
+        }
+        let answered = self.row.error_code.is_none() || self.heard_bytes > 0;
+        // A provider that does not say what it counted, or whose stream was cut before it did, still sends a bill.
+        let guess = || Usage::new(grant.likely_tokens(), size::likely_tokens(self.heard_bytes));
+        let guessed = (self.usage.is_none() && answered && !self.free).then(guess);
+        let billed = self.usage.clone().or(guessed.clone()).filter(|_| !self.row.provider.is_empty());
+        let (tokens_beside, cost_beside) = self.beside();
+        let Some(usage) = billed else {
+            // Refused before anybody was asked, or failed with nothing to show for it but what was asked before.
+            self.row.cost_micro_usd = cost_beside;
+            return grant.settle(tokens_beside, cost_beside);
+        };
+        let mark = if guessed.is_some() { " (estimated)" } else { "" };
+        let price = self.prices.as_ref().and_then(|prices| prices.of(&self.row.provider, &self.row.model, self.row.at));
+        let cost = price.map(|price| price.cost(&usage).0);
+        self.row.price = price.map(|price| format!("{}{mark}", price.name()));
+        if self.is_kept() {
+            (self.row.cost_micro_usd, self.row.saved_micro_usd) = (Some(0), cost);
+            return grant.settle(0, Some(0));
+        }
+        self.row.cost_micro_usd = cost.and_then(|cost| Some(cost.saturating_add(cost_beside?)));
+        self.row.saved_micro_usd = self.saving(&usage);
+        let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens).saturating_add(tokens_beside);
+        grant.settle(tokens, self.row.cost_micro_usd);
     }
 
     fn elapsed_ms(&self) -> f64 {
-        // Microseconds are enough.
-        (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
+        millis(self.started.elapsed())
     }
 }
 
@@ -231,6 +548,17 @@ impl Drop for Ticket {
         let code = if std::thread::panicking() { Code::INTERNAL } else { code };
         self.write(code.status, Some(code));
     }
+}
+
+/// A row that is written.
+struct Closed {
+    total_ms: f64,
+    told: Box<Told>,
+}
+
+/// Milliseconds; microseconds are enough.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A body as it was sent; JSON is UTF-8.

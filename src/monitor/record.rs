@@ -5,6 +5,7 @@
 //! [`Recorder::state`] tells; `/ready` says 503 meanwhile, because what is kept in memory does not outlive the process.
 
 use super::Metrics;
+use super::line;
 use super::segment::{self, Segment};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What rows that could not be written may take of the memory.
 const UNWRITTEN_BYTES: usize = 16 << 20;
 /// What written rows may take of it until they are moved; what is more is read from its segment again.
-const WRITTEN_BYTES: usize = 8 << 20;
+const WRITTEN_BYTES: usize = 12 << 20;
 /// A row without its bodies, about.
 const ROW_BYTES: usize = 1_024;
 
@@ -136,7 +137,7 @@ impl Recorder {
             // The mover tries each second; every request trying, too, would only cost.
             return shared.keep(&mut lock(&shared.state), row);
         }
-        let line = segment::line(&row);
+        let line = line::write(&row);
         let mut shard = lock(&shared.shards[of_thread()]);
         if let Err(error) = shard.append(&shared.directory, &line) {
             drop(shard);
@@ -257,7 +258,7 @@ impl Shared {
         // It may be the directory itself that somebody took away.
         std::fs::create_dir_all(&self.directory).map_err(failed)?;
         while let Some(row) = state.kept.pop_front() {
-            let (bytes, line) = (size(&row), segment::line(&row));
+            let (bytes, line) = (size(&row), line::write(&row));
             let mut shard = lock(&self.shards[of_thread()]);
             if let Err(error) = shard.append(&self.directory, &line) {
                 state.disk = Some(error.to_string());
@@ -284,7 +285,8 @@ impl Shared {
             state.let_go += taken.iter().map(|shard| shard.lines).sum::<usize>();
             (state.let_go, taken.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest)))
         };
-        let moved = taken.into_iter().try_for_each(|shard| self.move_shard(shard));
+        let standing = segment::standing(&self.directory);
+        let moved = standing.and_then(|standing| taken.into_iter().try_for_each(|shard| self.move_shard(shard, &standing)));
         let moved = moved.and_then(|()| self.drain());
         let mut state = lock(&self.state);
         match &moved {
@@ -309,12 +311,12 @@ impl Shared {
     }
 
     /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
-    fn move_shard(&self, shard: Shard) -> Result<(), StoreError> {
+    fn move_shard(&self, shard: Shard, standing: &[String]) -> Result<(), StoreError> {
         let Shard { segment, lines, rows, bytes, .. } = shard;
         self.written_bytes.fetch_sub(bytes, Ordering::Relaxed);
         match segment {
-            Some(segment) if rows.len() == lines => {
-                segment::store(rows, &self.store)?;
+            Some(segment) if rows.len() == lines && !segment.spoilt => {
+                segment::store(rows, &segment, standing, &self.store)?;
                 segment.remove()
             }
             _ => Ok(()),

@@ -51,6 +51,7 @@ pub struct Http {
     service: Service,
     connect_timeout: Duration,
     timeout: Duration,
+    first_byte_timeout: Duration,
     idle_timeout: Duration,
     /// How encrypted services, and lists of models, are asked.
     client: OnceLock<reqwest::Client>,
@@ -66,6 +67,7 @@ impl Http {
             service,
             connect_timeout: Duration::from_secs(config.connect_timeout_s),
             timeout: Duration::from_secs(config.timeout_s),
+            first_byte_timeout: Duration::from_secs(config.first_byte_timeout_s),
             idle_timeout: Duration::from_secs(config.idle_timeout_s),
             client: OnceLock::new(),
             wire: OnceLock::new(),
@@ -111,11 +113,11 @@ impl Http {
         let sent = pin!(async {
             let response = match self.wire(source)? {
                 Some(wire) => Received::Wire(wire.post(path, headers, &body).await.map_err(|failed| self.failed(failed, source))?),
-                None => Received::Client(self.send(path, headers, body, source).await?),
+                None => Received::Client(Box::pin(self.send(path, headers, body, source)).await?),
             };
-            if response.is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
+            if response.is_success() { Ok(response) } else { Err(Box::pin(upstream::refusal(response, source)).await) }
         });
-        tokio::time::timeout(self.timeout, sent).await.map_err(|_| source.timed_out(self.timeout))?
+        tokio::time::timeout(self.first_byte_timeout, sent).await.map_err(|_| source.timed_out(self.first_byte_timeout))?
     }
 
     async fn send(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<reqwest::Response, ProviderError> {

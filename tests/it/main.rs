@@ -4,6 +4,9 @@
 mod abuse;
 mod audit;
 mod batches;
+mod budgets;
+mod cache;
+mod cascade;
 mod cli;
 mod clients;
 mod config;
@@ -17,27 +20,36 @@ mod edges;
 mod engine;
 mod evals;
 mod faults;
+mod feedback;
 mod forwarding;
 mod gateway;
 mod guardrails;
+mod headers;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
+mod limits;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod logs;
 mod messages;
 mod models;
 mod origins;
+mod places;
+mod prices;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]
 mod reload;
+mod resilience;
 #[cfg(target_os = "linux")]
 mod rig;
+mod routing;
 mod serving;
 mod streams;
 mod support;
+mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;

@@ -100,7 +100,7 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
         let chat = loop {
             match head::look(&buffer) {
                 Head::Chat(chat) if chat.body <= lane.gateway.app.config().server.max_body_bytes => break chat,
-                Head::Chat(_) | Head::Other => return hand_over(stream, buffer, lane, doing).await,
+                Head::Chat(_) | Head::Other => return Box::pin(hand_over(stream, buffer, lane, doing)).await,
                 Head::Partial => {
                     buffer.reserve(READ_BYTES);
                     let time = Duration::from_secs(lane.gateway.app.config().server.head_timeout_s);
@@ -114,12 +114,13 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
         if !doing.begin() {
             return Ok(());
         }
+        tracing::trace!(bytes = chat.body, "a chat request in the lane");
         drop(buffer.split_to(chat.length));
         read_body(&mut stream, &mut buffer, chat.body).await?;
         let body = buffer.split_to(chat.body).freeze();
         // Pinned where it was made: futures of this size are not moved for nothing.
         let answering = pin!(async {
-            let answering = answer(&lane.gateway, chat.headers, body);
+            let answering = pin!(answer(&lane.gateway, chat.headers, body));
             let response = drain::unless_cut(answering, &lane.gateway.app.metrics.serving).await;
             write::reply(&stream, response, doing.is_last()).await
         });
@@ -136,11 +137,11 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
 /// A chat request's answer, as the route table gives it.
 async fn answer(gateway: &Gateway, headers: HeaderMap, body: Bytes) -> Response {
     envelope::around(gateway, head::PATH, Protocol::Chat, async |id| {
-        let asked = access::caller(gateway, &headers, Role::App).await.map_err(ApiError::from);
-        match asked {
-            Ok(caller) => openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response(),
-            Err(error) => error.into_response(),
-        }
+        let asked = headers.clone();
+        let answered = access::with_caller(gateway, &asked, Role::App, async |caller| {
+            openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response()
+        });
+        answered.await.unwrap_or_else(|failure| ApiError::from(failure).into_response())
     })
     .await
 }
@@ -160,7 +161,8 @@ async fn hand_over(stream: TcpStream, read: BytesMut, lane: Lane, doing: &Doing)
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let (router, serving) = (router.clone(), &gateway.app.metrics.serving);
         async move {
-            let answering = async { router.oneshot(azure::rewrite(request.map(Body::new))).await.unwrap_or_else(|never| match never {}) };
+            let routed = router.oneshot(azure::rewrite(request.map(Body::new)));
+            let answering = pin!(async { routed.await.unwrap_or_else(|never| match never {}) });
             Ok::<_, Infallible>(drain::unless_cut(answering, serving).await)
         }
     });

@@ -1,11 +1,13 @@
 //! `POST /v1/chat/completions`, plain and streamed.
 
 use super::check;
+use crate::gateway::Gateway;
+use crate::gateway::answer::tell;
 use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-use crate::gateway::{Gateway, answer as told_by};
+
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
@@ -21,10 +23,20 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
 
 /// Answers a chat request.
 pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiError> {
-    let entry = entry.whole_body().await?;
-    if let Some(plain) = entry.plain() {
-        return self::plain(entry, plain).await;
+    let entry = if entry.is_read() { entry } else { Box::pin(entry.whole_body()).await? };
+    match entry.plain() {
+        // What is common stays small: the futures of all that is not are made when they are needed.
+        Some(plain) if plain.streamed => Box::pin(stream_plain(entry, plain)).await,
+        Some(plain) => {
+            let Entry { gateway, ask, .. } = entry;
+            Ok(written(gateway.app.inference.pass_plain(ask, plain).await?))
+        }
+        None => Box::pin(read(entry)).await,
     }
+}
+
+/// Answers a request that has to be read.
+async fn read(entry: Entry) -> Result<Response, ApiError> {
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
     if chat.stream.unwrap_or(false) {
         let encoder = Chunks { wants_usage: chat.wants_usage() };
@@ -33,23 +45,20 @@ pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiErro
     Ok(written(gateway.app.inference.pass(ask, chat).await?))
 }
 
-async fn plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {
+async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {
     let Entry { gateway, ask, .. } = entry;
-    if plain.streamed {
-        let encoder = Chunks { wants_usage: plain.wants_usage };
-        let inference = gateway.app.inference.clone();
-        return sse::open_with(&gateway, Box::pin(async move { inference.stream_plain(ask, plain).await }), encoder).await;
-    }
-    Ok(written(gateway.app.inference.pass_plain(ask, plain).await?))
+    let encoder = Chunks { wants_usage: plain.wants_usage };
+    let inference = gateway.app.inference.clone();
+    sse::open_with(&gateway, Box::pin(async move { inference.stream_plain(ask, plain).await }), encoder).await
 }
 
 fn written(passed: Passed) -> Response {
     match passed {
-        Passed::Bytes { body, provider, release } => {
+        Passed::Bytes { body, told } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            told_by::told(([kind], body).into_response(), &provider, release)
+            tell(([kind], body).into_response(), &told)
         }
-        Passed::Answer(read) => told_by::told(Json(&read.response).into_response(), &read.provider, read.release),
+        Passed::Answer(read) => tell(Json(&read.response).into_response(), &read.told),
     }
 }
 

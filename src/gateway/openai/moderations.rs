@@ -13,5 +13,5 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
     let entry = Entry::of(&gateway, request, "moderations")?;
     let (gateway, ask, request) = entry.read(|fields, _| check::moderation(fields)).await?;
     let judged = gateway.app.inference.moderate(ask, request).await?;
-    Ok(answer::told(Json(judged.response).into_response(), &judged.provider, judged.release))
+    Ok(answer::tell(Json(judged.response).into_response(), &judged.told))
 }
