@@ -72,8 +72,8 @@ impl Guards {
 
     /// Whether calls on a road go through any set.
     pub(super) fn are_on(&self, road: &Road) -> bool {
-        let of_release = |plan: &Arc<Plan>| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
-        road.targets.iter().any(of_release)
+        let of_release = |plan: &Plan| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
+        plans(road).any(of_release)
             || (!self.sets.is_empty() && (!self.default.is_empty() || self.sets.values().any(|guard| is_for(guard, road))))
     }
 
@@ -86,8 +86,8 @@ impl Guards {
             return Ok(None);
         }
         let named = self.sets.values().filter(|guard| is_for(guard, road)).cloned();
-        let held = |plan: &Arc<Plan>| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
-        let releases = road.targets.iter().filter(|plan| held(plan));
+        let held = |plan: &Plan| plan.manifest.as_ref().is_some_and(|manifest| !manifest.guardrails.is_empty());
+        let releases = plans(road).filter(|plan| held(plan));
         let of_releases =
             releases.filter_map(|plan| Some(self.held_by(plan.release, plan.manifest.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
         Ok(self.gathered(named.chain(of_releases.into_iter().flatten())))
@@ -138,14 +138,20 @@ impl Guards {
     }
 }
 
+/// Every plan that a call on a road may come to, a cascade's among them.
+fn plans(road: &Road) -> impl Iterator<Item = &Plan> {
+    let beside = road.cascade.iter().flat_map(|cascade| std::iter::once(&cascade.first).chain(&cascade.judge));
+    road.targets.iter().chain(beside.flat_map(|road| &road.targets)).map(AsRef::as_ref)
+}
+
 /// Whether a set says that it is for the name that was called, or for a target of it.
 fn is_for(guard: &Guard, road: &Road) -> bool {
     let named = |name: &String| {
-        let target = |plan: &Arc<Plan>| {
+        let target = |plan: &Plan| {
             plan.route.as_ref() == Some(name)
                 || name.split_once('/').is_some_and(|(provider, model)| plan.provider_name == provider && plan.model == model)
         };
-        road.name.as_ref() == Some(name) || road.targets.iter().any(target)
+        road.name.as_ref() == Some(name) || plans(road).any(target)
     };
     guard.set.routes.iter().any(named) || road.rules.guardrails.contains(&guard.set.name)
 }

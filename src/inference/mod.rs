@@ -396,6 +396,8 @@ impl Inference {
         ticket.priced(&setup);
         let mut guarded = self.guards(&setup, ticket, &road, held)?;
         ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
+        // By what the caller said: placeholders would make one of all users.
+        ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let mut request = request;
         if let Some(guarded) = &mut guarded {
             request = self.guard_input(&setup, ticket, guarded, request).await?;
@@ -404,7 +406,6 @@ impl Inference {
         }
         let may_be_kept = guarded.as_ref().is_none_or(|guarded| guarded.may_be_kept());
         let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request)? } else { None };
-        ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let what = Mutex::new(What { request, native: ask.native.take() });
         Ok(Begun { setup, road, what, key, guarded })
     }
