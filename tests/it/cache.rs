@@ -695,9 +695,35 @@ fn a_question_that_means_the_same_gets_the_same_reply_within_its_scope() {
     let row = row(&refit, &near);
     assert_eq!((&row["cache"], &row["cost_micro_usd"], &row["provider"]), (&json!("semantic"), &json!(0), &json!("up")));
     assert!(up.embedded().iter().all(|text| !text.contains("short")), "only the question is embedded: {:?}", up.embedded());
-    let made = refit.run(&["logs", "tail", "--json"]).expect(0).stdout;
-    let vectors = made.lines().filter(|line| line.contains("cache.embeddings")).collect::<Vec<_>>();
-    assert!(vectors.iter().all(|line| line.contains("[cache]")) && vectors.iter().any(|line| line.contains("\"bank\"")), "{made}");
+    let rows = refit.run(&["logs", "tail", "--limit", "100", "--json"]).expect(0).json();
+    let made: Vec<_> = rows.as_array().expect("rows").iter().filter(|row| row["endpoint"] == "cache.embeddings").collect();
+    assert!(made.len() > 5 && made.iter().all(|row| row["api_key"] == "[cache]" && row["model"] == "e"), "{rows}");
+    assert_eq!(made.iter().filter(|row| row["project"] == "bank").count(), 1, "each tenant pays for its own: {rows}");
+}
+
+#[test]
+fn what_stands_around_a_question_is_read_in_the_callers_own_protocol() {
+    let up = upstream(numbered);
+    let refit = before(&up, SEMANTIC);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let post = |content: Value, fields: Value| {
+        let mut body = json!({"model": "up/m", "max_tokens": 9, "system": "s", "messages": [{"role": "user", "content": content}]});
+        for (name, value) in fields.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        seen(&server.post("/v1/messages", Some(&key), &body)).1.map(str::to_string)
+    };
+    let (miss, semantic) = (Some("miss".to_string()), Some("semantic".to_string()));
+    assert_eq!(post(json!("what does it cost?"), json!({})), miss);
+    assert_eq!(post(json!("what is the price?"), json!({})), semantic);
+    assert_eq!(post(json!([{"type": "text", "text": "which price?"}]), json!({})), semantic);
+    for other in [json!({"system": "t"}), json!({"max_tokens": 8}), json!({"thinking": {"type": "disabled"}})] {
+        assert_eq!(post(json!("and the price?"), other.clone()), miss, "{other}");
+    }
+    let marked = json!([{"type": "text", "text": "some price?", "cache_control": {"type": "ephemeral"}}]);
+    assert_eq!(post(marked, json!({})), miss, "a question with more than text");
+    let earlier = |said: &str| json!({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "the price?"}]});
+    assert_eq!((post(json!(""), earlier("x")), post(json!(""), earlier("y"))), (miss.clone(), miss));
 }
 
 #[test]
