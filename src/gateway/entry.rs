@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use super::middleware::RequestId;
 use super::openai::azure::Deployment;
-use super::{Gateway, answer, body};
+use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::{Ask, CacheWish};
 use crate::types::plain::PlainChat;
@@ -62,7 +62,8 @@ impl Entry {
     /// Reads the body as it is.
     pub async fn whole_body(mut self) -> Result<Self, ApiError> {
         if let Sent::Stream(body) = self.body {
-            match body::read_whole(&self.headers, body, self.gateway.app.config().server.max_body_bytes).await {
+            let most = self.gateway.app.config().server.max_body_bytes;
+            match body::read_whole(&self.headers, body, most).await {
                 Ok(bytes) => self.body = Sent::Whole(bytes),
                 Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).into()),
             }
@@ -84,8 +85,9 @@ impl Entry {
         check: impl FnOnce(Map<String, Value>, &HeaderMap) -> Result<T, Failure>,
     ) -> Result<(Gateway, Ask, T), ApiError> {
         let Entry { gateway, mut ask, headers, deployment, body } = self;
+        let most = gateway.app.config().server.max_body_bytes;
         let text = match body {
-            Sent::Stream(body) => body::read_text(&headers, body, gateway.app.config().server.max_body_bytes).await,
+            Sent::Stream(body) => body::read_text(&headers, body, most).await,
             Sent::Whole(bytes) => body::as_json(bytes),
         };
         let read = match text {
@@ -110,7 +112,7 @@ impl Entry {
 
 /// What the caller wants of the cache.
 fn wish(headers: &HeaderMap) -> CacheWish {
-    let mut wishes = headers.get_all(answer::CACHE).iter().map(|value| value.to_str().unwrap_or_default());
+    let mut wishes = headers.get_all(super::headers::CACHE).iter().map(|value| value.to_str().unwrap_or_default());
     match (wishes.next(), wishes.next()) {
         (None, _) => CacheWish::Usual,
         (Some(wish), None) => CacheWish::of(wish),

@@ -13,6 +13,8 @@ const LOGPROBS: &str = "logprobs";
 /// A reply as far as it has come.
 pub(super) struct Assembly {
     pub(super) reply: ChatResponse,
+    /// Bytes of text that have come, kept or not.
+    pub(super) heard_bytes: u64,
     /// Bytes that may still be kept.
     room: usize,
     cut: bool,
@@ -21,7 +23,7 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Keeps up to `room` bytes of what is said.
     pub(super) fn new(room: usize) -> Self {
-        Assembly { reply: ChatResponse::default(), room, cut: room == 0 }
+        Assembly { reply: ChatResponse::default(), heard_bytes: 0, room, cut: room == 0 }
     }
 
     /// Whether all that was said is kept.
@@ -51,6 +53,7 @@ impl Assembly {
             merge(&mut self.reply.extra, &chunk.extra);
         }
         for piece in &chunk.choices {
+            self.heard_bytes += said(&piece.delta);
             let choices = &mut self.reply.choices;
             let at = choices.iter().position(|choice| choice.index == piece.index);
             if at.is_none() && choices.len() >= MAX_CHOICES {
@@ -78,6 +81,19 @@ impl Assembly {
         }
         !self.cut
     }
+}
+
+/// Bytes of text in a change: content, reasoning, arguments of calls.
+fn said(delta: &Delta) -> u64 {
+    fn of(value: &Value) -> u64 {
+        match value {
+            Value::String(text) => text.len() as u64,
+            Value::Array(items) => items.iter().map(of).sum(),
+            Value::Object(fields) => fields.values().map(of).sum(),
+            _ => 0,
+        }
+    }
+    delta.content.as_ref().map_or(0, String::len) as u64 + delta.extra.values().map(of).sum::<u64>()
 }
 
 fn weight(chunk: &ChatChunk) -> usize {

@@ -16,6 +16,7 @@ mod pool;
 mod render;
 mod road;
 mod setup;
+mod size;
 mod stream;
 mod ticket;
 mod verdict;
@@ -29,7 +30,7 @@ pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Metrics, Recorder, Redactor};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
@@ -37,7 +38,8 @@ use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, Told};
+use admission::Extent;
 use arc_swap::ArcSwap;
 use attempt::Turn;
 use bytes::Bytes;
@@ -58,6 +60,19 @@ pub struct Inference {
     setup: ArcSwap<Setup>,
     /// What is known of the targets, whatever the configuration says.
     pool: Arc<Pool>,
+    /// Held by whoever reads what was spent under a budget.
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// The configuration in force at a moment, looked at without a shared count: every request does.
+pub struct InForce(arc_swap::Guard<Arc<Setup>>);
+
+impl std::ops::Deref for InForce {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0.config
+    }
 }
 
 /// Where calls are written down.
@@ -69,6 +84,8 @@ pub struct Log {
     pub metrics: Arc<Metrics>,
     /// Whether bodies are kept.
     pub bodies: bool,
+    /// What is taken out of them first; none where nothing is.
+    pub redactor: Option<Arc<Redactor>>,
 }
 
 /// Who asks, and under which request id.
@@ -116,10 +133,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
-    /// `hit`, `semantic` or `miss`, where the cache is on.
-    pub cache: Option<&'static str>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 /// What a caller that takes bytes gets.
@@ -131,14 +146,8 @@ pub enum Passed {
     Bytes {
         /// The body.
         body: Bytes,
-        /// Provider that answered.
-        provider: String,
-        /// Release that answered, when a route was called.
-        release: Option<Digest>,
-        /// As [`Answer::cache`].
-        cache: Option<&'static str>,
-        /// `escalated`, where a cascade was called: what its first model answers is read.
-        cascade: Option<&'static str>,
+        /// What the caller is told besides.
+        told: Box<Told>,
     },
 }
 
@@ -177,7 +186,7 @@ impl Inference {
         let prompts = Library::new(&store);
         let pool = Arc::new(Pool::default());
         pool.apply(&setup.config);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool }
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool, reading: tokio::sync::Mutex::default() }
     }
 
     /// The targets that were called, with the state of their breakers, by name.
@@ -191,8 +200,8 @@ impl Inference {
     }
 
     /// The configuration in force; not to be held for long.
-    pub fn config(&self) -> Arc<Config> {
-        self.setup.load().config.clone()
+    pub fn config(&self) -> InForce {
+        InForce(self.setup.load())
     }
 
     /// Calls that begin from now on go by another setup.
@@ -273,11 +282,11 @@ impl Inference {
         }
     }
 
-    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them. Returns what the caller is told besides, too.
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<(u64, Box<Told>), Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
@@ -289,8 +298,7 @@ impl Inference {
         };
         let counted = self.attempt(&mut ticket, &begun.road, Kind::Other, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(count)
+        Ok((count, ticket.done(None)))
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -307,6 +315,7 @@ impl Inference {
         };
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
+        ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = self.parts(&setup).measured(plan);
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -355,9 +364,11 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        let road = self.road(&setup, &request).await?;
+        self.may_name(ask, &request.model, request.extra.get("prompt"))?;
+        let road = self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure))?;
         ticket.routed(&road);
-        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        ticket.priced(&setup);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
         let key = self.cache_key(&setup, ask, &road, &request)?;
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
@@ -376,8 +387,10 @@ impl Inference {
             }
         };
         let Reply { body, native } = reply;
+        let response = whole(body)?;
+        ticket.owes(&response);
         let native = native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
-        let response = self.guard_output(&begun.setup, ticket, &begun.road, whole(body)?).await?;
+        let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
         if let Some(keeper) = keeper {
             keeper.keep(&response, native.as_ref(), plan.clone());
         }
@@ -430,18 +443,16 @@ impl Inference {
 fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
     let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
-    let (cascade, cache) = (ticket.cascaded(), ticket.cached());
     match body {
         Body::Bytes(body, glance) => {
-            ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release, cascade, cache }
+            let told = ticket.passed(&body, glance);
+            Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
-            let latency_ms = ticket.succeed(&response);
+            let (latency_ms, told) = ticket.succeed(&response);
             let (model, first_token_ms) = (plan.model.clone(), None);
-            let answer =
-                Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cascade, cache };
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, told };
             Passed::Answer(Box::new(answer))
         }
     }

@@ -5,6 +5,7 @@ use super::Log;
 use super::cache::Cache;
 use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
+use crate::monitor::cost::Prices;
 use crate::providers::Providers;
 use crate::store::{Fresh, Store};
 use std::sync::{Arc, OnceLock};
@@ -17,6 +18,8 @@ pub struct Setup {
     pub providers: Arc<Providers>,
     /// Where calls are written down, and how.
     pub log: Log,
+    /// What calls cost.
+    pub prices: Arc<Prices>,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
     /// When calls are made again, and when a target is left alone.
@@ -29,10 +32,11 @@ pub struct Setup {
 impl Setup {
     /// A setup over a store.
     pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
+        let prices = Arc::new(Prices::load(&config));
         let resilience = Arc::new(config.resilience.clone());
         let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
-        Setup { config, providers, log, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
+        Setup { config, providers, log, prices, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
     }
 
     /// Replies that are given again; made when a road first asks for it.

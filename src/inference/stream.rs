@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Code, Digest, Failure, json};
+use crate::types::{Code, Digest, Failure, Told, json};
 use futures_util::StreamExt;
 use serde_json::Value;
 use std::future::poll_fn;
@@ -26,10 +26,8 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
-    /// `hit`, `semantic` or `miss`, where the cache is on.
-    pub cache: Option<&'static str>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told at the first byte.
+    pub told: Box<Told>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
     /// When the stream must have ended.
@@ -47,12 +45,11 @@ impl AnswerStream {
         ticket.first_chunk();
         AnswerStream {
             request_id: ticket.request_id().to_string(),
-            cache: ticket.cached(),
             provider: plan.provider_name.clone(),
             model: plan.model.clone(),
             adapter: plan.adapter,
             release: plan.release,
-            cascade: ticket.cascaded(),
+            told: Box::new(ticket.told_so_far()),
             first: Some(first),
             pieces: Some(pieces),
             due: ticket.due(),
@@ -106,7 +103,10 @@ impl AnswerStream {
                     if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
                         keeper.keep_stream(self.so_far.reply.clone(), plan);
                     }
-                    self.ticket.take().map(|ticket| ticket.succeed(&self.so_far.reply));
+                    if let Some(mut ticket) = self.ticket.take() {
+                        ticket.heard(self.so_far.heard_bytes);
+                        ticket.succeed(&self.so_far.reply);
+                    }
                     return None;
                 }
             }
@@ -143,6 +143,7 @@ impl AnswerStream {
         self.keeper = None;
         match self.ticket.take() {
             Some(mut ticket) => {
+                ticket.heard(self.so_far.heard_bytes);
                 ticket.answered(&self.so_far.reply);
                 ticket.fail(failure)
             }
@@ -225,6 +226,7 @@ impl Drop for AnswerStream {
     fn drop(&mut self) {
         if let Some(ticket) = &mut self.ticket {
             // The caller went away: the ticket logs it as cancelled, with what it had been sent.
+            ticket.heard(self.so_far.heard_bytes);
             ticket.answered(&self.so_far.reply);
         }
     }
