@@ -218,6 +218,31 @@ fn a_hit_costs_nothing_and_its_row_says_what_was_answered() {
     assert!(metrics.contains("refit_tokens_total{provider=\"up\",direction=\"input\"} 5"), "{metrics}");
 }
 
+/// 5 tokens read at 2 dollars for a million and 3 written at 10: 40 micro-dollars.
+#[test]
+fn a_hit_saves_what_its_tokens_cost_and_takes_nothing_of_a_budget() {
+    let up = upstream(numbered);
+    let prices = "[[prices.rows]]\nprovider = \"up\"\nmodel = \"m\"\nfrom = \"2026-01-01\"\ninput = 2.0\noutput = 10.0";
+    let refit = before(&up, &format!("{ON}\n{prices}"));
+    let done = refit.run(&["key", "create", "poor", "--budget", "0.001", "--budget-period", "total", "--json"]).expect(0);
+    let key = done.json()["key"].as_str().expect("a key").to_string();
+    let server = refit.serve(&[]);
+    let post = |streaming: bool| server.post(CHAT, Some(&key), &ask("a", json!({"stream": streaming, "max_tokens": 9})));
+    let figures = |reply: &Reply| {
+        let row = row(&refit, reply);
+        (row["cost_micro_usd"].clone(), row["saved_micro_usd"].clone())
+    };
+    assert_eq!(figures(&post(false)), (json!(40), Value::Null));
+    // 40 calls at 40 micro-dollars would be more than the 1,000 that the key may spend.
+    for n in 0..40 {
+        let reply = post(n % 2 == 0);
+        assert_eq!((reply.status, reply.header("x-refit-cache")), (200, Some("hit")), "{reply:?}");
+    }
+    for streaming in [false, true] {
+        assert_eq!(figures(&post(streaming)), (json!(0), json!(40)));
+    }
+}
+
 #[test]
 fn no_tenant_gets_the_reply_of_another_and_roles_of_one_share() {
     let up = upstream(numbered);
