@@ -17,3 +17,6 @@ pub mod decisions {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("guardrails.md")]
+pub mod guardrails {}

@@ -80,6 +80,8 @@ impl Lane {
 pub(super) struct Rules {
     pub(super) choose: Choose,
     pub(super) sticky: Sticky,
+    /// Sets of guardrails that the route names.
+    pub(super) guardrails: Vec<String>,
     /// How many of the targets are no fallbacks.
     pub(super) primary: usize,
     /// Calls for one request.
@@ -159,6 +161,7 @@ impl Parts {
         let rules = Rules {
             choose: Choose::Ordered,
             sticky: Sticky::None,
+            guardrails: Vec::new(),
             primary: 1,
             attempts,
             hedge_after: None,
@@ -204,6 +207,7 @@ impl Parts {
         let rules = Rules {
             choose: route.choose,
             sticky: route.sticky,
+            guardrails: route.guardrails.clone(),
             primary,
             attempts: route.attempts,
             hedge_after: route.hedge_after,
