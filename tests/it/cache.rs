@@ -218,6 +218,31 @@ fn a_hit_costs_nothing_and_its_row_says_what_was_answered() {
     assert!(metrics.contains("refit_tokens_total{provider=\"up\",direction=\"input\"} 5"), "{metrics}");
 }
 
+/// 5 tokens read at 2 dollars for a million and 3 written at 10: 40 micro-dollars.
+#[test]
+fn a_hit_saves_what_its_tokens_cost_and_takes_nothing_of_a_budget() {
+    let up = upstream(numbered);
+    let prices = "[[prices.rows]]\nprovider = \"up\"\nmodel = \"m\"\nfrom = \"2026-01-01\"\ninput = 2.0\noutput = 10.0";
+    let refit = before(&up, &format!("{ON}\n{prices}"));
+    let done = refit.run(&["key", "create", "poor", "--budget", "0.001", "--budget-period", "total", "--json"]).expect(0);
+    let key = done.json()["key"].as_str().expect("a key").to_string();
+    let server = refit.serve(&[]);
+    let post = |streaming: bool| server.post(CHAT, Some(&key), &ask("a", json!({"stream": streaming, "max_tokens": 9})));
+    let figures = |reply: &Reply| {
+        let row = row(&refit, reply);
+        (row["cost_micro_usd"].clone(), row["saved_micro_usd"].clone())
+    };
+    assert_eq!(figures(&post(false)), (json!(40), Value::Null));
+    // 40 calls at 40 micro-dollars would be more than the 1,000 that the key may spend.
+    for n in 0..40 {
+        let reply = post(n % 2 == 0);
+        assert_eq!((reply.status, reply.header("x-refit-cache")), (200, Some("hit")), "{reply:?}");
+    }
+    for streaming in [false, true] {
+        assert_eq!(figures(&post(streaming)), (json!(0), json!(40)));
+    }
+}
+
 #[test]
 fn no_tenant_gets_the_reply_of_another_and_roles_of_one_share() {
     let up = upstream(numbered);
@@ -695,9 +720,35 @@ fn a_question_that_means_the_same_gets_the_same_reply_within_its_scope() {
     let row = row(&refit, &near);
     assert_eq!((&row["cache"], &row["cost_micro_usd"], &row["provider"]), (&json!("semantic"), &json!(0), &json!("up")));
     assert!(up.embedded().iter().all(|text| !text.contains("short")), "only the question is embedded: {:?}", up.embedded());
-    let made = refit.run(&["logs", "tail", "--json"]).expect(0).stdout;
-    let vectors = made.lines().filter(|line| line.contains("cache.embeddings")).collect::<Vec<_>>();
-    assert!(vectors.iter().all(|line| line.contains("[cache]")) && vectors.iter().any(|line| line.contains("\"bank\"")), "{made}");
+    let rows = refit.run(&["logs", "tail", "--limit", "100", "--json"]).expect(0).json();
+    let made: Vec<_> = rows.as_array().expect("rows").iter().filter(|row| row["endpoint"] == "cache.embeddings").collect();
+    assert!(made.len() > 5 && made.iter().all(|row| row["api_key"] == "[cache]" && row["model"] == "e"), "{rows}");
+    assert_eq!(made.iter().filter(|row| row["project"] == "bank").count(), 1, "each tenant pays for its own: {rows}");
+}
+
+#[test]
+fn what_stands_around_a_question_is_read_in_the_callers_own_protocol() {
+    let up = upstream(numbered);
+    let refit = before(&up, SEMANTIC);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let post = |content: Value, fields: Value| {
+        let mut body = json!({"model": "up/m", "max_tokens": 9, "system": "s", "messages": [{"role": "user", "content": content}]});
+        for (name, value) in fields.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        seen(&server.post("/v1/messages", Some(&key), &body)).1.map(str::to_string)
+    };
+    let (miss, semantic) = (Some("miss".to_string()), Some("semantic".to_string()));
+    assert_eq!(post(json!("what does it cost?"), json!({})), miss);
+    assert_eq!(post(json!("what is the price?"), json!({})), semantic);
+    assert_eq!(post(json!([{"type": "text", "text": "which price?"}]), json!({})), semantic);
+    for other in [json!({"system": "t"}), json!({"max_tokens": 8}), json!({"thinking": {"type": "disabled"}})] {
+        assert_eq!(post(json!("and the price?"), other.clone()), miss, "{other}");
+    }
+    let marked = json!([{"type": "text", "text": "some price?", "cache_control": {"type": "ephemeral"}}]);
+    assert_eq!(post(marked, json!({})), miss, "a question with more than text");
+    let earlier = |said: &str| json!({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "the price?"}]});
+    assert_eq!((post(json!(""), earlier("x")), post(json!(""), earlier("y"))), (miss.clone(), miss));
 }
 
 #[test]
