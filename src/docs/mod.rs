@@ -8,3 +8,6 @@ pub mod architecture {}
 
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("routing.md")]
+pub mod routing {}
