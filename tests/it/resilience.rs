@@ -285,7 +285,8 @@ fn no_more_calls_are_under_way_than_a_provider_takes_and_the_wait_is_logged() {
 
 #[test]
 fn a_full_queue_is_refused_and_one_that_is_too_slow() {
-    for (queue, model) in [("max_queue = 0", "a/m"), ("max_queue = 1\nqueue_timeout_ms = 100", "a/m"), ("max_queue = 0", "r")] {
+    let none = "max_queue = 0\nqueue_timeout_ms = 600000";
+    for (queue, model) in [(none, "a/m"), ("max_queue = 1\nqueue_timeout_ms = 100", "a/m"), (none, "r")] {
         let a = place(|_, _| Act::Hang);
         let routes = "[routes.r]\ntargets = [\"a/m\"]\n";
         let up = up(behind_with(&[("a", a.port)], &format!("max_concurrency = 1\n{queue}"), routes));
