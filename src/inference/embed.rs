@@ -39,7 +39,7 @@ impl Inference {
 
     async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, &request.model).await?.for_vectors();
+        let road = self.road_of(&setup, &request.model).await?.for_vectors()?;
         ticket.routed(&road);
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);

@@ -402,3 +402,19 @@ fn a_flapping_target_loses_no_request_and_nothing_is_asked_twice() {
     (0..60).for_each(|_| assert_eq!(line.ask(&body("r", json!({}))).0, 200));
     assert_eq!((a.calls(), b.calls()), (60, failed.load(SeqCst)), "each failure is made good once, by the fallback");
 }
+
+#[test]
+fn who_came_first_is_served_first() {
+    let a = place(|_, _| Act::After(100, Box::new(Act::Say("a"))));
+    let up = up(behind_with(&[("a", a.port)], "max_concurrency = 1", ""));
+    let mut lines: Vec<_> = (0..6).map(|_| up.line()).collect();
+    for (n, line) in lines.iter_mut().enumerate() {
+        line.send(&body("a/m", json!({"seed": n})));
+        // In the queue before the next one comes.
+        std::thread::sleep(Duration::from_millis(if n == 0 { 0 } else { 10 }));
+        a.wait_for_calls(1);
+    }
+    lines.iter_mut().for_each(|line| line.read_to("HTTP/1.1 200"));
+    let order: Vec<_> = a.bodies().iter().map(|body| body["seed"].as_u64()).collect();
+    assert_eq!(order, (0..6).map(Some).collect::<Vec<_>>());
+}

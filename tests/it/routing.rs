@@ -259,6 +259,39 @@ fn vectors_come_only_from_targets_with_the_same_model() {
 }
 
 #[test]
+fn vectors_of_another_model_do_not_stand_in_for_a_first_target_that_cannot_be_called() {
+    let c = says("c");
+    let up = up(behind(&[("c", c.port)], "[routes.r]\ntargets = [\"not-there\"]\nfallbacks = [\"c/other\"]\n"));
+    let got = up.server.post("/v1/embeddings", Some(&up.key), &json!({"model": "r", "input": "x"}));
+    assert!(got.status == 404 && got.body.contains("not-there") && c.calls() == 0, "{got:?}");
+}
+
+#[test]
+fn callers_of_every_protocol_fall_over() {
+    let (a, b) = (broken(), place(|_, body| if body["stream"] == true { Act::Stream(2) } else { Act::Say("b") }));
+    let up = up(behind(
+        &[("a", a.port), ("b", b.port)],
+        "[routes.r]\ntargets = [\"a/m\"]\nfallbacks = [\"b/m\"]\n[resilience.breaker]\nenabled = false\n",
+    ));
+    let messages = json!({"model": "r", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]});
+    let cases = [
+        ("/v1/messages", messages),
+        ("/v1/responses", json!({"model": "r", "input": "hi"})),
+        ("/v1/completions", json!({"model": "r", "prompt": "hi"})),
+    ];
+    for (n, (path, body)) in cases.into_iter().enumerate() {
+        for streamed in [false, true] {
+            let mut body = body.clone();
+            body["stream"] = json!(streamed);
+            let got = up.server.post(path, Some(&up.key), &body);
+            assert_eq!((got.status, got.header("x-refit-provider")), (200, Some("b")), "{path}: {got:?}");
+            assert!(got.body.contains(if streamed { "word1" } else { "b" }), "{path}: {got:?}");
+        }
+        assert_eq!((a.calls(), b.calls()), (2 * n + 2, 2 * n + 2));
+    }
+}
+
+#[test]
 fn a_prompt_of_the_library_does_not_go_to_a_configured_route() {
     let (_a, _b, up) = two("[routes.r]\ntargets = [\"a/m\"]\n");
     let got = up.server.post(CHAT, Some(&up.key), &body("r", json!({"prompt": {"id": "p"}})));
