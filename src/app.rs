@@ -1,34 +1,51 @@
-//! The composition root: every long-lived part of a process, built in one place, from a configuration and a data directory.
+//! The composition root: every long-lived part of a process, built in one place, from a configuration and a data directory; and how
+//! another configuration is put in force.
 
-use crate::access::Keys;
-use crate::config::{Config, LocalConfig};
+use crate::access::{Keys, audit};
+use crate::config::live::{Found, Refusal, Seen};
+use crate::config::{Config, Live, LocalConfig};
 use crate::inference::{Inference, Log, Setup};
 use crate::jobs::batch::Batches;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Health, Metrics, Recorder};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
 use crate::types::Failure;
+use crate::types::time::now_ms;
+use serde_json::json;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parts of a running Refit. Dropping it moves the request log to the database.
 pub struct App {
     /// Database and blobs.
     pub store: Store,
-    /// The checked configuration.
-    pub config: Config,
-    /// Places that answer model calls.
-    pub providers: Arc<Providers>,
-    /// The road to a completion.
+    /// The configuration file, and what became of it.
+    pub live: Live,
+    /// The road to a completion; has the configuration in force and the providers.
     pub inference: Arc<Inference>,
     /// The request log.
     pub recorder: Arc<Recorder>,
     /// Metrics of this process.
     pub metrics: Arc<Metrics>,
+    /// Whether the data directory can be written.
+    pub health: Arc<Health>,
     /// API keys.
     pub keys: Keys,
     /// Many requests in one file.
     pub batches: Arc<Batches>,
+    /// When this was opened, milliseconds.
+    pub started_at: i64,
+    /// One reload at a time.
+    reloading: Mutex<()>,
+}
+
+/// Why the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// The file changed.
+    File,
+    /// SIGHUP.
+    Signal,
 }
 
 impl App {
@@ -37,18 +54,89 @@ impl App {
     /// # Errors
     /// When the store cannot be opened or written.
     pub fn open(config: Config, data_dir: &Path) -> Result<App, Failure> {
+        App::open_with(Live::of(config.clone()), config, data_dir)
+    }
+
+    /// As [`App::open`], with the file that the configuration came from.
+    ///
+    /// # Errors
+    /// As [`App::open`].
+    pub fn open_with(live: Live, config: Config, data_dir: &Path) -> Result<App, Failure> {
         let store = Store::open(data_dir)?;
         let metrics = Arc::new(Metrics::new());
         let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
         let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
-        let providers = Arc::new(Providers::open(&config.providers, local));
-        let log = Log { recorder: recorder.clone(), metrics: metrics.clone(), bodies: config.log.bodies };
-        let setup = Setup::new(&store, Arc::new(config.clone()), providers.clone());
-        let inference = Arc::new(Inference::new(store.clone(), setup, log));
-        let keys = Keys::open(&store)?;
+        let providers = Providers::open(&config.providers, local);
         let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
-        Ok(App { store, config, providers, inference, recorder, metrics, keys, batches })
+        let setup = setup(&store, config, providers, (&recorder, &metrics))?;
+        let inference = Arc::new(Inference::new(store.clone(), setup));
+        let keys = Keys::open(&store)?;
+        let health = Arc::new(Health::new(&store));
+        let (started_at, reloading) = (now_ms(), Mutex::new(()));
+        Ok(App { store, live, inference, recorder, metrics, health, keys, batches, started_at, reloading })
     }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.inference.config()
+    }
+
+    /// Places that answer model calls, by the configuration in force.
+    pub fn providers(&self) -> Arc<Providers> {
+        self.inference.setup().providers.clone()
+    }
+
+    /// Reads the configuration file again and puts it in force as a whole, or not at all; why not stands in [`Live::report`] and in the
+    /// process's log. Calls that have begun keep what they began with. Blocking.
+    pub fn reload(&self, trigger: Trigger, seen: Seen) {
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = match self.live.check(seen) {
+            Ok(None) => return,
+            Ok(Some(found)) => self.apply(trigger, found),
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = applied {
+            let problems: Vec<_> = refusal.problems.iter().map(|p| format!("line {}: {}: {}", p.line, p.key, p.message)).collect();
+            tracing::error!(why = ?refusal.message, ?problems, "the configuration file was not put in force; what was in force stays");
+            self.metrics.serving.config_refused();
+            self.live.refuse(refusal);
+        }
+    }
+
+    fn apply(&self, trigger: Trigger, found: Found) -> Result<(), Refusal> {
+        let before = self.live.report().digest;
+        if before == Some(found.digest) && trigger == Trigger::File {
+            // Somebody took a bad change back.
+            self.live.confirm();
+            self.metrics.serving.config_loaded(self.live.report().loaded_at);
+            return Ok(());
+        }
+        let providers = self.providers().renewed(&found.config.providers);
+        let built = setup(&self.store, found.config.clone(), providers, (&self.recorder, &self.metrics));
+        let built = built.map_err(|failure| Live::unfit(&found, &failure))?;
+        let (changed, after) = (found.changed.clone(), found.digest);
+        self.batches.take_lines_of(found.config.server.max_body_bytes);
+        self.inference.replace(built);
+        self.live.accept(found);
+        self.metrics.serving.config_reloaded(now_ms());
+        tracing::info!(?changed, digest = %after, "the configuration file was put in force");
+        let report = self.live.report();
+        let by = if trigger == Trigger::Signal { "signal" } else { "file" };
+        let detail =
+            json!({"before": before, "after": after, "changed": changed, "by": by, "waiting_for_restart": report.waiting_for_restart});
+        let subject = report.source.unwrap_or_default();
+        if let Err(error) = audit::append(&self.store, "[serve]", "config.reload", &subject, &detail) {
+            // It is in force all the same: it may be what mends the trouble.
+            tracing::error!(%error, %after, "a change of the configuration is missing in the audit chain");
+        }
+        Ok(())
+    }
+}
+
+/// Everything about calls that comes from the configuration, built as a whole.
+fn setup(store: &Store, config: Config, providers: Providers, log: (&Arc<Recorder>, &Arc<Metrics>)) -> Result<Setup, Failure> {
+    let log = Log { recorder: log.0.clone(), metrics: log.1.clone(), bodies: config.log.bodies };
+    Ok(Setup::new(store, Arc::new(config), Arc::new(providers), log))
 }
 
 /// Opens the provider of a local engine.

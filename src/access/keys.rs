@@ -4,7 +4,7 @@
 use super::{AccessError, Caller, Role, audit};
 use crate::store::keys::{self as rows, KeyRow};
 use crate::store::{Fresh, Store, StoreError};
-use crate::types::ids::{is_slug, new_id};
+use crate::types::ids::{is_slug, new_id, push_hex};
 use crate::types::time::now_ms;
 use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
@@ -24,7 +24,8 @@ const LENGTH: usize = 43;
 #[derive(Clone)]
 pub struct Keys {
     store: Store,
-    pepper: Arc<[u8]>,
+    /// HMAC under the pepper, of nothing yet.
+    keyed: Hmac<Sha256>,
     /// Whom a key's hash stands for, as of the newest commit.
     known: Arc<Fresh<String, Caller>>,
 }
@@ -51,7 +52,7 @@ impl Keys {
     /// [`StoreError::Io`] when the pepper cannot be read or written, [`StoreError::Corrupt`] when it is cut short.
     pub fn open(store: &Store) -> Result<Self, AccessError> {
         let known = Arc::new(Fresh::new(store.db.clone()));
-        Ok(Keys { store: store.clone(), pepper: pepper(store.directory())?.into(), known })
+        Ok(Keys { store: store.clone(), keyed: keyed(&pepper(store.directory())?), known })
     }
 
     /// Makes a key for `project` and writes an audit row.
@@ -137,7 +138,7 @@ impl Keys {
     }
 
     fn mac(&self, key: &str) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.pepper).expect("HMAC takes a key of any length (RFC 2104)");
+        let mut mac = self.keyed.clone();
         mac.update(key.as_bytes());
         mac
     }
@@ -199,8 +200,14 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
+fn keyed(pepper: &[u8]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(pepper).expect("HMAC takes a key of any length (RFC 2104)")
+}
+
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * bytes.len());
+    push_hex(&mut text, bytes);
+    text
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
@@ -223,7 +230,7 @@ mod tests {
         assert!(matches!(keys.authenticate(&random_key()), Err(AccessError::InvalidKey)));
         assert_eq!(keys.recall(&made.key).expect("recalled").map(|caller| caller.key_id), Some(made.id));
         assert!(keys.recall(&random_key()).expect("looked").is_none());
-        let stranger = Keys { pepper: vec![0u8; 32].into(), ..Keys::open(&store).expect("keys") };
+        let stranger = Keys { keyed: keyed(&[0u8; 32]), ..Keys::open(&store).expect("keys") };
         assert!(matches!(stranger.authenticate(&made.key), Err(AccessError::InvalidKey)));
         keys.revoke("ci", "test").expect("revoke");
         std::thread::sleep(std::time::Duration::from_millis(5));

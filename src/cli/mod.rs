@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod completions;
+pub mod config;
 pub mod data;
 #[cfg(feature = "local")]
 pub mod demo;
@@ -21,7 +22,7 @@ pub mod serve;
 pub mod tune;
 
 use crate::app::App;
-use crate::config::{Config, env};
+use crate::config::{Config, Live, env};
 use crate::store::Store;
 use crate::types::{Code, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -31,6 +32,8 @@ use std::process::ExitCode;
 
 /// Exit code of a missed gate.
 pub const GATE_MISSED: u8 = 1;
+/// The configuration file, where none is named.
+const CONFIG_FILE: &str = "refit.toml";
 /// Exit code of a failure.
 pub const FAILED: u8 = 2;
 
@@ -71,6 +74,8 @@ enum Command {
     Serve(serve::Args),
     /// Make, list and revoke API keys
     Key(key::Args),
+    /// Check the configuration file, show what it comes to
+    Config(config::Args),
     /// Show the request log
     Logs(logs::Args),
     /// Check and list the audit chain
@@ -105,6 +110,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Demo(args) => demo::run(args, context),
         Command::Serve(args) => serve::run(args, context),
         Command::Key(args) => key::run(args, context),
+        Command::Config(args) => config::run(args, context),
         Command::Logs(args) => logs::run(args, context),
         Command::Audit(args) => audit::run(args, context),
         Command::Model(args) => model::run(args, context),
@@ -132,7 +138,7 @@ pub struct Context {
 impl Context {
     fn new(global: Global) -> Self {
         let data_dir = global.data_dir.or_else(|| env::path(env::DATA_DIR)).unwrap_or_else(|| ".refit".into());
-        let default = || Some(PathBuf::from("refit.toml")).filter(|path| path.is_file());
+        let default = || Some(PathBuf::from(CONFIG_FILE)).filter(|path| path.is_file());
         Context { data_dir, config_path: global.config.or_else(|| env::path(env::CONFIG)).or_else(default) }
     }
 
@@ -158,6 +164,16 @@ impl Context {
     /// What the configuration or [`App::open`] says.
     pub fn app(&self) -> Result<App, Failure> {
         App::open(self.config()?, &self.data_dir)
+    }
+
+    /// As [`Context::app`], with the configuration file to be looked at again: `refit.toml` also where it is not there yet.
+    ///
+    /// # Errors
+    /// As [`Context::app`].
+    pub fn live_app(&self) -> Result<App, Failure> {
+        let (mut live, config) = Live::open(self.config_path.clone())?;
+        live.watch(Some(self.config_path.clone().unwrap_or_else(|| PathBuf::from(CONFIG_FILE))));
+        App::open_with(live, config, &self.data_dir)
     }
 
     /// A runtime for verbs that wait on the network.

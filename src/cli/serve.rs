@@ -2,7 +2,7 @@
 
 use super::{Context, output};
 use crate::app::App;
-use crate::gateway::{Server, shutdown_signal};
+use crate::gateway::{Server, Signals, reload};
 use crate::types::Failure;
 use serde_json::json;
 use std::process::ExitCode;
@@ -16,7 +16,9 @@ Example:
     -d '{\"model\": \"mock/echo\", \"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}'
 
 When it is ready, it prints one line of JSON on stdout: {\"address\": \"http://127.0.0.1:4747\", \"pid\": 1234}.
-SIGTERM or Ctrl-C lets running requests end (server.drain_s in refit.toml).";
+SIGTERM or Ctrl-C lets running requests end (server.drain_s in refit.toml); a second one cuts them, a third ends the process at once.
+Changes of refit.toml are put in force within two seconds, and by SIGHUP at once; a file with mistakes is refused as a whole, and
+GET /status says why.";
 
 /// Arguments of `refit serve`.
 #[derive(clap::Args)]
@@ -35,9 +37,10 @@ pub struct Args {
 /// # Errors
 /// When the configuration, the data directory or the address cannot be used.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    let app = Arc::new(context.app()?);
-    let host = args.host.unwrap_or_else(|| app.config.server.host.clone());
-    let port = args.port.unwrap_or(app.config.server.port);
+    let app = Arc::new(context.live_app()?);
+    let config = app.config();
+    let host = args.host.unwrap_or_else(|| config.server.host.clone());
+    let port = args.port.unwrap_or(config.server.port);
     if app.keys.list()?.iter().all(|key| key.revoked_at.is_some()) {
         output::note("note: there is no API key yet, so every call will be refused; `refit key create NAME` makes one");
     }
@@ -46,8 +49,11 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
 }
 
 async fn serve(app: Arc<App>, host: &str, port: u16) -> Result<(), Failure> {
-    let shutdown = shutdown_signal()?;
-    let server = Server::bind(app, host, port).await?;
+    let signals = Signals::listen()?;
+    let server = Server::bind(app.clone(), host, port).await?;
     output::json(&json!({"address": server.url(), "pid": std::process::id()}))?;
-    server.run(shutdown).await
+    let reloading = tokio::spawn(reload::watch(app, signals.hangups()));
+    let ended = server.run(signals.stopped(1), signals.stopped(2)).await;
+    reloading.abort();
+    ended
 }

@@ -3,7 +3,7 @@
 use super::raw::{Problems, Section};
 
 /// Settings of batches.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct BatchesConfig {
     /// Lines that are asked at once, over all batches.
     pub concurrency: usize,

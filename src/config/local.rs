@@ -3,7 +3,7 @@
 use super::raw::{Problems, Section};
 
 /// Settings of the local engine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LocalConfig {
     /// Worker threads of the engine; 0 takes all cores.
     pub threads: usize,

@@ -3,7 +3,7 @@
 use super::raw::{Problems, Section};
 
 /// Settings of the request log.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LogConfig {
     /// Keep request and reply bodies; without them only the figures are kept.
     pub bodies: bool,

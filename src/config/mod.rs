@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod env;
+pub mod live;
 pub mod local;
 pub mod log;
 pub mod providers;
@@ -13,6 +14,7 @@ pub mod secret;
 pub mod server;
 
 pub use batches::BatchesConfig;
+pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use providers::ProviderConfig;
@@ -62,6 +64,14 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem of the text.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        Config::parse_noting(text, path).map(|(config, _)| config)
+    }
+
+    /// As [`Config::parse`], with what is worth knowing besides.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn parse_noting(text: &str, path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
         let mut problems = Problems::new(text);
         let (tree, errors) = DeTable::parse_recoverable(text);
         for error in errors {
@@ -72,12 +82,29 @@ impl Config {
         if problems.found.is_empty() {
             config = read(Section::new(tree.get_ref(), ""), &mut problems);
         }
-        let mut problems = problems.found;
+        let Problems { found: mut problems, notes, .. } = problems;
         if problems.is_empty() {
-            return Ok(config);
+            return Ok((config, notes));
         }
         problems.sort();
         Err(ConfigError::Invalid { path: path.to_path_buf(), problems })
+    }
+}
+
+impl Config {
+    /// The effective configuration as a file would say it, one table a section; secrets are names of variables.
+    pub fn shown(&self) -> toml::Table {
+        let section = |value: Result<toml::Value, toml::ser::Error>| value.unwrap_or_else(|_| toml::Value::Table(toml::Table::new()));
+        let providers = self.providers.iter().map(|provider| (provider.name.clone(), section(toml::Value::try_from(provider)))).collect();
+        // A section that is not here fails a test.
+        let sections = [
+            ("server", section(toml::Value::try_from(&self.server))),
+            ("local", section(toml::Value::try_from(&self.local))),
+            ("batches", section(toml::Value::try_from(&self.batches))),
+            ("log", section(toml::Value::try_from(&self.log))),
+            ("providers", toml::Value::Table(providers)),
+        ];
+        sections.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 }
 
@@ -190,5 +217,18 @@ mod tests {
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
         assert_eq!(config.resilience, ResilienceConfig::default());
+    }
+
+    #[test]
+    fn the_effective_configuration_has_every_section_and_is_a_file_itself() {
+        let example = include_str!("../../refit.toml").parse::<toml::Table>().expect("TOML");
+        let path = Path::new("refit.toml");
+        let text = "[server]\ndrain_s = 7\n[providers.groq]\nmodels = [\"m\"]\nbase_url = \"http://127.0.0.1:1\"\n";
+        let config = Config::parse(text, path).expect("valid");
+        let shown = config.shown();
+        assert!(example.keys().all(|section| shown.contains_key(section)), "{shown}");
+        let again = Config::parse(&shown.to_string(), path).expect("what is shown can be read");
+        assert_eq!((&again.server, &again.providers), (&config.server, &config.providers));
+        assert_eq!((again.shown(), again.server.drain_s), (shown, 7));
     }
 }

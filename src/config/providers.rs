@@ -6,12 +6,14 @@ use super::{Secret, env};
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
 use crate::types::messages::VERSIONS;
+use serde::Serialize;
 use std::ops::Range;
 
 /// One configured provider.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProviderConfig {
     /// Name that callers put before the slash: `<name>/<model>`.
+    #[serde(skip)]
     pub name: String,
     /// Registry word: `openai`, `compatible`, or a row of `providers/compatible.rs` such as `groq`.
     pub kind: String,
@@ -205,8 +207,13 @@ fn secret(key: &'static str, section: &mut Section<'_, '_>, problems: &mut Probl
     let mut inner = Section::new(table, name.clone());
     let variable = inner.text("env", problems);
     if variable.is_none() {
-        problems.add(value.span(), name, "expected { env = \"NAME_OF_A_VARIABLE\" }");
+        problems.add(value.span(), name.clone(), "expected { env = \"NAME_OF_A_VARIABLE\" }");
     }
     inner.finish(problems);
-    env::text(&variable?).map(Secret::new)
+    let variable = variable?;
+    let text = env::text(&variable);
+    if text.is_none() {
+        problems.note(value.span(), name, format!("the environment variable {variable} is not set"));
+    }
+    text.map(|text| Secret::of_variable(&variable, text))
 }

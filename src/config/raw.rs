@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// One thing that is wrong in the file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Problem {
     /// Line, counted from 1.
     pub line: usize,
@@ -22,19 +22,32 @@ pub struct Problems<'s> {
     source: &'s str,
     /// Found so far.
     pub found: Vec<Problem>,
+    /// What is worth knowing and no problem of the file.
+    pub notes: Vec<Problem>,
 }
 
 impl<'s> Problems<'s> {
     /// No problems yet in this source.
     pub fn new(source: &'s str) -> Self {
-        Problems { source, found: Vec::new() }
+        Problems { source, found: Vec::new(), notes: Vec::new() }
     }
 
     /// Adds one at a place in the source.
     pub fn add(&mut self, span: Range<usize>, key: impl Into<String>, message: impl Into<String>) {
+        let problem = self.at(span, key, message);
+        self.found.push(problem);
+    }
+
+    /// Adds what is worth knowing and does not keep the file from being used.
+    pub fn note(&mut self, span: Range<usize>, key: impl Into<String>, message: impl Into<String>) {
+        let note = self.at(span, key, message);
+        self.notes.push(note);
+    }
+
+    fn at(&self, span: Range<usize>, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let before = self.source.get(..span.start).unwrap_or(self.source);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        self.found.push(Problem { line, key: key.into(), message: message.into() });
+        Problem { line, key: key.into(), message: message.into() }
     }
 }
 

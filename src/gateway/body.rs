@@ -38,11 +38,26 @@ pub async fn read_json(headers: &HeaderMap, body: Body, limit: usize) -> Result<
 /// # Errors
 /// As [`read_json`].
 pub async fn read_text(headers: &HeaderMap, body: Body, limit: usize) -> Result<(Value, Bytes), Failure> {
-    let bytes = read(headers, body, limit, TIMES).await?;
+    as_json(read(headers, body, limit, TIMES).await?)
+}
+
+/// What [`read_text`] makes of a body that was read already.
+///
+/// # Errors
+/// As [`read_json`], but for the size.
+pub fn as_json(bytes: Bytes) -> Result<(Value, Bytes), Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Failure::new(Code::INVALID_REQUEST, "the body is empty; a JSON object is expected"));
     }
     Ok((json::read(&bytes, json::MAX_VALUES).map_err(refused)?, bytes))
+}
+
+/// Reads a body of at most `limit` bytes as it is.
+///
+/// # Errors
+/// As [`read_json`], but for what the body says.
+pub async fn read_whole(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Failure> {
+    read(headers, body, limit, TIMES).await
 }
 
 fn refused(fault: json::Fault) -> Failure {

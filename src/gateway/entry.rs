@@ -6,8 +6,9 @@ use super::openai::azure::Deployment;
 use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::Ask;
+use crate::types::plain::PlainChat;
 use crate::types::{Code, Failure};
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
@@ -24,7 +25,13 @@ pub struct Entry {
     /// The request's headers.
     pub headers: HeaderMap,
     deployment: Option<String>,
-    body: Body,
+    body: Sent,
+}
+
+/// A body, to be read or read already.
+enum Sent {
+    Stream(Body),
+    Whole(Bytes),
 }
 
 impl Entry {
@@ -37,7 +44,37 @@ impl Entry {
         let deployment = parts.extensions.get::<Deployment>().map(|Deployment(name)| name.clone());
         let mut ask = Ask::new(&caller, endpoint);
         ask.request_id = id.unwrap_or(ask.request_id);
-        Ok(Entry { gateway: gateway.clone(), ask, headers: parts.headers, deployment, body })
+        Ok(Entry { gateway: gateway.clone(), ask, headers: parts.headers, deployment, body: Sent::Stream(body) })
+    }
+
+    /// Takes a chat request that was read whole, with its caller and its id.
+    pub fn whole(gateway: &Gateway, (caller, request_id): (Caller, String), headers: HeaderMap, body: Bytes) -> Self {
+        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None };
+        Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
+    }
+
+    /// Whether the body has been read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.body, Sent::Whole(_))
+    }
+
+    /// Reads the body as it is.
+    pub async fn whole_body(mut self) -> Result<Self, ApiError> {
+        if let Sent::Stream(body) = self.body {
+            match body::read_whole(&self.headers, body, self.gateway.app.config().server.max_body_bytes).await {
+                Ok(bytes) => self.body = Sent::Whole(bytes),
+                Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).into()),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The body as a plain chat request, where it is one and was read.
+    pub fn plain(&self) -> Option<PlainChat> {
+        match &self.body {
+            Sent::Whole(bytes) if self.deployment.is_none() => PlainChat::of(bytes),
+            _ => None,
+        }
     }
 
     /// Reads the body as a JSON object and checks it; what is refused is logged. The path's deployment wins over `model`.
@@ -46,7 +83,11 @@ impl Entry {
         check: impl FnOnce(Map<String, Value>, &HeaderMap) -> Result<T, Failure>,
     ) -> Result<(Gateway, Ask, T), ApiError> {
         let Entry { gateway, mut ask, headers, deployment, body } = self;
-        let read = match body::read_text(&headers, body, gateway.app.config.server.max_body_bytes).await {
+        let text = match body {
+            Sent::Stream(body) => body::read_text(&headers, body, gateway.app.config().server.max_body_bytes).await,
+            Sent::Whole(bytes) => body::as_json(bytes),
+        };
+        let read = match text {
             Ok((Value::Object(mut fields), text)) => {
                 // The log keeps chat completions: bodies of other protocols are written anew as such.
                 ask.text = (ask.endpoint == CHAT).then_some(text);

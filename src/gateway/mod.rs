@@ -1,23 +1,30 @@
 //! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, [`server`]
-//! the listening and the orderly end. A handler reads: load, ask, answer.
+//! the listening, [`drain`] the orderly end, [`reload`] the configuration that changes. A handler reads: load, ask, answer.
 
 mod answer;
 mod anthropic;
 mod body;
+mod connections;
+pub mod drain;
 mod entry;
 pub mod error;
 mod in_process;
+mod lane;
 mod middleware;
 mod openai;
 pub mod openapi;
 mod operations;
 mod query;
+pub mod reload;
 pub mod routes;
 pub mod server;
 mod sse;
+mod status;
 mod upload;
+mod workers;
 
-pub use server::{Server, shutdown_signal};
+pub use drain::{Signals, shutdown_signal};
+pub use server::Server;
 
 use crate::app::App;
 use std::sync::Arc;

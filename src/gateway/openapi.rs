@@ -70,6 +70,8 @@ const AZURE: &[(&str, bool, bool)] = &[
 /// Every operation.
 pub const OPERATIONS: &[Operation] = &[
     get("/health", "health", "Whether this process answers", health),
+    get("/ready", "ready", "Whether requests should be sent here", ready),
+    get("/status", "status", "What is in force and what is wrong; more with a key of the role viewer", status),
     Operation { kind: "application/openmetrics-text", ..get("/metrics", "metrics", "Metrics in the OpenMetrics text format", text) },
     get("/openapi.json", "openapi", "This document", object),
     streams(post("/v1/chat/completions", "createChatCompletion", CHAT, check::chat_schema, chat_reply)),
@@ -207,6 +209,14 @@ fn one(word: &str) -> Value {
 
 fn health() -> Value {
     with(&[("status", one("ok")), ("version", is("string"))])
+}
+
+fn ready() -> Value {
+    with(&[("status", one("ready"))])
+}
+
+fn status() -> Value {
+    with(&[("status", json!({"enum": ["ok", "failing", "draining"]})), ("version", is("string"))])
 }
 
 fn error_schema() -> Value {

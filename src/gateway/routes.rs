@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, anthropic, openai, openapi, operations};
+use super::{Gateway, anthropic, openai, openapi, operations, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -33,6 +33,8 @@ pub fn table() -> Vec<Route> {
     let app = Access::Key(Role::App);
     vec![
         route("/health", Access::Public, get(operations::health)),
+        route("/ready", Access::Public, get(status::ready)),
+        route("/status", Access::Public, get(status::status)),
         route("/metrics", Access::Public, get(operations::metrics)),
         route("/openapi.json", Access::Public, get(openapi::serve)),
         route("/v1/chat/completions", app, post(openai::chat::create)),
@@ -93,7 +95,7 @@ mod tests {
     #[test]
     fn everything_under_v1_takes_a_key_and_little_else_is_public() {
         let public: Vec<_> = table().into_iter().filter(|route| route.access == Access::Public).map(|route| route.path).collect();
-        assert_eq!(public, ["/health", "/metrics", "/openapi.json"]);
+        assert_eq!(public, ["/health", "/ready", "/status", "/metrics", "/openapi.json"]);
         assert!(table().iter().all(|route| access_of(route.path) == Some(route.access)));
         assert_eq!(access_of("/v1/other"), None);
     }

@@ -1,27 +1,19 @@
-//! Listening, serving, and the orderly end: on a signal no new connection is taken, running requests get `drain_s`, streams that
-//! still run then end with an error event, and the request log reaches the database.
+//! Listening and serving; how it ends is told in [`drain`], and by then the request log has reached the database.
 
+use super::connections::{self, Limits};
 use super::in_process::InProcess;
-use super::openai::azure;
-use super::{Gateway, routes};
+use super::workers::Workers;
+use super::{Gateway, drain};
 use crate::app::App;
 use crate::store::lock::Lock;
 use crate::types::{Code, Failure};
-use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use futures_util::FutureExt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tower::ServiceExt;
 
-/// Time for a request's head; a connection that is silent for longer is closed.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for the last bytes after streams were cut.
-const LAST_BYTES: Duration = Duration::from_secs(2);
 /// Pause after `accept` failed, which it does when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -30,6 +22,7 @@ pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
     address: SocketAddr,
+    limits: Limits,
     _lock: Lock,
 }
 
@@ -49,7 +42,8 @@ impl Server {
         };
         let listener = TcpListener::bind((host, port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Server { app, listener, address, _lock: lock })
+        let limits = Limits::take(&app.metrics.serving);
+        Ok(Server { app, listener, address, limits, _lock: lock })
     }
 
     /// Where it listens.
@@ -62,90 +56,56 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Serves until `shutdown` is ready, then drains; returns when every reply has ended and the request log is in the database.
+    /// Serves until `shutdown` is ready, then drains, until `hurry` is ready at most; returns when every reply has ended and the request
+    /// log is in the database.
     ///
     /// # Errors
     /// When the request log could not be moved to the database; it is moved at the next start then.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Server { app, listener, _lock, .. } = self;
+    pub async fn run(self, shutdown: impl Future<Output = ()>, hurry: impl Future<Output = ()>) -> Result<(), Failure> {
+        let Server { app, listener, limits, _lock, .. } = self;
         let (cut, receiver) = watch::channel(false);
         let gateway = Gateway { app: app.clone(), cut: receiver };
-        let router = routes::router(gateway.clone());
         let (stop, stopped) = watch::channel(false);
-        let batches = tokio::spawn(app.batches.clone().run(Arc::new(InProcess::new(gateway)), stopped));
-        let connections = GracefulShutdown::new();
-        let mut shutdown = std::pin::pin!(shutdown);
-        loop {
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => serve_connection(stream, router.clone(), &connections),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot take a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-                () = &mut shutdown => break,
-            }
+        let batches = tokio::spawn(app.batches.clone().run(Arc::new(InProcess::new(gateway.clone())), stopped));
+        let mut workers = Workers::start(&gateway)?;
+        let (serving, hurry) = (app.metrics.serving.clone(), hurry.shared());
+        let leaving = async {
+            shutdown.await;
+            serving.drain();
+            stop.send_replace(true);
+            let notice = Duration::from_secs(app.config().server.notice_s);
+            tokio::select! { () = tokio::time::sleep(notice) => {}, () = hurry.clone() => {} }
+        };
+        tokio::select! {
+            () = accept(&listener, &limits, &gateway, &mut workers) => {}
+            () = leaving => {}
         }
         drop(listener);
-        stop.send_replace(true);
-        let time = Duration::from_secs(app.config.server.drain_s);
+        let time = Duration::from_secs(app.config().server.drain_s);
         // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
-        let ((), _) = tokio::join!(drain(connections, time, &cut), tokio::time::timeout(time + LAST_BYTES, batches));
+        let ended = drain::drain(workers, time, &cut, (&serving, hurry));
+        let ((), _) = tokio::join!(ended, tokio::time::timeout(time + drain::LAST_BYTES, batches));
         let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;
         flushed.map_err(|error| Failure::new(Code::INTERNAL, format!("the request log: {error}")))?.map_err(Failure::from)
     }
 }
 
-fn serve_connection(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
-    }
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let connection =
-        connections.watch(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.map_request(azure::rewrite))));
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            // The client went away or spoke no HTTP: its business.
-            tracing::debug!(%error, "connection ended");
-        }
-    });
-}
-
-async fn drain(connections: GracefulShutdown, time: Duration, cut: &watch::Sender<bool>) {
-    let mut ended = std::pin::pin!(connections.shutdown());
-    if tokio::time::timeout(time, &mut ended).await.is_ok() {
-        return;
-    }
-    tracing::warn!(seconds = time.as_secs(), "requests still run after the time to drain; their streams are cut");
-    cut.send_replace(true);
-    let _ = tokio::time::timeout(LAST_BYTES, &mut ended).await;
-}
-
-/// Ready at the first SIGINT or SIGTERM (Ctrl-C elsewhere). From the call on, the signals no longer end the process by themselves.
-///
-/// # Errors
-/// [`Code::INTERNAL`] when the system gives no signal handlers.
-pub fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let refused = |error| Failure::new(Code::INTERNAL, format!("cannot listen for signals: {error}"));
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
-        Ok(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+/// Takes connections until it is dropped.
+async fn accept(listener: &TcpListener, limits: &Limits, gateway: &Gateway, workers: &mut Workers) {
+    let serving = &gateway.app.metrics.serving;
+    loop {
+        let accepted = listener.accept().await.map(|(stream, _)| {
+            let config = gateway.app.config();
+            connections::tune(&stream, &config.server);
+            (serving.connect(limits.connections(&config.server)), stream)
+        });
+        match accepted {
+            Ok((Some(counted), stream)) => workers.serve(stream, counted),
+            Ok((None, stream)) => limits.turn_away(stream),
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-        })
-    }
-    #[cfg(not(unix))]
-    Ok(async {
-        // Without a handler there is nothing to wait for: the process ends the hard way.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
         }
-    })
+    }
 }

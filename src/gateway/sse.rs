@@ -41,7 +41,8 @@ pub trait Encode: Send + 'static {
     }
 }
 
-type Opening = BoxFuture<'static, Result<AnswerStream, Failure>>;
+/// A stream on its way.
+pub(super) type Opening = BoxFuture<'static, Result<AnswerStream, Failure>>;
 
 enum State {
     /// The provider has not sent anything yet.
@@ -62,8 +63,12 @@ struct Events<E> {
 /// Opens the stream. While nothing has been sent an error has its own status; once silence had to be filled it is an event.
 pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, encoder: impl Encode) -> Result<Response, ApiError> {
     let inference = gateway.app.inference.clone();
-    let mut opening: Opening = Box::pin(async move { inference.answer_stream(ask, request).await });
-    let keep_alive = Duration::from_secs(gateway.app.config.server.keep_alive_s);
+    open_with(gateway, Box::pin(async move { inference.answer_stream(ask, request).await }), encoder).await
+}
+
+/// As [`open`], of a stream that is on its way.
+pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: impl Encode) -> Result<Response, ApiError> {
+    let keep_alive = Duration::from_secs(gateway.app.config().server.keep_alive_s);
     let opened = tokio::time::timeout(keep_alive, &mut opening).await;
     let (state, told_by) = match opened {
         Ok(stream) => {
@@ -82,7 +87,7 @@ pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, enco
 
 fn reply<E: Encode>(events: Events<E>) -> Response {
     let late = matches!(events.state, State::Opening(_));
-    let body = unfold((events, late), |(mut events, late)| async move {
+    let body = unfold((Box::new(events), late), |(mut events, late)| async move {
         // What was waited for so far is filled at once.
         let bytes = if late { Bytes::from_static(events.encoder.keep_alive().as_bytes()) } else { events.next().await? };
         Some((Ok::<_, Infallible>(bytes), (events, false)))
@@ -199,7 +204,7 @@ pub fn event(kind: &str, value: &impl Serialize) -> String {
 
 /// `event:` and `data:` of a text that is JSON already; none when it does not fit on one line.
 pub fn forwarded(kind: Option<&str>, text: &str) -> Option<String> {
-    let fits = !text.contains(['\n', '\r']) && kind.is_none_or(|kind| !kind.contains(['\n', '\r']));
+    let fits = memchr::memchr2(b'\n', b'\r', text.as_bytes()).is_none() && kind.is_none_or(|kind| !kind.contains(['\n', '\r']));
     fits.then(|| match kind {
         Some(kind) => format!("event: {kind}\ndata: {text}\n\n"),
         None => format!("data: {text}\n\n"),

@@ -31,7 +31,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
     pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::whole(&request.model, &request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&request.model, &request));
         let embedded = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
         ticket.done(Some(embedded.response.usage.prompt_tokens));
         Ok(embedded)

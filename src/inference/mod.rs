@@ -9,6 +9,7 @@ mod cache;
 mod cascade;
 mod choice;
 mod embed;
+mod express;
 mod guard;
 pub mod plan;
 mod pool;
@@ -26,6 +27,7 @@ pub use setup::Setup;
 pub use stream::AnswerStream;
 
 use crate::access::Caller;
+use crate::config::Config;
 use crate::monitor::{Metrics, Recorder};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
@@ -51,7 +53,6 @@ use ticket::{Asked, Ticket};
 pub struct Inference {
     store: Store,
     prompts: Library,
-    log: Log,
     setup: ArcSwap<Setup>,
     /// What is known of the targets, whatever the configuration says.
     pool: Arc<Pool>,
@@ -161,11 +162,11 @@ type Opened = (Piece, PieceStream);
 
 impl Inference {
     /// The road over these parts.
-    pub fn new(store: Store, setup: Setup, log: Log) -> Self {
+    pub fn new(store: Store, setup: Setup) -> Self {
         let prompts = Library::new(&store);
         let pool = Arc::new(Pool::default());
         pool.apply(&setup.config);
-        Inference { store, prompts, log, setup: ArcSwap::from_pointee(setup), pool }
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool }
     }
 
     /// The targets that were called, with the state of their breakers, by name.
@@ -176,6 +177,11 @@ impl Inference {
     /// What the configuration says now.
     pub fn setup(&self) -> Arc<Setup> {
         self.setup.load_full()
+    }
+
+    /// The configuration in force; not to be held for long.
+    pub fn config(&self) -> Arc<Config> {
+        self.setup.load().config.clone()
     }
 
     /// Calls that begin from now on go by another setup.
@@ -221,7 +227,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = match self.begin(&mut ticket, &mut ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
@@ -250,7 +256,7 @@ impl Inference {
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
     pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
             let (plan, what) = (plan.clone(), begun.what(turn));
@@ -278,7 +284,7 @@ impl Inference {
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
         };
         let mut ask = Ask::new(caller, "eval");
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&asked));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = self.parts(&setup).measured(plan);
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -292,7 +298,7 @@ impl Inference {
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
-        Ticket::open(&self.log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
+        Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
     /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
@@ -304,7 +310,7 @@ impl Inference {
     }
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
-        let mut ticket = Ticket::open(&self.log, &mut ask, &Asked::chat(&request));
+        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         if let Some(kept) = self.kept(&mut ticket, &begun) {
             return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
@@ -373,11 +379,7 @@ impl Inference {
         let (plan, what) = (plan.clone(), begun.what(turn));
         Box::pin(async move {
             let call = self.written(&plan, what).await?;
-            let mut pieces = plan.provider.chat_stream(call).await?;
-            match pieces.next().await {
-                Some(first) => Ok((first?, pieces)),
-                None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
-            }
+            first_piece(plan.provider.chat_stream(call).await?, &plan).await
         })
     }
 
@@ -426,6 +428,13 @@ fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     }
 }
 
+async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {
+    match pieces.next().await {
+        Some(first) => Ok((first?, pieces)),
+        None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
+    }
+}
+
 fn read(passed: Passed) -> Result<Answer, Failure> {
     match passed {
         Passed::Answer(answer) => Ok(*answer),
@@ -455,7 +464,7 @@ fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
-        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false }
+        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false, plain: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the configuration says about calls, swapped as a whole when the configuration is read again: a call keeps the setup that it
 //! began with.
 
+use super::Log;
 use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
 use crate::providers::Providers;
@@ -13,6 +14,8 @@ pub struct Setup {
     pub config: Arc<Config>,
     /// Places that answer model calls.
     pub providers: Arc<Providers>,
+    /// Where calls are written down, and how.
+    pub log: Log,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
     /// When calls are made again, and when a target is left alone.
@@ -23,10 +26,10 @@ pub struct Setup {
 
 impl Setup {
     /// A setup over a store.
-    pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>) -> Self {
+    pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
         let resilience = Arc::new(config.resilience.clone());
         let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
-        Setup { config, providers, roads: Fresh::new(store.db.clone()), resilience, unbroken }
+        Setup { config, providers, log, roads: Fresh::new(store.db.clone()), resilience, unbroken }
     }
 }

@@ -11,6 +11,7 @@ use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
 use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
 use bytes::Bytes;
@@ -23,7 +24,7 @@ const NOT_TAKEN: &str = "not_accepted";
 
 /// One call being written down.
 pub(super) struct Ticket {
-    row: RequestRow,
+    row: Box<RequestRow>,
     usage: Option<Usage>,
     started: Instant,
     log: Log,
@@ -92,6 +93,12 @@ impl<'r> Asked<'r, ChatRequest> {
     }
 }
 
+impl<'r> Asked<'r, PlainChat> {
+    pub(super) fn plain(request: &'r PlainChat) -> Self {
+        Asked { model: &request.model, streamed: request.streamed, body: request }
+    }
+}
+
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
         Asked { model, streamed: false, body }
@@ -101,7 +108,7 @@ impl<'r, B: Serialize> Asked<'r, B> {
 impl Ticket {
     pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
         let text = ask.text.take();
-        let row = RequestRow {
+        let row = Box::new(RequestRow {
             id: ask.request_id.clone(),
             at: now_ms(),
             project: ask.caller.project.clone(),
@@ -111,7 +118,7 @@ impl Ticket {
             streamed: asked.streamed,
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
-        };
+        });
         let in_flight = log.metrics.begin();
         Ticket {
             row,
@@ -269,8 +276,10 @@ impl Ticket {
     pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
         self.answered(response);
         // 200, as the status of every reply that is not a row of the error table.
+        self.row.total_ms = self.elapsed_ms();
+        let took = self.row.total_ms;
         self.write(200, None);
-        self.row.total_ms
+        took
     }
 
     /// The reply goes to the caller as it came.
@@ -309,7 +318,6 @@ impl Ticket {
         if let Some(grant) = self.grant.take() {
             grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
         }
-        self.log.recorder.record(&self.row);
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
             provider: &self.row.provider,
@@ -318,6 +326,7 @@ impl Ticket {
             first_token_ms: self.row.first_token_ms,
             usage: self.usage.as_ref(),
         });
+        self.log.recorder.record(std::mem::take(&mut self.row));
     }
 
     /// Puts down the calls that were made, and how the time was spent. What neither a queue nor a target took is ours; in streams that
@@ -362,7 +371,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let code = if std::thread::panicking() { Code::INTERNAL } else { Code::CANCELLED };
+        let cut = self.log.metrics.serving.is_cut();
+        let code = if cut { Code::UNAVAILABLE } else { Code::CANCELLED };
+        let code = if std::thread::panicking() { Code::INTERNAL } else { code };
         self.write(code.status, Some(code));
     }
 }

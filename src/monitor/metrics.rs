@@ -1,6 +1,7 @@
 //! Metrics in the OpenMetrics text format, which Prometheus reads. Every label has few values: endpoints and paths of the route
 //! table, providers of the configuration, status classes. Nothing a caller writes becomes a label.
 
+use super::serving::Serving;
 use crate::types::chat::Usage;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -43,6 +44,8 @@ struct Http {
 
 /// The metrics of this process.
 pub struct Metrics {
+    /// What the serving process knows about itself.
+    pub serving: Serving,
     registry: Registry,
     requests: Family<Outcome, Counter>,
     seconds: Family<Place, Histogram>,
@@ -91,6 +94,7 @@ impl Metrics {
     pub fn new() -> Self {
         let histogram = || Family::<Place, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
         let mut metrics = Metrics {
+            serving: Serving::default(),
             registry: Registry::with_prefix("refit"),
             requests: Family::default(),
             seconds: histogram(),
@@ -110,6 +114,7 @@ impl Metrics {
         registry.register("requests_in_flight", "Model calls being answered", metrics.in_flight.clone());
         registry.register("log_rows_pending", "Request-log rows not yet in the database", metrics.log_rows_pending.clone());
         registry.register("log_rows_dropped", "Request-log rows that could not be written or read", metrics.log_rows_dropped.clone());
+        metrics.serving.register(registry);
         metrics
     }
 

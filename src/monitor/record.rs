@@ -1,19 +1,34 @@
-//! The request log. [`Recorder::record`] puts a row into this process's segment before the reply ends; a background thread moves
-//! rows on to the database in batches, exactly once, also those that a killed process left behind.
+//! The request log. [`Recorder::record`] puts a row into a segment before the reply ends; a background thread moves rows on to the
+//! database in batches, exactly once, also those that a killed process left behind.
+//!
+//! Where the disk takes nothing, answering goes on: rows are kept in memory, up to a bound, and written once there is room again.
+//! [`Recorder::state`] tells; `/ready` says 503 meanwhile, because what is kept in memory does not outlive the process.
 
 use super::Metrics;
+use super::line;
 use super::segment::{self, Segment};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
+use crate::types::shard::{SHARDS, of_thread};
+use crate::types::time::now_ms;
+use serde::Serialize;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long rows are gathered before they go to the database together.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long to wait after the database refused.
+/// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
+/// What rows that could not be written may take of the memory.
+const UNWRITTEN_BYTES: usize = 16 << 20;
+/// What written rows may take of it until they are moved; what is more is read from its segment again.
+const WRITTEN_BYTES: usize = 12 << 20;
+/// A row without its bodies, about.
+const ROW_BYTES: usize = 1_024;
 
 /// Writes the request log. Dropping it moves all rows to the database first.
 pub struct Recorder {
@@ -25,15 +40,66 @@ struct Shared {
     store: Store,
     directory: PathBuf,
     metrics: Arc<Metrics>,
+    /// One for each thread that answers, so that none waits for another's write.
+    shards: [Mutex<Shard>; SHARDS],
+    /// Bytes of written rows that are in memory.
+    written_bytes: AtomicUsize,
+    /// Whether the mover knows that there are rows.
+    awake: AtomicBool,
+    /// Whether rows cannot be written to disk: [`State::disk`] says why.
+    failing: AtomicBool,
     state: Mutex<State>,
     wake: Condvar,
+    /// Held by the one who moves rows.
+    moving: Mutex<()>,
+}
+
+/// The rows of one thread since they were last moved.
+#[derive(Default)]
+struct Shard {
+    /// Made with the first row.
+    segment: Option<Segment>,
+    lines: usize,
+    /// The rows of the segment; fewer than its lines where they were too many.
+    #[expect(clippy::vec_box, reason = "a row is moved several times on its way here, and is large")]
+    rows: Vec<Box<RequestRow>>,
+    bytes: usize,
+    /// When the first of them was written down, milliseconds.
+    oldest: Option<i64>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Made with the first row.
-    segment: Option<Segment>,
+    /// Rows that could not be written, oldest first.
+    kept: VecDeque<Box<RequestRow>>,
+    kept_bytes: usize,
+    /// Rows in segments that were let go and are not in the database yet.
+    let_go: usize,
+    /// When the oldest row that is in no shard and not in the database was written down, milliseconds.
+    oldest: Option<i64>,
+    dropped: u64,
+    /// Why rows cannot be written to disk.
+    disk: Option<String>,
+    /// Why rows cannot be moved to the database.
+    database: Option<String>,
     stop: bool,
+}
+
+/// How the request log is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogState {
+    /// Rows on disk that are not in the database yet.
+    pub pending: usize,
+    /// Rows in memory that could not be written to disk.
+    pub kept: usize,
+    /// Rows that are lost: there was no room for them in memory either.
+    pub dropped: u64,
+    /// When the oldest row that is not in the database was written down, milliseconds.
+    pub oldest_unmoved_at: Option<i64>,
+    /// Why rows cannot be written to disk; none when they can.
+    pub disk: Option<String>,
+    /// Why rows cannot be moved to the database; none when they can.
+    pub database: Option<String>,
 }
 
 impl Recorder {
@@ -44,7 +110,18 @@ impl Recorder {
     pub fn open(store: &Store, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let directory = segment::directory(store.directory());
         std::fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
-        let shared = Arc::new(Shared { store: store.clone(), directory, metrics, state: Mutex::default(), wake: Condvar::new() });
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            directory,
+            metrics,
+            shards: Default::default(),
+            written_bytes: AtomicUsize::new(0),
+            awake: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            moving: Mutex::new(()),
+        });
         shared.drain()?;
         let mover = shared.clone();
         let thread = std::thread::Builder::new().name("request-log".into()).spawn(move || mover.run());
@@ -52,63 +129,197 @@ impl Recorder {
         Ok(Recorder { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Writes a row down; when this returns it outlives the process. A row that cannot be written (a full disk) is counted and
-    /// named in the log of the process: answering goes on.
-    pub fn record(&self, row: &RequestRow) {
-        let mut state = self.shared.lock();
-        if let Err(error) = self.shared.append(&mut state, row) {
-            self.shared.metrics.log_row_dropped();
-            tracing::error!(request = row.id, %error, "a request's log row could not be written");
+    /// Writes a row down; when this returns it outlives the process. A row that cannot be written (a full disk) is kept in memory,
+    /// where there is room: answering goes on.
+    pub fn record(&self, row: Box<RequestRow>) {
+        let shared = &self.shared;
+        if shared.failing.load(Ordering::Acquire) {
+            // The mover tries each second; every request trying, too, would only cost.
+            return shared.keep(&mut lock(&shared.state), row);
+        }
+        let line = line::write(&row);
+        let mut shard = lock(&shared.shards[of_thread()]);
+        if let Err(error) = shard.append(&shared.directory, &line) {
+            drop(shard);
+            tracing::error!(request = row.id, %error, "log rows cannot be written; they are kept in memory");
+            let mut state = lock(&shared.state);
+            state.disk = Some(error.to_string());
+            shared.failing.store(true, Ordering::Release);
+            shared.keep(&mut state, row);
+            shared.wake.notify_one();
             return;
         }
-        self.shared.metrics.log_rows_pending(1);
+        shard.remember(&shared.written_bytes, row, line.len());
+        drop(shard);
+        shared.metrics.log_rows_pending(1);
         // The mover waits for a first row, then for time to pass.
-        if state.segment.as_ref().is_some_and(|segment| segment.rows == 1) {
-            self.shared.wake.notify_one();
+        if !shared.awake.swap(true, Ordering::AcqRel) {
+            drop(lock(&shared.state));
+            shared.wake.notify_one();
+        }
+    }
+
+    /// How the log is doing.
+    pub fn state(&self) -> LogState {
+        let (mut pending, mut oldest) = (0, None);
+        for shard in &self.shared.shards {
+            let shard = lock(shard);
+            pending += shard.lines;
+            oldest = earlier(oldest, shard.oldest);
+        }
+        let state = lock(&self.shared.state);
+        LogState {
+            pending: state.let_go + pending,
+            kept: state.kept.len(),
+            dropped: state.dropped,
+            oldest_unmoved_at: earlier(state.oldest, oldest),
+            disk: state.disk.clone(),
+            database: state.database.clone(),
         }
     }
 
     /// Moves all rows written so far to the database, now.
     ///
     /// # Errors
-    /// [`StoreError`]; the rows stay in their segment then.
+    /// [`StoreError`]; the rows stay in their segment then. Rows that are kept in memory are lost when the process ends now.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.shared.rotate();
-        self.shared.drain()
+        let written = self.shared.write_kept();
+        self.shared.move_rows().and(written)
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        lock(&self.shared.state).stop = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        if let Some(thread) = lock(&self.thread).take() {
             // The thread does not panic; if it did, the rows are safe in their segment.
             let _ = thread.join();
         }
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is a file and a flag: there is no half-changed state that a panic could leave.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is an assignment or a push: there is no half-changed state that a panic could leave.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn append(&self, state: &mut State, row: &RequestRow) -> std::io::Result<()> {
-        if state.segment.is_none() {
-            state.segment = Some(Segment::create(&self.directory)?);
+fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
+    a.into_iter().chain(b).min()
+}
+
+impl Shard {
+    fn append(&mut self, directory: &Path, line: &[u8]) -> std::io::Result<()> {
+        if self.segment.is_none() {
+            self.segment = Some(Segment::create(directory)?);
         }
-        state.segment.as_mut().expect("made two lines above").append(row)
+        self.segment.as_mut().expect("made two lines above").append(line)
     }
 
-    /// Lets go of the segment, so that it can be drained. Returns its number of rows.
-    fn rotate(&self) -> usize {
-        let taken = self.lock().segment.take();
-        let rows = taken.map_or(0, |segment| segment.rows);
-        self.metrics.log_rows_pending(-(rows as i64));
-        rows
+    /// Counts a row that was appended, and keeps it, so that it need not be read again, while there is room.
+    fn remember(&mut self, written_bytes: &AtomicUsize, row: Box<RequestRow>, bytes: usize) {
+        if self.lines == 0 {
+            self.oldest = Some(row.at);
+        }
+        self.lines += 1;
+        if self.rows.len() + 1 == self.lines && written_bytes.load(Ordering::Relaxed) + bytes <= WRITTEN_BYTES {
+            written_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.bytes += bytes;
+            self.rows.push(row);
+        }
+    }
+}
+
+impl Shared {
+    /// Keeps a row in memory, or counts it as dropped.
+    fn keep(&self, state: &mut State, row: Box<RequestRow>) {
+        let bytes = size(&row);
+        if state.kept_bytes + bytes > UNWRITTEN_BYTES {
+            state.dropped += 1;
+            self.metrics.log_row_dropped();
+            if state.dropped.is_power_of_two() {
+                tracing::error!(dropped = state.dropped, "log rows are lost: they can neither be written nor kept in memory");
+            }
+            return;
+        }
+        state.kept_bytes += bytes;
+        state.kept.push_back(row);
+        state.oldest.get_or_insert_with(now_ms);
+        self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Writes what is kept in memory, oldest first, until a write fails.
+    fn write_kept(&self) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        if state.disk.is_none() {
+            return Ok(());
+        }
+        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
+        // It may be the directory itself that somebody took away.
+        std::fs::create_dir_all(&self.directory).map_err(failed)?;
+        while let Some(row) = state.kept.pop_front() {
+            let (bytes, line) = (size(&row), line::write(&row));
+            let mut shard = lock(&self.shards[of_thread()]);
+            if let Err(error) = shard.append(&self.directory, &line) {
+                state.disk = Some(error.to_string());
+                state.kept.push_front(row);
+                return Err(failed(error));
+            }
+            shard.remember(&self.written_bytes, row, line.len());
+            state.kept_bytes = state.kept_bytes.saturating_sub(bytes);
+            self.metrics.log_rows_pending(1);
+            self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+        }
+        state.disk = None;
+        self.failing.store(false, Ordering::Release);
+        tracing::warn!("log rows can be written again; what was kept in memory stands on disk");
+        Ok(())
+    }
+
+    /// Moves what every thread has written, from memory where it is there, and every segment that nobody appends to.
+    fn move_rows(&self) -> Result<(), StoreError> {
+        let _one = lock(&self.moving);
+        let taken: Vec<_> = self.shards.iter().map(|shard| std::mem::take(&mut *lock(shard))).collect();
+        let (rows, oldest) = {
+            let mut state = lock(&self.state);
+            state.let_go += taken.iter().map(|shard| shard.lines).sum::<usize>();
+            (state.let_go, taken.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest)))
+        };
+        let moved = taken.into_iter().try_for_each(|shard| self.move_shard(shard));
+        let moved = moved.and_then(|()| self.drain());
+        let mut state = lock(&self.state);
+        match &moved {
+            Ok(()) => {
+                state.let_go = 0;
+                state.database = None;
+                self.metrics.log_rows_pending(-i64::try_from(rows).unwrap_or(0));
+                // What is kept in memory is older than what came meanwhile.
+                if !state.kept.is_empty() {
+                    state.oldest = oldest;
+                }
+            }
+            Err(error) => {
+                if state.database.is_none() {
+                    tracing::error!(%error, "request-log rows wait: the database refused them");
+                }
+                state.database = Some(error.to_string());
+                state.oldest = earlier(oldest, state.oldest);
+            }
+        }
+        moved
+    }
+
+    /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
+    fn move_shard(&self, shard: Shard) -> Result<(), StoreError> {
+        let Shard { segment, lines, rows, bytes, .. } = shard;
+        self.written_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        match segment {
+            Some(segment) if rows.len() == lines => {
+                segment::store(rows, &self.store)?;
+                segment.remove()
+            }
+            _ => Ok(()),
+        }
     }
 
     fn drain(&self) -> Result<(), StoreError> {
@@ -122,30 +333,38 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            let mut state = self.lock();
-            while state.segment.is_none() && !state.stop {
-                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if !state.stop {
-                // More rows come while we wait; together they cost one transaction.
-                state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            let stop = state.stop;
-            drop(state);
-            self.rotate();
-            while let Err(error) = self.drain() {
-                tracing::error!(%error, "request-log rows wait: the database refused them");
-                // The rows are safe in their segment: the next start moves them.
-                if self.lock().stop {
-                    return;
-                }
-                std::thread::sleep(RETRY);
-            }
+            let stop = self.wait_for_rows();
+            let written = self.write_kept();
+            let moved = self.move_rows();
             if stop {
+                // Rows on disk are safe in their segment: the next start moves them.
+                let lost = lock(&self.state).kept.len();
+                if lost > 0 {
+                    tracing::error!(rows = lost, "log rows are lost: they could not be written before the end");
+                }
                 return;
+            }
+            if written.is_err() || moved.is_err() {
+                let state = lock(&self.state);
+                drop(self.wake.wait_timeout_while(state, RETRY, |state| !state.stop));
             }
         }
     }
+
+    /// Waits for a row, and then for more of them: together they cost one transaction. Whether to stop.
+    fn wait_for_rows(&self) -> bool {
+        let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && state.kept.is_empty() && state.let_go == 0 && !state.stop;
+        let state = self.wake.wait_while(lock(&self.state), idle).unwrap_or_else(PoisonError::into_inner);
+        let state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
+        self.awake.store(false, Ordering::Release);
+        state.stop
+    }
+}
+
+/// What a row takes of the memory, about.
+fn size(row: &RequestRow) -> usize {
+    let body = |body: &Option<String>| body.as_ref().map_or(0, String::len);
+    ROW_BYTES + body(&row.request) + body(&row.reply)
 }
 
 /// One logged request, wherever its row stands by now.

@@ -16,13 +16,12 @@ const EXTENSION: &str = "jsonl";
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 
-/// The segment that this process appends to.
+/// A segment that this process appends to.
 pub struct Segment {
     file: File,
+    path: PathBuf,
     /// The last write failed half way: the next one begins a new line.
     torn: bool,
-    /// Rows appended.
-    pub rows: usize,
 }
 
 impl Segment {
@@ -33,24 +32,36 @@ impl Segment {
     pub fn create(directory: &Path) -> std::io::Result<Self> {
         let id = new_id("log");
         let unnamed = directory.join(format!("{id}.new"));
+        let path = directory.join(format!("{id}.{EXTENSION}"));
         let file = OpenOptions::new().append(true).create_new(true).open(&unnamed)?;
         file.try_lock()?;
-        fs::rename(&unnamed, directory.join(format!("{id}.{EXTENSION}")))?;
-        Ok(Segment { file, torn: false, rows: 0 })
+        fs::rename(&unnamed, &path)?;
+        Ok(Segment { file, path, torn: false })
     }
 
-    /// Appends a row; when this returns, the row outlives this process.
+    /// Appends a [line](super::line::write); when this returns, the row outlives this process.
     ///
     /// # Errors
     /// What the file system says; half a line may stand in the file then, which readers skip.
-    pub fn append(&mut self, row: &RequestRow) -> std::io::Result<()> {
-        let mut line = if self.torn { vec![b'\n'] } else { Vec::with_capacity(1024) };
-        serde_json::to_writer(&mut line, row)?;
-        line.push(b'\n');
-        let written = self.file.write_all(&line);
+    pub fn append(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let written = self.file.write_all(if self.torn { line } else { &line[1..] });
         self.torn = written.is_err();
-        self.rows += usize::from(written.is_ok());
         written
+    }
+
+    /// Removes the segment: its rows are in the database.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn remove(self) -> Result<(), StoreError> {
+        removed(self.path)
+    }
+}
+
+fn removed(path: PathBuf) -> Result<(), StoreError> {
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path, source }),
+        _ => Ok(()),
     }
 }
 
@@ -80,10 +91,7 @@ pub fn drain_abandoned(directory: &Path, store: &Store) -> Result<Drained, Store
         })?;
         total.rows += drained.rows;
         total.unreadable += drained.unreadable;
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Io { path, source }),
-            _ => {}
-        }
+        removed(path)?;
     }
     Ok(total)
 }
@@ -98,7 +106,7 @@ pub fn pending(directory: &Path) -> Result<Vec<RequestRow>, StoreError> {
         // A segment may be drained and removed while we look; its rows are in the database then.
         let Ok(file) = File::open(&path) else { continue };
         let read = each_line(&file, |line| {
-            rows.extend(serde_json::from_slice::<RequestRow>(line).ok());
+            rows.extend(super::line::read(line));
             Ok::<(), std::io::Error>(())
         });
         read.map_err(|source| StoreError::Io { path, source })?;
@@ -139,9 +147,9 @@ fn drain(file: &File, store: &Store) -> Result<Drained, DrainError> {
     let mut batch: Vec<Statement> = Vec::new();
     let mut batch_bytes = 0;
     each_line(file, |line| {
-        match serde_json::from_slice::<RequestRow>(line) {
-            Ok(row) if !row.id.is_empty() => batch.push(requests::insert_once(&row)),
-            _ => drained.unreadable += 1,
+        match super::line::read(line) {
+            Some(row) => batch.push(requests::insert_once(row)),
+            None => drained.unreadable += 1,
         }
         batch_bytes += line.len();
         if batch.len() >= BATCH_ROWS || batch_bytes >= BATCH_BYTES {
@@ -152,6 +160,19 @@ fn drain(file: &File, store: &Store) -> Result<Drained, DrainError> {
     })?;
     drained.rows += commit(&mut batch, store)?;
     Ok(drained)
+}
+
+/// Stores rows that their process still has in memory.
+///
+/// # Errors
+/// [`StoreError`]; some of the rows may be stored then.
+pub fn store(rows: Vec<Box<RequestRow>>, store: &Store) -> Result<(), StoreError> {
+    let mut rows = rows.into_iter().map(|row| requests::insert_once(*row)).peekable();
+    while rows.peek().is_some() {
+        let batch: Vec<_> = rows.by_ref().take(BATCH_ROWS).collect();
+        store.db.batch(&batch)?;
+    }
+    Ok(())
 }
 
 fn commit(batch: &mut Vec<Statement>, store: &Store) -> Result<usize, DrainError> {
@@ -179,6 +200,7 @@ fn each_line<E: From<std::io::Error>>(file: &File, mut take: impl FnMut(&[u8]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::line::write;
 
     fn row(id: &str) -> RequestRow {
         RequestRow { id: id.into(), ..RequestRow::default() }
@@ -193,7 +215,7 @@ mod tests {
         let whole = serde_json::to_string(&row("req_b")).expect("serialises");
         fs::write(directory.join("log_1.jsonl"), format!("{whole}\nnot json\n{whole}\n{{\"id\":\"req_torn\"")).expect("written");
         let mut live = Segment::create(&directory).expect("segment");
-        live.append(&row("req_live")).expect("append");
+        live.append(&write(&row("req_live"))).expect("append");
 
         assert_eq!(pending(&directory).expect("readable").len(), 3);
         assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 2, unreadable: 1 });
@@ -208,10 +230,10 @@ mod tests {
     fn a_write_that_failed_half_way_spoils_only_its_own_row() {
         let data = tempfile::tempdir().expect("temporary directory");
         let mut segment = Segment::create(data.path()).expect("segment");
-        segment.append(&row("req_a")).expect("append");
+        segment.append(&write(&row("req_a"))).expect("append");
         segment.file.write_all(b"{\"id\":\"req_ha").expect("half a row");
         segment.torn = true;
-        segment.append(&row("req_b")).expect("append");
+        segment.append(&write(&row("req_b"))).expect("append");
         let ids: Vec<_> = pending(data.path()).expect("readable").into_iter().map(|row| row.id).collect();
         assert_eq!(ids, ["req_a", "req_b"]);
     }

@@ -1,18 +1,21 @@
 //! One provider's connection to its service. Redirects are not followed, so that a key is only ever sent to the origin of its base
 //! URL; callers decide neither address nor headers. Names that become part of a path are percent-encoded.
 
+use super::received::Received;
 use super::upstream::{self, Source};
+use super::wire::{Failed, Wire};
 use super::{ModelInfo, ProviderError};
 use crate::config::{ProviderConfig, Secret};
 use crate::types::Code;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::redirect::Policy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::sync::OnceLock;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Time for a list of models: whoever asks for ours waits for it.
@@ -44,26 +47,30 @@ pub struct Service {
 
 /// The connection. Nothing is connected before the first call.
 pub struct Http {
-    name: String,
+    name: Arc<str>,
     service: Service,
     connect_timeout: Duration,
     timeout: Duration,
     first_byte_timeout: Duration,
     idle_timeout: Duration,
+    /// How encrypted services, and lists of models, are asked.
     client: OnceLock<reqwest::Client>,
+    /// How services in the clear are asked.
+    wire: OnceLock<Option<Wire>>,
 }
 
 impl Http {
     /// The connection of a configured provider.
     pub fn new(config: &ProviderConfig, service: Service) -> Self {
         Http {
-            name: config.name.clone(),
+            name: config.name.as_str().into(),
             service,
             connect_timeout: Duration::from_secs(config.connect_timeout_s),
             timeout: Duration::from_secs(config.timeout_s),
             first_byte_timeout: Duration::from_secs(config.first_byte_timeout_s),
             idle_timeout: Duration::from_secs(config.idle_timeout_s),
             client: OnceLock::new(),
+            wire: OnceLock::new(),
         }
     }
 
@@ -89,20 +96,43 @@ impl Http {
     pub(super) async fn post(
         &self,
         path: &str,
-        headers: &[(&'static str, String)],
+        headers: &HeaderMap,
         body: &(impl Serialize + Sync + ?Sized),
         source: &Source,
-    ) -> Result<reqwest::Response, ProviderError> {
-        let mut request = self.client()?.post(format!("{}{path}", self.service.base_url)).headers(self.key_header(source)?).json(body);
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
+    ) -> Result<Received, ProviderError> {
+        let body = serde_json::to_vec(body).expect("a request is strings, maps and finite numbers: serialising cannot fail");
+        self.post_text(path, headers, body.into(), source).await
+    }
+
+    /// As [`Http::post`], of a body that is JSON already.
+    ///
+    /// # Errors
+    /// As [`Http::post`].
+    pub(super) async fn post_text(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<Received, ProviderError> {
         // A refusal is read within the same time: its body may never end.
-        let sent = async {
-            let response = request.send().await.map_err(|error| source.unreachable(error))?;
-            if response.status().is_success() { Ok(response) } else { Err(upstream::refusal(response, source).await) }
-        };
+        let sent = pin!(async {
+            let response = match self.wire(source)? {
+                Some(wire) => Received::Wire(wire.post(path, headers, &body).await.map_err(|failed| self.failed(failed, source))?),
+                None => Received::Client(Box::pin(self.send(path, headers, body, source)).await?),
+            };
+            if response.is_success() { Ok(response) } else { Err(Box::pin(upstream::refusal(response, source)).await) }
+        });
         tokio::time::timeout(self.first_byte_timeout, sent).await.map_err(|_| source.timed_out(self.first_byte_timeout))?
+    }
+
+    async fn send(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<reqwest::Response, ProviderError> {
+        let request = self.client()?.post(format!("{}{path}", self.service.base_url)).headers(self.fixed(source)?).headers(headers.clone());
+        let sent = request.header(CONTENT_TYPE, "application/json").body(body).send().await;
+        sent.map_err(|error| source.unreachable(error))
+    }
+
+    fn failed(&self, failed: Failed, source: &Source) -> ProviderError {
+        match failed {
+            Failed::ConnectTimeout => {
+                source.error(Code::UPSTREAM_TIMEOUT, format!("no connection within {} s", self.connect_timeout.as_secs()))
+            }
+            Failed::Io(error) => source.error(Code::UPSTREAM_UNREACHABLE, error),
+        }
     }
 
     /// Posts a body and reads the whole reply.
@@ -112,7 +142,7 @@ impl Http {
     pub(super) async fn post_json<T: DeserializeOwned>(
         &self,
         path: &str,
-        headers: &[(&'static str, String)],
+        headers: &HeaderMap,
         body: &Value,
         source: &Source,
     ) -> Result<T, ProviderError> {
@@ -125,13 +155,8 @@ impl Http {
     ///
     /// # Errors
     /// As [`Http::post`]; [`Code::UPSTREAM`] when the reply breaks off or is too large, [`Code::UPSTREAM_TIMEOUT`].
-    pub(super) async fn post_bytes(
-        &self,
-        path: &str,
-        body: &(impl Serialize + Sync + ?Sized),
-        source: &Source,
-    ) -> Result<Bytes, ProviderError> {
-        let response = self.post(path, &[], body, source).await?;
+    pub(super) async fn post_bytes(&self, path: &str, body: Bytes, source: &Source) -> Result<Bytes, ProviderError> {
+        let response = self.post_text(path, &HeaderMap::new(), body, source).await?;
         let read = tokio::time::timeout(self.timeout, upstream::read_bytes(response, source)).await;
         read.map_err(|_| source.timed_out(self.timeout))?
     }
@@ -140,15 +165,13 @@ impl Http {
     ///
     /// # Errors
     /// As [`Http::post_json`].
-    pub(super) async fn get_json(&self, path: &str, headers: &[(&'static str, String)]) -> Result<Value, ProviderError> {
+    pub(super) async fn get_json(&self, path: &str, headers: &HeaderMap) -> Result<Value, ProviderError> {
         let source = self.source("models");
-        let mut request = self.client()?.get(format!("{}{path}", self.service.base_url)).headers(self.key_header(&source)?);
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
+        let request = self.client()?.get(format!("{}{path}", self.service.base_url));
+        let request = request.headers(self.fixed(&source)?).headers(headers.clone());
         let asked = async {
-            let response = request.send().await.map_err(|error| source.unreachable(error))?;
-            if !response.status().is_success() {
+            let response = Received::Client(request.send().await.map_err(|error| source.unreachable(error))?);
+            if !response.is_success() {
                 return Err(upstream::refusal(response, &source).await);
             }
             upstream::read_json(response, &source).await
@@ -162,24 +185,37 @@ impl Http {
         let names = entries.filter_map(|entry| entry.get(field).and_then(Value::as_str));
         // A name that could not be called is not listed.
         let names = names.filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(char::is_control));
-        names.map(|name| ModelInfo { name: name.to_string(), owner: self.name.clone() }).collect()
+        names.map(|name| ModelInfo { name: name.to_string(), owner: self.name.to_string() }).collect()
     }
 
-    fn key_header(&self, source: &Source) -> Result<HeaderMap, ProviderError> {
+    /// The headers that every request has: who asks, and the key.
+    fn fixed(&self, source: &Source) -> Result<HeaderMap, ProviderError> {
+        let agent = HeaderValue::from_static(concat!("refit/", env!("CARGO_PKG_VERSION")));
+        let mut headers = HeaderMap::from_iter([(USER_AGENT, agent)]);
         let Some(key) = &self.service.key else {
             return match self.service.key_variable {
                 Some(variable) => Err(missing_key(&self.name, variable)),
-                None => Ok(HeaderMap::new()),
+                None => Ok(headers),
             };
         };
         let (name, text) = match self.service.auth {
-            Auth::Bearer => (reqwest::header::AUTHORIZATION, format!("Bearer {}", key.expose())),
+            Auth::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose())),
             Auth::Header(name) => (HeaderName::from_static(name), key.expose().to_string()),
         };
         let unfit = |_| source.error(Code::UNSUPPORTED, "the server's API key holds characters that no header can carry");
         let mut value = HeaderValue::from_str(text.trim()).map_err(unfit)?;
         value.set_sensitive(true);
-        Ok(HeaderMap::from_iter([(name, value)]))
+        headers.insert(name, value);
+        Ok(headers)
+    }
+
+    /// The connection in the clear, where the service is reached so.
+    fn wire(&self, source: &Source) -> Result<Option<&Wire>, ProviderError> {
+        if let Some(wire) = self.wire.get() {
+            return Ok(wire.as_ref());
+        }
+        let wire = Wire::new(&self.service.base_url, &self.fixed(source)?, self.connect_timeout);
+        Ok(self.wire.get_or_init(|| wire).as_ref())
     }
 
     fn client(&self) -> Result<&reqwest::Client, ProviderError> {
@@ -189,7 +225,7 @@ impl Http {
         let builder = reqwest::Client::builder().redirect(Policy::none()).connect_timeout(self.connect_timeout).tcp_nodelay(true);
         // A proxy of the environment would read a key that is sent in the clear, and does not know what this machine calls itself.
         let builder = if in_the_clear(&self.service.base_url) { builder.no_proxy() } else { builder };
-        let client = builder.user_agent(concat!("refit/", env!("CARGO_PKG_VERSION"))).pool_idle_timeout(Duration::from_secs(50)).build();
+        let client = builder.pool_idle_timeout(Duration::from_secs(50)).build();
         let client = client.map_err(|error| ProviderError::new(Code::INTERNAL, format!("cannot set up TLS for {}: {error}", self.name)))?;
         Ok(self.client.get_or_init(|| client))
     }

@@ -10,21 +10,25 @@ mod http;
 pub mod local;
 pub mod mock;
 pub mod openai;
+mod received;
 pub mod registry;
 pub mod sse;
 mod upstream;
+mod wire;
 
 pub use registry::Providers;
 
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
 use crate::types::traits::CountTokens;
 use crate::types::{Code, Coded, Digest};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// One model call, ready for a provider.
@@ -42,6 +46,8 @@ pub struct Call {
     pub native: Option<Native>,
     /// The caller takes a chat completion as bytes: a provider may answer [`Body::Bytes`].
     pub takes_bytes: bool,
+    /// The request as it was written, in the place of `request`, for providers that [take it](Provider::takes_plain).
+    pub plain: Option<PlainChat>,
 }
 
 /// How a body is written.
@@ -109,7 +115,7 @@ pub struct RawEvent {
     /// The protocol that it is written in.
     pub protocol: Protocol,
     /// `event:`; `message` stands for none.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `data:`.
     pub data: String,
 }
@@ -143,6 +149,11 @@ pub trait Provider: Send + Sync {
     /// A streamed reply. The future resolves when the provider accepted the call; the last chunk carries `usage` where the provider
     /// reports it, whether or not the client asked (the gateway strips it).
     fn chat_stream(&self, call: Call) -> BoxFuture<'_, Result<PieceStream, ProviderError>>;
+
+    /// Whether a plain request may be given as it was written, in [`Call::plain`].
+    fn takes_plain(&self) -> bool {
+        false
+    }
 
     /// Vectors of texts.
     fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {

@@ -10,10 +10,13 @@ use super::upstream::{self, Source};
 use super::{Body, Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
 use crate::types::Code;
-use crate::types::chat::ChatResponse;
+use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::embeddings::EmbeddingResponse;
 use crate::types::glance::Glance;
+use crate::types::plain::PlainChat;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 /// Fields of a request that are Refit's own and are not sent on.
@@ -55,26 +58,49 @@ impl OpenAi {
     }
 }
 
+impl OpenAi {
+    /// The body of a call.
+    fn written(&self, plain: Option<PlainChat>, request: ChatRequest, model: String, streamed: bool) -> Bytes {
+        let quirks = &self.dialect.quirks;
+        let body = match plain {
+            Some(plain) => plain.sent(&model, !quirks.no_stream_options),
+            None => serde_json::to_vec(&request::body(request, model, streamed, quirks))
+                .expect("a request is strings, maps and finite numbers: serialising cannot fail"),
+        };
+        body.into()
+    }
+}
+
+/// A reply that has to be read as a whole.
+fn read(bytes: &[u8], source: &Source) -> Result<Reply, ProviderError> {
+    let mut value = upstream::as_json(bytes, source)?;
+    reply::fit(&mut value);
+    if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        // A success without an answer may say why.
+        let says = ["message", "detail"].iter().any(|name| value.get(*name).is_some_and(|text| !text.is_null()));
+        let broken = || source.broken("the reply has no choices");
+        return Err(if says { upstream::from_body(upstream::IN_SUCCESS, &value, source) } else { broken() });
+    }
+    let response: ChatResponse = upstream::fitting(value, source)?;
+    Ok(response.into())
+}
+
 impl Provider for OpenAi {
+    fn takes_plain(&self) -> bool {
+        // These have parameters of a plain request under other names.
+        !self.dialect.quirks.old_token_limit && !self.dialect.quirks.random_seed
+    }
+
     fn chat(&self, call: Call) -> BoxFuture<'_, Result<Reply, ProviderError>> {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
-            let body = request::body(call.request, call.model, false, &self.dialect.quirks);
-            let bytes = self.http.post_bytes(&path, &body, &source).await?;
-            if let Some(glance) = Some(call.takes_bytes).filter(|takes| *takes).and_then(|_| Glance::of(&bytes)) {
-                return Ok(Reply { body: Body::Bytes(bytes, glance), native: None });
+            let body = self.written(call.plain, call.request, call.model, false);
+            let bytes = self.http.post_bytes(&path, body, &source).await?;
+            match call.takes_bytes.then(|| Glance::of(&bytes)).flatten() {
+                Some(glance) => Ok(Reply { body: Body::Bytes(bytes, glance), native: None }),
+                None => read(&bytes, &source),
             }
-            let mut value = upstream::as_json(&bytes, &source)?;
-            reply::fit(&mut value);
-            if value.get("choices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-                // A success without an answer may say why.
-                let says = ["message", "detail"].iter().any(|name| value.get(*name).is_some_and(|text| !text.is_null()));
-                let broken = || source.broken("the reply has no choices");
-                return Err(if says { upstream::from_body(upstream::IN_SUCCESS, &value, &source) } else { broken() });
-            }
-            let response: ChatResponse = upstream::fitting(value, &source)?;
-            Ok(response.into())
         })
     }
 
@@ -82,8 +108,8 @@ impl Provider for OpenAi {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let path = self.path(&call.model, "chat/completions", &source)?;
-            let body = request::body(call.request, call.model, true, &self.dialect.quirks);
-            let response = self.http.post(&path, &[], &body, &source).await?;
+            let body = self.written(call.plain, call.request, call.model, true);
+            let response = self.http.post_text(&path, &HeaderMap::new(), body, &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::default()).await
         })
     }
@@ -96,7 +122,7 @@ impl Provider for OpenAi {
             request.model = call.model;
             OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
             let body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
-            self.http.post_json(&path, &[], &body, &source).await
+            self.http.post_json(&path, &HeaderMap::new(), &body, &source).await
         })
     }
 
@@ -109,7 +135,7 @@ impl Provider for OpenAi {
             if self.dialect.api_version.is_some() {
                 return Ok(self.models());
             }
-            let list = self.http.get_json("/models", &[]).await?;
+            let list = self.http.get_json("/models", &HeaderMap::new()).await?;
             // A bare list at Together.
             let pointer = if list.is_array() { "" } else { "/data" };
             Ok(self.http.named(&list, pointer, "id"))

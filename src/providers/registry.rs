@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// Every provider of this process, by name.
 pub struct Providers {
     by_name: BTreeMap<String, Arc<dyn Provider>>,
+    /// What each hosted one was opened with.
+    opened: BTreeMap<String, ProviderConfig>,
     /// Names of the configuration file: only these are asked for their models.
     configured: Vec<String>,
     remote: Mutex<Remote>,
@@ -36,21 +38,47 @@ impl Providers {
     /// The built-in providers, the rows of `compatible.rs` under their own names, and the configured ones over them. `local` is the
     /// engine's provider, where it is compiled in.
     pub fn open(configured: &[ProviderConfig], local: Option<Arc<dyn Provider>>) -> Self {
-        let mut by_name: BTreeMap<String, Arc<dyn Provider>> = BTreeMap::new();
-        by_name.insert("mock".into(), Arc::new(mock::Mock));
-        by_name.extend(local.map(|provider| ("local".to_string(), provider)));
+        let own = [("mock", Some(Arc::new(mock::Mock) as Arc<dyn Provider>)), ("local", local)];
+        let own = own.into_iter().filter_map(|(name, provider)| Some((name.to_string(), provider?)));
+        Providers::with(own.collect(), configured, |_| None)
+    }
+
+    /// The providers of another configuration. Those whose section did not change are the same ones, with their connections; so is the
+    /// engine's.
+    pub fn renewed(&self, configured: &[ProviderConfig]) -> Self {
+        let own = self.by_name.iter().filter(|(name, _)| !self.opened.contains_key(*name));
+        let own = own.map(|(name, provider)| (name.clone(), provider.clone())).collect();
+        let same = |config: &ProviderConfig| {
+            self.opened.get(&config.name).filter(|opened| *opened == config).and_then(|_| self.by_name.get(&config.name).cloned())
+        };
+        let renewed = Providers::with(own, configured, same);
+        let remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = remote.models.iter().filter(|(name, _)| renewed.opened.get(*name) == self.opened.get(*name));
+        let models = kept.map(|(name, models)| (name.clone(), models.clone())).collect();
+        // They are asked again all the same: others may have come.
+        *renewed.remote.lock().unwrap_or_else(PoisonError::into_inner) = Remote { asked: None, models };
+        renewed
+    }
+
+    fn with(
+        mut by_name: BTreeMap<String, Arc<dyn Provider>>,
+        configured: &[ProviderConfig],
+        same: impl Fn(&ProviderConfig) -> Option<Arc<dyn Provider>>,
+    ) -> Self {
+        let mut opened = BTreeMap::new();
         let unlisted = ROWS.iter().filter(|row| row.base_url.is_some() && configured.iter().all(|c| c.name != row.kind));
         let unlisted = unlisted
             .map(|row| row.kind)
             .chain(OWN_KINDS.iter().map(|(kind, _)| *kind).filter(|kind| configured.iter().all(|c| c.name != *kind)));
         let unlisted: Vec<_> = unlisted.map(|kind| ProviderConfig::new(kind, kind)).collect();
         for config in unlisted.iter().chain(configured) {
-            if let Some(provider) = hosted(config) {
+            if let Some(provider) = same(config).or_else(|| hosted(config)) {
                 by_name.insert(config.name.clone(), provider);
+                opened.insert(config.name.clone(), config.clone());
             }
         }
         let configured = configured.iter().map(|config| config.name.clone()).collect();
-        Providers { by_name, configured, remote: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Providers { by_name, opened, configured, remote: Mutex::default(), asking: tokio::sync::Mutex::default() }
     }
 
     /// Asks the configured services for their models, unless they were asked lately. A service that does not answer keeps the list it
@@ -171,6 +199,22 @@ fn hosted(config: &ProviderConfig) -> Option<Arc<dyn Provider>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_provider_whose_section_did_not_change_stays_the_same_one() {
+        let section = |name: &str, port: u16| {
+            let base_url = Some(format!("http://127.0.0.1:{port}"));
+            ProviderConfig { base_url, ..ProviderConfig::new(name, "compatible") }
+        };
+        let before = Providers::open(&[section("a", 1), section("b", 1), section("openai", 1)], None);
+        let after = before.renewed(&[section("a", 1), section("b", 2)]);
+        let same = |name: &str| match (before.get(name), after.get(name)) {
+            (Some(before), Some(after)) => Arc::ptr_eq(&before, &after),
+            _ => panic!("{name} is gone"),
+        };
+        assert!(same("a") && same("mock") && same("groq") && !same("b") && !same("openai"));
+        assert!(after.renewed(&[]).get("a").is_none());
+    }
 
     #[test]
     fn unknown_names_get_the_nearest_and_local_says_what_is_missing() {

@@ -2,13 +2,14 @@
 //! the same events. Lines end with LF, CR or CRLF; comments, a byte-order mark and unknown fields are skipped; an event without its
 //! blank line at the end of the stream is dropped, as the specification says.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// `event:`, `message` when absent.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `data:` lines joined with line feeds.
     pub data: String,
 }
@@ -54,7 +55,7 @@ impl Parser {
             self.after_carriage_return = false;
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
         }
-        while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', bytes) {
             self.grow(&bytes[..end])?;
             self.end_line()?;
             let carriage_return = bytes[end] == b'\r';
@@ -121,7 +122,7 @@ impl Parser {
     fn dispatch(&mut self) {
         let kind = std::mem::take(&mut self.kind);
         if std::mem::take(&mut self.has_data) {
-            let kind = if kind.is_empty() { "message".to_string() } else { kind };
+            let kind = if kind.is_empty() { Cow::Borrowed("message") } else { kind.into() };
             self.ready.push_back(Event { kind, data: std::mem::take(&mut self.data) });
         }
     }
@@ -176,7 +177,7 @@ mod tests {
                 ("", _) => {
                     if !data.is_empty() {
                         let kind = if kind.is_empty() { "message".to_string() } else { kind.clone() };
-                        events.push(Event { kind, data: data.join("\n") });
+                        events.push(Event { kind: kind.into(), data: data.join("\n") });
                     }
                     data.clear();
                     kind.clear();

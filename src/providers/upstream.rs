@@ -1,6 +1,7 @@
 //! Reading what an upstream answers, whatever its protocol: whole replies, event streams, and errors turned into [`ProviderError`]s
 //! that keep the upstream's message and field but no secret.
 
+use super::received::Received;
 use super::sse::{Event, Parser};
 use super::{Piece, PieceStream, ProviderError};
 use crate::config::Secret;
@@ -8,11 +9,12 @@ use crate::types::time::now_ms;
 use crate::types::{Code, json};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::{BoxStream, unfold};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use futures_util::stream::unfold;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_REPLY_BYTES: usize = 64 << 20;
@@ -28,7 +30,7 @@ pub(super) const IN_SUCCESS: u16 = 502;
 /// Who is being read, for messages.
 #[derive(Clone)]
 pub(super) struct Source {
-    pub(super) provider: String,
+    pub(super) provider: Arc<str>,
     pub(super) model: String,
     /// Cut out of every message.
     pub(super) key: Option<Secret>,
@@ -63,7 +65,7 @@ impl Source {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -75,8 +77,8 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// A reply that is not a success, as an error.
-pub(super) async fn refusal(response: reqwest::Response, source: &Source) -> ProviderError {
-    let status = response.status().as_u16();
+pub(super) async fn refusal(response: Received, source: &Source) -> ProviderError {
+    let status = response.status();
     let retry_after_s = retry_after(response.headers());
     if (300..400).contains(&status) {
         return source.broken("answered with a redirect, which is not followed");
@@ -235,14 +237,14 @@ fn retry_after(headers: &HeaderMap) -> Option<u32> {
 }
 
 /// A whole reply's JSON. An error inside a success is an error.
-pub(super) async fn read_json(response: reqwest::Response, source: &Source) -> Result<Value, ProviderError> {
+pub(super) async fn read_json(response: Received, source: &Source) -> Result<Value, ProviderError> {
     let body = read_capped(response, MAX_REPLY_BYTES).await.map_err(|what| source.broken(what))?;
     as_json(&body, source)
 }
 
 /// A whole reply's bytes.
-pub(super) async fn read_bytes(response: reqwest::Response, source: &Source) -> Result<Bytes, ProviderError> {
-    read_capped(response, MAX_REPLY_BYTES).await.map(Bytes::from).map_err(|what| source.broken(what))
+pub(super) async fn read_bytes(response: Received, source: &Source) -> Result<Bytes, ProviderError> {
+    read_capped(response, MAX_REPLY_BYTES).await.map_err(|what| source.broken(what))
 }
 
 /// What [`read_json`] makes of bytes.
@@ -261,17 +263,27 @@ pub(super) fn read_event(data: &str, source: &Source) -> Result<Value, ProviderE
     json::read(data.as_bytes(), json::MAX_VALUES).map_err(|fault| source.broken(format!("an event of the stream is not readable: {fault}")))
 }
 
-async fn read_capped(response: reqwest::Response, limit: usize) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    let mut stream = response.bytes_stream();
-    while let Some(bytes) = stream.next().await {
-        let bytes = bytes.map_err(|error| format!("the reply broke off: {}", causes(&error.without_url())))?;
+async fn read_capped(mut response: Received, limit: usize) -> Result<Bytes, String> {
+    let announced = response.length();
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(format!("the reply is larger than {limit} bytes"));
+    }
+    let broke_off = |what: String| format!("the reply broke off: {what}");
+    let first = response.chunk().await.map_err(broke_off)?.unwrap_or_default();
+    let mut second = response.chunk().await.map_err(broke_off)?;
+    if second.is_none() && first.len() <= limit {
+        return Ok(first);
+    }
+    let mut body = Vec::with_capacity(announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0).min(1 << 20));
+    body.extend_from_slice(&first);
+    while let Some(bytes) = second {
         if body.len() + bytes.len() > limit {
             return Err(format!("the reply is larger than {limit} bytes"));
         }
         body.extend_from_slice(&bytes);
+        second = response.chunk().await.map_err(broke_off)?;
     }
-    Ok(body)
+    Ok(body.into())
 }
 
 /// Turns the events of one protocol into pieces.
@@ -290,7 +302,7 @@ pub(super) trait Decode: Send + 'static {
 }
 
 struct Reading<D> {
-    bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    response: Received,
     parser: Parser,
     source: Source,
     idle: Duration,
@@ -307,20 +319,19 @@ struct Reading<D> {
 /// # Errors
 /// When the reply is no event stream: some services put an error into a plain 200.
 pub(super) async fn read_stream<D: Decode>(
-    response: reqwest::Response,
+    response: Received,
     source: Source,
     idle: Duration,
     decoder: D,
 ) -> Result<PieceStream, ProviderError> {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if kind.starts_with("application/json") {
+    if response.content_type().starts_with("application/json") {
         let read = tokio::time::timeout(idle, read_json(response, &source)).await;
         read.map_err(|_| source.timed_out(idle))??;
         return Err(source.broken("a stream was asked for, and a whole reply came"));
     }
-    let (bytes, parser) = (response.bytes_stream().boxed(), Parser::new(MAX_EVENT_BYTES));
-    let reading = Reading { bytes, parser, source, idle, decoder, ready: VecDeque::new(), unread: Some(Vec::new()), broken: None };
-    let step = |reading: Option<Reading<D>>| async move {
+    let parser = Parser::new(MAX_EVENT_BYTES);
+    let reading = Reading { response, parser, source, idle, decoder, ready: VecDeque::new(), unread: Some(Vec::new()), broken: None };
+    let step = |reading: Option<Box<Reading<D>>>| async move {
         let mut reading = reading?;
         match reading.next().await {
             Ok(Some(piece)) => Some((Ok(piece), Some(reading))),
@@ -328,7 +339,7 @@ pub(super) async fn read_stream<D: Decode>(
             Err(error) => Some((Err(error), None)),
         }
     };
-    Ok(unfold(Some(reading), step).boxed())
+    Ok(unfold(Some(Box::new(reading)), step).boxed())
 }
 
 impl<D: Decode> Reading<D> {
@@ -338,6 +349,7 @@ impl<D: Decode> Reading<D> {
                 return Ok(Some(piece));
             }
             if self.decoder.is_over() {
+                self.response.finish();
                 return Ok(None);
             }
             if let Some(event) = self.parser.next_event() {
@@ -352,11 +364,11 @@ impl<D: Decode> Reading<D> {
             }
             let idle = self.idle;
             let silent = |_| self.source.error(Code::UPSTREAM_TIMEOUT, format!("the stream was silent for {} s", idle.as_secs()));
-            match tokio::time::timeout(idle, self.bytes.next()).await.map_err(silent)? {
-                Some(Ok(bytes)) => self.push(&bytes),
-                Some(Err(error)) => return Err(self.source.broken(format!("the stream broke off: {}", causes(&error.without_url())))),
-                None if self.decoder.is_whole() => return Ok(None),
-                None => return Err(self.ended_early()),
+            match tokio::time::timeout(idle, self.response.chunk()).await.map_err(silent)? {
+                Ok(Some(bytes)) => self.push(&bytes),
+                Err(error) => return Err(self.source.broken(format!("the stream broke off: {error}"))),
+                Ok(None) if self.decoder.is_whole() => return Ok(None),
+                Ok(None) => return Err(self.ended_early()),
             }
         }
     }
@@ -476,7 +488,7 @@ mod tests {
         let source = Source { provider: "up".into(), model: "m".into(), key: None };
         let mut bytes = b"data: 1\n\ndata: 2\n\ndata: ".to_vec();
         bytes.resize(MAX_EVENT_BYTES + 100, b'x');
-        let response = reqwest::Response::from(axum::http::Response::new(bytes));
+        let response = Received::Client(reqwest::Response::from(axum::http::Response::new(bytes)));
         let stream = read_stream(response, source, Duration::from_secs(5), Each).await.expect("a stream");
         let told: Vec<_> = stream.map(|piece| piece.is_ok()).collect().await;
         assert_eq!(told, [true, true, false]);

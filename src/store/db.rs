@@ -2,6 +2,7 @@
 //! with `?` placeholders.
 
 use crate::types::{Code, Coded};
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// A bound parameter or a column.
@@ -52,7 +53,7 @@ impl<T: Into<Value>> From<Option<T>> for Value {
 #[derive(Debug, Clone)]
 pub struct Statement {
     /// SQL text with `?` placeholders.
-    pub sql: String,
+    pub sql: Cow<'static, str>,
     /// Parameters in order.
     pub params: Vec<Value>,
     /// When set, the number of rows that must change; otherwise the whole batch is rolled back with [`StoreError::Conflict`].
@@ -61,7 +62,7 @@ pub struct Statement {
 
 impl Statement {
     /// A statement whose count of changed rows does not matter.
-    pub fn new(sql: impl Into<String>, params: impl Into<Vec<Value>>) -> Self {
+    pub fn new(sql: impl Into<Cow<'static, str>>, params: impl Into<Vec<Value>>) -> Self {
         Statement { sql: sql.into(), params: params.into(), expect: None }
     }
 

@@ -2,6 +2,7 @@
 
 use super::db::{Db, Row, Statement, StoreError, Value};
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// One logged request. Also the form of a line in a log segment, so that old segments stay readable: new fields need a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -82,30 +83,33 @@ const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provi
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id";
 
 /// The statement that stores a row unless a row with its id is there.
-pub fn insert_once(row: &RequestRow) -> Statement {
-    let marks = ["?"; 34].join(", ");
+pub fn insert_once(row: RequestRow) -> Statement {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        let marks = ["?"; 34].join(", ");
+        format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
+    });
     let params: Vec<Value> = vec![
-        (&row.id).into(),
+        row.id.into(),
         row.at.into(),
-        (&row.project).into(),
-        (&row.api_key).into(),
-        (&row.endpoint).into(),
-        row.route.clone().into(),
-        row.release.clone().into(),
-        (&row.provider).into(),
-        (&row.model).into(),
-        row.adapter.clone().into(),
+        row.project.into(),
+        row.api_key.into(),
+        row.endpoint.into(),
+        row.route.into(),
+        row.release.into(),
+        row.provider.into(),
+        row.model.into(),
+        row.adapter.into(),
         row.streamed.into(),
         u32::from(row.status).into(),
-        row.error_code.clone().into(),
+        row.error_code.into(),
         row.input_tokens.into(),
         row.output_tokens.into(),
-        row.finish_reason.clone().into(),
+        row.finish_reason.into(),
         row.queue_ms.into(),
         row.first_token_ms.into(),
         row.total_ms.into(),
-        row.request.clone().into(),
-        row.reply.clone().into(),
+        row.request.into(),
+        row.reply.into(),
         row.upstream_ms.into(),
         row.overhead_ms.into(),
         row.cached_tokens.into(),
@@ -113,14 +117,14 @@ pub fn insert_once(row: &RequestRow) -> Statement {
         row.reasoning_tokens.into(),
         row.cost_micro_usd.into(),
         row.saved_micro_usd.into(),
-        row.price.clone().into(),
-        row.cache.clone().into(),
+        row.price.into(),
+        row.cache.into(),
         row.attempts.into(),
-        row.attempted.clone().into(),
-        row.guardrails.clone().into(),
-        row.trace_id.clone().into(),
+        row.attempted.into(),
+        row.guardrails.into(),
+        row.trace_id.into(),
     ];
-    Statement::new(format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"), params)
+    Statement::new(SQL.as_str(), params)
 }
 
 /// The row with this id.

@@ -1,8 +1,11 @@
 //! The chat-completions wire types (OpenAI API, `/v1/chat/completions`), ours, with every unknown field kept in `extra`. Replies are
 //! read leniently: servers that speak the API send `null` for what they do not have, fractions of seconds, and texts in parts.
 
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
 
 /// A chat-completion request. Fields that Refit does not read stay in `extra` and travel on.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -184,22 +187,48 @@ pub struct Choice {
 }
 
 /// Token counts of one reply.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Usage {
     /// Tokens read.
-    #[serde(deserialize_with = "whole")]
     pub prompt_tokens: u64,
     /// Tokens written.
-    #[serde(deserialize_with = "whole")]
     pub completion_tokens: u64,
     /// Their sum.
-    #[serde(deserialize_with = "whole")]
     pub total_tokens: u64,
     /// Every other count (`prompt_tokens_details`, `completion_tokens_details`, and what providers add).
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
+
+/// Every reply has one, so that it is read without the detour that `flatten` takes.
+impl<'de> Deserialize<'de> for Usage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Counts;
+        impl<'de> Visitor<'de> for Counts {
+            type Value = Usage;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("token counts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Usage, A::Error> {
+                let mut usage = Usage::default();
+                while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+                    match name.as_ref() {
+                        "prompt_tokens" => usage.prompt_tokens = fields.next_value::<Whole>()?.0,
+                        "completion_tokens" => usage.completion_tokens = fields.next_value::<Whole>()?.0,
+                        "total_tokens" => usage.total_tokens = fields.next_value::<Whole>()?.0,
+                        _ => drop(usage.extra.insert(name.into_owned(), fields.next_value()?)),
+                    }
+                }
+                Ok(usage)
+            }
+        }
+        deserializer.deserialize_map(Counts)
+    }
+}
+
+/// A count, as leniently as [`whole`] reads it.
+#[derive(Deserialize)]
+struct Whole(#[serde(deserialize_with = "whole")] u64);
 
 impl Usage {
     /// Usage of `prompt` tokens read and `completion` tokens written.

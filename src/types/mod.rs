@@ -9,6 +9,8 @@ pub mod glance;
 pub mod ids;
 pub mod json;
 pub mod messages;
+pub mod plain;
+pub mod shard;
 pub mod time;
 pub mod traits;
 

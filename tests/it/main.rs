@@ -1,5 +1,7 @@
 //! Black-box tests: one binary, one module per topic. They drive the built program and HTTP.
 
+#[cfg(target_os = "linux")]
+mod abuse;
 mod audit;
 mod batches;
 mod cascade;
@@ -7,6 +9,10 @@ mod cli;
 mod clients;
 mod config;
 mod datasets;
+#[cfg(target_os = "linux")]
+mod drain;
+#[cfg(target_os = "linux")]
+mod durability;
 mod edges;
 #[cfg(feature = "local")]
 mod engine;
@@ -26,7 +32,11 @@ mod origins;
 mod places;
 mod prompts;
 mod releases;
+#[cfg(target_os = "linux")]
+mod reload;
 mod resilience;
+#[cfg(target_os = "linux")]
+mod rig;
 mod routing;
 mod serving;
 mod streams;
@@ -34,4 +44,6 @@ mod support;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;
+#[cfg(target_os = "linux")]
+mod upstream_faults;
 mod wire;

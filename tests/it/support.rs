@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The built binary with a working directory of its own; the data directory is `<work>/.refit`. Removed on drop.
@@ -98,22 +99,39 @@ impl Refit {
     pub fn serve(&self, args: &[&str]) -> Server {
         let mut all = vec!["serve", "--port", "0"];
         all.extend(args);
-        let mut child = self.command(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("refit serve starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("a line on stdout");
-        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
-            let _ = child.kill();
-            let mut stderr = String::new();
-            let _ = child.stderr.take().expect("stderr is piped").read_to_string(&mut stderr);
-            panic!("no JSON line from serve ({error}): {line:?} {stderr}")
-        });
-        // Both pipes are drained so that the server never blocks on them.
-        let mut stderr = child.stderr.take().expect("stderr is piped");
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Server { child, ready }
+        start(self.command(&all))
     }
+}
+
+/// Starts a `refit serve` that was put together elsewhere, and waits for its JSON line.
+pub fn start(mut command: Command) -> Server {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("refit serve starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a line on stdout");
+    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+        let _ = child.kill();
+        let mut stderr = String::new();
+        let _ = child.stderr.take().expect("stderr is piped").read_to_string(&mut stderr);
+        panic!("no JSON line from serve ({error}): {line:?} {stderr}")
+    });
+    // Both pipes are drained so that the server never blocks on them.
+    let mut stderr = child.stderr.take().expect("stderr is piped");
+    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    let errors = Arc::new(Mutex::new(String::new()));
+    let kept = errors.clone();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(&mut stderr).lines();
+        while let Some(Ok(line)) = lines.next() {
+            let mut kept = kept.lock().expect("nobody panicked");
+            // Enough for every test, and no memory of an endless one.
+            if kept.len() < 1 << 20 {
+                kept.push_str(&line);
+                kept.push('\n');
+            }
+        }
+    });
+    Server { child, ready, errors }
 }
 
 /// A running server; killed on drop.
@@ -121,6 +139,7 @@ pub struct Server {
     child: Child,
     /// The line it printed when ready.
     pub ready: Value,
+    errors: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -131,6 +150,11 @@ impl Server {
             (None, Some(address)) => format!("http://{}", address.trim_start_matches("http://")),
             _ => panic!("the ready line has neither url nor address: {}", self.ready),
         }
+    }
+
+    /// What it has written to stderr so far.
+    pub fn errors(&self) -> String {
+        self.errors.lock().expect("nobody panicked").clone()
     }
 
     /// Process id, for signals.

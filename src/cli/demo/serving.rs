@@ -72,10 +72,9 @@ pub async fn start(demo: &Demo<'_>, port: u16) -> Result<Serving, Failure> {
     let server = Server::bind(demo.app.clone(), "127.0.0.1", port).await?;
     let url = server.url();
     let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(server.run(async {
-        // A dropped sender stops the server as well.
-        let _ = stopped.await;
-    }));
+    // A dropped sender stops the server as well.
+    let stopped = async { drop(stopped.await) };
+    let task = tokio::spawn(server.run(stopped, std::future::pending()));
     let key = demo.app.keys.create("demo", "default", Role::App, "refit demo")?;
     let answer = ask(&url, &key.key, route).await?;
     demo.app.recorder.flush()?;

@@ -97,7 +97,7 @@ impl<'a> Demo<'a> {
         let suite = Suite::open(&self.example.suite)?;
         let plan: Plan = suite.splits.unwrap_or_default();
         let dataset = datasets.split(&format!("{}@{}", row.dataset, row.version), &plan, crate::datasets::import::Replace::No)?;
-        let counter = self.context.runtime()?.block_on(self.app.providers.counter(&format!("local/{MODEL}")))?;
+        let counter = self.context.runtime()?.block_on(self.app.providers().counter(&format!("local/{MODEL}")))?;
         let report = check::check(&dataset, Some(counter.as_ref()));
         self.story.say(format!(
             "    {} messages · {} duplicates · {} near-duplicates · {} leaks between splits · {:.0} to {:.0} {} each",

@@ -2,7 +2,7 @@
 //! whichever header the key came in, before any rule is looked at; two different keys are refused. An empty value is no key: SDKs
 //! send the header of a key that was not set.
 
-use crate::access::Caller;
+use crate::access::{Caller, Role};
 use crate::gateway::Gateway;
 use crate::gateway::error::ApiError;
 use crate::gateway::routes::{Access, access_of};
@@ -25,14 +25,31 @@ pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: N
         Some(Access::Key(role)) => role,
         None => return Err(Failure::new(Code::FORBIDDEN, "this path has no access rule").into()),
     };
-    let key = presented_key(request.headers())?;
-    let caller = resolve(&gateway, key).await?;
-    if caller.role < least {
-        let message = format!("the key's role {} may not do this; {least} may", caller.role);
-        return Err(Failure::new(Code::FORBIDDEN, message).into());
-    }
+    let caller = caller(&gateway, request.headers(), least).await?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
+}
+
+/// The caller that the headers name, if it may do what needs the role `least`.
+///
+/// # Errors
+/// [`Code::MISSING_KEY`], [`Code::INVALID_KEY`], [`Code::FORBIDDEN`]; [`Code::INVALID_REQUEST`] for two different keys.
+pub async fn caller(gateway: &Gateway, headers: &HeaderMap, least: Role) -> Result<Caller, Failure> {
+    let caller = resolve(gateway, presented_key(headers)?).await?;
+    if caller.role < least {
+        let message = format!("the key's role {} may not do this; {least} may", caller.role);
+        return Err(Failure::new(Code::FORBIDDEN, message));
+    }
+    Ok(caller)
+}
+
+/// Who asks, on a route that is open to everybody but tells some more; none when no key was sent.
+pub async fn known_caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
+    match presented_key(headers) {
+        Ok(key) => Ok(Some(resolve(gateway, key).await?)),
+        Err(failure) if failure.code() == Code::MISSING_KEY => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {

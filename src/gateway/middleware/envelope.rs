@@ -3,6 +3,7 @@
 use crate::gateway::Gateway;
 use crate::gateway::error::{ApiError, in_messages};
 use crate::gateway::openai::models::VERSION_HEADER;
+use crate::providers::Protocol;
 use crate::types::ids::new_id;
 use crate::types::{Code, Failure};
 use axum::extract::{MatchedPath, Request, State};
@@ -11,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Anthropic's clients read the id of a request here.
@@ -30,22 +32,32 @@ impl RequestId {
 
 /// See the file.
 pub async fn wrap(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let path = path.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let protocol = if speaks_messages(&request) { Protocol::Messages } else { Protocol::Chat };
+    around(&gateway, path, protocol, async |id: String| {
+        request.extensions_mut().insert(RequestId(id));
+        next.run(request).await
+    })
+    .await
+}
+
+/// A request's answer in its envelope; `path` is the route's pattern.
+pub async fn around(gateway: &Gateway, path: &str, protocol: Protocol, answer: impl AsyncFnOnce(String) -> Response) -> Response {
     let id = new_id("req");
-    let path = request.extensions().get::<MatchedPath>().map_or("unmatched".to_string(), |path| path.as_str().to_string());
-    let messages = speaks_messages(&request);
-    request.extensions_mut().insert(RequestId(id.clone()));
     // Nothing that a handler shares can be left half-changed: it lives in the store or behind poison-tolerant locks.
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let answering = pin!(answer(id.clone()));
+    let answered = AssertUnwindSafe(answering).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| {
         tracing::error!(request = id, path, "a handler panicked");
         ApiError(Failure::new(Code::INTERNAL, "something inside Refit failed; the server's log has more")).into_response()
     });
-    if messages {
+    if protocol == Protocol::Messages {
         response = in_messages(response, &id);
     }
-    gateway.app.metrics.http(&path, response.status().as_u16());
+    gateway.app.metrics.http(path, response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&id) {
-        if messages {
+        if protocol == Protocol::Messages {
             response.headers_mut().insert(ANTHROPIC_HEADER, value.clone());
         }
         response.headers_mut().insert(HEADER, value);

@@ -5,31 +5,61 @@ use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-use crate::gateway::{Gateway, answer};
+use crate::gateway::{Gateway, answer as told_by};
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
+use crate::types::plain::PlainChat;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let entry = Entry::of(&gateway, request, CHAT)?;
+    answer(Entry::of(&gateway, request, CHAT)?).await
+}
+
+/// Answers a chat request.
+pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiError> {
+    let entry = if entry.is_read() { entry } else { Box::pin(entry.whole_body()).await? };
+    match entry.plain() {
+        // What is common stays small: the futures of all that is not are made when they are needed.
+        Some(plain) if plain.streamed => Box::pin(stream_plain(entry, plain)).await,
+        Some(plain) => {
+            let Entry { gateway, ask, .. } = entry;
+            Ok(written(gateway.app.inference.pass_plain(ask, plain).await?))
+        }
+        None => Box::pin(read(entry)).await,
+    }
+}
+
+/// Answers a request that has to be read.
+async fn read(entry: Entry) -> Result<Response, ApiError> {
     let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
     if chat.stream.unwrap_or(false) {
         let encoder = Chunks { wants_usage: chat.wants_usage() };
         return sse::open(&gateway, ask, chat, encoder).await;
     }
-    Ok(match gateway.app.inference.pass(ask, chat).await? {
+    Ok(written(gateway.app.inference.pass(ask, chat).await?))
+}
+
+async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {
+    let Entry { gateway, ask, .. } = entry;
+    let encoder = Chunks { wants_usage: plain.wants_usage };
+    let inference = gateway.app.inference.clone();
+    sse::open_with(&gateway, Box::pin(async move { inference.stream_plain(ask, plain).await }), encoder).await
+}
+
+fn written(passed: Passed) -> Response {
+    match passed {
         Passed::Bytes { body, provider, release, cascade } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            answer::cascaded(answer::told(([kind], body).into_response(), &provider, release), cascade)
+            told_by::cascaded(told_by::told(([kind], body).into_response(), &provider, release), cascade)
         }
         Passed::Answer(read) => {
-            answer::cascaded(answer::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
+            told_by::cascaded(told_by::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
         }
-    })
+    }
 }
 
 /// `data: {chunk}`, the usage chunk when it was asked for, `data: [DONE]`. A chunk of a provider with the same protocol goes out as

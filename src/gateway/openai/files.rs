@@ -34,7 +34,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let store = gateway.app.store.clone();
-    let upload = upload::receive(request, &store.uploads.incoming(), gateway.app.config.server.max_file_bytes).await?;
+    let upload = upload::receive(request, &store.uploads.incoming(), gateway.app.config().server.max_file_bytes).await?;
     let (row, file) = checked(upload, &caller)?;
     let made = super::blocking(move || Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)).await?;
     Ok(Json(made.first().map(written).unwrap_or_default()))

@@ -46,7 +46,7 @@ pub async fn show(
 }
 
 async fn listed(gateway: Gateway) -> Result<Vec<Listed>, Failure> {
-    gateway.app.providers.refresh().await;
+    gateway.app.providers().refresh().await;
     let looked_up = tokio::task::spawn_blocking(move || gateway.app.inference.models()).await;
     looked_up.unwrap_or_else(|_| Err(Failure::new(Code::INTERNAL, "the models could not be listed")))
 }

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// The time that a batch may take, as clients write it, and in milliseconds.
@@ -98,15 +99,38 @@ pub struct Batches {
     slots: Arc<Semaphore>,
     room: Room,
     concurrency: usize,
-    max_line_bytes: usize,
+    max_line_bytes: AtomicUsize,
     woken: Notify,
+    running: AtomicUsize,
 }
 
 impl Batches {
     /// `max_line_bytes` is what the server takes as one body.
     pub fn new(store: &Store, config: &BatchesConfig, max_line_bytes: usize) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency));
-        Batches { store: store.clone(), slots, room: Room::new(), concurrency: config.concurrency, max_line_bytes, woken: Notify::new() }
+        Batches {
+            store: store.clone(),
+            slots,
+            room: Room::new(),
+            concurrency: config.concurrency,
+            max_line_bytes: max_line_bytes.into(),
+            woken: Notify::new(),
+            running: AtomicUsize::new(0),
+        }
+    }
+
+    /// Lines of at most so many bytes are taken from now on.
+    pub fn take_lines_of(&self, bytes: usize) {
+        self.max_line_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn max_line_bytes(&self) -> usize {
+        self.max_line_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Batches that are being worked on.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
     }
 
     /// Takes a batch in; its lines are checked later. Blocking.

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -70,10 +71,12 @@ impl Batches {
             // The whole process stood still: its own batches are not taken for dead.
             let stalled = looked.elapsed() > LEASE / 2;
             looked = Instant::now();
+            self.running.store(active.len(), Ordering::Relaxed);
             while active.len() < AT_ONCE {
                 let owner = format!("serve-{}-{}", std::process::id(), new_id("worker"));
                 let Some((job, project)) = self.claim(&owner, &active, stalled).await else { break };
                 active.insert(owner.clone(), project);
+                self.running.store(active.len(), Ordering::Relaxed);
                 let work = Work::new(self.clone(), endpoint.clone(), (job, owner.clone()), stop.clone());
                 tasks.spawn(async move {
                     if AssertUnwindSafe(work.run()).catch_unwind().await.is_err() {

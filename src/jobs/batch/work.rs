@@ -121,7 +121,7 @@ impl Work {
 
     /// Reads the whole file once; a good one begins.
     async fn check(&self, batch: &BatchRow) -> Result<Result<BatchRow, Vec<Problem>>, Failure> {
-        let (store, batch, limit) = (self.desk.store.clone(), batch.clone(), self.desk.max_line_bytes);
+        let (store, batch, limit) = (self.desk.store.clone(), batch.clone(), self.desk.max_line_bytes());
         blocking(move || {
             let db = store.db.as_ref();
             let checked = check::file(lines(&store, &batch, limit)?, known(&batch)).map_err(|error| unreadable(&error))?;
@@ -161,7 +161,7 @@ impl Work {
             endpoint: self.endpoint.clone(),
             caller,
             path: known(batch),
-            limit: self.desk.max_line_bytes,
+            limit: self.desk.max_line_bytes(),
             slots: self.desk.slots.clone(),
             halt: halt.clone(),
         };
@@ -223,7 +223,7 @@ impl Work {
         batch: &BatchRow,
         done: HashSet<(u64, u64)>,
     ) -> Result<impl futures_util::Stream<Item = Result<Waiting, Failure>> + use<>, Failure> {
-        let lines = lines(&self.desk.store, batch, self.desk.max_line_bytes)?;
+        let lines = lines(&self.desk.store, batch, self.desk.max_line_bytes())?;
         let (sender, receiver) = mpsc::channel(1);
         let (room, runtime) = (self.desk.room.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
@@ -264,7 +264,7 @@ impl Work {
 
     /// Turns the answers into files and ends the batch, all in one transaction; the answers stay where they are until then.
     async fn finish(&self, batch: BatchRow, mut results: Results, why: Why) -> Result<(), Failure> {
-        let (store, limit) = (self.desk.store.clone(), self.desk.max_line_bytes);
+        let (store, limit) = (self.desk.store.clone(), self.desk.max_line_bytes());
         let (ended, why) = blocking(move || {
             let db = store.db.as_ref();
             let mut why = why;

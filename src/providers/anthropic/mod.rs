@@ -13,6 +13,7 @@ use super::{Body, Call, ModelInfo, Native, PieceStream, Protocol, Provider, Prov
 use crate::config::{ProviderConfig, Secret};
 use crate::types::messages::{VERSIONS, is_foreign};
 use futures_util::future::BoxFuture;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
 /// Variable that holds the key where the configuration names none.
@@ -60,6 +61,10 @@ impl Anthropic {
     }
 }
 
+fn versioned(version: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static("anthropic-version"), HeaderValue::from_static(version))])
+}
+
 /// Takes other providers' thoughts out of a conversation that went on here; the service would refuse them.
 fn without_foreign(messages: &mut Value) {
     let Value::Array(messages) = messages else { return };
@@ -76,7 +81,7 @@ impl Provider for Anthropic {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let (body, version, native) = self.body(call, &source, false)?;
-            let headers = [("anthropic-version", version.to_string())];
+            let headers = versioned(version);
             let message: Value = self.http.post_json("/v1/messages", &headers, &Value::Object(body), &source).await?;
             let response = reply::to_chat(&message).map_err(|what| source.broken(what))?;
             Ok(Reply { body: Body::Read(response), native: native.then_some(message) })
@@ -87,7 +92,7 @@ impl Provider for Anthropic {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let (body, version, native) = self.body(call, &source, true)?;
-            let headers = [("anthropic-version", version.to_string())];
+            let headers = versioned(version);
             let response = self.http.post("/v1/messages", &headers, &Value::Object(body), &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), stream::Events::new(native)).await
         })
@@ -101,7 +106,7 @@ impl Provider for Anthropic {
                 true => drop(body.shift_remove("max_tokens")),
                 false => body.retain(|name, _| COUNTED.contains(&name.as_str())),
             }
-            let headers = [("anthropic-version", version.to_string())];
+            let headers = versioned(version);
             let counted: Value = self.http.post_json("/v1/messages/count_tokens", &headers, &Value::Object(body), &source).await?;
             counted.get("input_tokens").and_then(Value::as_u64).ok_or_else(|| source.broken("the reply holds no input_tokens"))
         })
@@ -112,7 +117,7 @@ impl Provider for Anthropic {
             if !self.models.is_empty() {
                 return Ok(self.models());
             }
-            let list = self.http.get_json("/v1/models?limit=1000", &[("anthropic-version", self.version.to_string())]).await?;
+            let list = self.http.get_json("/v1/models?limit=1000", &versioned(self.version)).await?;
             Ok(self.http.named(&list, "/data", "id"))
         })
     }

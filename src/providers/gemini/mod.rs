@@ -12,6 +12,7 @@ use crate::config::{ProviderConfig, Secret};
 use crate::types::Code;
 use crate::types::embeddings::EmbeddingResponse;
 use futures_util::future::BoxFuture;
+use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
 /// Variable that holds the key where the configuration names none.
@@ -45,7 +46,7 @@ impl Provider for Gemini {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let body = Value::Object(request::of_chat(call.request, &call.model, &source)?);
-            let answer: Value = self.http.post_json(&path(&call.model, "generateContent"), &[], &body, &source).await?;
+            let answer: Value = self.http.post_json(&path(&call.model, "generateContent"), &HeaderMap::new(), &body, &source).await?;
             let response = reply::to_chat(&answer, &call.model).map_err(|what| source.broken(what))?;
             Ok(response.into())
         })
@@ -55,7 +56,7 @@ impl Provider for Gemini {
         Box::pin(async move {
             let source = self.http.source(&call.model);
             let body = Value::Object(request::of_chat(call.request, &call.model, &source)?);
-            let response = self.http.post(&path(&call.model, "streamGenerateContent?alt=sse"), &[], &body, &source).await?;
+            let response = self.http.post(&path(&call.model, "streamGenerateContent?alt=sse"), &HeaderMap::new(), &body, &source).await?;
             upstream::read_stream(response, source, self.http.idle_timeout(), Events { reader: reply::Reader::new(&call.model) }).await
         })
     }
@@ -66,7 +67,7 @@ impl Provider for Gemini {
             let mut request = request::of_chat(call.request, &call.model, &source)?;
             request.insert("model".into(), format!("models/{}", call.model.strip_prefix("models/").unwrap_or(&call.model)).into());
             let body = json!({"generateContentRequest": request});
-            let counted: Value = self.http.post_json(&path(&call.model, "countTokens"), &[], &body, &source).await?;
+            let counted: Value = self.http.post_json(&path(&call.model, "countTokens"), &HeaderMap::new(), &body, &source).await?;
             counted.get("totalTokens").and_then(Value::as_u64).ok_or_else(|| source.broken("the reply holds no totalTokens"))
         })
     }
@@ -88,7 +89,8 @@ impl Provider for Gemini {
                     Value::Object(request)
                 };
                 let body = json!({"requests": batch.iter().map(one).collect::<Vec<_>>()});
-                let answer: Value = self.http.post_json(&path(&call.model, "batchEmbedContents"), &[], &body, &source).await?;
+                let answer: Value =
+                    self.http.post_json(&path(&call.model, "batchEmbedContents"), &HeaderMap::new(), &body, &source).await?;
                 let found = answer.get("embeddings").and_then(Value::as_array).into_iter().flatten();
                 let found: Option<Vec<Vec<f64>>> =
                     found.map(|vector| vector.get("values")?.as_array()?.iter().map(Value::as_f64).collect()).collect();
@@ -106,7 +108,7 @@ impl Provider for Gemini {
             if !self.models.is_empty() {
                 return Ok(self.models());
             }
-            let list = self.http.get_json("/models?pageSize=1000", &[]).await?;
+            let list = self.http.get_json("/models?pageSize=1000", &HeaderMap::new()).await?;
             let strip = |info: ModelInfo| ModelInfo { name: info.name.trim_start_matches("models/").to_string(), ..info };
             Ok(self.http.named(&list, "/models", "name").into_iter().map(strip).collect())
         })

@@ -3,8 +3,10 @@
 use crate::providers::sse::Event;
 use crate::providers::upstream::{self, Decode, Source};
 use crate::providers::{Piece, Protocol, ProviderError, RawEvent};
-use crate::types::chat::ChatChunk;
-use serde_json::Value;
+use crate::types::chat::{ChatChunk, ChunkChoice, Delta, Usage};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Fits a whole reply: a role that is not named is the assistant's, thinking in parts (Mistral) stands in `reasoning_content`, too.
@@ -44,15 +46,72 @@ pub(super) struct Chunks {
     over: bool,
 }
 
+/// A chunk as almost all are: texts where they belong, and no field that would have to be kept. `null` is nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slim {
+    id: String,
+    object: String,
+    created: i64,
+    model: String,
+    choices: Vec<SlimChoice>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(default)]
+    service_tier: Option<String>,
+    #[serde(default)]
+    system_fingerprint: Option<String>,
+    /// Random letters that hide how long an event is.
+    #[serde(default, rename = "obfuscation")]
+    _obfuscation: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SlimChoice {
+    index: u32,
+    delta: SlimDelta,
+    #[serde(default)]
+    finish_reason: Option<String>,
+    #[serde(default, rename = "logprobs")]
+    _logprobs: (),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SlimDelta {
+    #[serde(default)]
+    role: Option<String>,
+    #[serde(default)]
+    content: Option<String>,
+    #[serde(default, rename = "refusal")]
+    _refusal: (),
+}
+
+impl From<Slim> for ChatChunk {
+    fn from(slim: Slim) -> Self {
+        let Slim { id, object, created, model, choices, usage, service_tier, system_fingerprint, _obfuscation } = slim;
+        let choice = |SlimChoice { index, delta: SlimDelta { role, content, .. }, finish_reason, .. }| ChunkChoice {
+            index,
+            delta: Delta { role, content, extra: Map::new() },
+            // An empty text is no reason.
+            finish_reason: finish_reason.filter(|reason| !reason.is_empty()),
+            extra: Map::new(),
+        };
+        let named = [("service_tier", service_tier), ("system_fingerprint", system_fingerprint)];
+        let extra = named.into_iter().filter_map(|(name, text)| Some((name.to_string(), text?.into()))).collect();
+        ChatChunk { id, object, created, model, choices: choices.into_iter().map(choice).collect(), usage, extra }
+    }
+}
+
 /// An event that is a chunk with choices and nothing to be looked at twice, which almost all are: read in one go.
 fn plain_chunk(event: &Event) -> Option<ChatChunk> {
     const MAX_BYTES: usize = 16 << 10;
-    let plain = event.data.len() <= MAX_BYTES
-        && event.kind != "error"
-        && !["\"error\"", "\"thinking\""].iter().any(|word| event.data.contains(word));
-    // A key may be spelt with escapes, which texts have, too: the slow road reads those.
-    let chunk: ChatChunk = if plain && !event.data.contains("\\u") { serde_json::from_str(&event.data).ok()? } else { return None };
-    (!chunk.choices.is_empty() && chunk.object != "error").then_some(chunk)
+    if event.data.len() > MAX_BYTES || event.kind == "error" {
+        return None;
+    }
+    let slim: Slim = serde_json::from_str(&event.data).ok()?;
+    (!slim.choices.is_empty() && slim.object != "error").then(|| slim.into())
 }
 
 /// Any event: an error is told as one, thinking in parts is told in `reasoning_content`, too.
