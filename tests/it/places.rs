@@ -118,7 +118,6 @@ fn serve(stream: TcpStream, state: &State, rule: &(dyn Fn(usize, &Value) -> Act 
     let act = rule(n, &body);
     state.bodies.lock().expect("nobody panicked").push(body);
     act_on(stream, state, act);
-    state.busy.fetch_sub(1, SeqCst);
 }
 
 fn act_on(mut stream: TcpStream, state: &State, act: Act) {
@@ -135,6 +134,7 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act) {
             // Whether the other side goes away meanwhile is noticed.
             stream.set_read_timeout(Some(Duration::from_millis(ms))).expect("a limit");
             if matches!(stream.read(&mut [0]), Ok(0)) {
+                state.busy.fetch_sub(1, SeqCst);
                 state.closed.fetch_add(1, SeqCst);
                 return;
             }
@@ -147,14 +147,16 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act) {
         Act::Stall(n) => (format!("{head}{}", chunks(n)), true),
         Act::Events(text) => (head + &text, false),
         Act::Hang => (String::new(), true),
-        Act::Close => return,
+        Act::Close => (String::new(), false),
     };
+    // Before the answer is out: with it the other side may begin the next call.
+    state.busy.fetch_sub(usize::from(!hangs), SeqCst);
     let _ = stream.write_all(text.as_bytes());
     if hangs {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
-        if matches!(stream.read(&mut [0]), Ok(0)) {
-            state.closed.fetch_add(1, SeqCst);
-        }
+        let closed = matches!(stream.read(&mut [0]), Ok(0));
+        state.busy.fetch_sub(1, SeqCst);
+        state.closed.fetch_add(usize::from(closed), SeqCst);
     }
 }
 
