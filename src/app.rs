@@ -4,9 +4,9 @@
 use crate::access::{Keys, audit};
 use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
-use crate::inference::{Inference, Log, Setup};
+use crate::inference::{InForce, Inference, Log, Setup};
 use crate::jobs::batch::Batches;
-use crate::monitor::{Health, Metrics, Recorder};
+use crate::monitor::{Health, Metrics, Recorder, Redactor};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
 use crate::types::Failure;
@@ -67,17 +67,17 @@ impl App {
         let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
         let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
         let providers = Providers::open(&config.providers, local);
-        let batches = Arc::new(Batches::new(&store, &config.batches, config.server.max_body_bytes));
+        let keys = Keys::open(&store)?;
+        let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
         let setup = setup(&store, config, providers, (&recorder, &metrics))?;
         let inference = Arc::new(Inference::new(store.clone(), setup));
-        let keys = Keys::open(&store)?;
         let health = Arc::new(Health::new(&store));
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
         Ok(App { store, live, inference, recorder, metrics, health, keys, batches, started_at, reloading })
     }
 
     /// The configuration in force.
-    pub fn config(&self) -> Arc<Config> {
+    pub fn config(&self) -> InForce {
         self.inference.config()
     }
 
@@ -135,7 +135,12 @@ impl App {
 
 /// Everything about calls that comes from the configuration, built as a whole.
 fn setup(store: &Store, config: Config, providers: Providers, log: (&Arc<Recorder>, &Arc<Metrics>)) -> Result<Setup, Failure> {
-    let log = Log { recorder: log.0.clone(), metrics: log.1.clone(), bodies: config.log.bodies };
+    let log = Log {
+        recorder: log.0.clone(),
+        metrics: log.1.clone(),
+        bodies: config.log.bodies,
+        redactor: Redactor::of(&config.log).map(Arc::new),
+    };
     Ok(Setup::new(store, Arc::new(config), Arc::new(providers), log))
 }
 

@@ -9,7 +9,8 @@
 //!   1 stats config store          0 types
 //! ```
 //!
-//! Long prose: [the wire](docs::api), [architecture](docs::architecture), [decisions](docs::decisions).
+//! Long prose: [the wire](docs::api), [keys, limits, budgets, prices](docs::control), [architecture](docs::architecture),
+//! [decisions](docs::decisions).
 
 pub mod access;
 pub mod app;

@@ -11,15 +11,19 @@ pub mod doctor;
 pub mod eval;
 pub mod job_worker;
 pub mod key;
+pub mod limits;
 pub mod logs;
 pub mod model;
 pub mod output;
+pub mod price;
+pub mod project;
 pub mod prompt;
 pub mod release;
 pub mod route;
 pub mod serve;
 #[cfg(feature = "local")]
 pub mod tune;
+pub mod usage;
 
 use crate::app::App;
 use crate::config::{Config, Live, env};
@@ -72,11 +76,17 @@ enum Command {
     Demo(demo::Args),
     /// Serve the OpenAI-compatible gateway
     Serve(serve::Args),
-    /// Make, list and revoke API keys
+    /// Make, list, limit, rotate and revoke API keys
     Key(key::Args),
     /// Check the configuration file, show what it comes to
     Config(config::Args),
-    /// Show the request log
+    /// Set and show the limits of projects (tenants)
+    Project(project::Args),
+    /// Show what was used, and what it cost
+    Usage(usage::Args),
+    /// List and show prices of models
+    Price(price::Args),
+    /// Show, export and prune the request log
     Logs(logs::Args),
     /// Check and list the audit chain
     Audit(audit::Args),
@@ -111,6 +121,9 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(args, context),
         Command::Key(args) => key::run(args, context),
         Command::Config(args) => config::run(args, context),
+        Command::Project(args) => project::run(args, context),
+        Command::Usage(args) => usage::run(args, context),
+        Command::Price(args) => price::run(args, context),
         Command::Logs(args) => logs::run(args, context),
         Command::Audit(args) => audit::run(args, context),
         Command::Model(args) => model::run(args, context),

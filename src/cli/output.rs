@@ -11,10 +11,19 @@ use std::io::{ErrorKind, IsTerminal, Write};
 /// # Errors
 /// [`Code::STORAGE`] when stdout cannot be written, other than by a closed pipe.
 pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    offer(bytes).map(drop)
+}
+
+/// As [`fn@bytes`]; whether there is still a reader. For output that has no end of its own.
+///
+/// # Errors
+/// As [`fn@bytes`].
+pub fn offer(bytes: &[u8]) -> Result<bool, Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(Code::STORAGE, format!("cannot write to stdout: {error}"))),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Code::STORAGE, format!("cannot write to stdout: {error}"))),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Context, output};
 use crate::app::App;
 use crate::gateway::{Server, Signals, reload};
+use crate::monitor::retention::{self, Rules};
 use crate::types::Failure;
 use serde_json::json;
 use std::process::ExitCode;
@@ -38,9 +39,8 @@ pub struct Args {
 /// When the configuration, the data directory or the address cannot be used.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let app = Arc::new(context.live_app()?);
-    let config = app.config();
-    let host = args.host.unwrap_or_else(|| config.server.host.clone());
-    let port = args.port.unwrap_or(config.server.port);
+    let host = args.host.unwrap_or_else(|| app.config().server.host.clone());
+    let port = args.port.unwrap_or(app.config().server.port);
     if app.keys.list()?.iter().all(|key| key.revoked_at.is_some()) {
         output::note("note: there is no API key yet, so every call will be refused; `refit key create NAME` makes one");
     }
@@ -52,8 +52,11 @@ async fn serve(app: Arc<App>, host: &str, port: u16) -> Result<(), Failure> {
     let signals = Signals::listen()?;
     let server = Server::bind(app.clone(), host, port).await?;
     output::json(&json!({"address": server.url(), "pid": std::process::id()}))?;
+    let of = app.clone();
+    let retention = tokio::spawn(retention::keep(app.store.clone(), move || Rules::of(&of.config().log)));
     let reloading = tokio::spawn(reload::watch(app, signals.hangups()));
     let ended = server.run(signals.stopped(1), signals.stopped(2)).await;
+    retention.abort();
     reloading.abort();
     ended
 }

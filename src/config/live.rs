@@ -91,7 +91,7 @@ impl Live {
             Ok(text) => text,
             Err(source) => return Err(ConfigError::Unreadable { path: file.clone(), source }),
         };
-        let config = Config::parse(&text, file)?;
+        let config = Config::with_files(&text, file)?;
         let mut live = Live::of(config.clone());
         live.watch(path);
         let state = live.state.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +151,7 @@ impl Live {
             Seen::Unreadable(why) => return Err(refusal(None, format!("the file cannot be read: {why}"), Vec::new())),
         };
         let digest = Digest::of(text.as_bytes());
-        match Config::parse(&text, self.path.as_deref().unwrap_or(Path::new(""))) {
+        match Config::with_files(&text, self.path.as_deref().unwrap_or(Path::new(""))) {
             Ok(config) => {
                 let changed = changed(self.lock().text.as_deref().unwrap_or(""), &text);
                 Ok(Some(Found { config, digest, changed, text }))

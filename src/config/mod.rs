@@ -2,10 +2,13 @@
 //! TOML section; every environment variable in [`env`]. All problems of a file are reported at once.
 
 pub mod batches;
+pub mod budgets;
+pub mod cache;
 pub mod env;
 pub mod live;
 pub mod local;
 pub mod log;
+pub mod prices;
 pub mod providers;
 pub mod raw;
 pub mod resilience;
@@ -14,9 +17,12 @@ pub mod secret;
 pub mod server;
 
 pub use batches::BatchesConfig;
+pub use budgets::BudgetsConfig;
+pub use cache::{CacheConfig, SemanticConfig};
 pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
+pub use prices::PricesConfig;
 pub use providers::ProviderConfig;
 pub use raw::Problem;
 pub use resilience::{BreakerConfig, ResilienceConfig};
@@ -42,10 +48,18 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
     /// `[routes.<name>]`, by name.
     pub routes: Vec<RouteConfig>,
     /// `[resilience]`
     pub resilience: ResilienceConfig,
+    /// `[budgets]`
+    pub budgets: BudgetsConfig,
+    /// `[prices]`, with the rows of its files
+    pub prices: PricesConfig,
+    /// The file as it was written.
+    written: toml::Table,
 }
 
 impl Config {
@@ -56,7 +70,17 @@ impl Config {
     pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
         let Some(path) = path else { return Ok(Config::default()) };
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
-        Config::parse(&text, path)
+        Config::with_files(&text, path)
+    }
+
+    /// Checks the text of a file, and reads the files that it names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem of the text, or of the first file that has some.
+    pub fn with_files(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let mut config = Config::parse(text, path)?;
+        prices::read_files(&mut config.prices, path.parent().unwrap_or(Path::new("")))?;
+        Ok(config)
     }
 
     /// Checks the text of a file; `path` is for messages.
@@ -81,6 +105,7 @@ impl Config {
         // A file whose syntax is broken has its sections in doubtful places: only the syntax is reported.
         if problems.found.is_empty() {
             config = read(Section::new(tree.get_ref(), ""), &mut problems);
+            config.written = text.parse().unwrap_or_default();
         }
         let Problems { found: mut problems, notes, .. } = problems;
         if problems.is_empty() {
@@ -101,12 +126,24 @@ impl Config {
             ("server", section(toml::Value::try_from(&self.server))),
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
+            ("cache", section(toml::Value::try_from(&self.cache))),
             ("log", section(toml::Value::try_from(&self.log))),
             ("providers", toml::Value::Table(providers)),
+            ("resilience", self.resilience.shown().into()),
+            ("budgets", self.budgets.shown().into()),
         ];
-        sections.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+        let mut shown: toml::Table = sections.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        // What has no defaults stands there as it was written.
+        for section in WRITTEN {
+            let written = self.written.get(section).cloned().unwrap_or_else(|| toml::Table::new().into());
+            shown.insert(section.to_string(), written);
+        }
+        shown
     }
 }
+
+/// Sections that hold what the user made up, and nothing else.
+const WRITTEN: [&str; 2] = ["routes", "prices"];
 
 fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let server = root.section("server", problems).map(|section| server::read(section, problems));
@@ -114,9 +151,12 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
     let routes = root.section("routes", problems);
     let routes = routes.map(|section| routes::read(&section, providers.as_deref().unwrap_or_default(), problems));
     let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
+    let budgets = root.section("budgets", problems).map(|section| budgets::read(section, problems));
+    let prices = root.section("prices", problems).map(|section| prices::read(section, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -124,8 +164,12 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        cache: cache.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
         resilience: resilience.unwrap_or_default(),
+        budgets: budgets.unwrap_or_default(),
+        prices: prices.unwrap_or_default(),
+        written: toml::Table::new(),
     }
 }
 
@@ -216,6 +260,8 @@ mod tests {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!(config.batches, BatchesConfig::default());
+        assert_eq!((config.budgets, config.prices), (BudgetsConfig::default(), PricesConfig::default()));
+        assert_eq!(config.cache, CacheConfig::default());
         assert_eq!(config.resilience, ResilienceConfig::default());
     }
 

@@ -74,6 +74,35 @@ impl Default for BreakerConfig {
     }
 }
 
+impl ResilienceConfig {
+    /// As a file would say it.
+    pub(super) fn shown(&self) -> toml::Table {
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX).into();
+        let BreakerConfig { enabled, consecutive_failures, failure_percent, min_calls, window, open, max_open, probes } = &self.breaker;
+        let breaker: [(&str, toml::Value); 8] = [
+            ("enabled", (*enabled).into()),
+            ("consecutive_failures", (*consecutive_failures).into()),
+            ("failure_percent", (*failure_percent).into()),
+            ("min_calls", (*min_calls).into()),
+            ("window_s", i64::try_from(window.as_secs()).unwrap_or(i64::MAX).into()),
+            ("open_ms", ms(*open)),
+            ("max_open_ms", ms(*max_open)),
+            ("probes", (*probes).into()),
+        ];
+        let breaker: toml::Table = breaker.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        let keys: [(&str, toml::Value); 7] = [
+            ("attempts", self.attempts.into()),
+            ("backoff_ms", ms(self.backoff)),
+            ("max_backoff_ms", ms(self.max_backoff)),
+            ("max_retry_wait_ms", ms(self.max_retry_wait)),
+            ("retry_budget_percent", self.retry_budget_percent.into()),
+            ("retry_budget_min", self.retry_budget_min.into()),
+            ("breaker", breaker.into()),
+        ];
+        keys.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    }
+}
+
 pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> ResilienceConfig {
     let default = ResilienceConfig::default();
     let breaker = section.section("breaker", problems).map(|section| read_breaker(section, problems));

@@ -6,8 +6,17 @@ pub mod api {}
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("control.md")]
+pub mod control {}
+
+#[doc = include_str!("cache.md")]
+pub mod cache {}
+
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("observability.md")]
+pub mod observability {}
 
 #[doc = include_str!("routing.md")]
 pub mod routing {}

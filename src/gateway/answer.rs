@@ -3,17 +3,13 @@
 use super::Gateway;
 use super::body::Json;
 use super::error::ApiError;
+use super::headers;
 use super::sse::{self, Encode};
 use crate::inference::{Answer, Ask};
-use crate::types::Digest;
+use crate::types::Told;
 use crate::types::chat::ChatRequest;
-use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-
-const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
-const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
-const CASCADE: HeaderName = HeaderName::from_static("x-refit-cascade");
 
 /// Answers a chat request: `whole` writes a whole reply, `encoder` a streamed one.
 pub async fn chat(
@@ -26,26 +22,13 @@ pub async fn chat(
     if request.stream.unwrap_or(false) {
         return sse::open(gateway, ask, request, encoder).await;
     }
-    let answer = gateway.app.inference.answer(ask, request).await?;
-    let (provider, release, cascade) = (answer.provider.clone(), answer.release, answer.cascade);
-    Ok(cascaded(told(Json(whole(answer)).into_response(), &provider, release), cascade))
+    let mut answer = gateway.app.inference.answer(ask, request).await?;
+    let told = std::mem::take(&mut answer.told);
+    Ok(tell(Json(whole(answer)).into_response(), &told))
 }
 
-/// Says whether a cascade's first model answered, where there was one.
-pub fn cascaded(mut response: Response, how: Option<&'static str>) -> Response {
-    if let Some(how) = how {
-        response.headers_mut().insert(CASCADE, HeaderValue::from_static(how));
-    }
-    response
-}
-
-/// Names the provider and the release in the reply's headers.
-pub fn told(mut response: Response, provider: &str, release: Option<Digest>) -> Response {
-    let release = release.map(|release| release.to_string());
-    for (name, value) in [(PROVIDER, Some(provider)), (RELEASE, release.as_deref())] {
-        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
-            response.headers_mut().insert(name, value);
-        }
-    }
+/// Writes what is told about a call into its reply's headers.
+pub fn tell(mut response: Response, told: &Told) -> Response {
+    headers::tell(response.headers_mut(), told);
     response
 }

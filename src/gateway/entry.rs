@@ -5,7 +5,7 @@ use super::middleware::RequestId;
 use super::openai::azure::Deployment;
 use super::{Gateway, body};
 use crate::access::Caller;
-use crate::inference::Ask;
+use crate::inference::{Ask, CacheWish};
 use crate::types::plain::PlainChat;
 use crate::types::{Code, Failure};
 use axum::body::{Body, Bytes};
@@ -44,12 +44,13 @@ impl Entry {
         let deployment = parts.extensions.get::<Deployment>().map(|Deployment(name)| name.clone());
         let mut ask = Ask::new(&caller, endpoint);
         ask.request_id = id.unwrap_or(ask.request_id);
+        ask.cache = wish(&parts.headers);
         Ok(Entry { gateway: gateway.clone(), ask, headers: parts.headers, deployment, body: Sent::Stream(body) })
     }
 
     /// Takes a chat request that was read whole, with its caller and its id.
     pub fn whole(gateway: &Gateway, (caller, request_id): (Caller, String), headers: HeaderMap, body: Bytes) -> Self {
-        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None };
+        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None, cache: wish(&headers) };
         Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
     }
 
@@ -61,7 +62,8 @@ impl Entry {
     /// Reads the body as it is.
     pub async fn whole_body(mut self) -> Result<Self, ApiError> {
         if let Sent::Stream(body) = self.body {
-            match body::read_whole(&self.headers, body, self.gateway.app.config().server.max_body_bytes).await {
+            let most = self.gateway.app.config().server.max_body_bytes;
+            match body::read_whole(&self.headers, body, most).await {
                 Ok(bytes) => self.body = Sent::Whole(bytes),
                 Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).into()),
             }
@@ -83,8 +85,9 @@ impl Entry {
         check: impl FnOnce(Map<String, Value>, &HeaderMap) -> Result<T, Failure>,
     ) -> Result<(Gateway, Ask, T), ApiError> {
         let Entry { gateway, mut ask, headers, deployment, body } = self;
+        let most = gateway.app.config().server.max_body_bytes;
         let text = match body {
-            Sent::Stream(body) => body::read_text(&headers, body, gateway.app.config().server.max_body_bytes).await,
+            Sent::Stream(body) => body::read_text(&headers, body, most).await,
             Sent::Whole(bytes) => body::as_json(bytes),
         };
         let read = match text {
@@ -104,5 +107,15 @@ impl Entry {
             Ok(read) => Ok((gateway, ask, read)),
             Err(failure) => Err(gateway.app.inference.refused(ask, failure).into()),
         }
+    }
+}
+
+/// What the caller wants of the cache.
+fn wish(headers: &HeaderMap) -> CacheWish {
+    let mut wishes = headers.get_all(super::headers::CACHE).iter().map(|value| value.to_str().unwrap_or_default());
+    match (wishes.next(), wishes.next()) {
+        (None, _) => CacheWish::Usual,
+        (Some(wish), None) => CacheWish::of(wish),
+        (Some(first), Some(second)) => CacheWish::of(&[first, second].into_iter().chain(wishes).collect::<Vec<_>>().join(",")),
     }
 }

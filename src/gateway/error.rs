@@ -2,6 +2,7 @@
 
 use super::anthropic;
 use super::body::Json;
+use super::headers;
 use crate::types::{Code, Coded, Failure};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -56,6 +57,9 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(Refused { code, message: failure.told() });
         if let Some(seconds) = failure.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(told) = failure.about() {
+            headers::tell(response.headers_mut(), told);
         }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

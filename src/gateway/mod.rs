@@ -1,6 +1,8 @@
-//! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, [`server`]
-//! the listening, [`drain`] the orderly end, [`reload`] the configuration that changes. A handler reads: load, ask, answer.
+//! The HTTP side: [`routes`] is the table, `middleware/` what every request passes, `openai/` the OpenAI-compatible API, `admin/`
+//! administration, [`server`] the listening, [`drain`] the orderly end, [`reload`] the configuration that changes. A handler reads:
+//! load, ask, answer.
 
+mod admin;
 mod answer;
 mod anthropic;
 mod body;
@@ -8,6 +10,8 @@ mod connections;
 pub mod drain;
 mod entry;
 pub mod error;
+mod feedback;
+mod headers;
 mod in_process;
 mod lane;
 mod middleware;

@@ -1,6 +1,7 @@
 //! `GET /openapi.json`: our own surface as an OpenAPI 3.1 document, made from the route table and from the tables that requests are
 //! checked against. A route without an entry here fails a test.
 
+use super::admin::schema as admin;
 use super::body::Json;
 use super::openai::check;
 use super::openai::files::{EXPIRES_S, PURPOSES};
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 pub struct Operation {
     /// Pattern in the route table.
     pub route: &'static str,
-    /// `get`, `post`, `delete`.
+    /// `get`, `post`, `patch`, `delete`.
     method: &'static str,
     /// `operationId`.
     id: &'static str,
@@ -45,6 +46,10 @@ const fn post(route: &'static str, id: &'static str, summary: &'static str, body
 
 const fn delete(route: &'static str, id: &'static str, summary: &'static str, reply: fn() -> Value) -> Operation {
     Operation { method: "delete", ..get(route, id, summary, reply) }
+}
+
+const fn patch(route: &'static str, id: &'static str, summary: &'static str, body: fn() -> Value, reply: fn() -> Value) -> Operation {
+    Operation { method: "patch", ..post(route, id, summary, body, reply) }
 }
 
 const fn streams(operation: Operation) -> Operation {
@@ -90,7 +95,19 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/batches", "createBatch", "Answer the requests of a file when there is time", batch_schema, batch_reply),
     get("/v1/batches", "listBatches", "The project's batches, newest first", batches_reply),
     get("/v1/batches/{id}", "getBatch", "How far one of them is", batch_reply),
+    post("/v1/feedback", "createFeedback", "Say what a logged request was worth", feedback_schema, feedback_reply),
+    get("/v1/feedback", "listFeedback", "What was said of a request", feedbacks_reply),
     Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },
+    get("/admin/v1/keys", "listKeys", "Every key, revoked ones too; the secrets are not kept", admin::keys),
+    post("/admin/v1/keys", "createKey", "Make a key; its secret is in this reply alone", admin::new_key, admin::key_with_secret),
+    get("/admin/v1/keys/{id}", "getKey", "One of them", admin::key),
+    patch("/admin/v1/keys/{id}", "updateKey", "Change what is named; null takes away", admin::key_changes, admin::key),
+    delete("/admin/v1/keys/{id}", "revokeKey", "Revoke it; its next request is refused", admin::key),
+    Operation { method: "post", ..get("/admin/v1/keys/{id}/rotate", "rotateKey", "Give it another secret", admin::key_with_secret) },
+    get("/admin/v1/projects", "listProjects", "Projects with a key or a limit", admin::projects),
+    get("/admin/v1/projects/{name}", "getProject", "One of them", admin::project),
+    patch("/admin/v1/projects/{name}", "updateProject", "Change its limits; null takes away", admin::project_changes, admin::project),
+    get("/admin/v1/usage", "readUsage", "What was used: an admin sees every project, others their own", admin::usage),
 ];
 
 /// The handler.
@@ -169,7 +186,11 @@ fn described(operation: &Operation, path: &str, id: &str) -> Value {
     if !parameters.is_empty() {
         entry["parameters"] = parameters.into();
     }
-    let public = access_of(operation.route) == Some(Access::Public);
+    let access = access_of(operation.route);
+    if let Some(Access::Key(role)) = access {
+        entry["x-refit-role"] = role.word().into();
+    }
+    let public = access == Some(Access::Public);
     entry["security"] = if public { json!([]) } else { json!([{"bearer": []}, {"x-api-key": []}, {"api-key": []}]) };
     entry
 }
@@ -179,7 +200,9 @@ fn queries(id: &str) -> Vec<(&'static str, Value)> {
     let limit = |most: u32| ("limit", json!({"type": "integer", "minimum": 1, "maximum": most}));
     match id {
         "listFiles" => vec![("purpose", text()), ("after", text()), limit(10_000), ("order", json!({"enum": ["asc", "desc"]}))],
+        "readUsage" => admin::usage_query(),
         "listBatches" => vec![("after", text()), limit(100)],
+        "listFeedback" => ["request_id", "completion_id", "trace_id", "conversation_id"].map(|name| (name, text())).to_vec(),
         _ => Vec::new(),
     }
 }
@@ -392,6 +415,32 @@ fn batch_reply() -> Value {
 
 fn batches_reply() -> Value {
     pages(batch_reply())
+}
+
+fn feedback_schema() -> Value {
+    let short = |most: u32| json!({"type": ["string", "null"], "maxLength": most});
+    json!({"type": "object", "required": ["target", "name", "value"], "additionalProperties": false, "properties": {
+        "target": {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": false, "properties": {
+            "request_id": text(), "completion_id": text(), "trace_id": text(), "conversation_id": text()}},
+        "name": {"type": "string", "minLength": 1, "maxLength": 64},
+        "value": {"type": ["number", "boolean", "string"]},
+        "comment": short(16_384), "correction": short(131_072), "source": short(64), "id": short(128),
+    }})
+}
+
+fn feedback_reply() -> Value {
+    with(&[
+        ("id", is("string")),
+        ("object", one("feedback")),
+        ("request_id", is("string")),
+        ("name", is("string")),
+        ("value", json!({"type": ["number", "boolean", "string"]})),
+        ("created_at", is("integer")),
+    ])
+}
+
+fn feedbacks_reply() -> Value {
+    with(&[("object", one("list")), ("data", json!({"type": "array", "items": feedback_reply()}))])
 }
 
 #[cfg(test)]

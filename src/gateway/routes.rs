@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, anthropic, openai, openapi, operations, status};
+use super::{Gateway, admin, anthropic, feedback, openai, openapi, operations, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -31,6 +31,7 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     let route = |path, access, handler| Route { path, access, handler };
     let app = Access::Key(Role::App);
+    let administrator = Access::Key(Role::Admin);
     vec![
         route("/health", Access::Public, get(operations::health)),
         route("/ready", Access::Public, get(status::ready)),
@@ -49,8 +50,15 @@ pub fn table() -> Vec<Route> {
         route("/v1/batches", app, get(openai::batches::list).post(openai::batches::create)),
         route("/v1/batches/{id}", app, get(openai::batches::show)),
         route("/v1/batches/{id}/cancel", app, post(openai::batches::cancel)),
+        route("/v1/feedback", app, get(feedback::list).post(feedback::create)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
+        route("/admin/v1/keys", administrator, get(admin::keys::list).post(admin::keys::create)),
+        route("/admin/v1/keys/{id}", administrator, get(admin::keys::show).patch(admin::keys::update).delete(admin::keys::revoke)),
+        route("/admin/v1/keys/{id}/rotate", administrator, post(admin::keys::rotate)),
+        route("/admin/v1/projects", administrator, get(admin::projects::list)),
+        route("/admin/v1/projects/{name}", administrator, get(admin::projects::show).patch(admin::projects::update)),
+        route("/admin/v1/usage", Access::Key(Role::Viewer), get(admin::usage::show)),
     ]
 }
 

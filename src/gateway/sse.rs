@@ -3,7 +3,7 @@
 //! the client goes away the body is dropped, and with it the call.
 
 use super::Gateway;
-use super::answer::{cascaded, told};
+use super::answer::tell;
 use super::error::ApiError;
 use crate::inference::{AnswerStream, Ask};
 use crate::providers::Piece;
@@ -70,17 +70,17 @@ pub(super) async fn open(gateway: &Gateway, ask: Ask, request: ChatRequest, enco
 pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: impl Encode) -> Result<Response, ApiError> {
     let keep_alive = Duration::from_secs(gateway.app.config().server.keep_alive_s);
     let opened = tokio::time::timeout(keep_alive, &mut opening).await;
-    let (state, told_by) = match opened {
+    let (state, told) = match opened {
         Ok(stream) => {
             let stream = stream?;
-            let told_by = (stream.provider.clone(), stream.release, stream.cascade);
-            (State::Open(Box::new(stream)), Some(told_by))
+            let told = stream.told.clone();
+            (State::Open(Box::new(stream)), Some(told))
         }
         Err(_) => (State::Opening(opening), None),
     };
     let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive, due: Instant::now() + keep_alive });
-    Ok(match told_by {
-        Some((provider, release, cascade)) => cascaded(told(response, &provider, release), cascade),
+    Ok(match told {
+        Some(told) => tell(response, &told),
         None => response,
     })
 }

@@ -89,6 +89,7 @@ fn detail(gateway: &Gateway, look: &Look, log: &LogState) -> Value {
         "uptime_s": (now - app.started_at).max(0) / 1_000,
         "config": config(app),
         "providers": setup.providers.names().into_iter().map(provider).collect::<Vec<_>>(),
+        "targets": app.inference.targets(),
         "log": {"pending": log.pending, "kept": log.kept, "dropped": log.dropped, "oldest_unmoved_s": oldest_s,
             "disk": log.disk, "database": log.database},
         "database": {"ok": look.database.is_none(), "problem": look.database, "looked_at": rfc3339(look.at)},

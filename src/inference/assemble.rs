@@ -8,10 +8,13 @@ use serde_json::{Map, Value, json};
 pub(super) const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Choices of a reply: as many as may be asked for.
 const MAX_CHOICES: usize = 128;
+const LOGPROBS: &str = "logprobs";
 
 /// A reply as far as it has come.
 pub(super) struct Assembly {
     pub(super) reply: ChatResponse,
+    /// Bytes of text that have come, kept or not.
+    pub(super) heard_bytes: u64,
     /// Bytes that may still be kept.
     room: usize,
     cut: bool,
@@ -20,7 +23,12 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Keeps up to `room` bytes of what is said.
     pub(super) fn new(room: usize) -> Self {
-        Assembly { reply: ChatResponse::default(), room, cut: room == 0 }
+        Assembly { reply: ChatResponse::default(), heard_bytes: 0, room, cut: room == 0 }
+    }
+
+    /// Whether all that was said is kept.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.cut
     }
 
     /// Whether a choice has been seen.
@@ -45,9 +53,11 @@ impl Assembly {
             merge(&mut self.reply.extra, &chunk.extra);
         }
         for piece in &chunk.choices {
+            self.heard_bytes += said(&piece.delta);
             let choices = &mut self.reply.choices;
             let at = choices.iter().position(|choice| choice.index == piece.index);
             if at.is_none() && choices.len() >= MAX_CHOICES {
+                self.cut = true;
                 continue;
             }
             let at = at.unwrap_or_else(|| {
@@ -71,6 +81,19 @@ impl Assembly {
         }
         !self.cut
     }
+}
+
+/// Bytes of text in a change: content, reasoning, arguments of calls.
+fn said(delta: &Delta) -> u64 {
+    fn of(value: &Value) -> u64 {
+        match value {
+            Value::String(text) => text.len() as u64,
+            Value::Array(items) => items.iter().map(of).sum(),
+            Value::Object(fields) => fields.values().map(of).sum(),
+            _ => 0,
+        }
+    }
+    delta.content.as_ref().map_or(0, String::len) as u64 + delta.extra.values().map(of).sum::<u64>()
 }
 
 fn weight(chunk: &ChatChunk) -> usize {
@@ -110,7 +133,14 @@ fn add_choice(choice: &mut Choice, piece: &ChunkChoice, keep: bool) {
         }
     }
     append(&mut choice.message.extra, extra);
-    merge(&mut choice.extra, &piece.extra);
+    merge(&mut choice.extra, piece.extra.iter().filter(|(name, _)| *name != LOGPROBS));
+    // Each chunk has those of its own tokens.
+    if let Some(Value::Object(new)) = piece.extra.get(LOGPROBS) {
+        match choice.extra.get_mut(LOGPROBS) {
+            Some(Value::Object(so_far)) => append(so_far, new),
+            _ => drop(choice.extra.insert(LOGPROBS.into(), Value::Object(new.clone()))),
+        }
+    }
 }
 
 /// Deltas: texts grow, lists of indexed objects (tool calls) grow item by item, anything else is replaced.
@@ -137,8 +167,8 @@ fn append_items(so_far: &mut Vec<Value>, new: &[Value]) {
     }
 }
 
-fn merge(into: &mut Map<String, Value>, new: &Map<String, Value>) {
-    for (name, value) in new.iter().filter(|(_, value)| !value.is_null()) {
+fn merge<'v>(into: &mut Map<String, Value>, new: impl IntoIterator<Item = (&'v String, &'v Value)>) {
+    for (name, value) in new.into_iter().filter(|(_, value)| !value.is_null()) {
         into.insert(name.clone(), value.clone());
     }
 }

@@ -52,7 +52,7 @@ impl Inference {
         let began = Instant::now();
         let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, what.clone(), false);
         let (reply, plan) = self.attempt(ticket, &cascade.first, Kind::Whole, &asking).await.ok()?;
-        let mut response = whole(reply).ok()?;
+        let mut response = whole(reply.body).ok()?;
         let took = began.elapsed();
         if self.accepts(ticket, cascade, Given { request: &what.request, schema, response: &response }, beside).await {
             ticket.answers(&plan);
@@ -93,7 +93,7 @@ impl Inference {
         let what = What { request: to_judge(judge, given.request, given.response), native: None };
         let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, what.clone(), false);
         let (reply, plan) = self.attempt(ticket, cascade.judge.as_ref()?, Kind::Whole, &asking).await.ok()?;
-        let response = whole(reply).ok()?;
+        let response = whole(reply.body).ok()?;
         let points = number(&response.text());
         beside.extend(response.usage.map(|usage| (plan, usage)));
         points

@@ -1,14 +1,14 @@
 //! Embeddings: planned and logged like a completion; the vectors themselves are not kept in the log.
 
+use super::admission::Extent;
 use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
-use crate::types::chat::ChatRequest;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Failure, Told};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
@@ -19,10 +19,8 @@ use std::sync::Arc;
 pub struct Embedded {
     /// The reply.
     pub response: EmbeddingResponse,
-    /// Provider that answered.
-    pub provider: String,
-    /// Release that answered, when a route was called.
-    pub release: Option<Digest>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 impl Inference {
@@ -32,21 +30,22 @@ impl Inference {
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
     pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&request.model, &request));
-        let embedded = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(Some(embedded.response.usage.prompt_tokens));
-        Ok(embedded)
+        let response = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let told = ticket.done(Some(response.usage.prompt_tokens));
+        Ok(Embedded { response, told })
     }
 
-    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
         let setup = self.setup();
-        let road = self.road_of(&setup, &request.model).await?.for_vectors()?;
+        self.may_name(ask, &request.model, None)?;
+        let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure))?.for_vectors()?;
         ticket.routed(&road);
+        ticket.priced(&setup);
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
-        let named = ChatRequest { model: request.model.clone(), ..ChatRequest::default() };
-        ticket.granted(self.admit(&setup, ask, &road, &named)?);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_embedding(&request)).await?);
         let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })
@@ -61,7 +60,7 @@ impl Inference {
         }
         let base64 = request.wants_base64();
         response.data.iter_mut().for_each(|vector| encode(&mut vector.embedding, base64));
-        Ok(Embedded { response, provider: plan.provider_name.clone(), release: plan.release })
+        Ok(response)
     }
 }
 

@@ -2,6 +2,7 @@
 //! nothing is read that nothing needs. Where anything does (a prompt, parameters or guardrails of a release, the cache), the request is
 //! read as a whole and goes the common way.
 
+use super::admission::Extent;
 use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
@@ -24,11 +25,14 @@ impl Inference {
     pub async fn pass_plain(&self, ask: Ask, plain: PlainChat) -> Result<Passed, Failure> {
         let setup = self.setup();
         let mut ask = ask;
-        let road = match self.road_of(&setup, &plain.model).await {
-            Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return Box::pin(self.pass(ask, read(&plain)?)).await,
+        let road = match self.plain_road(&setup, &ask, &plain).await {
+            Some(road) => road,
+            None => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.pass(ask, read(&plain)?)).await;
+            }
         };
-        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
+        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (provider, call) = (plan.provider.clone(), call(plan, &plain));
             Box::pin(async move { Ok(provider.chat(call).await?) })
@@ -45,11 +49,14 @@ impl Inference {
     pub async fn stream_plain(&self, ask: Ask, plain: PlainChat) -> Result<AnswerStream, Failure> {
         let setup = self.setup();
         let mut ask = ask;
-        let road = match self.road_of(&setup, &plain.model).await {
-            Ok(road) if self.takes_plain(&setup, &road) => road,
-            _ => return Box::pin(self.answer_stream(ask, read(&plain)?)).await,
+        let road = match self.plain_road(&setup, &ask, &plain).await {
+            Some(road) => road,
+            None => {
+                ask.text = Some(plain.text.clone());
+                return Box::pin(self.answer_stream(ask, read(&plain)?)).await;
+            }
         };
-        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain)?;
+        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let opening = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Opened, Failure>> {
             let (plan, call) = (plan.clone(), call(plan, &plain));
             Box::pin(async move { first_piece(plan.provider.chat_stream(call).await?, &plan).await })
@@ -67,22 +74,23 @@ impl Inference {
             adds_nothing && plan.adapter.is_none() && plan.provider.takes_plain()
         };
         // Who stays with a target is told by the request.
-        let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None;
+        let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None || self.caches(setup, road);
         !reads && road.targets.iter().all(plain) && !self.guards_output(setup, road)
     }
 
-    fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {
+    /// The road of a request that nothing on it has to read. Whatever else, and whatever is wrong, is the common way's to tell.
+    async fn plain_road(&self, setup: &Arc<Setup>, ask: &Ask, plain: &PlainChat) -> Option<Arc<Road>> {
+        self.may_name(ask, &plain.model, None).ok()?;
+        let road = self.road_of(setup, &plain.model).await.ok()?;
+        self.takes_plain(setup, &road).then_some(road)
+    }
+
+    async fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {
         ask.text = Some(plain.text.clone());
         let mut ticket = Ticket::open(&setup.log, ask, &Asked::plain(plain));
         ticket.routed(road);
-        // All that the limits read of a request.
-        let outline = ChatRequest {
-            model: plain.model.clone(),
-            max_completion_tokens: plain.token_limit,
-            n: Some(plain.choices),
-            ..ChatRequest::default()
-        };
-        match self.admit(setup, ask, road, &outline) {
+        ticket.priced(setup);
+        match self.admit(setup, ask, road, Extent::of_plain(plain)).await {
             Ok(grant) => ticket.granted(grant),
             Err(failure) => return Err(ticket.fail(failure)),
         }

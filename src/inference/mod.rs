@@ -16,10 +16,12 @@ mod pool;
 mod render;
 mod road;
 mod setup;
+mod size;
 mod stream;
 mod ticket;
 mod verdict;
 
+pub use cache::CacheWish;
 pub use embed::Embedded;
 pub use plan::Listed;
 pub use pool::TargetStatus;
@@ -28,18 +30,20 @@ pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder};
+use crate::monitor::{Metrics, Recorder, Redactor};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::glance::Glance;
 use crate::types::ids::new_id;
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, Told};
+use admission::Extent;
 use arc_swap::ArcSwap;
 use attempt::Turn;
 use bytes::Bytes;
-use cache::CacheKey;
+use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use plan::Plan;
@@ -56,6 +60,19 @@ pub struct Inference {
     setup: ArcSwap<Setup>,
     /// What is known of the targets, whatever the configuration says.
     pool: Arc<Pool>,
+    /// Held by whoever reads what was spent under a budget.
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// The configuration in force at a moment, looked at without a shared count: every request does.
+pub struct InForce(arc_swap::Guard<Arc<Setup>>);
+
+impl std::ops::Deref for InForce {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0.config
+    }
 }
 
 /// Where calls are written down.
@@ -67,6 +84,8 @@ pub struct Log {
     pub metrics: Arc<Metrics>,
     /// Whether bodies are kept.
     pub bodies: bool,
+    /// What is taken out of them first; none where nothing is.
+    pub redactor: Option<Arc<Redactor>>,
 }
 
 /// Who asks, and under which request id.
@@ -82,12 +101,14 @@ pub struct Ask {
     pub native: Option<Native>,
     /// The text of the body, for the log; without it the request is written anew.
     pub text: Option<Bytes>,
+    /// What the caller wants of the cache.
+    pub cache: CacheWish,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual }
     }
 }
 
@@ -112,8 +133,8 @@ pub struct Answer {
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
     pub first_token_ms: Option<f64>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told besides.
+    pub told: Box<Told>,
 }
 
 /// What a caller that takes bytes gets.
@@ -125,12 +146,8 @@ pub enum Passed {
     Bytes {
         /// The body.
         body: Bytes,
-        /// Provider that answered.
-        provider: String,
-        /// Release that answered, when a route was called.
-        release: Option<Digest>,
-        /// `escalated`, where a cascade was called: what its first model answers is read.
-        cascade: Option<&'static str>,
+        /// What the caller is told besides.
+        told: Box<Told>,
     },
 }
 
@@ -157,6 +174,9 @@ impl Begun {
     }
 }
 
+/// A whole reply, also as the provider sent it, and what answered.
+type Whole = (ChatResponse, Option<Value>, Arc<Plan>);
+
 /// What an opened stream begins with.
 type Opened = (Piece, PieceStream);
 
@@ -166,7 +186,7 @@ impl Inference {
         let prompts = Library::new(&store);
         let pool = Arc::new(Pool::default());
         pool.apply(&setup.config);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool }
+        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool, reading: tokio::sync::Mutex::default() }
     }
 
     /// The targets that were called, with the state of their breakers, by name.
@@ -180,8 +200,8 @@ impl Inference {
     }
 
     /// The configuration in force; not to be held for long.
-    pub fn config(&self) -> Arc<Config> {
-        self.setup.load().config.clone()
+    pub fn config(&self) -> InForce {
+        InForce(self.setup.load())
     }
 
     /// Calls that begin from now on go by another setup.
@@ -228,34 +248,45 @@ impl Inference {
     /// As [`Inference::chat_stream`].
     pub async fn answer_stream(&self, mut ask: Ask, request: ChatRequest) -> Result<AnswerStream, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = match self.begin(&mut ticket, &mut ask, request).await {
+        let mut begun = match self.begin(&mut ticket, &mut ask, request).await {
             Ok(begun) => begun,
             Err(failure) => return Err(ticket.fail(failure)),
         };
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(AnswerStream::whole(ticket, begun.road.targets[0].clone(), kept));
-        }
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
+            Looked::Kept(kept) => {
+                let response = kept.entry.response().map_err(|failure| ticket.fail(failure))?;
+                return Ok(AnswerStream::whole(ticket, kept.plan(), response));
+            }
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
         if self.guards_output(&begun.setup, &begun.road) {
-            return match self.ask_whole(&mut ticket, begun).await {
-                Ok((response, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
+            return match self.ask_whole(&mut ticket, begun, keeper).await {
+                Ok((response, _, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
                 Err(failure) => Err(ticket.fail(failure)),
             };
         }
         if let Some((reply, plan)) = self.first_stage(&mut ticket, &begun).await {
+            if let Some(keeper) = keeper {
+                keeper.keep(&reply, None, plan.clone());
+            }
             return Ok(AnswerStream::whole(ticket, plan, reply));
         }
         let opened = self.attempt(&mut ticket, &begun.road, Kind::Stream, &|plan, turn| self.open(plan, &begun, turn)).await;
         match opened {
-            Ok(((first, pieces), plan)) => Ok(AnswerStream::new(ticket, plan, first, pieces)),
+            Ok(((first, pieces), plan)) => {
+                let keeper = keeper.map(|keeper| (keeper, plan.clone()));
+                Ok(AnswerStream::new(ticket, plan, first, pieces).keeping(keeper))
+            }
             Err(failure) => Err(ticket.fail(failure)),
         }
     }
 
-    /// Counts the tokens of a request's prompt, as the model that would answer counts them.
+    /// Counts the tokens of a request's prompt, as the model that would answer counts them. Returns what the caller is told besides, too.
     ///
     /// # Errors
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider does not count.
-    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<u64, Failure> {
+    pub async fn count_tokens(&self, mut ask: Ask, request: ChatRequest) -> Result<(u64, Box<Told>), Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let counting = |plan: &Arc<Plan>, turn| -> BoxFuture<'_, Result<u64, Failure>> {
@@ -267,8 +298,7 @@ impl Inference {
         };
         let counted = self.attempt(&mut ticket, &begun.road, Kind::Other, &counting).await;
         let (count, _) = counted.map_err(|failure| ticket.fail(failure))?;
-        ticket.done(None);
-        Ok(count)
+        Ok((count, ticket.done(None)))
     }
 
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
@@ -285,6 +315,7 @@ impl Inference {
         };
         let mut ask = Ask::new(caller, "eval");
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
+        ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = self.parts(&setup).measured(plan);
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -311,13 +342,15 @@ impl Inference {
 
     async fn send(&self, mut ask: Ask, request: ChatRequest, takes_bytes: bool) -> Result<Passed, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
-        let begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
-        if let Some(kept) = self.kept(&mut ticket, &begun) {
-            return Ok(told(ticket, kept.into(), begun.road.targets[0].clone()));
-        }
-        if begun.key.is_some() || self.guards_output(&begun.setup, &begun.road) {
-            let (response, plan) = self.ask_whole(&mut ticket, begun).await.map_err(|failure| ticket.fail(failure))?;
-            return Ok(told(ticket, response.into(), plan));
+        let mut begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
+            Looked::Kept(kept) => return told_again(ticket, &kept, takes_bytes),
+            Looked::Missed(keeper) => Some(keeper),
+            Looked::Off => None,
+        };
+        if keeper.is_some() || self.guards_output(&begun.setup, &begun.road) {
+            let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
+            return Ok(told(ticket, Reply { native, ..response.into() }, plan));
         }
         if let Some((response, plan)) = self.first_stage(&mut ticket, &begun).await {
             return Ok(told(ticket, response.into(), plan));
@@ -331,39 +364,37 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        let road = self.road(&setup, &request).await?;
+        self.may_name(ask, &request.model, request.extra.get("prompt"))?;
+        let road = self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure))?;
         ticket.routed(&road);
-        ticket.granted(self.admit(&setup, ask, &road, &request)?);
+        ticket.priced(&setup);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         let request = self.guard_input(&setup, ticket, &road, request).await?;
-        let key = self.cache_key(&setup, ask, &road, &request);
+        let key = self.cache_key(&setup, ask, &road, &request)?;
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let what = Mutex::new(What { request, native: ask.native.take() });
         Ok(Begun { setup, road, what, key })
     }
 
-    /// The reply that the cache has.
-    fn kept(&self, ticket: &mut Ticket, begun: &Begun) -> Option<ChatResponse> {
-        let kept = self.recall(begun.key.as_ref()?);
-        ticket.looked_up(kept.is_some());
-        kept
-    }
-
-    /// A whole reply that passed the guardrails, kept in the cache.
-    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun) -> Result<(ChatResponse, Arc<Plan>), Failure> {
-        let (response, plan) = match self.first_stage(ticket, &begun).await {
-            Some(accepted) => accepted,
+    /// A whole reply that passed the guardrails, kept in the cache; also as the provider sent it, where no guardrail looks at replies.
+    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
+        let (reply, plan) = match self.first_stage(ticket, &begun).await {
+            Some((response, plan)) => (response.into(), plan),
             None => {
                 // What is asked stays here: a reply that is not fit may be asked for once more.
                 let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, begun.what(Turn::MayRepeat), false);
-                let (reply, plan) = self.attempt(ticket, &begun.road, Kind::Whole, &asking).await?;
-                (whole(reply)?, plan)
+                self.attempt(ticket, &begun.road, Kind::Whole, &asking).await?
             }
         };
+        let Reply { body, native } = reply;
+        let response = whole(body)?;
+        ticket.owes(&response);
+        let native = native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
         let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
-        if let Some(key) = begun.key {
-            self.remember(&begun.setup, key, &response);
+        if let Some(keeper) = keeper {
+            keeper.keep(&response, native.as_ref(), plan.clone());
         }
-        Ok((response, plan))
+        Ok((response, native, plan))
     }
 
     fn ask_one<'a>(&'a self, plan: &Arc<Plan>, what: What, takes_bytes: bool) -> BoxFuture<'a, Result<Reply, Failure>> {
@@ -411,21 +442,30 @@ impl Inference {
 /// A reply on its way to the caller: its log row is written.
 fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
-    let (provider, adapter, release, cascade) = (plan.provider_name.clone(), plan.adapter, plan.release, ticket.cascaded());
+    let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
     match body {
         Body::Bytes(body, glance) => {
-            ticket.passed(&body, glance);
-            Passed::Bytes { body, provider, release, cascade }
+            let told = ticket.passed(&body, glance);
+            Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
-            let latency_ms = ticket.succeed(&response);
-            let model = plan.model.clone();
-            let first_token_ms = None;
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, cascade };
+            let (latency_ms, told) = ticket.succeed(&response);
+            let (model, first_token_ms) = (plan.model.clone(), None);
+            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, told };
             Passed::Answer(Box::new(answer))
         }
     }
+}
+
+/// A kept reply on its way to the caller.
+fn told_again(mut ticket: Ticket, kept: &Kept, takes_bytes: bool) -> Result<Passed, Failure> {
+    if let Some(glance) = Glance::of(&kept.entry.body).filter(|_| takes_bytes) {
+        let reply = Reply { body: Body::Bytes(kept.entry.body.clone(), glance), native: None };
+        return Ok(told(ticket, reply, kept.plan()));
+    }
+    let (reply, plan) = kept.read().map_err(|failure| ticket.fail(failure))?;
+    Ok(told(ticket, reply, plan))
 }
 
 async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {
@@ -442,8 +482,8 @@ fn read(passed: Passed) -> Result<Answer, Failure> {
     }
 }
 
-fn whole(reply: Reply) -> Result<ChatResponse, Failure> {
-    match reply.body {
+fn whole(body: Body) -> Result<ChatResponse, Failure> {
+    match body {
         Body::Read(response) => Ok(response),
         Body::Bytes(..) => Err(unasked_bytes()),
     }

@@ -6,10 +6,11 @@ use crate::prompts::parse::Prompt;
 use crate::providers::Provider;
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
-use crate::store::{Store, StoreError, adapters, releases, routes};
+use crate::store::{Store, StoreError, adapters, models, releases, routes};
 use crate::types::chat::ChatRequest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, is_slug};
+use crate::types::told::Named;
 use crate::types::{Code, Digest, Failure};
 use serde_json::Map;
 use std::sync::Arc;
@@ -33,6 +34,10 @@ pub struct Plan {
     pub model: String,
     /// Adapter to apply.
     pub adapter: Option<Digest>,
+    /// Local models: digest of the file that has the name now.
+    pub file: Option<Digest>,
+    /// What callers are told that it is.
+    pub named: Named,
 }
 
 /// Something that may be named in `model`.
@@ -70,8 +75,9 @@ pub(super) fn for_model(store: &Store, setup: &Setup, name: &str) -> Result<Plan
         Some((model, reference)) if provider_name == "local" => (model, Some(adapter(store, model, reference)?)),
         _ => (model, None),
     };
-    let model = model.to_string();
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter })
+    let (model, named) = (model.to_string(), Named::new(&provider_name, model));
+    let file = if provider_name == "local" { models::find(store.db.as_ref(), &model)?.map(|record| record.digest) } else { None };
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter, file, named })
 }
 
 /// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has

@@ -93,6 +93,8 @@ pub(super) struct Rules {
     /// Calls that are made again are paid for; where none ever are, nothing is kept.
     pub(super) budget: Option<Arc<Budget>>,
     pub(super) resilience: Arc<ResilienceConfig>,
+    /// Whether replies are kept, where the route says it.
+    pub(super) cache: Option<bool>,
 }
 
 /// A cheap model that is asked first.
@@ -172,6 +174,7 @@ impl Parts {
             total_timeout: None,
             budget: (attempts > 1).then(|| self.pool.budget("")),
             resilience,
+            cache: None,
         };
         Road { name: None, lanes: vec![self.lane(&plan, None)], targets: vec![Arc::new(plan)], rules, cascade: None }
     }
@@ -221,6 +224,7 @@ impl Parts {
             total_timeout: route.total_timeout,
             budget: (route.attempts > 1).then(|| self.pool.budget(&route.name)),
             resilience: self.setup.resilience.clone(),
+            cache: route.cache,
         };
         Ok(Road { name: Some(route.name.clone()), targets, lanes, rules, cascade: self.cascade(route)? })
     }

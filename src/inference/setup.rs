@@ -2,11 +2,13 @@
 //! began with.
 
 use super::Log;
+use super::cache::Cache;
 use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
+use crate::monitor::cost::Prices;
 use crate::providers::Providers;
 use crate::store::{Fresh, Store};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Everything about calls that comes from the configuration.
 pub struct Setup {
@@ -16,20 +18,29 @@ pub struct Setup {
     pub providers: Arc<Providers>,
     /// Where calls are written down, and how.
     pub log: Log,
+    /// What calls cost.
+    pub prices: Arc<Prices>,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
     /// When calls are made again, and when a target is left alone.
     pub(super) resilience: Arc<ResilienceConfig>,
     /// The same without breakers: an evaluation wants to know what each of its calls is answered.
     pub(super) unbroken: Arc<ResilienceConfig>,
+    cache: OnceLock<Arc<Cache>>,
 }
 
 impl Setup {
     /// A setup over a store.
     pub fn new(store: &Store, config: Arc<Config>, providers: Arc<Providers>, log: Log) -> Self {
+        let prices = Arc::new(Prices::load(&config));
         let resilience = Arc::new(config.resilience.clone());
         let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
-        Setup { config, providers, log, roads: Fresh::new(store.db.clone()), resilience, unbroken }
+        Setup { config, providers, log, prices, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
+    }
+
+    /// Replies that are given again; made when a road first asks for it.
+    pub(super) fn cache(&self) -> Arc<Cache> {
+        self.cache.get_or_init(|| Arc::new(Cache::new(&self.config.cache))).clone()
     }
 }

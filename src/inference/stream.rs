@@ -2,11 +2,12 @@
 //! apart); the log row is written before the end of the stream is reported.
 
 use super::assemble::{Assembly, MAX_KEPT_BYTES};
+use super::cache::Keeper;
 use super::plan::Plan;
 use super::ticket::Ticket;
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
-use crate::types::{Code, Digest, Failure, json};
+use crate::types::{Code, Digest, Failure, Told, json};
 use futures_util::StreamExt;
 use serde_json::Value;
 use std::future::poll_fn;
@@ -25,8 +26,8 @@ pub struct AnswerStream {
     pub adapter: Option<Digest>,
     /// Release that answers, when a route was called.
     pub release: Option<Digest>,
-    /// `accepted` or `escalated`, where a cascade was called.
-    pub cascade: Option<&'static str>,
+    /// What the caller is told at the first byte.
+    pub told: Box<Told>,
     first: Option<Piece>,
     pieces: Option<PieceStream>,
     /// When the stream must have ended.
@@ -35,6 +36,8 @@ pub struct AnswerStream {
     /// The provider's own chunk of nothing but usage, for the fields that it has besides.
     usage_frame: Option<ChatChunk>,
     ticket: Option<Ticket>,
+    /// Takes the reply when it is whole, with what answers.
+    keeper: Option<(Keeper, Arc<Plan>)>,
 }
 
 impl AnswerStream {
@@ -46,14 +49,25 @@ impl AnswerStream {
             model: plan.model.clone(),
             adapter: plan.adapter,
             release: plan.release,
-            cascade: ticket.cascaded(),
+            told: Box::new(ticket.told_so_far()),
             first: Some(first),
             pieces: Some(pieces),
             due: ticket.due(),
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
             usage_frame: None,
             ticket: Some(ticket),
+            keeper: None,
         }
+    }
+
+    /// The stream, kept when it has ended well.
+    pub(super) fn keeping(mut self, keeper: Option<(Keeper, Arc<Plan>)>) -> Self {
+        if let Some((keeper, _)) = &keeper {
+            let logged = self.ticket.as_ref().is_some_and(Ticket::keeps_bodies);
+            self.so_far = Assembly::new(keeper.room().max(if logged { MAX_KEPT_BYTES } else { 0 }));
+        }
+        self.keeper = keeper;
+        self
     }
 
     /// A reply that is there already, as a stream.
@@ -86,7 +100,13 @@ impl AnswerStream {
                 }
                 None => {
                     self.pieces = None;
-                    self.ticket.take().map(|ticket| ticket.succeed(&self.so_far.reply));
+                    if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
+                        keeper.keep_stream(self.so_far.reply.clone(), plan);
+                    }
+                    if let Some(mut ticket) = self.ticket.take() {
+                        ticket.heard(self.so_far.heard_bytes);
+                        ticket.succeed(&self.so_far.reply);
+                    }
                     return None;
                 }
             }
@@ -120,8 +140,10 @@ impl AnswerStream {
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
     pub fn fail(&mut self, failure: Failure) -> Failure {
         self.pieces = None;
+        self.keeper = None;
         match self.ticket.take() {
             Some(mut ticket) => {
+                ticket.heard(self.so_far.heard_bytes);
                 ticket.answered(&self.so_far.reply);
                 ticket.fail(failure)
             }
@@ -204,6 +226,7 @@ impl Drop for AnswerStream {
     fn drop(&mut self) {
         if let Some(ticket) = &mut self.ticket {
             // The caller went away: the ticket logs it as cancelled, with what it had been sent.
+            ticket.heard(self.so_far.heard_bytes);
             ticket.answered(&self.so_far.reply);
         }
     }

@@ -6,16 +6,20 @@ use super::plan::Plan;
 use super::pool::Trial;
 use super::road::{Permits, Road};
 use super::verdict;
-use super::{Ask, Log};
+use super::{Ask, Log, Setup, size};
+use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
+use crate::types::ids::is_safe_name;
 use crate::types::plain::PlainChat;
 use crate::types::time::now_ms;
-use crate::types::{Code, Failure};
+use crate::types::told::Cost;
+use crate::types::{Code, Failure, Told};
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +35,11 @@ pub(super) struct Ticket {
     written: bool,
     grant: Option<Grant>,
     calls: Calls,
+    prices: Option<Arc<Prices>>,
+    /// Bytes of text that the provider has answered.
+    heard_bytes: u64,
+    /// Nobody sends a bill for this.
+    free: bool,
     _in_flight: InFlight,
 }
 
@@ -84,25 +93,35 @@ pub(super) struct Cascaded {
 pub(super) struct Asked<'r, B> {
     model: &'r str,
     streamed: bool,
+    /// Conversation that it belongs to, as the caller says.
+    conversation: Option<&'r str>,
     body: &'r B,
 }
 
 impl<'r> Asked<'r, ChatRequest> {
     pub(super) fn chat(request: &'r ChatRequest) -> Self {
-        Asked { model: &request.model, streamed: request.stream.unwrap_or(false), body: request }
+        let streamed = request.stream.unwrap_or(false);
+        Asked { model: &request.model, streamed, conversation: conversation(&request.extra), body: request }
     }
 }
 
 impl<'r> Asked<'r, PlainChat> {
     pub(super) fn plain(request: &'r PlainChat) -> Self {
-        Asked { model: &request.model, streamed: request.streamed, body: request }
+        Asked { model: &request.model, streamed: request.streamed, conversation: None, body: request }
     }
 }
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, body }
+        Asked { model, streamed: false, conversation: None, body }
     }
+}
+
+/// The conversation that a request names: where OpenAI's clients put it, or in its metadata. What can be no id is none.
+fn conversation(fields: &Map<String, Value>) -> Option<&str> {
+    let field = fields.get("conversation");
+    let named = field.and_then(|field| field.as_str().or_else(|| field.get("id")?.as_str()));
+    named.or_else(|| fields.get("metadata")?.get("conversation_id")?.as_str()).filter(|id| is_safe_name(id))
 }
 
 impl Ticket {
@@ -116,6 +135,7 @@ impl Ticket {
             endpoint: ask.endpoint.to_string(),
             model: asked.model.to_string(),
             streamed: asked.streamed,
+            conversation: asked.conversation.map(str::to_string),
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         });
@@ -128,6 +148,9 @@ impl Ticket {
             written: false,
             grant: None,
             calls: Calls::default(),
+            prices: None,
+            heard_bytes: 0,
+            free: false,
             _in_flight: in_flight,
         }
     }
@@ -230,7 +253,7 @@ impl Ticket {
     }
 
     /// `accepted` or `escalated`, where there was a cascade.
-    pub(super) fn cascaded(&self) -> Option<&'static str> {
+    fn cascaded(&self) -> Option<&'static str> {
         self.calls.cascade.as_ref().map(|cascaded| if cascaded.accepted { "accepted" } else { "escalated" })
     }
 
@@ -239,12 +262,35 @@ impl Ticket {
         self.grant = Some(grant);
     }
 
-    /// Whether the cache had the reply.
-    pub(super) fn looked_up(&mut self, hit: bool) {
-        self.row.cache = Some(if hit { "hit" } else { "miss" }.to_string());
+    /// The prices that the call goes by.
+    pub(super) fn priced(&mut self, setup: &Setup) {
+        self.prices = Some(setup.prices.clone());
     }
 
-    fn planned(&mut self, plan: &Arc<Plan>) {
+    /// So many bytes of text have come from the provider.
+    pub(super) fn heard(&mut self, bytes: u64) {
+        self.heard_bytes = bytes;
+    }
+
+    /// What a provider counted for a reply that nobody has read yet; it is owed, whatever becomes of the reply.
+    pub(super) fn owes(&mut self, response: &ChatResponse) {
+        self.usage.clone_from(&response.usage);
+        self.heard_bytes = response.text().len() as u64;
+    }
+
+    /// What the cache had: `hit`, `semantic` or `miss`.
+    pub(super) fn looked_up(&mut self, how: &'static str) {
+        self.row.cache = Some(how.to_string());
+        self.log.metrics.looked_up(how);
+    }
+
+    /// Whether the reply was given before, and nobody counted tokens for it now.
+    fn is_kept(&self) -> bool {
+        matches!(self.row.cache.as_deref(), Some("hit" | "semantic"))
+    }
+
+    /// The target that the row names.
+    pub(super) fn planned(&mut self, plan: &Arc<Plan>) {
         if self.calls.planned.as_ref().is_some_and(|planned| Arc::ptr_eq(planned, plan)) {
             return;
         }
@@ -269,64 +315,109 @@ impl Ticket {
         self.row.input_tokens = response.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = response.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.finish_reason = response.choices.first().and_then(|choice| choice.finish_reason.clone());
+        self.row.reply_id = Some(response.id.clone()).filter(|id| !id.is_empty());
         self.row.reply = self.log.bodies.then(|| to_text(response));
     }
 
-    /// The reply is whole. Returns the milliseconds it took.
-    pub(super) fn succeed(mut self, response: &ChatResponse) -> f64 {
+    /// The reply is whole. Returns the milliseconds it took, and what the caller is told.
+    pub(super) fn succeed(mut self, response: &ChatResponse) -> (f64, Box<Told>) {
         self.answered(response);
+        if self.usage.is_none() && self.heard_bytes == 0 {
+            self.heard_bytes = response.choices.iter().map(|choice| choice.message.plain_text().len() as u64).sum();
+        }
         // 200, as the status of every reply that is not a row of the error table.
-        self.row.total_ms = self.elapsed_ms();
-        let took = self.row.total_ms;
-        self.write(200, None);
-        took
+        let told = self.close(200, None);
+        (told.total_ms, told.told)
     }
 
-    /// The reply goes to the caller as it came.
-    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) {
+    /// The reply goes to the caller as it came. Returns what the caller is told.
+    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) -> Box<Told> {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
+        self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;
-        self.write(200, None);
+        self.heard_bytes = body.len() as u64;
+        self.close(200, None).told
     }
 
-    /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it.
-    pub(super) fn done(mut self, read: Option<u64>) {
+    /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it. Returns what the
+    /// caller is told.
+    pub(super) fn done(mut self, read: Option<u64>) -> Box<Told> {
         self.usage = read.map(|tokens| Usage::new(tokens, 0));
+        self.free = read.is_none();
         self.row.input_tokens = read;
         self.row.output_tokens = read.map(|_| 0);
-        self.write(200, None);
+        self.close(200, None).told
     }
 
-    /// The call failed; gives the failure back.
+    /// The call failed; gives the failure back, with what is known about the call.
     pub(super) fn fail(&mut self, failure: Failure) -> Failure {
-        self.write(failure.code().status, Some(failure.code()));
-        failure
+        if self.written {
+            return failure;
+        }
+        let code = failure.code();
+        failure.of_call(*self.close(code.status, Some(code)).told)
     }
 
-    fn write(&mut self, status: u16, code: Option<Code>) {
-        if std::mem::replace(&mut self.written, true) {
-            return;
+    /// What can be told now, before the end: of a stream that has begun.
+    pub(super) fn told_so_far(&self) -> Told {
+        let waited = self.calls.upstream + self.calls.queued + self.calls.waiting.map_or(Duration::ZERO, |since| since.elapsed());
+        let ours = self.started.elapsed().saturating_sub(waited);
+        Told { attempts: Some(self.calls.made).filter(|made| *made > 0), overhead_ms: Some(millis(ours)), ..self.told() }
+    }
+
+    /// What the row tells the caller.
+    fn told(&self) -> Told {
+        let row = &self.row;
+        let cost = row.cost_micro_usd.map(Cost::MicroUsd);
+        Told {
+            named: self.calls.planned.as_ref().map(|plan| plan.named.clone()),
+            route: row.route.clone(),
+            release: row.release.clone(),
+            attempts: row.attempts,
+            cache: row.cache.clone(),
+            cascade: self.cascaded(),
+            cost: cost.unwrap_or_default(),
+            overhead_ms: row.overhead_ms,
+            queue_ms: row.queue_ms,
         }
+    }
+
+    /// Writes the row, if it is not written yet.
+    fn write(&mut self, status: u16, code: Option<Code>) {
+        if !self.written {
+            self.close(status, code);
+        }
+    }
+
+    /// Writes the row.
+    fn close(&mut self, status: u16, code: Option<Code>) -> Closed {
+        self.written = true;
         self.row.total_ms = self.elapsed_ms();
         self.count_calls();
-        self.row.saved_micro_usd = self.row.saved_micro_usd.or(self.saving());
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
-        if let Some(grant) = self.grant.take() {
-            grant.settle(self.usage.as_ref(), self.row.cost_micro_usd);
-        }
+        self.charge();
         self.log.metrics.finish(Finished {
             endpoint: &self.row.endpoint,
             provider: &self.row.provider,
             status,
             total_ms: self.row.total_ms,
             first_token_ms: self.row.first_token_ms,
-            usage: self.usage.as_ref(),
+            usage: self.usage.as_ref().filter(|_| !self.is_kept()),
         });
+        let mut told = Box::new(self.told());
+        if self.calls.planned.is_some() && told.cost == Cost::Open {
+            told.cost = Cost::Unknown;
+        }
+        let total_ms = self.row.total_ms;
+        if let Some(redactor) = &self.log.redactor {
+            redactor.row(&mut self.row);
+        }
         self.log.recorder.record(std::mem::take(&mut self.row));
+        Closed { total_ms, told }
     }
 
     /// Puts down the calls that were made, and how the time was spent. What neither a queue nor a target took is ours; in streams that
@@ -350,18 +441,61 @@ impl Ticket {
         }
     }
 
-    /// What a cascade saved, in micro-dollars: less than nothing where its first model was asked in vain. None where a price is not
-    /// known.
-    fn saving(&self) -> Option<i64> {
-        let Cascaded { accepted, alternative, beside } = self.calls.cascade.as_ref()?;
-        let mut saved = 0;
-        if *accepted {
-            saved += price(alternative, self.usage.as_ref()?)? - self.row.cost_micro_usd?;
+    /// What tokens cost at a target, in micro-dollars; none where the price is not known.
+    fn price(&self, plan: &Plan, usage: &Usage) -> Option<i64> {
+        let price = self.prices.as_ref()?.of(&plan.provider_name, &plan.model, self.row.at)?;
+        Some(price.cost(usage).0)
+    }
+
+    /// What was used beside the reply that counts: tokens, and their cost.
+    fn beside(&self) -> (u64, Option<i64>) {
+        let beside = self.calls.cascade.iter().flat_map(|cascaded| &cascaded.beside);
+        beside.fold((0, Some(0)), |(tokens, cost), (plan, usage)| {
+            let more = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+            (tokens.saturating_add(more), cost.and_then(|cost: i64| Some(cost.saturating_add(self.price(plan, usage)?))))
+        })
+    }
+
+    /// What a cascade saved: less than nothing where its first model was asked in vain. None where a price is not known.
+    fn saving(&self, usage: &Usage) -> Option<i64> {
+        let Cascaded { accepted, alternative, .. } = self.calls.cascade.as_ref()?;
+        match accepted {
+            true => Some(self.price(alternative, usage)? - self.row.cost_micro_usd?),
+            false => self.beside().1.map(|cost| -cost),
         }
-        for (plan, usage) in beside {
-            saved -= price(plan, usage)?;
+    }
+
+    /// Puts down what the call costs, and settles what was reserved for it.
+    fn charge(&mut self) {
+        let grant = self.grant.take().unwrap_or_default();
+        if let Some(usage) = &self.usage {
+            self.row.cached_tokens = cost::cached(usage);
+            self.row.cache_write_tokens = cost::cache_written(usage);
+            self.row.reasoning_tokens = usage.reasoning_tokens();
         }
-        Some(saved)
+        let answered = self.row.error_code.is_none() || self.heard_bytes > 0;
+        // A provider that does not say what it counted, or whose stream was cut before it did, still sends a bill.
+        let guess = || Usage::new(grant.likely_tokens(), size::likely_tokens(self.heard_bytes));
+        let guessed = (self.usage.is_none() && answered && !self.free).then(guess);
+        let billed = self.usage.clone().or(guessed.clone()).filter(|_| !self.row.provider.is_empty());
+        let (tokens_beside, cost_beside) = self.beside();
+        let Some(usage) = billed else {
+            // Refused before anybody was asked, or failed with nothing to show for it but what was asked before.
+            self.row.cost_micro_usd = cost_beside;
+            return grant.settle(tokens_beside, cost_beside);
+        };
+        let mark = if guessed.is_some() { " (estimated)" } else { "" };
+        let price = self.prices.as_ref().and_then(|prices| prices.of(&self.row.provider, &self.row.model, self.row.at));
+        let cost = price.map(|price| price.cost(&usage).0);
+        self.row.price = price.map(|price| format!("{}{mark}", price.name()));
+        if self.is_kept() {
+            (self.row.cost_micro_usd, self.row.saved_micro_usd) = (Some(0), cost);
+            return grant.settle(0, Some(0));
+        }
+        self.row.cost_micro_usd = cost.and_then(|cost| Some(cost.saturating_add(cost_beside?)));
+        self.row.saved_micro_usd = self.saving(&usage);
+        let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens).saturating_add(tokens_beside);
+        grant.settle(tokens, self.row.cost_micro_usd);
     }
 
     fn elapsed_ms(&self) -> f64 {
@@ -378,9 +512,10 @@ impl Drop for Ticket {
     }
 }
 
-/// What tokens cost at a target, in micro-dollars. No prices are known here yet: this is the one place that asks for them.
-fn price(_plan: &Plan, _usage: &Usage) -> Option<i64> {
-    None
+/// A row that is written.
+struct Closed {
+    total_ms: f64,
+    told: Box<Told>,
 }
 
 /// Milliseconds; microseconds are enough.

@@ -42,6 +42,11 @@ struct Http {
     status: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Found {
+    result: &'static str,
+}
+
 /// The metrics of this process.
 pub struct Metrics {
     /// What the serving process knows about itself.
@@ -52,6 +57,7 @@ pub struct Metrics {
     first_token_seconds: Family<Place, Histogram>,
     tokens: Family<Tokens, Counter>,
     http: Family<Http, Counter>,
+    cache: Family<Found, Counter>,
     in_flight: Gauge,
     log_rows_pending: Gauge,
     log_rows_dropped: Counter,
@@ -101,6 +107,7 @@ impl Metrics {
             first_token_seconds: histogram(),
             tokens: Family::default(),
             http: Family::default(),
+            cache: Family::default(),
             in_flight: Gauge::default(),
             log_rows_pending: Gauge::default(),
             log_rows_dropped: Counter::default(),
@@ -111,6 +118,7 @@ impl Metrics {
         registry.register("first_token_seconds", "Time of a streamed call to its first chunk", metrics.first_token_seconds.clone());
         registry.register("tokens", "Tokens read and written, as providers report them", metrics.tokens.clone());
         registry.register("http_requests", "HTTP replies by route and status class", metrics.http.clone());
+        registry.register("cache_lookups", "Model calls that the cache was asked for, by what it had", metrics.cache.clone());
         registry.register("requests_in_flight", "Model calls being answered", metrics.in_flight.clone());
         registry.register("log_rows_pending", "Request-log rows not yet in the database", metrics.log_rows_pending.clone());
         registry.register("log_rows_dropped", "Request-log rows that could not be written or read", metrics.log_rows_dropped.clone());
@@ -123,6 +131,11 @@ impl Metrics {
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing into a String cannot fail");
         out
+    }
+
+    /// The cache was asked: `hit`, `semantic` or `miss`.
+    pub fn looked_up(&self, result: &'static str) {
+        self.cache.get_or_create(&Found { result }).inc();
     }
 
     /// A model call began.

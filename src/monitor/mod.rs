@@ -1,14 +1,18 @@
-//! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`], and
-//! the [`health`] of the data directory.
+//! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`],
+//! the [`health`] of the data directory, what calls [`cost`], what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
 
+pub mod cost;
 pub mod health;
 mod line;
 pub mod metrics;
 pub mod record;
+pub mod redact;
+pub mod retention;
 pub mod segment;
 pub mod serving;
 
 pub use health::Health;
 pub use metrics::Metrics;
 pub use record::Recorder;
+pub use redact::Redactor;
 pub use serving::Serving;

@@ -285,7 +285,8 @@ impl Shared {
             state.let_go += taken.iter().map(|shard| shard.lines).sum::<usize>();
             (state.let_go, taken.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest)))
         };
-        let moved = taken.into_iter().try_for_each(|shard| self.move_shard(shard));
+        let standing = segment::standing(&self.directory);
+        let moved = standing.and_then(|standing| taken.into_iter().try_for_each(|shard| self.move_shard(shard, &standing)));
         let moved = moved.and_then(|()| self.drain());
         let mut state = lock(&self.state);
         match &moved {
@@ -310,12 +311,12 @@ impl Shared {
     }
 
     /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
-    fn move_shard(&self, shard: Shard) -> Result<(), StoreError> {
+    fn move_shard(&self, shard: Shard, standing: &[String]) -> Result<(), StoreError> {
         let Shard { segment, lines, rows, bytes, .. } = shard;
         self.written_bytes.fetch_sub(bytes, Ordering::Relaxed);
         match segment {
-            Some(segment) if rows.len() == lines => {
-                segment::store(rows, &self.store)?;
+            Some(segment) if rows.len() == lines && !segment.spoilt => {
+                segment::store(rows, &segment, standing, &self.store)?;
                 segment.remove()
             }
             _ => Ok(()),

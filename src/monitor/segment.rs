@@ -2,10 +2,11 @@
 //! appended with one `write` and no fsync: what a process wrote outlives its death (not a power cut).
 //!
 //! The process that appends holds a lock on its file, which the system releases when the process ends, however it ends. Whoever
-//! gets the lock of a segment may therefore move its rows to the database and remove it; rows go in by id, so that doing it twice
-//! changes nothing.
+//! gets the lock of a segment may therefore move its rows to the database and remove it. How many lines were moved is written down in
+//! the transaction that moves them: whoever goes on after a death begins behind them, so that each row is stored and counted once.
 
 use crate::store::requests::{self, RequestRow};
+use crate::store::usage::{self, Sums};
 use crate::store::{Statement, Store, StoreError};
 use crate::types::ids::new_id;
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +23,8 @@ pub struct Segment {
     path: PathBuf,
     /// The last write failed half way: the next one begins a new line.
     torn: bool,
+    /// A write failed half way: the file may have lines that are no rows.
+    pub spoilt: bool,
 }
 
 impl Segment {
@@ -36,7 +39,7 @@ impl Segment {
         let file = OpenOptions::new().append(true).create_new(true).open(&unnamed)?;
         file.try_lock()?;
         fs::rename(&unnamed, &path)?;
-        Ok(Segment { file, path, torn: false })
+        Ok(Segment { file, path, torn: false, spoilt: false })
     }
 
     /// Appends a [line](super::line::write); when this returns, the row outlives this process.
@@ -46,6 +49,7 @@ impl Segment {
     pub fn append(&mut self, line: &[u8]) -> std::io::Result<()> {
         let written = self.file.write_all(if self.torn { line } else { &line[1..] });
         self.torn = written.is_err();
+        self.spoilt |= self.torn;
         written
     }
 
@@ -80,12 +84,15 @@ pub struct Drained {
 /// [`StoreError`]; rows that were not moved stay where they are.
 pub fn drain_abandoned(directory: &Path, store: &Store) -> Result<Drained, StoreError> {
     let mut total = Drained::default();
-    for path in paths(directory)? {
+    let paths = paths(directory)?;
+    let standing: Vec<_> = paths.iter().map(|path| name(path)).collect();
+    for path in paths {
         let Ok(file) = File::open(&path) else { continue };
-        if file.try_lock().is_err() {
+        // Whoever had the lock before may have moved and removed it.
+        if file.try_lock().is_err() || !path.exists() {
             continue;
         }
-        let drained = drain(&file, store).map_err(|error| match error {
+        let drained = drain(&file, Lines::of(store, &name(&path), &standing)?).map_err(|error| match error {
             DrainError::Store(error) => error,
             DrainError::File(source) => StoreError::Io { path: path.clone(), source },
         })?;
@@ -119,6 +126,14 @@ pub fn directory(data_dir: &Path) -> PathBuf {
     data_dir.join("requests")
 }
 
+/// Names of the segments that are there.
+///
+/// # Errors
+/// [`StoreError::Io`] when the directory cannot be read.
+pub fn standing(directory: &Path) -> Result<Vec<String>, StoreError> {
+    Ok(paths(directory)?.iter().map(|path| name(path)).collect())
+}
+
 fn paths(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |source| StoreError::Io { path: directory.to_path_buf(), source };
     if !directory.exists() {
@@ -142,44 +157,92 @@ impl From<std::io::Error> for DrainError {
     }
 }
 
-fn drain(file: &File, store: &Store) -> Result<Drained, DrainError> {
-    let mut drained = Drained::default();
-    let mut batch: Vec<Statement> = Vec::new();
-    let mut batch_bytes = 0;
-    each_line(file, |line| {
-        match super::line::read(line) {
-            Some(row) => batch.push(requests::insert_once(row)),
-            None => drained.unreadable += 1,
-        }
-        batch_bytes += line.len();
-        if batch.len() >= BATCH_ROWS || batch_bytes >= BATCH_BYTES {
-            drained.rows += commit(&mut batch, store)?;
-            batch_bytes = 0;
-        }
-        Ok::<(), DrainError>(())
-    })?;
-    drained.rows += commit(&mut batch, store)?;
-    Ok(drained)
+/// The name that `log_segments` knows a segment by.
+fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Stores rows that their process still has in memory.
+/// Lines of a segment on their way to the database.
+struct Lines<'s> {
+    store: &'s Store,
+    segment: &'s str,
+    /// Segments whose files were there at the beginning.
+    standing: &'s [String],
+    /// Lines that are in the database; none where that was never written down.
+    moved: Option<i64>,
+    /// Lines read so far, those before `moved` too.
+    read: i64,
+    batch: Vec<Statement>,
+    batch_bytes: usize,
+    sums: Sums,
+    drained: Drained,
+}
+
+impl<'s> Lines<'s> {
+    fn of(store: &'s Store, segment: &'s str, standing: &'s [String]) -> Result<Self, StoreError> {
+        let moved = usage::moved_lines(store.db.as_ref(), segment)?;
+        let (sums, drained) = (Sums::default(), Drained::default());
+        Ok(Lines { store, segment, standing, moved, read: 0, batch: Vec::new(), batch_bytes: 0, sums, drained })
+    }
+
+    fn take(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        self.read += 1;
+        if self.moved.is_some_and(|moved| self.read <= moved) {
+            return Ok(());
+        }
+        match super::line::read(line) {
+            Some(row) => self.add(row),
+            None => self.drained.unreadable += 1,
+        }
+        self.batch_bytes += line.len();
+        if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, row: RequestRow) {
+        self.sums.add(&row);
+        self.batch.push(requests::insert_once(row));
+        self.drained.rows += 1;
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.batch.extend(self.sums.take());
+        self.batch.push(usage::move_lines(self.segment, self.moved, self.read));
+        self.batch.push(usage::forget_segments(self.segment, self.standing));
+        self.store.db.batch(&self.batch)?;
+        self.moved = Some(self.read);
+        self.batch.clear();
+        self.batch_bytes = 0;
+        Ok(())
+    }
+}
+
+/// Stores the rows of a segment that its process still has in memory; `standing` are the segments that are there.
 ///
 /// # Errors
-/// [`StoreError`]; some of the rows may be stored then.
-pub fn store(rows: Vec<Box<RequestRow>>, store: &Store) -> Result<(), StoreError> {
-    let mut rows = rows.into_iter().map(|row| requests::insert_once(*row)).peekable();
-    while rows.peek().is_some() {
-        let batch: Vec<_> = rows.by_ref().take(BATCH_ROWS).collect();
-        store.db.batch(&batch)?;
+/// [`StoreError`]; some of the rows may be stored then, and are known to be.
+pub fn store(rows: Vec<Box<RequestRow>>, segment: &Segment, standing: &[String], store: &Store) -> Result<(), StoreError> {
+    let name = name(&segment.path);
+    let mut lines = Lines::of(store, &name, standing)?;
+    for row in rows {
+        lines.read += 1;
+        lines.add(*row);
+        if lines.batch.len() >= BATCH_ROWS {
+            lines.commit()?;
+        }
     }
-    Ok(())
+    lines.commit()
 }
 
-fn commit(batch: &mut Vec<Statement>, store: &Store) -> Result<usize, DrainError> {
-    if !batch.is_empty() {
-        store.db.batch(batch).map_err(DrainError::Store)?;
-    }
-    Ok(batch.drain(..).count())
+fn drain(file: &File, mut lines: Lines<'_>) -> Result<Drained, DrainError> {
+    each_line(file, |line| lines.take(line).map_err(DrainError::Store))?;
+    lines.commit().map_err(DrainError::Store)?;
+    Ok(lines.drained)
 }
 
 /// Calls `take` with every whole line; a last line without its line feed was torn by a death and is not one.
@@ -212,18 +275,43 @@ mod tests {
         let store = Store::open(data.path()).expect("store");
         let directory = directory(data.path());
         fs::create_dir_all(&directory).expect("directory");
-        let whole = serde_json::to_string(&row("req_b")).expect("serialises");
-        fs::write(directory.join("log_1.jsonl"), format!("{whole}\nnot json\n{whole}\n{{\"id\":\"req_torn\"")).expect("written");
+        let whole = |id: &str| serde_json::to_string(&row(id)).expect("serialises");
+        let (b, c) = (whole("req_b"), whole("req_c"));
+        fs::write(directory.join("log_1.jsonl"), format!("{b}\nnot json\n{c}\n{{\"id\":\"req_torn\"")).expect("written");
         let mut live = Segment::create(&directory).expect("segment");
         live.append(&write(&row("req_live"))).expect("append");
 
         assert_eq!(pending(&directory).expect("readable").len(), 3);
         assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 2, unreadable: 1 });
-        assert_eq!(requests::count(store.db.as_ref()).expect("count"), 1, "the live segment is its owner's");
+        assert_eq!(requests::count(store.db.as_ref()).expect("count"), 2, "the live segment is its owner's");
         drop(live);
         assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 1, unreadable: 0 });
-        assert_eq!(requests::count(store.db.as_ref()).expect("count"), 2);
+        assert_eq!(requests::count(store.db.as_ref()).expect("count"), 3);
         assert_eq!(fs::read_dir(&directory).expect("directory").count(), 0);
+    }
+
+    /// Killed after a transaction and before the file was removed; the next one finds it grown by nothing, or half moved.
+    #[test]
+    fn a_segment_that_was_half_moved_counts_once() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(data.path()).expect("store");
+        let directory = directory(data.path());
+        fs::create_dir_all(&directory).expect("directory");
+        let priced = |id: &str| RequestRow { cost_micro_usd: Some(5), project: "p".into(), api_key: "k".into(), ..row(id) };
+        let text: String = (0..600).map(|i| serde_json::to_string(&priced(&format!("req_{i}"))).expect("serialises") + "\n").collect();
+        let (path, half) = (directory.join("log_1.jsonl"), text.lines().take(256).map(|line| format!("{line}\n")).collect::<String>());
+        let drain_again = |text: &str| {
+            fs::write(&path, text).expect("written");
+            drain_abandoned(&directory, &store).expect("drains").rows
+        };
+        assert_eq!((drain_again(&half), drain_again(&text), drain_again(&text)), (256, 344, 0));
+        let spent = usage::spent(store.db.as_ref(), usage::Whose::Key("k"), 0).expect("a sum");
+        assert_eq!((spent, requests::count(store.db.as_ref()).expect("count")), (3_000, 600));
+        // What was moved is forgotten once a later segment is, and nobody has the file any more.
+        fs::write(directory.join("log_2.jsonl"), serde_json::to_string(&priced("req_x")).expect("serialises") + "\n").expect("written");
+        drain_abandoned(&directory, &store).expect("drains");
+        assert_eq!(usage::moved_lines(store.db.as_ref(), "log_1").expect("a row"), None);
+        assert_eq!(usage::moved_lines(store.db.as_ref(), "log_2").expect("a row"), Some(1));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Prompt {
     pub digest: Digest,
     /// Checked front matter.
     pub front: FrontMatter,
+    /// Length of the source: about what it adds to a request, besides its variables.
+    pub source_bytes: usize,
     /// Variables that the body reads, with file lines.
     pub variables: Vec<Variable>,
     pub(super) registry: Handlebars<'static>,
@@ -85,7 +87,8 @@ impl Prompt {
             meter(&mut template);
             registry.register_template(partial, template);
         }
-        Ok(Prompt { name: name.into(), digest: Digest::of(source), front, variables, registry, body, body_line: parts.body_line })
+        let (digest, source_bytes) = (Digest::of(source), source.len());
+        Ok(Prompt { name: name.into(), digest, source_bytes, front, variables, registry, body, body_line: parts.body_line })
     }
 
     /// Names of the variables that a caller must give: required by the schema, or read by the body when there is no schema;

@@ -123,7 +123,9 @@ impl Wire {
             None => self.connect().await?,
         };
         connection.write(&head, body).await.map_err(Failed::Io)?;
+        tracing::trace!(host = self.host, port = self.port, path, bytes = body.len(), "request written");
         let (status, headers, rest, reusable) = connection.read_head().await.map_err(Failed::Io)?;
+        tracing::trace!(host = self.host, port = self.port, status, reusable, "head of the reply read");
         let keep = reusable.then(|| self.idle.clone());
         Ok(Response { status, headers, connection: Some(connection), rest, keep })
     }
@@ -133,6 +135,7 @@ impl Wire {
         let stream = tokio::time::timeout(self.connect_timeout, connecting).await.map_err(|_| Failed::ConnectTimeout)?;
         let stream = stream.map_err(Failed::Io)?;
         stream.set_nodelay(true).map_err(Failed::Io)?;
+        tracing::trace!(host = self.host, port = self.port, "connected");
         Ok(Connection { stream, buffer: BytesMut::new() })
     }
 }

@@ -1,6 +1,6 @@
 //! Rows of `api_keys`. The key itself is never here: only its keyed hash (see `access::keys`).
 
-use super::db::{Db, Row, StoreError, Value};
+use super::db::{Db, Row, Statement, StoreError, Value};
 
 /// One API key as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,9 +21,47 @@ pub struct KeyRow {
     pub created_at: i64,
     /// When it was revoked.
     pub revoked_at: Option<i64>,
+    /// JSON list of the names that it may call; none for all.
+    pub routes: Option<String>,
+    /// When it ends, milliseconds.
+    pub expires_at: Option<i64>,
+    /// What it may use.
+    pub limits: LimitsRow,
 }
 
-const COLUMNS: &str = "id, name, project, role, hint, hash, created_at, revoked_at";
+/// What a key or a project may use, as stored.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LimitsRow {
+    /// Requests in any minute.
+    pub requests_per_minute: Option<i64>,
+    /// Tokens in any minute.
+    pub tokens_per_minute: Option<i64>,
+    /// Micro-dollars in a period.
+    pub budget_micro_usd: Option<i64>,
+    /// `day`, `month`, `total`.
+    pub budget_period: Option<String>,
+}
+
+impl LimitsRow {
+    /// From four columns.
+    pub(super) fn read(row: &Row, first: usize) -> Self {
+        LimitsRow {
+            requests_per_minute: row.int_or_null(first),
+            tokens_per_minute: row.int_or_null(first + 1),
+            budget_micro_usd: row.int_or_null(first + 2),
+            budget_period: row.text_or_null(first + 3),
+        }
+    }
+
+    /// As four parameters.
+    pub(super) fn params(&self) -> [Value; 4] {
+        let LimitsRow { requests_per_minute, tokens_per_minute, budget_micro_usd, budget_period } = self;
+        [(*requests_per_minute).into(), (*tokens_per_minute).into(), (*budget_micro_usd).into(), budget_period.clone().into()]
+    }
+}
+
+const COLUMNS: &str = "id, name, project, role, hint, hash, created_at, revoked_at, routes, expires_at, \
+    requests_per_minute, tokens_per_minute, budget_micro_usd, budget_period";
 
 fn read(row: &Row) -> KeyRow {
     KeyRow {
@@ -35,16 +73,15 @@ fn read(row: &Row) -> KeyRow {
         hash: row.text(5),
         created_at: row.int(6),
         revoked_at: row.int_or_null(7),
+        routes: row.text_or_null(8),
+        expires_at: row.int_or_null(9),
+        limits: LimitsRow::read(row, 10),
     }
 }
 
-/// Stores a new key.
-///
-/// # Errors
-/// [`StoreError::Conflict`] when the id or hash exists.
-pub fn insert(db: &dyn Db, key: &KeyRow) -> Result<(), StoreError> {
-    let sql = "INSERT INTO api_keys (id, name, project, role, hint, hash, created_at, revoked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
-    let params = [
+/// The statement that stores a new key; a conflict when the id or hash exists.
+pub fn insert(key: &KeyRow) -> Statement {
+    let mut params = vec![
         Value::from(&key.id),
         (&key.name).into(),
         (&key.project).into(),
@@ -53,8 +90,29 @@ pub fn insert(db: &dyn Db, key: &KeyRow) -> Result<(), StoreError> {
         (&key.hash).into(),
         key.created_at.into(),
         key.revoked_at.into(),
+        key.routes.clone().into(),
+        key.expires_at.into(),
     ];
-    db.execute(sql, &params).map(drop)
+    params.extend(key.limits.params());
+    Statement::new(format!("INSERT INTO api_keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), params)
+}
+
+/// The statement that puts a key's row in the place of the one with its id; a conflict when that was revoked or changed its hash since
+/// `hash` was read.
+pub fn update(key: &KeyRow, hash: &str) -> Statement {
+    let sql = "UPDATE api_keys SET name = ?, role = ?, hint = ?, hash = ?, routes = ?, expires_at = ?, requests_per_minute = ?, \
+        tokens_per_minute = ?, budget_micro_usd = ?, budget_period = ? WHERE id = ? AND hash = ? AND revoked_at IS NULL";
+    let mut params = vec![
+        Value::from(&key.name),
+        (&key.role).into(),
+        (&key.hint).into(),
+        (&key.hash).into(),
+        key.routes.clone().into(),
+        key.expires_at.into(),
+    ];
+    params.extend(key.limits.params());
+    params.extend([Value::from(&key.id), hash.into()]);
+    Statement::new(sql, params).expecting(1)
 }
 
 /// All keys, oldest first, revoked ones too.
@@ -84,10 +142,7 @@ pub fn by_id(db: &dyn Db, id: &str) -> Result<Option<KeyRow>, StoreError> {
     Ok(rows.first().map(read))
 }
 
-/// Marks a key as revoked; false when it is unknown or was revoked before.
-///
-/// # Errors
-/// When the database fails.
-pub fn revoke(db: &dyn Db, id: &str, at: i64) -> Result<bool, StoreError> {
-    Ok(db.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", &[at.into(), id.into()])? == 1)
+/// The statement that marks a key as revoked; a conflict when it is unknown or was revoked before.
+pub fn revoke(id: &str, at: i64) -> Statement {
+    Statement::new("UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", [at.into(), id.into()]).expecting(1)
 }

@@ -76,16 +76,22 @@ pub struct RequestRow {
     pub guardrails: Option<String>,
     /// Trace that the request belongs to, 32 hex digits.
     pub trace_id: Option<String>,
+    /// The reply's own id: `chatcmpl-…`.
+    pub reply_id: Option<String>,
+    /// Conversation that the request belongs to, where it names one.
+    pub conversation: Option<String>,
 }
 
-const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
+/// Columns of [`read`], in its order.
+pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
     input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply, upstream_ms, overhead_ms, cached_tokens, \
-    cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id";
+    cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
+    reply_id, conversation";
 
 /// The statement that stores a row unless a row with its id is there.
 pub fn insert_once(row: RequestRow) -> Statement {
     static SQL: LazyLock<String> = LazyLock::new(|| {
-        let marks = ["?"; 34].join(", ");
+        let marks = ["?"; 36].join(", ");
         format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
     });
     let params: Vec<Value> = vec![
@@ -123,6 +129,8 @@ pub fn insert_once(row: RequestRow) -> Statement {
         row.attempted.into(),
         row.guardrails.into(),
         row.trace_id.into(),
+        row.reply_id.into(),
+        row.conversation.into(),
     ];
     Statement::new(SQL.as_str(), params)
 }
@@ -152,7 +160,7 @@ pub fn count(db: &dyn Db) -> Result<i64, StoreError> {
     Ok(db.query("SELECT COUNT(*) FROM requests", &[])?.first().map_or(0, |row| row.int(0)))
 }
 
-fn read(row: &Row) -> RequestRow {
+pub(super) fn read(row: &Row) -> RequestRow {
     let natural = |column| row.int_or_null(column).and_then(|x| u64::try_from(x).ok());
     RequestRow {
         id: row.text(0),
@@ -189,5 +197,7 @@ fn read(row: &Row) -> RequestRow {
         attempted: row.text_or_null(31),
         guardrails: row.text_or_null(32),
         trace_id: row.text_or_null(33),
+        reply_id: row.text_or_null(34),
+        conversation: row.text_or_null(35),
     }
 }

@@ -36,7 +36,10 @@ impl Sqlite {
             connection.set_prepared_statement_cache_capacity(64);
             Ok(connection)
         };
-        let named = |error: rusqlite::Error| StoreError::Database(format!("{}: {error}", path.display()));
+        let named = |error: rusqlite::Error| match fault(error) {
+            StoreError::Corrupt(why) => StoreError::Corrupt(format!("{}: {why}", path.display())),
+            error => StoreError::Database(format!("{}: {error}", path.display())),
+        };
         let writer = connect().map_err(named)?;
         write_ahead(&writer).map_err(named)?;
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;

@@ -1,6 +1,7 @@
 //! The error-code table: one row per code, with its HTTP status and its OpenAI error type. Rooms define their own `thiserror`
 //! enums and implement [`Coded`]; whatever leaves a room becomes a [`Failure`]. Status codes are emitted only from here.
 
+use super::told::Told;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -62,6 +63,10 @@ codes! {
     RATE_LIMIT = "rate_limit_exceeded", 429, "rate_limit_error";
     /// The server's account at the provider has nothing left.
     QUOTA = "insufficient_quota", 429, "insufficient_quota";
+    /// The budget of the key or of its project has too little left.
+    BUDGET = "budget_exceeded", 429, "insufficient_quota";
+    /// A budget stands over a model whose price is not known.
+    PRICE_UNKNOWN = "price_unknown", 403, "permission_error";
     /// A queue is full, the engine's or a target's; `Retry-After` says when.
     OVERLOADED = "overloaded", 429, "rate_limit_error";
     /// The client went away or the job was cancelled.
@@ -102,6 +107,10 @@ pub trait Coded: std::error::Error + Send + Sync + 'static {
     }
     /// Seconds after which a retry makes sense (`Retry-After`).
     fn retry_after_s(&self) -> Option<u64> {
+        None
+    }
+    /// What is known about the call that failed.
+    fn about(&self) -> Option<&Told> {
         None
     }
 }
@@ -145,6 +154,24 @@ impl Failure {
         self.0.retry_after_s()
     }
 
+    /// What is known about the call that failed; none where no call was made.
+    pub fn about(&self) -> Option<&Told> {
+        self.0.about()
+    }
+
+    /// The same failure, of a call about which this is known.
+    pub fn of_call(self, told: Told) -> Self {
+        Failure(Box::new(OfCall { failure: self, told }))
+    }
+
+    /// The same failure, of the call that another one is of.
+    pub fn of_call_of(self, other: &Failure) -> Self {
+        match other.about() {
+            Some(told) => self.of_call(told.clone()),
+            None => self,
+        }
+    }
+
     /// Message and way out in one text, for callers over HTTP.
     pub fn told(&self) -> String {
         match self.hint() {
@@ -181,6 +208,32 @@ impl fmt::Display for Failure {
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}] {self}", self.code().name)
+    }
+}
+
+/// A failure with what is known about its call.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+struct OfCall {
+    failure: Failure,
+    told: Told,
+}
+
+impl Coded for OfCall {
+    fn code(&self) -> Code {
+        self.failure.code()
+    }
+    fn param(&self) -> Option<String> {
+        self.failure.param()
+    }
+    fn hint(&self) -> Option<String> {
+        self.failure.hint()
+    }
+    fn retry_after_s(&self) -> Option<u64> {
+        self.failure.retry_after_s()
+    }
+    fn about(&self) -> Option<&Told> {
+        Some(&self.told)
     }
 }
 

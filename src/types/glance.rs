@@ -11,8 +11,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// A glance at a reply.
 #[derive(Debug, Deserialize)]
 pub struct Glance {
-    #[serde(rename = "id")]
-    _id: Plain,
+    /// The reply's own id.
+    pub id: String,
     #[serde(rename = "object")]
     _object: Plain,
     #[serde(rename = "model")]

@@ -9,10 +9,13 @@ pub mod glance;
 pub mod ids;
 pub mod json;
 pub mod messages;
+pub mod money;
 pub mod plain;
 pub mod shard;
 pub mod time;
+pub mod told;
 pub mod traits;
 
 pub use digest::Digest;
 pub use error::{Code, Coded, Failure};
+pub use told::Told;

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 /// Larger bodies are read with the bounds of [`json`](super::json).
 const MAX_BYTES: usize = 1 << 20;
-const MAX_MESSAGES: usize = 1_000;
+const MAX_MESSAGES: u64 = 1_000;
 const MAX_MODEL_BYTES: usize = 256;
 const MAX_TEMPERATURE: f64 = 2.0;
 const MAX_PENALTY: f64 = 2.0;
@@ -34,6 +34,10 @@ pub struct PlainChat {
     pub token_limit: Option<u32>,
     /// Number of choices.
     pub choices: u32,
+    /// Number of messages.
+    pub messages: u64,
+    /// Bytes of their texts.
+    pub text_bytes: u64,
     /// Where the model's name stands in the text.
     name: Range<usize>,
 }
@@ -42,8 +46,7 @@ pub struct PlainChat {
 #[serde(deny_unknown_fields)]
 struct Fields<'a> {
     model: &'a str,
-    #[serde(rename = "messages")]
-    _messages: Messages,
+    messages: Messages,
     #[serde(default, deserialize_with = "given")]
     stream: Option<bool>,
     #[serde(default, deserialize_with = "given")]
@@ -65,7 +68,7 @@ struct Fields<'a> {
     #[serde(default, deserialize_with = "given", rename = "seed")]
     _seed: Option<i64>,
     #[serde(default, deserialize_with = "given", rename = "user")]
-    _user: Option<AnyText>,
+    _user: Option<TextBytes>,
 }
 
 #[derive(Deserialize)]
@@ -79,10 +82,9 @@ struct StreamOptions {
 struct Message {
     #[serde(rename = "role")]
     _role: Role,
-    #[serde(rename = "content")]
-    _content: AnyText,
-    #[serde(default, deserialize_with = "given", rename = "name")]
-    _name: Option<AnyText>,
+    content: TextBytes,
+    #[serde(default, deserialize_with = "given")]
+    name: Option<TextBytes>,
 }
 
 #[derive(Deserialize)]
@@ -95,10 +97,14 @@ enum Role {
 }
 
 /// A list of messages, none of which is kept.
-struct Messages;
+#[derive(Default)]
+struct Messages {
+    count: u64,
+    text_bytes: u64,
+}
 
-/// A text, whatever it says.
-struct AnyText;
+/// A text, whatever it says: how long it is.
+struct TextBytes(u64);
 
 /// A field that is there and not `null`, which would have to be taken out.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -114,27 +120,28 @@ impl<'de> Deserialize<'de> for Messages {
                 f.write_str("messages")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Messages, A::Error> {
-                let mut count = 0;
-                while list.next_element::<Message>()?.is_some() {
-                    count += 1;
+                let mut messages = Messages::default();
+                while let Some(Message { content, name, .. }) = list.next_element::<Message>()? {
+                    messages.count += 1;
+                    messages.text_bytes += content.0 + name.map_or(0, |name| name.0);
                 }
-                if (1..=MAX_MESSAGES).contains(&count) { Ok(Messages) } else { Err(A::Error::custom("too many, or none")) }
+                if (1..=MAX_MESSAGES).contains(&messages.count) { Ok(messages) } else { Err(A::Error::custom("too many, or none")) }
             }
         }
         deserializer.deserialize_seq(List)
     }
 }
 
-impl<'de> Deserialize<'de> for AnyText {
+impl<'de> Deserialize<'de> for TextBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Text;
         impl Visitor<'_> for Text {
-            type Value = AnyText;
+            type Value = TextBytes;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text")
             }
-            fn visit_str<E: Error>(self, _text: &str) -> Result<AnyText, E> {
-                Ok(AnyText)
+            fn visit_str<E: Error>(self, text: &str) -> Result<TextBytes, E> {
+                Ok(TextBytes(text.len() as u64))
             }
         }
         deserializer.deserialize_str(Text)
@@ -180,6 +187,8 @@ impl PlainChat {
             wants_usage,
             token_limit: fields.max_completion_tokens.or(fields.max_tokens),
             choices: fields.n.unwrap_or(1),
+            messages: fields.messages.count,
+            text_bytes: fields.messages.text_bytes,
             name: start..start + model.len(),
             text: text.clone(),
         })

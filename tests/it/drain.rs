@@ -24,14 +24,15 @@ fn statuses(refit: &Refit, status: u16) -> i64 {
 fn five_hundred_live_streams_end_whole_or_with_an_error_event_and_none_is_lost_from_the_log() {
     const STREAMS: usize = 500;
     let refit = Refit::new();
-    refit.write("refit.toml", "[server]\ndrain_s = 6\n");
+    refit.write("refit.toml", "[server]\ndrain_s = 12\n");
     let (key, mut server) = (refit.key(), refit.serve(&[]));
     // The odd ones end by themselves within the time, the even ones never would.
     let mut lines: Vec<_> = (0..STREAMS).map(|_| Line::to(&server)).collect();
     for (n, line) in lines.iter_mut().enumerate() {
-        if n % 2 == 0 { begin(line, &key, 5_000, 500) } else { begin(line, &key, 20, 100) }
+        if n % 2 == 0 { begin(line, &key, 5_000, 500) } else { begin(line, &key, 40, 100) }
     }
-    wait_for("500 streams", || gauge(&server, "refit_requests_in_flight") >= 250.0 && gauge(&server, "refit_connections") > STREAMS as f64);
+    // A request that nobody has read yet would be an idle connection to the server, and closed.
+    lines.iter_mut().for_each(Line::begun);
     let began = Instant::now();
     signal(&server, Signal::TERM);
     let readers: Vec<_> = lines

@@ -4,6 +4,8 @@
 mod abuse;
 mod audit;
 mod batches;
+mod budgets;
+mod cache;
 mod cascade;
 mod cli;
 mod clients;
@@ -18,18 +20,23 @@ mod edges;
 mod engine;
 mod evals;
 mod faults;
+mod feedback;
 mod forwarding;
 mod gateway;
+mod headers;
 #[cfg(feature = "local")]
 mod interop;
 mod keys;
+mod limits;
 #[cfg(feature = "local")]
 mod local;
 mod log;
+mod logs;
 mod messages;
 mod models;
 mod origins;
 mod places;
+mod prices;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]
@@ -41,6 +48,7 @@ mod routing;
 mod serving;
 mod streams;
 mod support;
+mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;

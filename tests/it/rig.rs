@@ -81,6 +81,7 @@ pub fn rows_in(data: &Path) -> (i64, String) {
 pub struct Line {
     pub stream: TcpStream,
     unread: Vec<u8>,
+    give_up: Instant,
 }
 
 impl Line {
@@ -92,7 +93,7 @@ impl Line {
         let stream = TcpStream::connect(server.url().trim_start_matches("http://"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Line { stream, unread: Vec::new() })
+        Ok(Line { stream, unread: Vec::new(), give_up: Instant::now() })
     }
 
     /// Sends a request; the connection may live on.
@@ -102,8 +103,9 @@ impl Line {
         self.stream.write_all(format!("{head}{body}").as_bytes())
     }
 
-    /// A whole reply; none when the connection ended before it did.
+    /// A whole reply; none when the connection ended before it did, or it took more than a minute and a half.
     pub fn reply(&mut self) -> Option<Reply> {
+        self.give_up = Instant::now() + Duration::from_secs(90);
         let head = self.until(b"\r\n\r\n")?;
         let head = String::from_utf8(head).expect("an ASCII head");
         let mut lines = head.lines();
@@ -127,6 +129,14 @@ impl Line {
             self.exactly(length)?
         };
         Some(Reply { status, headers, body: String::from_utf8(body).expect("a text") })
+    }
+
+    /// Waits until the reply has begun.
+    pub fn begun(&mut self) {
+        self.give_up = Instant::now() + Duration::from_secs(90);
+        while self.unread.is_empty() {
+            self.more().expect("the reply begins");
+        }
     }
 
     /// Whether the other end has closed, at once.
@@ -159,7 +169,7 @@ impl Line {
     fn more(&mut self) -> Option<()> {
         let mut piece = [0; 16_384];
         match self.stream.read(&mut piece) {
-            Ok(n) if n > 0 => self.unread.extend_from_slice(&piece[..n]),
+            Ok(n) if n > 0 && Instant::now() < self.give_up => self.unread.extend_from_slice(&piece[..n]),
             _ => return None,
         }
         Some(())

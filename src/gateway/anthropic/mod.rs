@@ -21,7 +21,7 @@ use crate::types::Failure;
 use crate::types::chat::ChatRequest;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use origins::Origins;
 use serde_json::{Map, Value, json};
 
@@ -38,12 +38,12 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
 }
 
 /// `POST /v1/messages/count_tokens`.
-pub async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Result<Json<Value>, ApiError> {
+pub async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
     let entry = Entry::of(&gateway, request, "messages.count_tokens")?;
     let (gateway, ask, (native, chat, origins)) = entry.read(|fields, headers| read(fields, headers, false)).await?;
     let counted = gateway.app.inference.count_tokens(Ask { native: Some(native), ..ask }, chat).await;
-    let count = counted.map_err(|failure| origins.told(failure))?;
-    Ok(Json(json!({"input_tokens": count})))
+    let (count, told) = counted.map_err(|failure| origins.told(failure))?;
+    Ok(answer::tell(Json(json!({"input_tokens": count})).into_response(), &told))
 }
 
 fn read(fields: Map<String, Value>, headers: &HeaderMap, needs_limit: bool) -> Result<(Native, ChatRequest, Origins), Failure> {

@@ -63,10 +63,11 @@ impl Origins {
     pub(super) fn told(&self, failure: Failure) -> Failure {
         let Some((name, text)) = self.renamed(&failure) else { return failure };
         let told = Failure::on(failure.code(), name, text);
-        match failure.hint() {
+        let told = match failure.hint() {
             Some(hint) => told.with_hint(hint),
             None => told,
-        }
+        };
+        told.of_call_of(&failure)
     }
 
     /// The text of [`Origins::told`], for an event.

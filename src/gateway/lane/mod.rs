@@ -114,6 +114,7 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
         if !doing.begin() {
             return Ok(());
         }
+        tracing::trace!(bytes = chat.body, "a chat request in the lane");
         drop(buffer.split_to(chat.length));
         read_body(&mut stream, &mut buffer, chat.body).await?;
         let body = buffer.split_to(chat.body).freeze();
@@ -136,11 +137,11 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
 /// A chat request's answer, as the route table gives it.
 async fn answer(gateway: &Gateway, headers: HeaderMap, body: Bytes) -> Response {
     envelope::around(gateway, head::PATH, Protocol::Chat, async |id| {
-        let asked = access::caller(gateway, &headers, Role::App).await.map_err(ApiError::from);
-        match asked {
-            Ok(caller) => openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response(),
-            Err(error) => error.into_response(),
-        }
+        let asked = headers.clone();
+        let answered = access::with_caller(gateway, &asked, Role::App, async |caller| {
+            openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response()
+        });
+        answered.await.unwrap_or_else(|failure| ApiError::from(failure).into_response())
     })
     .await
 }

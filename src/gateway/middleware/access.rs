@@ -2,17 +2,21 @@
 //! whichever header the key came in, before any rule is looked at; two different keys are refused. An empty value is no key: SDKs
 //! send the header of a key that was not set.
 
-use crate::access::{Caller, Role};
+use crate::access::meter::Moment;
+use crate::access::{Bounds, Caller, Role};
 use crate::gateway::Gateway;
 use crate::gateway::error::ApiError;
 use crate::gateway::routes::{Access, access_of};
 use crate::types::{Code, Failure};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
 const KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+
+const LEFT_REQUESTS: [&str; 3] = ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
+const LEFT_TOKENS: [&str; 3] = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
 
 /// See the file.
 pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Result<Response, ApiError> {
@@ -25,9 +29,50 @@ pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: N
         Some(Access::Key(role)) => role,
         None => return Err(Failure::new(Code::FORBIDDEN, "this path has no access rule").into()),
     };
-    let caller = caller(&gateway, request.headers(), least).await?;
-    request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    let headers = request.headers().clone();
+    let answered = with_caller(&gateway, &headers, least, async |caller| {
+        request.extensions_mut().insert(caller);
+        next.run(request).await
+    });
+    Ok(answered.await?)
+}
+
+/// The answer to a caller of the role `least` or above, with what is left of its limits.
+pub async fn with_caller(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    least: Role,
+    answer: impl AsyncFnOnce(Caller) -> Response,
+) -> Result<Response, Failure> {
+    let caller = caller(gateway, headers, least).await?;
+    let bounds = caller.bounds.clone().filter(|bounds| !bounds.meters.is_empty());
+    let mut response = answer(caller).await;
+    if let Some(bounds) = bounds {
+        tell_left(&bounds, response.headers_mut());
+    }
+    Ok(response)
+}
+
+/// What is left of a minute's requests and tokens, in the headers that OpenAI's clients read.
+fn tell_left(bounds: &Bounds, headers: &mut HeaderMap) {
+    let (requests, tokens) = bounds.left(Moment::now());
+    for ([limit, remaining, reset], left) in [(LEFT_REQUESTS, requests), (LEFT_TOKENS, tokens)] {
+        let Some(left) = left else { continue };
+        headers.insert(HeaderName::from_static(limit), HeaderValue::from(left.limit));
+        headers.insert(HeaderName::from_static(remaining), HeaderValue::from(left.remaining));
+        if let Ok(value) = HeaderValue::from_str(&duration(left.reset_ms)) {
+            headers.insert(HeaderName::from_static(reset), value);
+        }
+    }
+}
+
+/// A time as OpenAI writes it: `59.9s`, `1m0s`, `120ms`.
+fn duration(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms}ms"),
+        1_000..60_000 => format!("{}s", ms as f64 / 1e3),
+        _ => format!("{}m{}s", ms / 60_000, (ms % 60_000) as f64 / 1e3),
+    }
 }
 
 /// The caller that the headers name, if it may do what needs the role `least`.
@@ -108,6 +153,11 @@ mod tests {
         assert_eq!(presented(&[("api-key", "k1"), ("x-api-key", "k2")]), Err("invalid_request"));
         assert_eq!(presented(&[("authorization", "Basic k1")]), Err("invalid_api_key"));
         assert_eq!(presented(&[]), Err("missing_api_key"));
+    }
+
+    #[test]
+    fn times_are_written_as_openai_writes_them() {
+        assert_eq!([0, 120, 59_900, 60_000, 90_500].map(duration), ["0ms", "120ms", "59.9s", "1m0s", "1m30.5s"]);
     }
 
     #[test]

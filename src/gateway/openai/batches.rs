@@ -26,7 +26,8 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let (parts, body) = request.into_parts();
-    let value = body::read_json(&parts.headers, body, gateway.app.config().server.max_body_bytes).await?;
+    let most = gateway.app.config().server.max_body_bytes;
+    let value = body::read_json(&parts.headers, body, most).await?;
     let Value::Object(fields) = value else { return Err(Failure::new(Code::INVALID_REQUEST, "the body is not a JSON object").into()) };
     let new = read(&fields, retry_key(&parts.headers)?)?;
     let made = super::blocking(move || gateway.app.batches.create(&caller, new)).await?;

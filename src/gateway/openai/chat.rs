@@ -1,11 +1,13 @@
 //! `POST /v1/chat/completions`, plain and streamed.
 
 use super::check;
+use crate::gateway::Gateway;
+use crate::gateway::answer::tell;
 use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-use crate::gateway::{Gateway, answer as told_by};
+
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
@@ -52,13 +54,11 @@ async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiErr
 
 fn written(passed: Passed) -> Response {
     match passed {
-        Passed::Bytes { body, provider, release, cascade } => {
+        Passed::Bytes { body, told } => {
             let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            told_by::cascaded(told_by::told(([kind], body).into_response(), &provider, release), cascade)
+            tell(([kind], body).into_response(), &told)
         }
-        Passed::Answer(read) => {
-            told_by::cascaded(told_by::told(Json(&read.response).into_response(), &read.provider, read.release), read.cascade)
-        }
+        Passed::Answer(read) => tell(Json(&read.response).into_response(), &read.told),
     }
 }
 

@@ -13,5 +13,5 @@ pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<
     let entry = Entry::of(&gateway, request, "embeddings")?;
     let (gateway, ask, request) = entry.read(|fields, _| check::embeddings(fields)).await?;
     let made = gateway.app.inference.embed(ask, request).await?;
-    Ok(answer::told(Json(made.response).into_response(), &made.provider, made.release))
+    Ok(answer::tell(Json(made.response).into_response(), &made.told))
 }

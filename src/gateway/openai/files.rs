@@ -17,6 +17,7 @@ use axum::http::{HeaderName, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 use serde_json::{Value, json};
+use std::io::Seek;
 use tokio::io::AsyncReadExt;
 
 /// What clients may upload files for.
@@ -34,7 +35,8 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let store = gateway.app.store.clone();
-    let upload = upload::receive(request, &store.uploads.incoming(), gateway.app.config().server.max_file_bytes).await?;
+    let most = gateway.app.config().server.max_file_bytes;
+    let upload = upload::receive(request, &store.uploads.incoming(), most).await?;
     let (row, file) = checked(upload, &caller)?;
     let made = super::blocking(move || Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)).await?;
     Ok(Json(made.first().map(written).unwrap_or_default()))
@@ -116,6 +118,21 @@ pub async fn delete(
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
 }
 
+/// The file's bytes, opened, if they are still those that were uploaded. Blocking.
+fn intact(path: &std::path::Path, row: &FileRow) -> Result<std::fs::File, Failure> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(Code::UNKNOWN_NAME, format!("the file {} was deleted", row.id)),
+        _ => Failure::new(Code::STORAGE, format!("the bytes of {} cannot be read: {error}", row.id)),
+    };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    if Digest::of_reader(&file).map_err(failed)? != row.digest {
+        let failure = Failure::new(Code::CORRUPT, format!("the stored bytes of {} no longer match their digest {}", row.id, row.digest));
+        return Err(failure.with_hint("restore the data directory from a backup, or upload the file again"));
+    }
+    file.rewind().map_err(failed)?;
+    Ok(file)
+}
+
 /// `GET /v1/files/{id}/content`: the bytes, as they were uploaded.
 pub async fn content(
     State(gateway): State<Gateway>,
@@ -123,12 +140,10 @@ pub async fn content(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let row = found(&gateway, &caller, id).await?;
-    let opened = tokio::fs::File::open(gateway.app.store.uploads.path(&row.digest)).await;
-    let opened = opened.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::new(Code::UNKNOWN_NAME, format!("the file {} was deleted", row.id)),
-        _ => Failure::new(Code::STORAGE, format!("the bytes of {} cannot be read: {error}", row.id)),
-    })?;
-    let pieces = unfold(opened, |mut file| async move {
+    let (path, named) = (gateway.app.store.uploads.path(&row.digest), row.clone());
+    // Read twice: once a byte has gone out, damage could not be told any more.
+    let opened = super::blocking(move || intact(&path, &named)).await?;
+    let pieces = unfold(tokio::fs::File::from_std(opened), |mut file| async move {
         let mut piece = vec![0; PIECE_BYTES];
         match file.read(&mut piece).await {
             Ok(0) => None,

@@ -18,7 +18,7 @@ impl Names {
         let Some(param) = self.own_param(&failure) else { return failure };
         let message = renamed(&failure, failure.to_string(), &param);
         let (code, hint, retry_after_s) = (failure.code(), failure.hint(), failure.retry_after_s());
-        Renamed { code, message, param, hint, retry_after_s }.into()
+        Failure::from(Renamed { code, message, param, hint, retry_after_s }).of_call_of(&failure)
     }
 
     /// Field at fault and whole message of a failure, in the caller's names.

@@ -1,8 +1,9 @@
 //! What keeps a batch's lease while it is worked on, from a task of its own: checking a large file or writing the results may take
 //! longer than a lease. It also stores the counters, and learns when to stop.
 
+use super::blocking;
 use super::work::Why;
-use super::{blocking, caller_of};
+use crate::access::Keys;
 use crate::store::batches::{self, BatchRow, Counts};
 use crate::store::jobs::{self, Lease};
 use crate::store::{Store, StoreError};
@@ -28,6 +29,7 @@ pub(super) struct Heart {
 #[derive(Clone)]
 pub(super) struct Holder {
     pub(super) store: Store,
+    pub(super) keys: Keys,
     pub(super) job: String,
     pub(super) owner: String,
 }
@@ -101,7 +103,7 @@ async fn beat(holder: &Holder, batch: &BatchRow, counts: Option<Counts>) -> Resu
         if cancelled {
             return Ok(Some(Why::Cancelled));
         }
-        Ok(caller_of(&holder.store, &key)?.is_none().then_some(Why::Revoked))
+        Ok(holder.keys.caller_of(&key)?.is_none().then_some(Why::Revoked))
     });
     // Whatever else goes wrong may pass.
     beaten.await.map_err(|failure| Failure::new(Code::STORAGE, failure.to_string()))

@@ -111,6 +111,10 @@ fn pause(reply: &LineReply, tries: u32) -> Option<Duration> {
     let most = match reply.status {
         // An account without money has none a minute later.
         429 if reply.body.pointer("/error/code").is_some_and(|code| code == Code::QUOTA.name) => return None,
+        // Nor has a budget; what calls on their way have reserved may come back.
+        429 if reply.body.pointer("/error/code").is_some_and(|code| code == Code::BUDGET.name) && reply.retry_after_s != Some(1) => {
+            return None;
+        }
         429 => TRIES_WHEN_BUSY,
         // Anthropic's word for overloaded is 529.
         408 | 500..=599 => TRIES,
@@ -140,5 +144,7 @@ mod tests {
         assert!(pause(&reply(529, None), 1).is_some());
         let body = json!({"error": {"code": "insufficient_quota"}});
         assert!(pause(&LineReply { body, ..reply(429, None) }, 1).is_none());
+        let spent = |wait| LineReply { body: json!({"error": {"code": "budget_exceeded"}}), ..reply(429, wait) };
+        assert!(pause(&spent(None), 1).is_none() && pause(&spent(Some(3_600)), 1).is_none() && pause(&spent(Some(1)), 1).is_some());
     }
 }

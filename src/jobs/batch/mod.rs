@@ -15,10 +15,10 @@ mod work;
 pub use check::{MAX_LINES, Problem};
 
 use super::JobError;
-use crate::access::{Caller, Role};
+use crate::access::{Caller, Keys};
 use crate::config::BatchesConfig;
 use crate::store::batches::{self, BatchRow, Counts, Status};
-use crate::store::{Store, StoreError, files, keys};
+use crate::store::{Store, StoreError, files};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -96,6 +96,7 @@ pub struct NewBatch {
 /// The batches of a data directory.
 pub struct Batches {
     store: Store,
+    keys: Keys,
     slots: Arc<Semaphore>,
     room: Room,
     concurrency: usize,
@@ -106,10 +107,11 @@ pub struct Batches {
 
 impl Batches {
     /// `max_line_bytes` is what the server takes as one body.
-    pub fn new(store: &Store, config: &BatchesConfig, max_line_bytes: usize) -> Self {
+    pub fn new(store: &Store, keys: &Keys, config: &BatchesConfig, max_line_bytes: usize) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency));
         Batches {
             store: store.clone(),
+            keys: keys.clone(),
             slots,
             room: Room::new(),
             concurrency: config.concurrency,
@@ -251,13 +253,6 @@ impl Room {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1).min(Room::ALL);
         self.0.clone().acquire_many_owned(kib).await.ok()
     }
-}
-
-/// On whose behalf a key's lines are asked; none when it was revoked. Blocking.
-fn caller_of(store: &Store, key: &str) -> Result<Option<Caller>, Failure> {
-    let key = keys::by_id(store.db.as_ref(), key)?.filter(|key| key.revoked_at.is_none());
-    let Some(key) = key else { return Ok(None) };
-    Ok(Some(Caller { key_id: key.id, project: key.project, role: key.role.parse::<Role>()? }))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {

@@ -5,7 +5,7 @@ use super::check::{self, Lines, Problem};
 use super::heart::{Heart, Holder};
 use super::line::{Asker, Outcome, Waiting};
 use super::results::Results;
-use super::{Batches, Endpoint, OUTPUT_PURPOSE, blocking, caller_of, endpoint};
+use super::{Batches, Endpoint, OUTPUT_PURPOSE, blocking, endpoint};
 use crate::store::batches::{self, BatchRow, Counts, Status};
 use crate::store::files::{FileRow, new_file_id};
 use crate::store::jobs::End;
@@ -72,7 +72,7 @@ impl Work {
         (job, owner): (String, String),
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let holder = Holder { store: desk.store.clone(), job, owner };
+        let holder = Holder { store: desk.store.clone(), keys: desk.keys.clone(), job, owner };
         Work { desk, endpoint, holder, stop }
     }
 
@@ -154,8 +154,8 @@ impl Work {
         if let Some(why) = first.or((left == 0).then_some(Why::Expired)) {
             return Ok(why);
         }
-        let (store, key) = (self.desk.store.clone(), batch.api_key.clone());
-        let Some(caller) = blocking(move || caller_of(&store, &key)).await? else { return Ok(Why::Revoked) };
+        let (keys, key) = (self.desk.keys.clone(), batch.api_key.clone());
+        let Some(caller) = blocking(move || Ok(keys.caller_of(&key)?)).await? else { return Ok(Why::Revoked) };
         let (halter, halt) = watch::channel(false);
         let asker = Asker {
             endpoint: self.endpoint.clone(),

@@ -21,6 +21,8 @@ CREATE TABLE usage_by_day (
     unpriced BIGINT NOT NULL,
     PRIMARY KEY (day, project, api_key, provider, model)
 );
+CREATE INDEX usage_by_key ON usage_by_day (api_key, day);
+CREATE INDEX usage_by_project ON usage_by_day (project, day);
 
 -- How many lines of a log segment are in the database: what makes moving them exactly once.
 CREATE TABLE log_segments (
@@ -42,11 +44,26 @@ ALTER TABLE requests ADD COLUMN attempts BIGINT;
 ALTER TABLE requests ADD COLUMN attempted TEXT;
 ALTER TABLE requests ADD COLUMN guardrails TEXT;
 ALTER TABLE requests ADD COLUMN trace_id TEXT;
+-- The reply's own id (chatcmpl-...), and the conversation that the request names. Without an index: see request_names.
+ALTER TABLE requests ADD COLUMN reply_id TEXT;
+ALTER TABLE requests ADD COLUMN conversation TEXT;
 CREATE INDEX requests_by_key ON requests (api_key, at);
 
--- Feedback on a logged request; value JSON: a number, a boolean or a text.
+-- Feedback on a logged request. value JSON: a number, a boolean or a text; number: the value where it is one, true as 1.
 CREATE TABLE feedback (
-    id TEXT PRIMARY KEY, request TEXT NOT NULL, project TEXT NOT NULL, api_key TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
-    comment TEXT, correction TEXT, source TEXT, created_at BIGINT NOT NULL
+    project TEXT NOT NULL, id TEXT NOT NULL, request TEXT NOT NULL, api_key TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+    number DOUBLE PRECISION, comment TEXT, correction TEXT, source TEXT, created_at BIGINT NOT NULL,
+    PRIMARY KEY (project, id)
 );
 CREATE INDEX feedback_by_request ON feedback (request);
+
+-- The other names of requests; kind: completion, trace, conversation. Such names are random, and an index over them would cost every
+-- logged request a page of the file; so it is made here, and only when feedback asks for one of them. request_names_mark: one row, up to when.
+CREATE TABLE request_names (
+    kind TEXT NOT NULL, name TEXT NOT NULL, request TEXT NOT NULL, at BIGINT NOT NULL,
+    PRIMARY KEY (kind, name, request)
+);
+CREATE INDEX request_names_by_time ON request_names (at);
+CREATE TABLE request_names_mark (
+    id BIGINT PRIMARY KEY, at BIGINT NOT NULL
+);

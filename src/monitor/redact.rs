@@ -1,0 +1,269 @@
+//! What is taken out of a body before it is logged: fields by their place, finds of detectors and of patterns, and what is too long.
+//! It happens before the row reaches its segment, so that nothing of it is ever on the disk.
+//!
+//! Bodies are read as JSON first: in the text of a body a secret may be written with escapes (`\\u0040` for `@`) that no pattern sees.
+//! What looks like JSON inside a text, such as the arguments of a tool call, is read likewise. What cannot be read is searched as it is.
+
+use crate::config::LogConfig;
+use crate::config::log::compile;
+use crate::store::requests::RequestRow;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+
+/// Texts that are JSON inside a text are read so deep.
+const MAX_NESTED: usize = 4;
+/// What stands in the place of a field.
+const FIELD: &str = "[redacted]";
+
+/// The detectors, with what stands in the place of their finds. They are for logs: what they find too much costs a word of the log.
+const DETECTORS: [(&str, &str); 6] = [
+    ("email", r"(?i)[a-z0-9._%+'-]{1,64}@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+"),
+    ("phone", r"(?:\+|\b00)[1-9](?:[ ./()-]{0,2}[0-9]){6,14}\b|\(?\b[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}\b"),
+    ("card", r"\b(?:[0-9][ -]?){12,18}[0-9]\b"),
+    ("iban", r"(?i)\b[a-z]{2}[0-9]{2}(?: ?[a-z0-9]{4}){2,7}(?: ?[a-z0-9]{1,4})?\b"),
+    ("ip", r"\b(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\b"),
+    (
+        "secret",
+        r"\b(?:sk|rk|pk|xox[abprs]|gh[pousr]|glpat|hf)[_-][A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[0-9A-Za-z_-]{35}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    ),
+];
+
+/// Takes out of bodies what the log is not to have.
+#[derive(Debug)]
+pub struct Redactor {
+    finders: Vec<Finder>,
+    fields: Vec<Vec<Step>>,
+    max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Finder {
+    pattern: Regex,
+    /// What stands in the place of a find.
+    label: String,
+    /// Only numbers with the check digit of payment cards.
+    checked: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Step {
+    Field(String),
+    Each,
+}
+
+impl Redactor {
+    /// What a configuration asks for; none where it asks for nothing.
+    pub fn of(config: &LogConfig) -> Option<Self> {
+        let named = DETECTORS.iter().filter(|(name, _)| config.redact.iter().any(|asked| asked == name));
+        let named = named.filter_map(|(name, pattern)| {
+            Some(Finder { pattern: compile(pattern).ok()?, label: format!("[{name}]"), checked: *name == "card" })
+        });
+        let own = |pattern: &String| Some(Finder { pattern: compile(pattern).ok()?, label: FIELD.to_string(), checked: false });
+        let finders: Vec<_> = config.redact_patterns.iter().filter_map(own).chain(named).collect();
+        let fields: Vec<_> = config.redact_fields.iter().map(|path| steps(path)).collect();
+        let max_bytes = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
+        let asks = !finders.is_empty() || !fields.is_empty() || max_bytes > 0;
+        asks.then_some(Redactor { finders, fields, max_bytes })
+    }
+
+    /// Takes out of a row what is not to be logged.
+    pub fn row(&self, row: &mut RequestRow) {
+        for body in [&mut row.request, &mut row.reply] {
+            if let Some(text) = body.take() {
+                *body = Some(self.cut(self.body(text)));
+            }
+        }
+    }
+
+    /// A text without what patterns and detectors find, such as the comment of a feedback.
+    pub fn text(&self, text: &str) -> String {
+        self.found(text, 0).into_owned()
+    }
+
+    fn body(&self, text: String) -> String {
+        if self.finders.is_empty() && self.fields.is_empty() {
+            return text;
+        }
+        let Ok(mut value) = serde_json::from_str::<Value>(&text) else {
+            // Where a field ends cannot be told.
+            return if self.fields.is_empty() { self.found(&text, MAX_NESTED).into_owned() } else { json!(FIELD).to_string() };
+        };
+        let mut changed = false;
+        for path in &self.fields {
+            changed |= take_out(&mut value, path);
+        }
+        if !self.finders.is_empty() {
+            changed |= self.walk(&mut value, 0);
+        }
+        // What is as it was keeps its spelling.
+        if changed { value.to_string() } else { text }
+    }
+
+    /// Replaces finds in every text of a value, and in names; whether there were any.
+    fn walk(&self, value: &mut Value, nested: usize) -> bool {
+        match value {
+            Value::String(text) => {
+                let Cow::Owned(new) = self.found(text, nested) else { return false };
+                *text = new;
+                true
+            }
+            // A card's number may be written as one.
+            Value::Number(number) => {
+                let Cow::Owned(new) = self.found(&number.to_string(), MAX_NESTED) else { return false };
+                *value = new.into();
+                true
+            }
+            Value::Array(items) => items.iter_mut().fold(false, |changed, item| self.walk(item, nested) | changed),
+            Value::Object(fields) => {
+                let changed = fields.values_mut().fold(false, |changed, value| self.walk(value, nested) | changed);
+                self.rename(fields) | changed
+            }
+            _ => false,
+        }
+    }
+
+    fn rename(&self, fields: &mut Map<String, Value>) -> bool {
+        if fields.keys().all(|name| matches!(self.found(name, MAX_NESTED), Cow::Borrowed(_))) {
+            return false;
+        }
+        *fields = std::mem::take(fields).into_iter().map(|(name, value)| (self.found(&name, MAX_NESTED).into_owned(), value)).collect();
+        true
+    }
+
+    /// A text without finds; borrowed where there were none.
+    fn found<'t>(&self, text: &'t str, nested: usize) -> Cow<'t, str> {
+        if nested < MAX_NESTED
+            && text.trim_start().starts_with(['{', '['])
+            && let Ok(mut value) = serde_json::from_str::<Value>(text)
+        {
+            return if self.walk(&mut value, nested + 1) { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
+        }
+        self.finders.iter().fold(Cow::Borrowed(text), |text, finder| match finder.replaced(&text) {
+            Some(new) => Cow::Owned(new),
+            None => text,
+        })
+    }
+
+    /// A body that is not too long, as JSON that says how much is missing.
+    fn cut(&self, text: String) -> String {
+        if self.max_bytes == 0 || text.len() <= self.max_bytes {
+            return text;
+        }
+        let kept = &text[..text.floor_char_boundary(self.max_bytes)];
+        let why = format!("the log keeps {} of {} bytes", self.max_bytes, text.len());
+        json!({"refit": {"cut": why}, "text": kept}).to_string()
+    }
+}
+
+impl Finder {
+    fn replaced(&self, text: &str) -> Option<String> {
+        let taken = |find: &str| !self.checked || is_card(find);
+        if !self.pattern.find_iter(text).any(|find| taken(find.as_str())) {
+            return None;
+        }
+        let replaced = self.pattern.replace_all(
+            text,
+            |find: &regex::Captures<'_>| {
+                if taken(&find[0]) { self.label.clone() } else { find[0].to_string() }
+            },
+        );
+        Some(replaced.into_owned())
+    }
+}
+
+/// Whether the digits have the check digit of payment cards (ISO/IEC 7812-1, annex B).
+fn is_card(text: &str) -> bool {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
+    let doubled = |(at, digit): (usize, &u32)| if at % 2 == 0 { *digit } else { digit * 2 / 10 + digit * 2 % 10 };
+    digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
+}
+
+fn steps(path: &str) -> Vec<Step> {
+    let step = |step: &str| {
+        let name = step.trim_end_matches("[]");
+        let lists = (step.len() - name.len()) / 2;
+        std::iter::once(Step::Field(name.to_string())).chain((0..lists).map(|_| Step::Each)).collect::<Vec<_>>()
+    };
+    path.split('.').flat_map(step).collect()
+}
+
+/// Takes out what stands at a path; whether there was anything.
+fn take_out(value: &mut Value, path: &[Step]) -> bool {
+    let Some((step, rest)) = path.split_first() else {
+        let there = !value.is_null();
+        if there {
+            *value = FIELD.into();
+        }
+        return there;
+    };
+    match (step, value) {
+        (Step::Field(name), Value::Object(fields)) => fields.get_mut(name).is_some_and(|value| take_out(value, rest)),
+        (Step::Each, Value::Array(items)) => items.iter_mut().fold(false, |taken, item| take_out(item, rest) | taken),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redactor(config: LogConfig) -> Redactor {
+        Redactor::of(&config).expect("it asks for something")
+    }
+
+    fn named(names: &[&str]) -> Redactor {
+        redactor(LogConfig { redact: names.iter().map(|name| (*name).to_string()).collect(), ..LogConfig::default() })
+    }
+
+    #[test]
+    fn every_detector_of_the_configuration_finds_its_kind_and_leaves_the_rest() {
+        assert!(Redactor::of(&LogConfig::default()).is_none());
+        assert_eq!(DETECTORS.map(|(name, _)| name), crate::config::log::DETECTORS);
+        assert!(DETECTORS.iter().all(|(_, pattern)| compile(pattern).is_ok()));
+        let all = named(&crate::config::log::DETECTORS);
+        for (text, kept) in [
+            ("write to ann.o'neil+x@mail.example.org now", "write to [email] now"),
+            ("call +49 (30) 1234-5678 or 212-555-0187", "call [phone] or [phone]"),
+            // The test numbers that card schemes publish.
+            ("paid with 4111 1111 1111 1111", "paid with [card]"),
+            ("order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),
+            ("to GB82 WEST 1234 5698 7654 32.", "to [iban]."),
+            ("from 192.168.10.254, not 1.2.3", "from [ip], not 1.2.3"),
+            ("key sk-proj-abcdefghijklmnop1234 and AKIAIOSFODNN7EXAMPLE", "key [secret] and [secret]"),
+            ("in 2024 the 17 people of room 4 met at 10:30", "in 2024 the 17 people of room 4 met at 10:30"),
+        ] {
+            assert_eq!(all.text(text), kept);
+        }
+    }
+
+    #[test]
+    fn escapes_nested_json_numbers_and_names_hide_nothing() {
+        let all = named(&["email", "card"]);
+        let body = r#"{"a\u0040b.example": 4111111111111111, "messages": [{"content": "a\u0040b.example"}],
+            "arguments": "{\"to\": \"c\\u0040d.example\"}", "big": 12345678901234567890123}"#;
+        let kept = all.body(body.to_string());
+        assert!(!kept.contains("b.example") && !kept.contains("d.example") && !kept.contains("4111"), "{kept}");
+        let plain = r#"{ "spelling":  1.50, "stays": "as it was" }"#;
+        assert_eq!(all.body(plain.to_string()), plain);
+        assert_eq!(all.body("{broken: a@b.example".to_string()), "{broken: [email]");
+    }
+
+    #[test]
+    fn fields_go_by_their_place_and_a_body_that_cannot_be_read_goes_as_a_whole() {
+        let fields = redactor(LogConfig { redact_fields: vec!["user".into(), "messages[].content".into()], ..LogConfig::default() });
+        let kept =
+            fields.body(json!({"user": "ann", "model": "m", "messages": [{"role": "user", "content": ["x"]}, {"role": "a"}]}).to_string());
+        let kept: Value = serde_json::from_str(&kept).expect("JSON");
+        assert_eq!(kept, json!({"user": FIELD, "model": "m", "messages": [{"role": "user", "content": FIELD}, {"role": "a"}]}));
+        assert_eq!(fields.body("{\"user\": ann".into()), "\"[redacted]\"");
+    }
+
+    #[test]
+    fn a_long_body_is_cut_between_characters_and_stays_json() {
+        let short = redactor(LogConfig { max_body_bytes: 8, ..LogConfig::default() });
+        assert_eq!(short.cut("12345678".into()), "12345678");
+        let cut: Value = serde_json::from_str(&short.cut("\"123456€…".into())).expect("JSON");
+        assert_eq!((&cut["text"], cut["refit"]["cut"].is_string()), (&json!("\"123456"), true));
+    }
+}

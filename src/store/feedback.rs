@@ -1,0 +1,168 @@
+//! Rows of `feedback`: what callers and graders think of logged requests. And the other names of requests, by which feedback finds them.
+
+use super::db::{Db, Row, Statement, StoreError, Value};
+
+/// Rows of the log whose names are learned at once.
+const LEARNED: usize = 2_000;
+/// Rows that reach the database late are learned, too, when they are late by no more: milliseconds.
+const LATE_MS: i64 = 3_600_000;
+
+/// One piece of feedback.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FeedbackRow {
+    /// Chosen by the caller, or `fb_…`; unique within the project.
+    pub id: String,
+    /// Request that it is about.
+    pub request: String,
+    /// Project of both.
+    pub project: String,
+    /// Id of the key that sent it.
+    pub api_key: String,
+    /// What was judged: `helpful`.
+    pub name: String,
+    /// JSON: a number, a boolean or a text.
+    pub value: String,
+    /// The value as a number, where it is one; true is 1.
+    pub number: Option<f64>,
+    /// Why.
+    pub comment: Option<String>,
+    /// What the reply should have been.
+    pub correction: Option<String>,
+    /// Who judged: `user`, `grader`.
+    pub source: Option<String>,
+    /// When it came, milliseconds.
+    pub created_at: i64,
+}
+
+/// What a request may be called by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Its own id.
+    Request,
+    /// The id of its reply.
+    Completion,
+    /// The trace that it belongs to; the newest request of it is meant.
+    Trace,
+    /// The conversation that it belongs to; the newest request of it is meant.
+    Conversation,
+}
+
+const FIELDS: &str = "id, request, project, api_key, name, value, number, comment, correction, source, created_at";
+
+/// Stores feedback, in the place of what had its id.
+///
+/// # Errors
+/// When the database fails.
+pub fn put(db: &dyn Db, row: FeedbackRow) -> Result<(), StoreError> {
+    let FeedbackRow { id, request, project, api_key, name, value, number, comment, correction, source, created_at } = row;
+    let sql = format!(
+        "INSERT INTO feedback ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (project, id) DO UPDATE SET \
+        request = excluded.request, api_key = excluded.api_key, name = excluded.name, value = excluded.value, number = excluded.number, \
+        comment = excluded.comment, correction = excluded.correction, source = excluded.source, created_at = excluded.created_at"
+    );
+    let params: [Value; 11] = [
+        id.into(),
+        request.into(),
+        project.into(),
+        api_key.into(),
+        name.into(),
+        value.into(),
+        number.into(),
+        comment.into(),
+        correction.into(),
+        source.into(),
+        created_at.into(),
+    ];
+    db.execute(&sql, &params).map(drop)
+}
+
+/// All feedback on a request, oldest first; only that of a project where one is named.
+///
+/// # Errors
+/// When the database fails.
+pub fn of_request(db: &dyn Db, request: &str, project: Option<&str>) -> Result<Vec<FeedbackRow>, StoreError> {
+    let sql = format!("SELECT {FIELDS} FROM feedback WHERE request = ? ORDER BY created_at, id");
+    let rows = db.query(&sql, &[request.into()])?;
+    Ok(rows.iter().map(read).filter(|row| project.is_none_or(|project| row.project == project)).collect())
+}
+
+/// How much other feedback a request has: none of this id.
+///
+/// # Errors
+/// When the database fails.
+pub fn count_others(db: &dyn Db, request: &str, id: &str) -> Result<usize, StoreError> {
+    let rows = db.query("SELECT COUNT(*) FROM feedback WHERE request = ? AND id <> ?", &[request.into(), id.into()])?;
+    Ok(rows.first().map_or(0, |row| usize::try_from(row.int(0)).unwrap_or(0)))
+}
+
+/// The id of a project's request by one of its names; the newest where several have it.
+///
+/// # Errors
+/// When the database fails.
+pub fn request_of(db: &dyn Db, project: &str, kind: Kind, name: &str) -> Result<Option<String>, StoreError> {
+    let first = |rows: Vec<Row>| rows.first().map(|row| row.text(0));
+    if kind == Kind::Request {
+        return Ok(first(db.query("SELECT id FROM requests WHERE id = ? AND project = ?", &[name.into(), project.into()])?));
+    }
+    let sql = "SELECT requests.id FROM request_names JOIN requests ON requests.id = request_names.request \
+        WHERE request_names.kind = ? AND request_names.name = ? AND requests.project = ? ORDER BY requests.at DESC, requests.id DESC LIMIT 1";
+    Ok(first(db.query(sql, &[kind.word().into(), name.into(), project.into()])?))
+}
+
+/// Learns the names of the requests that were logged since this was last done, in short transactions.
+///
+/// # Errors
+/// When the database fails.
+pub fn learn_names(db: &dyn Db) -> Result<(), StoreError> {
+    let mark = db.query("SELECT at FROM request_names_mark WHERE id = 1", &[])?.first().map(|row| row.int(0));
+    let mut last = (mark.map_or(0, |mark| mark.saturating_sub(LATE_MS)), String::new());
+    loop {
+        let sql =
+            "SELECT at, id, reply_id, trace_id, conversation FROM requests WHERE at >= ? AND (at > ? OR id > ?) ORDER BY at, id LIMIT ?";
+        let rows = db.query(sql, &[last.0.into(), last.0.into(), (&last.1).into(), LEARNED.into()])?;
+        let Some(newest) = rows.last() else { return Ok(()) };
+        last = (newest.int(0), newest.text(1));
+        let mut learned: Vec<_> = rows.iter().flat_map(names_of).collect();
+        let mark = "INSERT INTO request_names_mark (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
+        learned.push(Statement::new(mark, [last.0.into()]));
+        db.batch(&learned)?;
+    }
+}
+
+fn names_of(row: &Row) -> Vec<Statement> {
+    const SQL: &str =
+        "INSERT INTO request_names (kind, name, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (kind, name, request) DO NOTHING";
+    let named = |(column, kind): (usize, Kind)| {
+        let name = row.text_or_null(column)?;
+        Some(Statement::new(SQL, [kind.word().into(), name.into(), row.text(1).into(), row.int(0).into()]))
+    };
+    [(2, Kind::Completion), (3, Kind::Trace), (4, Kind::Conversation)].into_iter().filter_map(named).collect()
+}
+
+impl Kind {
+    /// The kind's word in the table.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Request => "request",
+            Kind::Completion => "completion",
+            Kind::Trace => "trace",
+            Kind::Conversation => "conversation",
+        }
+    }
+}
+
+fn read(row: &Row) -> FeedbackRow {
+    FeedbackRow {
+        id: row.text(0),
+        request: row.text(1),
+        project: row.text(2),
+        api_key: row.text(3),
+        name: row.text(4),
+        value: row.text(5),
+        number: row.real_or_null(6),
+        comment: row.text_or_null(7),
+        correction: row.text_or_null(8),
+        source: row.text_or_null(9),
+        created_at: row.int(10),
+    }
+}
