@@ -20,3 +20,6 @@ pub mod observability {}
 
 #[doc = include_str!("guardrails.md")]
 pub mod guardrails {}
+
+#[doc = include_str!("routing.md")]
+pub mod routing {}

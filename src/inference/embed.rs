@@ -4,6 +4,7 @@ use super::admission::Extent;
 use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
+use super::road::Road;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
@@ -42,8 +43,9 @@ impl Inference {
             Ok(()) => self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure)),
             Err(failure) => Err(failure),
         };
+        let found = found.and_then(Road::for_vectors);
         let road = match found {
-            Ok(road) => road.for_vectors(),
+            Ok(road) => road,
             Err(failure) => {
                 ticket.show_body(held.filter(|_| setup.guards.is_empty()));
                 return Err(failure);

@@ -84,6 +84,8 @@ pub(super) struct Rules {
     pub(super) guardrails: Vec<String>,
     /// How many of the targets are no fallbacks.
     pub(super) primary: usize,
+    /// The model of the first target in the configuration, where that cannot be called and is not among them.
+    first_model: Option<String>,
     /// Calls for one request.
     pub(super) attempts: u32,
     pub(super) hedge_after: Option<Duration>,
@@ -120,20 +122,25 @@ impl Road {
 
     /// The road for vectors: those of another model do not fit the ones that the caller has, so that only targets with the model of
     /// the first are asked.
-    pub(super) fn for_vectors(self: Arc<Self>) -> Arc<Self> {
-        let same = |plan: &Plan| plan.model == self.targets[0].model && plan.adapter == self.targets[0].adapter;
+    pub(super) fn for_vectors(self: Arc<Self>) -> Result<Arc<Self>, Failure> {
+        let model = self.rules.first_model.as_ref().unwrap_or(&self.targets[0].model);
+        let same = |plan: &Plan| plan.model == *model && plan.adapter == self.targets[0].adapter;
         if self.targets.iter().all(|plan| same(plan)) {
-            return self;
+            return Ok(self);
         }
         let kept: Vec<usize> = (0..self.targets.len()).filter(|at| same(&self.targets[*at])).collect();
+        if kept.is_empty() {
+            let message = format!("no target of the route \"{}\" that has its first model, {model}, can be called now", self.called());
+            return Err(Failure::on(Code::MODEL_NOT_FOUND, "model", message));
+        }
         let primary = kept.iter().filter(|at| **at < self.rules.primary).count();
-        Arc::new(Road {
+        Ok(Arc::new(Road {
             name: self.name.clone(),
             targets: kept.iter().map(|at| self.targets[*at].clone()).collect(),
             lanes: kept.iter().map(|at| self.lanes[*at].clone()).collect(),
             rules: Rules { primary, ..self.rules.clone() },
             cascade: None,
-        })
+        }))
     }
 }
 
@@ -163,6 +170,7 @@ impl Parts {
             sticky: Sticky::None,
             guardrails: Vec::new(),
             primary: 1,
+            first_model: None,
             attempts,
             hedge_after: None,
             first_byte_timeout: None,
@@ -186,7 +194,8 @@ impl Parts {
         if routes::find(self.store.db.as_ref(), &route.name)?.is_some() {
             return Err(Refusal::TwoMeanings { name: route.name.clone() }.into());
         }
-        let (mut targets, mut lanes, mut primary, mut failure) = (Vec::new(), Vec::new(), 0, None);
+        let (mut targets, mut lanes, mut primary) = (Vec::new(), Vec::new(), 0);
+        let (mut failure, mut first_model) = (None, None);
         for (at, target) in route.targets.iter().chain(&route.fallbacks).enumerate() {
             match plan::for_model(&self.store, &self.setup, &target.model) {
                 Ok(plan) => {
@@ -197,6 +206,9 @@ impl Parts {
                 }
                 Err(error) => {
                     self.report(route, target, &error);
+                    if at == 0 {
+                        first_model = Some(target.model.split_once('/').map_or(target.model.as_str(), |(_, model)| model).to_string());
+                    }
                     failure = failure.or(Some(error));
                 }
             }
@@ -209,6 +221,7 @@ impl Parts {
             sticky: route.sticky,
             guardrails: route.guardrails.clone(),
             primary,
+            first_model,
             attempts: route.attempts,
             hedge_after: route.hedge_after,
             first_byte_timeout: route.first_byte_timeout,

@@ -67,7 +67,7 @@ codes! {
     BUDGET = "budget_exceeded", 429, "insufficient_quota";
     /// A budget stands over a model whose price is not known.
     PRICE_UNKNOWN = "price_unknown", 403, "permission_error";
-    /// The engine's queue is full; `Retry-After` says when.
+    /// A queue is full, the engine's or a target's; `Retry-After` says when.
     OVERLOADED = "overloaded", 429, "rate_limit_error";
     /// The client went away or the job was cancelled.
     CANCELLED = "cancelled", 499, "cancelled_error";
@@ -89,7 +89,7 @@ codes! {
     UPSTREAM_UNREACHABLE = "upstream_unreachable", 502, "upstream_error";
     /// The upstream provider says that it has too much to do.
     UPSTREAM_OVERLOADED = "upstream_overloaded", 503, "upstream_error";
-    /// Shutting down, or the model is still loading.
+    /// Shutting down, the model is still loading, or every target is left alone after its failures.
     UNAVAILABLE = "unavailable", 503, "server_error";
     /// The upstream provider did not answer in time.
     UPSTREAM_TIMEOUT = "upstream_timeout", 504, "upstream_error";

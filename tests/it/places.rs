@@ -117,19 +117,10 @@ fn serve(stream: TcpStream, state: &State, rule: &(dyn Fn(usize, &Value) -> Act 
     state.busiest.fetch_max(state.busy.fetch_add(1, SeqCst) + 1, SeqCst);
     let act = rule(n, &body);
     state.bodies.lock().expect("nobody panicked").push(body);
-    act_on(stream, state, act, Busy(&state.busy));
+    act_on(stream, state, act);
 }
 
-/// Counts a call as under way until it is dropped.
-struct Busy<'s>(&'s AtomicUsize);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-fn act_on(mut stream: TcpStream, state: &State, act: Act, busy: Busy<'_>) {
+fn act_on(mut stream: TcpStream, state: &State, act: Act) {
     let whole = |status: &str, headers: &str, body: &Value| {
         let body = body.to_string();
         format!(
@@ -143,10 +134,11 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act, busy: Busy<'_>) {
             // Whether the other side goes away meanwhile is noticed.
             stream.set_read_timeout(Some(Duration::from_millis(ms))).expect("a limit");
             if matches!(stream.read(&mut [0]), Ok(0)) {
+                state.busy.fetch_sub(1, SeqCst);
                 state.closed.fetch_add(1, SeqCst);
                 return;
             }
-            return act_on(stream, state, *act, busy);
+            return act_on(stream, state, *act);
         }
         Act::Say(words) => (whole("200 OK", "", &completion(words)), false),
         Act::Json(body) => (whole("200 OK", "", &body), false),
@@ -155,18 +147,17 @@ fn act_on(mut stream: TcpStream, state: &State, act: Act, busy: Busy<'_>) {
         Act::Stall(n) => (format!("{head}{}", chunks(n)), true),
         Act::Events(text) => (head + &text, false),
         Act::Hang => (String::new(), true),
-        Act::Close => return,
+        Act::Close => (String::new(), false),
     };
-    // The next call may come as soon as the reply is written.
-    let busy = hangs.then_some(busy);
+    // Before the answer is out: with it the other side may begin the next call.
+    state.busy.fetch_sub(usize::from(!hangs), SeqCst);
     let _ = stream.write_all(text.as_bytes());
     if hangs {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
-        if matches!(stream.read(&mut [0]), Ok(0)) {
-            state.closed.fetch_add(1, SeqCst);
-        }
+        let closed = matches!(stream.read(&mut [0]), Ok(0));
+        state.busy.fetch_sub(1, SeqCst);
+        state.closed.fetch_add(usize::from(closed), SeqCst);
     }
-    drop(busy);
 }
 
 pub fn completion(words: &str) -> Value {

@@ -285,7 +285,8 @@ fn no_more_calls_are_under_way_than_a_provider_takes_and_the_wait_is_logged() {
 
 #[test]
 fn a_full_queue_is_refused_and_one_that_is_too_slow() {
-    for (queue, model) in [("max_queue = 0", "a/m"), ("max_queue = 1\nqueue_timeout_ms = 100", "a/m"), ("max_queue = 0", "r")] {
+    let none = "max_queue = 0\nqueue_timeout_ms = 600000";
+    for (queue, model) in [(none, "a/m"), ("max_queue = 1\nqueue_timeout_ms = 100", "a/m"), (none, "r")] {
         let a = place(|_, _| Act::Hang);
         let routes = "[routes.r]\ntargets = [\"a/m\"]\n";
         let up = up(behind_with(&[("a", a.port)], &format!("max_concurrency = 1\n{queue}"), routes));
@@ -400,4 +401,20 @@ fn a_flapping_target_loses_no_request_and_nothing_is_asked_twice() {
     let mut line = up.line();
     (0..60).for_each(|_| assert_eq!(line.ask(&body("r", json!({}))).0, 200));
     assert_eq!((a.calls(), b.calls()), (60, failed.load(SeqCst)), "each failure is made good once, by the fallback");
+}
+
+#[test]
+fn who_came_first_is_served_first() {
+    let a = place(|n, _| if n == 0 { Act::After(1_500, Box::new(Act::Say("first"))) } else { Act::Say("a") });
+    let up = up(behind_with(&[("a", a.port)], "max_concurrency = 1", ""));
+    let mut lines: Vec<_> = (0..5).map(|_| up.line()).collect();
+    for (n, line) in lines.iter_mut().enumerate() {
+        line.send(&body("a/m", json!({"seed": n})));
+        a.wait_for_calls(1);
+        // In the queue before the next one comes; all are, while the first call lasts.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    lines.iter_mut().for_each(|line| line.read_to("HTTP/1.1 200"));
+    let order: Vec<_> = a.bodies().iter().map(|body| body["seed"].as_u64()).collect();
+    assert_eq!(order, (0..5).map(Some).collect::<Vec<_>>());
 }

@@ -90,14 +90,15 @@ fn a_user_stays_with_a_target_also_after_a_restart_and_when_another_is_added() {
 
 #[test]
 fn the_users_of_a_target_that_is_out_go_elsewhere_and_the_others_stay() {
-    let (a, b, up) = two("[routes.r]\ntargets = [\"a/m\", \"b/m\"]\nsticky = \"user\"\n");
-    let before = homes(&up, "user");
-    assert!(a.calls() + b.calls() == 60);
+    let (a, b, c) = (says("a"), says("b"), says("c"));
     let out = place(|_, _| Act::Refuse("503 Busy", "", json!({})));
-    let route = "[routes.r]\ntargets = [\"a/m\", \"b/m\"]\nsticky = \"user\"\n[resilience]\nretry_budget_min = 1000\n";
-    let again = crate::places::up(behind(&[("a", out.port), ("b", b.port)], route));
-    let after = homes(&again, "user");
-    assert!(before.iter().all(|(user, home)| home != "b" || after[user] == "b") && after.values().all(|home| home == "b"));
+    let route = "[routes.r]\ntargets = [\"a/m\", \"b/m\", \"c/m\"]\nsticky = \"user\"\n";
+    let gateway = |a: &Place| up(behind(&[("a", a.port), ("b", b.port), ("c", c.port)], route));
+    let before = homes(&gateway(&a), "user");
+    let after = homes(&gateway(&out), "user");
+    let (left, stayed): (Vec<_>, Vec<_>) = before.iter().partition(|(_, home)| *home == "a");
+    assert!(stayed.iter().all(|(user, home)| after[*user] == **home), "{before:?} {after:?}");
+    assert!(["b", "c"].iter().all(|home| left.iter().any(|(user, _)| after[*user] == *home)), "they spread: {left:?} {after:?}");
     assert!(out.calls() < 10, "its breaker opens: {} calls", out.calls());
 }
 
@@ -255,6 +256,39 @@ fn vectors_come_only_from_targets_with_the_same_model() {
     let up = up(behind(&[("a", a.port), ("b", b.port), ("c", c.port)], route));
     let got = up.server.post("/v1/embeddings", Some(&up.key), &json!({"model": "r", "input": "x"}));
     assert_eq!((got.status, a.calls(), b.calls(), c.calls()), (200, 1, 1, 0), "{got:?}");
+}
+
+#[test]
+fn vectors_of_another_model_do_not_stand_in_for_a_first_target_that_cannot_be_called() {
+    let c = says("c");
+    let up = up(behind(&[("c", c.port)], "[routes.r]\ntargets = [\"not-there\"]\nfallbacks = [\"c/other\"]\n"));
+    let got = up.server.post("/v1/embeddings", Some(&up.key), &json!({"model": "r", "input": "x"}));
+    assert!(got.status == 404 && got.body.contains("not-there") && c.calls() == 0, "{got:?}");
+}
+
+#[test]
+fn callers_of_every_protocol_fall_over() {
+    let (a, b) = (broken(), place(|_, body| if body["stream"] == true { Act::Stream(2) } else { Act::Say("b") }));
+    let up = up(behind(
+        &[("a", a.port), ("b", b.port)],
+        "[routes.r]\ntargets = [\"a/m\"]\nfallbacks = [\"b/m\"]\n[resilience.breaker]\nenabled = false\n",
+    ));
+    let messages = json!({"model": "r", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]});
+    let cases = [
+        ("/v1/messages", messages),
+        ("/v1/responses", json!({"model": "r", "input": "hi"})),
+        ("/v1/completions", json!({"model": "r", "prompt": "hi"})),
+    ];
+    for (n, (path, body)) in cases.into_iter().enumerate() {
+        for streamed in [false, true] {
+            let mut body = body.clone();
+            body["stream"] = json!(streamed);
+            let got = up.server.post(path, Some(&up.key), &body);
+            assert_eq!((got.status, got.header("x-refit-provider")), (200, Some("b")), "{path}: {got:?}");
+            assert!(got.body.contains(if streamed { "word1" } else { "b" }), "{path}: {got:?}");
+        }
+        assert_eq!((a.calls(), b.calls()), (2 * n + 2, 2 * n + 2));
+    }
 }
 
 #[test]
