@@ -154,7 +154,7 @@ fn following_prints_each_request_once_as_it_ends_and_ends_with_its_reader() {
     assert_eq!(next()["id"], json!(before));
     // One that came in first ends last.
     let (slow, quick) = std::thread::scope(|scope| {
-        let slow = scope.spawn(|| id(&ask(&server, &key, "mock/echo", "slow", json!({"mock": {"delay_ms": 1_500}}))));
+        let slow = scope.spawn(|| id(&ask(&server, &key, "mock/echo", "slow", json!({"mock": {"delay_ms": 6_000}}))));
         std::thread::sleep(Duration::from_millis(300));
         let quick = id(&ask(&server, &key, "mock/echo", "quick", json!({})));
         assert_eq!(next()["id"], json!(quick));
