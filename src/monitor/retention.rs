@@ -4,6 +4,8 @@
 use crate::config::LogConfig;
 use crate::store::{Store, StoreError, log};
 use crate::types::time::now_ms;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Rows that go in one transaction.
@@ -58,17 +60,20 @@ pub fn would_go(store: &Store, rules: Rules) -> Result<Pruned, StoreError> {
     Ok(Pruned { requests, bodies })
 }
 
-/// Deletes what is too old. `done` is where bodies were deleted up to already; it is moved on. Blocking.
+/// Deletes what is too old, as long as it may go on. `done` is where bodies were deleted up to already; it is moved on. Blocking.
 ///
 /// # Errors
 /// When the database fails; what went is gone.
-pub fn prune(store: &Store, rules: Rules, done: &mut i64) -> Result<Pruned, StoreError> {
+pub fn prune(store: &Store, rules: Rules, done: &mut i64, goes_on: impl Fn() -> bool) -> Result<Pruned, StoreError> {
     let (now, mut pruned) = (now_ms(), Pruned::default());
     if let Some(before) = Rules::before(rules.rows_days, now) {
         loop {
             let begun = Instant::now();
             let gone = log::delete_before(store.db.as_ref(), before, BATCH)?;
             pruned.requests += gone as u64;
+            if !goes_on() {
+                return Ok(pruned);
+            }
             if gone < BATCH {
                 break;
             }
@@ -81,6 +86,9 @@ pub fn prune(store: &Store, rules: Rules, done: &mut i64) -> Result<Pruned, Stor
             let begun = Instant::now();
             let cleared = log::clear_bodies(store.db.as_ref(), &last, before, BATCH)?;
             pruned.bodies += cleared.cleared as u64;
+            if !goes_on() {
+                return Ok(pruned);
+            }
             match cleared.last {
                 Some(reached) if cleared.looked_at == BATCH => last = reached,
                 _ => break,
@@ -99,8 +107,20 @@ fn pause(begun: Instant) {
     std::thread::sleep(begun.elapsed().max(PAUSE));
 }
 
-/// Prunes at once, whenever the rules have changed, and every ten minutes, until it is dropped. What is being deleted then is ended first.
+/// Says that it is over when it is dropped.
+#[derive(Default)]
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Prunes at once, whenever the rules have changed, and every ten minutes, until it is dropped; what is being deleted then ends with its
+/// transaction.
 pub async fn keep(store: Store, rules: impl Fn() -> Rules) {
+    let over = Over::default();
     let mut done = 0;
     let mut last: Option<(Rules, Instant)> = None;
     loop {
@@ -108,9 +128,10 @@ pub async fn keep(store: Store, rules: impl Fn() -> Rules) {
         let due = last.is_none_or(|(rules, at)| rules != now || at.elapsed() >= DUE);
         if due && now != Rules::default() {
             let (of, from) = (store.clone(), if last.is_some_and(|(rules, _)| rules != now) { 0 } else { done });
+            let stopped = over.0.clone();
             let pruned = tokio::task::spawn_blocking(move || {
                 let mut done = from;
-                prune(&of, now, &mut done).map(|pruned| (pruned, done))
+                prune(&of, now, &mut done, || !stopped.load(Ordering::Relaxed)).map(|pruned| (pruned, done))
             });
             match pruned.await {
                 Ok(Ok((pruned, reached))) => {

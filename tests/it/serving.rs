@@ -56,6 +56,7 @@ fn a_route_answers_with_its_live_release_and_says_so() {
     let reply = ask(&server, &key, json!({}));
     assert_eq!(text(&reply).trim(), "Message: where is", "the release's prompt and its three tokens");
     assert_eq!(reply.header("x-refit-release"), Some(digest.as_str()));
+    assert_eq!((reply.header("x-refit-route"), reply.header("x-refit-target")), (Some("answers"), Some("mock/echo")));
     assert_eq!(text(&ask(&server, &key, json!({"max_completion_tokens": 4}))).trim(), "Message: where is it", "the request overrides");
     let streamed = ask(&server, &key, json!({"stream": true}));
     assert!(streamed.header("x-refit-release") == Some(digest.as_str()) && streamed.body.contains("Message: "), "{streamed:?}");

@@ -41,7 +41,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let configured = Rules::of(&context.config()?.log);
     let rules = Rules { rows_days: days.or(configured.rows_days), bodies_days: bodies_days.or(configured.bodies_days) };
     let store = context.open_store()?;
-    let pruned = if dry_run { retention::would_go(&store, rules)? } else { retention::prune(&store, rules, &mut 0)? };
+    let pruned = if dry_run { retention::would_go(&store, rules)? } else { retention::prune(&store, rules, &mut 0, || true)? };
     let Pruned { requests, bodies } = pruned;
     if !dry_run && pruned != Pruned::default() {
         let detail = json!({"requests": requests, "bodies": bodies, "days": rules.rows_days, "bodies_days": rules.bodies_days});

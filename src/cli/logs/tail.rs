@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Requests take no longer than this, milliseconds.
 const LONGEST_MS: i64 = 15 * 60_000;
 /// Rows may reach the database so late, milliseconds.
-const LATE_MS: i64 = 5_000;
+const LATE_MS: i64 = 2_000;
 /// Rows that one look finds at most; more come with the next.
 const MOST: usize = 5_000;
 const WORDS: usize = 48;
