@@ -11,6 +11,7 @@ use crate::releases::{Change, Manifest, ReleaseError};
 use crate::store::releases::{ReleaseRecord, get, list as all_releases};
 use crate::store::routes::{StageRecord, all_stages, proofs};
 use crate::store::{Store, StoreError, adapters};
+use crate::types::error::did_you_mean;
 use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
 use clap::Subcommand;
@@ -38,6 +39,7 @@ enum Verb {
     #[command(after_help = "Prints the release's digest. The same content always has the same digest.\n\nExamples:\n  \
         refit release create --run run_0193… --target adapter\n  \
         refit release create --model local/smollm2-135m-instruct --adapter support --prompt support-intake@production -P temperature=0\n  \
+        refit release create --model openai/gpt-4o-mini --prompt reply@production --guardrails pii\n  \
         refit release create --manifest release.json")]
     Create(Create),
     /// List releases, newest first, with the stages they are in
@@ -115,6 +117,9 @@ struct Create {
     /// Decoding parameter, such as temperature=0; repeat for more
     #[arg(short = 'P', long = "parameter", value_name = "NAME=VALUE", requires = "model")]
     parameters: Vec<String>,
+    /// Set of guardrails, copied from refit.toml as it stands there; repeat for more
+    #[arg(long = "guardrails", value_name = "SET", requires = "model")]
+    guardrails: Vec<String>,
     /// Why this release
     #[arg(short, long, default_value = "")]
     message: String,
@@ -156,7 +161,7 @@ fn create(context: &Context, store: &Store, args: Create) -> Result<(), Failure>
     let manifest = match (&args.run, &args.target, &args.manifest) {
         (Some(run), Some(target), _) => create::of_run(store, run, target)?,
         (.., Some(path)) => from_file(path)?,
-        _ => from_parts(store, &args)?,
+        _ => from_parts(context, store, &args)?,
     };
     let by = Authorship { author: context.actor(), message: args.message };
     let release = create::create(store, &manifest, &by, &commit(store))?;
@@ -170,7 +175,7 @@ fn from_file(path: &PathBuf) -> Result<Manifest, Failure> {
     Ok(create::parse(value)?)
 }
 
-fn from_parts(store: &Store, args: &Create) -> Result<Manifest, Failure> {
+fn from_parts(context: &Context, store: &Store, args: &Create) -> Result<Manifest, Failure> {
     let model = args.model.clone().unwrap_or_default();
     let local = model.strip_prefix("local/");
     let model_digest = local.map(|name| models::find(store, name)).transpose()?.map(|found| found.record.digest);
@@ -184,8 +189,27 @@ fn from_parts(store: &Store, args: &Create) -> Result<Manifest, Failure> {
         Some(reference) => Library::new(store).get(reference).map(|found| Some(PromptRef { name: found.prompt, digest: found.digest }))?,
     };
     let parameters = args.parameters.iter().map(|text| parameter(text)).collect::<Result<Map<_, _>, _>>()?;
-    let (tools, response_format, guardrails) = (Vec::new(), None, Vec::new());
+    let guardrails = guardrails(context, &args.guardrails)?;
+    let (tools, response_format) = (Vec::new(), None);
     Ok(Manifest { model, model_digest, adapter, prompt, parameters, tools, response_format, guardrails })
+}
+
+/// Sets of the configuration, to be held by a release: what is proven with them must not change with the file.
+fn guardrails(context: &Context, names: &[String]) -> Result<Vec<Value>, Failure> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sets = context.config()?.guardrails.sets;
+    let one = |name: &String| match sets.get(name) {
+        Some(set) => Ok(set.to_inline()),
+        None => {
+            let nearest = did_you_mean(name, sets.keys().map(String::as_str));
+            let failure =
+                Failure::on(Code::UNKNOWN_NAME, "--guardrails", format!("there is no set \"{name}\" in the configuration{nearest}"));
+            Err(failure.with_hint("sets are written in refit.toml as [guardrails.NAME]"))
+        }
+    };
+    names.iter().map(one).collect()
 }
 
 /// `name=value`; a value that is not JSON is a text.

@@ -5,6 +5,7 @@ pub mod batches;
 pub mod budgets;
 pub mod cache;
 pub mod env;
+pub mod guardrails;
 pub mod live;
 pub mod local;
 pub mod log;
@@ -19,6 +20,7 @@ pub mod server;
 pub use batches::BatchesConfig;
 pub use budgets::BudgetsConfig;
 pub use cache::{CacheConfig, SemanticConfig};
+pub use guardrails::GuardrailsConfig;
 pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
@@ -48,6 +50,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[guardrails]`
+    pub guardrails: GuardrailsConfig,
     /// `[cache]`
     pub cache: CacheConfig,
     /// `[routes.<name>]`, by name.
@@ -128,6 +132,7 @@ impl Config {
             ("batches", section(toml::Value::try_from(&self.batches))),
             ("cache", section(toml::Value::try_from(&self.cache))),
             ("log", section(toml::Value::try_from(&self.log))),
+            ("guardrails", section(toml::Value::try_from(&self.guardrails))),
             ("providers", toml::Value::Table(providers)),
             ("resilience", self.resilience.shown().into()),
             ("budgets", self.budgets.shown().into()),
@@ -143,7 +148,7 @@ impl Config {
 }
 
 /// Sections that hold what the user made up, and nothing else.
-const WRITTEN: [&str; 2] = ["routes", "prices"];
+const WRITTEN: [&str; 3] = ["routes", "guardrails", "prices"];
 
 fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let server = root.section("server", problems).map(|section| server::read(section, problems));
@@ -152,8 +157,10 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
     let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
+    let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, problems));
+    let sets: Vec<_> = guardrails.iter().flat_map(|guardrails| guardrails.sets.keys().map(String::as_str)).collect();
     let routes = root.section("routes", problems);
-    let routes = routes.map(|section| routes::read(&section, providers.as_deref().unwrap_or_default(), problems));
+    let routes = routes.map(|section| routes::read(&section, (providers.as_deref().unwrap_or_default(), &sets), problems));
     let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
     let budgets = root.section("budgets", problems).map(|section| budgets::read(section, problems));
     let prices = root.section("prices", problems).map(|section| prices::read(section, problems));
@@ -164,6 +171,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        guardrails: guardrails.unwrap_or_default(),
         cache: cache.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
         resilience: resilience.unwrap_or_default(),
@@ -259,10 +267,10 @@ mod tests {
     fn the_example_in_the_repository_is_valid_and_says_the_defaults() {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
-        assert_eq!(config.batches, BatchesConfig::default());
         assert_eq!((config.budgets, config.prices), (BudgetsConfig::default(), PricesConfig::default()));
         assert_eq!(config.cache, CacheConfig::default());
         assert_eq!(config.resilience, ResilienceConfig::default());
+        assert_eq!((config.batches, config.guardrails), (BatchesConfig::default(), GuardrailsConfig::default()));
     }
 
     #[test]

@@ -110,9 +110,13 @@ pub struct JudgeConfig {
     pub instruction: Option<String>,
 }
 
-pub(super) fn read(section: &Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> Vec<RouteConfig> {
+pub(super) fn read(
+    section: &Section<'_, '_>,
+    (providers, guardrails): (&[ProviderConfig], &[&str]),
+    problems: &mut Problems<'_>,
+) -> Vec<RouteConfig> {
     let names: Vec<&str> = section.entries().map(|(name, ..)| name).collect();
-    let known = Known { providers, routes: &names };
+    let known = Known { providers, routes: &names, guardrails };
     let mut routes = Vec::new();
     for (name, span, value) in section.entries() {
         let path = section.name(name);
@@ -134,6 +138,7 @@ pub(super) fn read(section: &Section<'_, '_>, providers: &[ProviderConfig], prob
 struct Known<'k> {
     providers: &'k [ProviderConfig],
     routes: &'k [&'k str],
+    guardrails: &'k [&'k str],
 }
 
 /// One route being read.
@@ -172,7 +177,7 @@ fn read_one(name: &str, span: Range<usize>, mut reader: Reader<'_, '_, '_, '_>) 
         first_byte_timeout: reader.time("first_byte_timeout_ms"),
         total_timeout: reader.time("total_timeout_ms"),
         cascade: cascade.flatten(),
-        guardrails: reader.section.texts("guardrails", reader.problems),
+        guardrails: reader.guardrails(),
         cache: reader.maybe("cache"),
     };
     reader.section.finish(reader.problems);
@@ -241,6 +246,18 @@ impl<'t, 'i> Reader<'_, 't, 'i, '_> {
                 if nearest.is_empty() { format!("; add [providers.{provider}], or use one of {}", names.join(", ")) } else { nearest };
             self.problems.add(span, path, format!("unknown provider \"{provider}\"{way_out}"));
         }
+    }
+
+    /// Names of sets that there are.
+    fn guardrails(&mut self) -> Vec<String> {
+        let span = self.section.take("guardrails").map_or(0..0, Spanned::span);
+        let names = self.section.texts("guardrails", self.problems);
+        for name in names.iter().filter(|name| !self.known.guardrails.contains(&name.as_str())) {
+            let nearest = did_you_mean(name, self.known.guardrails.iter().copied());
+            let path = self.section.name("guardrails");
+            self.problems.add(span.clone(), path, format!("there is no set [guardrails.{name}]{nearest}"));
+        }
+        names
     }
 
     fn choose(&mut self) -> Choose {

@@ -18,5 +18,8 @@ pub mod decisions {}
 #[doc = include_str!("observability.md")]
 pub mod observability {}
 
+#[doc = include_str!("guardrails.md")]
+pub mod guardrails {}
+
 #[doc = include_str!("routing.md")]
 pub mod routing {}

@@ -82,6 +82,7 @@ pub const OPERATIONS: &[Operation] = &[
     streams(post("/v1/chat/completions", "createChatCompletion", CHAT, check::chat_schema, chat_reply)),
     streams(post("/v1/completions", "createCompletion", COMPLETION, check::completion_schema, completion_reply)),
     post("/v1/embeddings", "createEmbedding", EMBEDDINGS, check::embedding_schema, embedding_reply),
+    post("/v1/moderations", "createModeration", "Ask a model what it thinks of texts", check::moderation_schema, moderation_reply),
     streams(post("/v1/responses", "createResponse", RESPONSE, response_schema, response_reply)),
     streams(post("/v1/messages", "createMessage", "Answer a conversation (Anthropic's Messages API)", message_schema, message_reply)),
     post("/v1/messages/count_tokens", "countTokens", "Count the tokens of a conversation", count_schema, count_reply),
@@ -275,6 +276,10 @@ fn completion_reply() -> Value {
 
 fn embedding_reply() -> Value {
     with(&[("object", one("list")), ("data", is("array")), ("model", is("string")), ("usage", is("object"))])
+}
+
+fn moderation_reply() -> Value {
+    with(&[("id", is("string")), ("model", is("string")), ("results", json!({"type": "array", "items": {"type": "object"}}))])
 }
 
 fn response_reply() -> Value {

@@ -41,6 +41,7 @@ pub fn table() -> Vec<Route> {
         route("/v1/chat/completions", app, post(openai::chat::create)),
         route("/v1/completions", app, post(openai::completions::create)),
         route("/v1/embeddings", app, post(openai::embeddings::create)),
+        route("/v1/moderations", app, post(openai::moderations::create)),
         route("/v1/responses", app, post(openai::responses::create)),
         route("/v1/messages", app, post(anthropic::create)),
         route("/v1/messages/count_tokens", app, post(anthropic::count_tokens)),

@@ -68,6 +68,11 @@ impl Extent {
         Extent { size, output: plain.token_limit.map(u64::from), replies: u64::from(plain.choices).max(1) }
     }
 
+    /// Of values that are read and not answered.
+    pub(super) fn of_values<'v>(values: impl IntoIterator<Item = &'v Value>) -> Self {
+        Extent { size: Size::default().and_values(values), output: Some(0), replies: 1 }
+    }
+
     pub(super) fn of_embedding(request: &EmbeddingRequest) -> Self {
         Extent { size: Size::of_embedding(request), output: Some(0), replies: 1 }
     }

@@ -4,6 +4,7 @@ use super::admission::Extent;
 use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
+use super::road::Road;
 use super::ticket::{Asked, Ticket};
 use super::{Ask, Inference};
 use crate::providers::EmbedCall;
@@ -35,17 +36,34 @@ impl Inference {
         Ok(Embedded { response, told })
     }
 
-    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
+    async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, mut request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
         let setup = self.setup();
-        self.may_name(ask, &request.model, None)?;
-        let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure))?.for_vectors()?;
+        let held = ticket.hold_body();
+        let found = match self.may_name(ask, &request.model, None) {
+            Ok(()) => {
+                let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure));
+                road.and_then(Road::for_vectors)
+            }
+            Err(failure) => Err(failure),
+        };
+        let road = match found {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
         ticket.routed(&road);
         ticket.priced(&setup);
+        let guarded = self.guards(&setup, ticket, &road, held)?;
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
         ticket.granted(self.admit(&setup, ask, &road, Extent::of_embedding(&request)).await?);
+        if let Some(mut guarded) = guarded {
+            request = self.guard_embedding(&setup, ticket, &mut guarded, request).await?;
+        }
         let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
             Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })

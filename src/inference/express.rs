@@ -75,7 +75,7 @@ impl Inference {
         };
         // Who stays with a target is told by the request.
         let reads = road.cascade.is_some() || road.rules.sticky != Sticky::None || self.caches(setup, road);
-        !reads && road.targets.iter().all(plain) && !self.guards_output(setup, road)
+        !reads && road.targets.iter().all(plain) && !setup.guards.are_on(road)
     }
 
     /// The road of a request that nothing on it has to read. Whatever else, and whatever is wrong, is the common way's to tell.

@@ -11,9 +11,11 @@ mod choice;
 mod embed;
 mod express;
 mod guard;
+mod moderate;
 pub mod plan;
 mod pool;
 mod render;
+mod repair;
 mod road;
 mod setup;
 mod size;
@@ -23,6 +25,7 @@ mod verdict;
 
 pub use cache::CacheWish;
 pub use embed::Embedded;
+pub use moderate::Moderated;
 pub use plan::Listed;
 pub use pool::TargetStatus;
 pub use setup::Setup;
@@ -46,6 +49,7 @@ use bytes::Bytes;
 use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use guard::{Answered, Guarded, Run, Variables};
 use plan::Plan;
 use pool::{Kind, Pool};
 use road::Road;
@@ -157,6 +161,7 @@ struct Begun {
     road: Arc<Road>,
     what: Mutex<What>,
     key: Option<CacheKey>,
+    guarded: Option<Box<Guarded>>,
 }
 
 /// What is asked.
@@ -260,7 +265,7 @@ impl Inference {
             Looked::Missed(keeper) => Some(keeper),
             Looked::Off => None,
         };
-        if self.guards_output(&begun.setup, &begun.road) {
+        if begun.reads_output() {
             return match self.ask_whole(&mut ticket, begun, keeper).await {
                 Ok((response, _, plan)) => Ok(AnswerStream::whole(ticket, plan, response)),
                 Err(failure) => Err(ticket.fail(failure)),
@@ -308,7 +313,8 @@ impl Inference {
     /// As [`Inference::chat`].
     pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
         let setup = self.setup();
-        let planned = self.plan_run(&setup, manifest.clone(), variables.clone()).await;
+        let Variables { variables, guarded, refused } = self.guard_variables(&setup, manifest, variables.clone())?;
+        let planned = self.plan_run(&setup, manifest.clone(), variables).await;
         let asked = match &planned {
             Ok((_, call)) => call.request.clone(),
             Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
@@ -318,6 +324,12 @@ impl Inference {
         ticket.priced(&setup);
         let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
         let road = self.parts(&setup).measured(plan);
+        if let Some(guarded) = guarded {
+            let run = Run { setup: &setup, road: &road, call: &call, refused };
+            let answered = self.run_guarded(&mut ticket, guarded, run).await;
+            let (response, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+            return read(told(ticket, response.into(), plan));
+        }
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
             Box::pin(async move { Ok(plan.provider.chat(call).await?) })
@@ -329,6 +341,10 @@ impl Inference {
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
+        if !self.setup.load().guards.is_empty() {
+            // No guardrail has seen it.
+            ask.text = None;
+        }
         Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
     }
 
@@ -348,7 +364,7 @@ impl Inference {
             Looked::Missed(keeper) => Some(keeper),
             Looked::Off => None,
         };
-        if keeper.is_some() || self.guards_output(&begun.setup, &begun.road) {
+        if keeper.is_some() || begun.reads_output() {
             let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
             return Ok(told(ticket, Reply { native, ..response.into() }, plan));
         }
@@ -364,20 +380,38 @@ impl Inference {
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
-        self.may_name(ask, &request.model, request.extra.get("prompt"))?;
-        let road = self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure))?;
+        let held = ticket.hold_body();
+        let found = match self.may_name(ask, &request.model, request.extra.get("prompt")) {
+            Ok(()) => self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure)),
+            Err(failure) => Err(failure),
+        };
+        let road = match found {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
         ticket.routed(&road);
         ticket.priced(&setup);
+        let mut guarded = self.guards(&setup, ticket, &road, held)?;
         ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
-        let request = self.guard_input(&setup, ticket, &road, request).await?;
-        let key = self.cache_key(&setup, ask, &road, &request)?;
+        let mut request = request;
+        if let Some(guarded) = &mut guarded {
+            request = self.guard_input(&setup, ticket, guarded, request).await?;
+            // What guardrails have changed must not travel as the caller wrote it, nor must what they could not read.
+            ask.native = None;
+        }
+        let may_be_kept = guarded.as_ref().is_none_or(|guarded| guarded.may_be_kept());
+        let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request)? } else { None };
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let what = Mutex::new(What { request, native: ask.native.take() });
-        Ok(Begun { setup, road, what, key })
+        Ok(Begun { setup, road, what, key, guarded })
     }
 
     /// A whole reply that passed the guardrails, kept in the cache; also as the provider sent it, where no guardrail looks at replies.
-    async fn ask_whole(&self, ticket: &mut Ticket, begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
+    async fn ask_whole(&self, ticket: &mut Ticket, mut begun: Begun, keeper: Option<Keeper>) -> Result<Whole, Failure> {
+        let guarded = begun.guarded.take();
         let (reply, plan) = match self.first_stage(ticket, &begun).await {
             Some((response, plan)) => (response.into(), plan),
             None => {
@@ -386,11 +420,18 @@ impl Inference {
                 self.attempt(ticket, &begun.road, Kind::Whole, &asking).await?
             }
         };
-        let Reply { body, native } = reply;
-        let response = whole(body)?;
+        let Reply { body, mut native } = reply;
+        let mut response = whole(body)?;
         ticket.owes(&response);
-        let native = native.filter(|_| !self.guards_output(&begun.setup, &begun.road));
-        let response = self.guard_output(&begun.setup, ticket, &begun.road, response).await?;
+        if let Some(mut guarded) = guarded {
+            native = None;
+            let write = |plan: &Arc<Plan>| -> BoxFuture<'_, Result<Call, Failure>> {
+                let (plan, what) = (plan.clone(), begun.what(Turn::MayRepeat));
+                Box::pin(async move { self.written(&plan, what).await })
+            };
+            let answered = Answered { setup: &begun.setup, road: &begun.road, plan: &plan, write: &write };
+            response = self.guard_output(ticket, &mut guarded, &answered, response).await?;
+        }
         if let Some(keeper) = keeper {
             keeper.keep(&response, native.as_ref(), plan.clone());
         }
@@ -472,6 +513,13 @@ async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Fai
     match pieces.next().await {
         Some(first) => Ok((first?, pieces)),
         None => Err(Failure::new(Code::UPSTREAM, format!("{}/{} sent an empty stream", plan.provider_name, plan.model))),
+    }
+}
+
+impl Begun {
+    /// Whether the reply must be read whole before it is passed on.
+    fn reads_output(&self) -> bool {
+        self.guarded.as_ref().is_some_and(|guarded| guarded.reads_output())
     }
 }
 

@@ -80,6 +80,8 @@ impl Lane {
 pub(super) struct Rules {
     pub(super) choose: Choose,
     pub(super) sticky: Sticky,
+    /// Sets of guardrails that the route names.
+    pub(super) guardrails: Vec<String>,
     /// How many of the targets are no fallbacks.
     pub(super) primary: usize,
     /// The model of the first target in the configuration, where that cannot be called and is not among them.
@@ -166,6 +168,7 @@ impl Parts {
         let rules = Rules {
             choose: Choose::Ordered,
             sticky: Sticky::None,
+            guardrails: Vec::new(),
             primary: 1,
             first_model: None,
             attempts,
@@ -216,6 +219,7 @@ impl Parts {
         let rules = Rules {
             choose: route.choose,
             sticky: route.sticky,
+            guardrails: route.guardrails.clone(),
             primary,
             first_model,
             attempts: route.attempts,

@@ -3,6 +3,7 @@
 
 use super::Log;
 use super::cache::Cache;
+use super::guard::Guards;
 use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
 use crate::monitor::cost::Prices;
@@ -20,6 +21,8 @@ pub struct Setup {
     pub log: Log,
     /// What calls cost.
     pub prices: Arc<Prices>,
+    /// Guardrails, compiled.
+    pub(super) guards: Guards,
     /// What names in `model` stand for, as of the newest commit.
     pub(super) roads: Fresh<String, Arc<Road>>,
     /// When calls are made again, and when a target is left alone.
@@ -36,7 +39,9 @@ impl Setup {
         let resilience = Arc::new(config.resilience.clone());
         let breaker = BreakerConfig { enabled: false, ..resilience.breaker.clone() };
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
-        Setup { config, providers, log, prices, roads: Fresh::new(store.db.clone()), resilience, unbroken, cache: OnceLock::new() }
+        let guards = Guards::new(&config.guardrails);
+        let roads = Fresh::new(store.db.clone());
+        Setup { config, providers, log, prices, guards, roads, resilience, unbroken, cache: OnceLock::new() }
     }
 
     /// Replies that are given again; made when a road first asks for it.

@@ -7,6 +7,7 @@ use super::pool::Trial;
 use super::road::{Permits, Road};
 use super::verdict;
 use super::{Ask, Log, Setup, size};
+use crate::guardrails::Finding;
 use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::{Finished, InFlight};
 use crate::store::requests::RequestRow;
@@ -40,6 +41,8 @@ pub(super) struct Ticket {
     heard_bytes: u64,
     /// Nobody sends a bill for this.
     free: bool,
+    /// The reply that is in the row stays there.
+    keeps_reply: bool,
     _in_flight: InFlight,
 }
 
@@ -151,6 +154,7 @@ impl Ticket {
             prices: None,
             heard_bytes: 0,
             free: false,
+            keeps_reply: false,
             _in_flight: in_flight,
         }
     }
@@ -316,7 +320,41 @@ impl Ticket {
         self.row.output_tokens = response.usage.as_ref().map(|usage| usage.completion_tokens);
         self.row.finish_reason = response.choices.first().and_then(|choice| choice.finish_reason.clone());
         self.row.reply_id = Some(response.id.clone()).filter(|id| !id.is_empty());
-        self.row.reply = self.log.bodies.then(|| to_text(response));
+        if !self.keeps_reply {
+            self.row.reply = self.log.bodies.then(|| to_text(response));
+        }
+    }
+
+    /// Takes the request's body out of the row, until guardrails have seen it: a call that ends before has none.
+    pub(super) fn hold_body(&mut self) -> Option<String> {
+        self.row.request.take()
+    }
+
+    /// Puts it back as it came.
+    pub(super) fn show_body(&mut self, body: Option<String>) {
+        self.row.request = body;
+    }
+
+    /// Puts the body down as guardrails left it.
+    pub(super) fn show(&mut self, request: &impl Serialize) {
+        self.row.request = self.log.bodies.then(|| to_text(request));
+    }
+
+    /// What guardrails found so far.
+    pub(super) fn found(&mut self, findings: &[Finding]) {
+        self.row.guardrails = Some(to_text(&findings));
+    }
+
+    /// Tokens of a reply that may not be told.
+    pub(super) fn spent(&mut self, usage: Option<&Usage>) {
+        self.usage = usage.cloned();
+        self.row.input_tokens = usage.map(|usage| usage.prompt_tokens);
+        self.row.output_tokens = usage.map(|usage| usage.completion_tokens);
+    }
+
+    /// The row keeps the reply that it has, whatever the caller is told.
+    pub(super) fn keep_reply(&mut self) {
+        self.keeps_reply = true;
     }
 
     /// The reply is whole. Returns the milliseconds it took, and what the caller is told.

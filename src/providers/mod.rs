@@ -141,6 +141,15 @@ pub struct EmbedCall {
     pub request: EmbeddingRequest,
 }
 
+/// A moderation call, ready for a provider.
+#[derive(Debug, Clone)]
+pub struct ModerateCall {
+    /// The provider's own model name.
+    pub model: String,
+    /// The body of `/v1/moderations`; `model` in it is what the caller wrote, if anything.
+    pub request: Map<String, Value>,
+}
+
 /// A place that answers model calls.
 pub trait Provider: Send + Sync {
     /// A whole reply.
@@ -158,6 +167,12 @@ pub trait Provider: Send + Sync {
     /// Vectors of texts.
     fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {
         let message = format!("\"{}\" is at a provider that makes no embeddings", call.model);
+        Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
+    }
+
+    /// What a model thinks of texts: the body of a reply of `/v1/moderations`.
+    fn moderate(&self, call: ModerateCall) -> BoxFuture<'_, Result<Value, ProviderError>> {
+        let message = format!("\"{}\" is at a provider that judges no texts", call.model);
         Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
     }
 

@@ -7,7 +7,7 @@ mod request;
 use super::compatible::Quirks;
 use super::http::{Http, Service, is_dots, segment};
 use super::upstream::{self, Source};
-use super::{Body, Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
+use super::{Body, Call, EmbedCall, ModelInfo, ModerateCall, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
 use crate::types::Code;
 use crate::types::chat::{ChatRequest, ChatResponse};
@@ -123,6 +123,16 @@ impl Provider for OpenAi {
             OWN_FIELDS.iter().for_each(|field| drop(request.extra.shift_remove(*field)));
             let body = serde_json::to_value(request).expect("a request is strings, maps and finite numbers: serialising cannot fail");
             self.http.post_json(&path, &HeaderMap::new(), &body, &source).await
+        })
+    }
+
+    fn moderate(&self, call: ModerateCall) -> BoxFuture<'_, Result<Value, ProviderError>> {
+        Box::pin(async move {
+            let source = self.http.source(&call.model);
+            let path = self.path(&call.model, "moderations", &source)?;
+            let mut request = call.request;
+            request.insert("model".into(), call.model.into());
+            self.http.post_json(&path, &HeaderMap::new(), &Value::Object(request), &source).await
         })
     }
 

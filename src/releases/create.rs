@@ -1,10 +1,12 @@
 //! Making a release: a manifest whose parts are all stored here, written under the digest of its content.
 
 use super::{Change, Commit, Manifest, ReleaseError};
+use crate::config::guardrails;
 use crate::store::releases::{ReleaseRecord, find, insert};
 use crate::store::{Store, StoreError, adapters, prompts, runs};
 use crate::types::Digest;
 use crate::types::error::did_you_mean;
+use crate::types::ids::is_slug;
 use crate::types::time::now_ms;
 use serde_json::{Map, Value, json};
 
@@ -108,7 +110,23 @@ fn check(store: &Store, manifest: &Manifest) -> Result<(), ReleaseError> {
     {
         return fault("prompt", format!("prompt \"{}\" has no version {}", prompt.name, prompt.digest));
     }
+    check_guardrails(&manifest.guardrails)?;
     check_parameters(&manifest.parameters)
+}
+
+/// Sets in the manifest itself must be sets; a name is looked up in the configuration of whoever serves.
+fn check_guardrails(sets: &[Value]) -> Result<(), ReleaseError> {
+    for (place, set) in sets.iter().enumerate() {
+        let wrong = match set.as_str() {
+            Some(name) if is_slug(name) => None,
+            Some(_) => Some("expected the name of a set: 1 to 64 of a-z, 0-9, '.', '_', '-'".to_string()),
+            None => guardrails::inline(set).err(),
+        };
+        if let Some(wrong) = wrong {
+            return Err(ReleaseError::Manifest { field: "guardrails", message: format!("guardrails[{place}]: {wrong}") });
+        }
+    }
+    Ok(())
 }
 
 fn check_adapter(store: &Store, manifest: &Manifest, model: &str, digest: &Digest) -> Result<(), ReleaseError> {

@@ -83,6 +83,8 @@ codes! {
     STORAGE = "storage_error", 500, "server_error";
     /// The upstream provider answered with an error.
     UPSTREAM = "upstream_error", 502, "upstream_error";
+    /// The model's reply does not fit the format that was asked for.
+    INVALID_OUTPUT = "invalid_output", 502, "upstream_error";
     /// The upstream provider could not be reached.
     UPSTREAM_UNREACHABLE = "upstream_unreachable", 502, "upstream_error";
     /// The upstream provider says that it has too much to do.

@@ -23,6 +23,7 @@ mod faults;
 mod feedback;
 mod forwarding;
 mod gateway;
+mod guardrails;
 mod headers;
 #[cfg(feature = "local")]
 mod interop;

@@ -174,6 +174,32 @@ pub fn embeddings(fields: Map<String, Value>) -> Result<EmbeddingRequest, Failur
         .map_err(|error| Failure::new(Code::INVALID_VALUE, format!("the body does not fit: {error}")))
 }
 
+/// Checks the body of a moderation request.
+///
+/// # Errors
+/// As [`chat`].
+pub fn moderation(fields: Map<String, Value>) -> Result<Map<String, Value>, Failure> {
+    model(&fields)?;
+    match fields.get("input") {
+        None => Err(missing("input", "a text, a list of texts or a list of parts is needed")),
+        Some(Value::String(_)) => Ok(fields),
+        Some(Value::Array(items)) if items.is_empty() => Err(wrong("input", "the list is empty")),
+        Some(Value::Array(items)) if items.len() > MAX_INPUTS => {
+            Err(wrong("input", format!("at most {MAX_INPUTS} inputs are taken, found {}", items.len())))
+        }
+        Some(Value::Array(items)) => {
+            let all_texts = items[0].is_string();
+            let fits = |item: &Value| if all_texts { item.is_string() } else { item.get("type").is_some_and(Value::is_string) };
+            let wanted = if all_texts { "a text, as the first is" } else { "a part with a \"type\"" };
+            match items.iter().enumerate().find(|(_, item)| !fits(item)) {
+                Some((i, item)) => Err(expected(&format!("input[{i}]"), wanted, item)),
+                None => Ok(fields),
+            }
+        }
+        Some(other) => Err(expected("input", "a text, a list of texts or a list of parts", other)),
+    }
+}
+
 fn checked(fields: &Map<String, Value>, table: &[(&str, Kind)]) -> Result<(), Failure> {
     let present = table.iter().filter_map(|(field, kind)| fields.get(*field).map(|value| (field, kind, value)));
     present.into_iter().try_for_each(|(field, kind, value)| check(field, kind, value))
@@ -340,6 +366,13 @@ pub fn embedding_schema() -> Value {
     let mut whole = schema(EMBEDDING_FIELDS, &[("model", model_schema()), ("input", input)]);
     whole["properties"]["encoding_format"] = json!({"enum": ["float", "base64", null]});
     whole
+}
+
+/// The schema of a moderation request, from the same tables.
+pub fn moderation_schema() -> Value {
+    let items = json!({"oneOf": [{"type": "string"}, {"type": "object", "required": ["type"]}]});
+    let input = json!({"oneOf": [{"type": "string"}, {"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": items}]});
+    schema(&[], &[("model", model_schema()), ("input", input)])
 }
 
 /// The name of a route or a model.

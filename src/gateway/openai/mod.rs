@@ -8,6 +8,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod files;
 pub mod models;
+pub mod moderations;
 pub mod names;
 pub mod responses;
 

@@ -1,0 +1,137 @@
+//! Whether a reply fits the format that was asked for: JSON, and valid against its schema. Patterns in schemas run on the linear
+//! engine, schemas are compiled once, and what they refer to is never fetched.
+
+use crate::types::{Digest, json};
+use jsonschema::{PatternOptions, Validator};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Schemas that are kept compiled.
+const MAX_KEPT: usize = 256;
+/// Bytes that a pattern of a schema may take, compiled.
+const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Mistakes that are told.
+const MAX_FAULTS: usize = 5;
+
+/// One thing that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// JSON pointer into the reply; empty for the whole.
+    pub path: String,
+    /// What was expected, without what was found.
+    pub message: String,
+}
+
+/// Compiled schemas by their digest.
+#[derive(Default)]
+pub struct Schemas {
+    kept: Mutex<HashMap<Digest, Arc<Validator>>>,
+}
+
+/// What a `response_format` asks for.
+#[derive(Clone)]
+pub enum Format {
+    /// An object of JSON.
+    Object,
+    /// JSON that fits a schema.
+    Schema(Arc<Validator>),
+}
+
+impl Schemas {
+    /// The format that a `response_format` asks for; none where any text will do.
+    ///
+    /// # Errors
+    /// Why its schema cannot be used.
+    pub fn format(&self, response_format: &Value) -> Result<Option<Format>, String> {
+        match response_format.get("type").and_then(Value::as_str) {
+            Some("json_object") => Ok(Some(Format::Object)),
+            Some("json_schema") => match response_format.pointer("/json_schema/schema") {
+                None | Some(Value::Null) => Ok(Some(Format::Object)),
+                Some(schema) => self.compiled(schema).map(|schema| Some(Format::Schema(schema))),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    fn compiled(&self, schema: &Value) -> Result<Arc<Validator>, String> {
+        let digest = Digest::of_json(schema);
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = lock().get(&digest) {
+            return Ok(kept.clone());
+        }
+        let patterns = PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES);
+        let built = jsonschema::options().with_pattern_options(patterns).build(schema);
+        let validator = Arc::new(built.map_err(|error| error.masked().to_string())?);
+        let mut kept = lock();
+        if kept.len() >= MAX_KEPT {
+            // Schemas of an application are few; whoever sends a new one with each call has them compiled anew.
+            kept.clear();
+        }
+        kept.insert(digest, validator.clone());
+        Ok(validator)
+    }
+}
+
+/// What of a text does not fit a format, most important first; empty when it fits.
+pub fn faults(text: &str, format: &Format) -> Vec<Fault> {
+    let whole = |message: String| vec![Fault { path: String::new(), message }];
+    let value = match json::read(text.as_bytes(), json::MAX_VALUES) {
+        Ok(value) => value,
+        Err(fault) => return whole(format!("it is not JSON (line {}, column {})", fault.line, fault.column)),
+    };
+    match format {
+        Format::Object if value.is_object() => Vec::new(),
+        Format::Object => whole("expected an object".into()),
+        Format::Schema(schema) => schema
+            .iter_errors(&value)
+            .take(MAX_FAULTS)
+            .map(|error| Fault { path: error.instance_path().to_string(), message: error.masked().to_string() })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn format(schema: Value) -> Format {
+        let asked = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+        Schemas::default().format(&asked).expect("a schema").expect("a format")
+    }
+
+    #[test]
+    fn faults_name_the_path_and_not_the_value() {
+        let format = format(
+            json!({"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"], "additionalProperties": false}),
+        );
+        assert_eq!(faults("{\"age\": 3}", &format), []);
+        let found = faults("{\"age\": \"secret\"}", &format);
+        assert!(found.len() == 1 && found[0].path == "/age" && !found[0].message.contains("secret"), "{found:?}");
+        assert!(faults("{}", &format)[0].message.contains("age"));
+        assert!(faults("age: 3", &format)[0].message.contains("not JSON"));
+        assert!(faults("[1]", &Format::Object)[0].message.contains("object") && faults("{}", &Format::Object).is_empty());
+        assert!(Schemas::default().format(&json!({"type": "text"})).is_ok_and(|format| format.is_none()));
+    }
+
+    #[test]
+    fn schemas_are_kept_within_bounds_and_bad_ones_are_told() {
+        let schemas = Schemas::default();
+        for n in 0..MAX_KEPT + 10 {
+            schemas.compiled(&json!({"const": n})).expect("compiles");
+        }
+        assert!(schemas.kept.lock().expect("nobody panicked").len() <= MAX_KEPT);
+        assert!(schemas.compiled(&json!({"type": "no such type"})).is_err());
+        assert!(schemas.compiled(&json!({"$ref": "http://example.com/schema.json"})).is_err(), "nothing is fetched");
+        assert!(schemas.compiled(&json!({"pattern": "(a+)+$(?=x)"})).is_err(), "only linear patterns");
+    }
+
+    #[test]
+    fn a_pattern_made_to_be_slow_is_not() {
+        let format = format(json!({"type": "string", "pattern": "^(a+)+$"}));
+        let began = std::time::Instant::now();
+        assert_eq!(faults(&format!("\"{}b\"", "a".repeat(50_000)), &format).len(), 1);
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    }
+}
