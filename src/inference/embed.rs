@@ -40,7 +40,10 @@ impl Inference {
         let setup = self.setup();
         let held = ticket.hold_body();
         let found = match self.may_name(ask, &request.model, None) {
-            Ok(()) => self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure)),
+            Ok(()) => {
+                let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure));
+                road.and_then(Road::for_vectors)
+            }
             Err(failure) => Err(failure),
         };
         let found = found.and_then(Road::for_vectors);
