@@ -4,13 +4,14 @@
 use crate::access::{Keys, audit};
 use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
-use crate::inference::{InForce, Inference, Log, Setup};
+use crate::inference::{InForce, Inference, Log, Setup, TargetStatus};
 use crate::jobs::batch::Batches;
-use crate::monitor::{Health, Metrics, Recorder, Redactor};
+use crate::monitor::exposition::{Sources, TargetFigures};
+use crate::monitor::{Health, Metrics, Recorder, Redactor, Telemetry};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
-use crate::types::Failure;
 use crate::types::time::now_ms;
+use crate::types::{Code, Failure};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,8 @@ pub struct App {
     pub keys: Keys,
     /// Many requests in one file.
     pub batches: Arc<Batches>,
+    /// Where spans and events go; none where they go nowhere.
+    pub telemetry: Option<Arc<Telemetry>>,
     /// When this was opened, milliseconds.
     pub started_at: i64,
     /// One reload at a time.
@@ -62,18 +65,22 @@ impl App {
     /// # Errors
     /// As [`App::open`].
     pub fn open_with(live: Live, config: Config, data_dir: &Path) -> Result<App, Failure> {
-        let store = Store::open(data_dir)?;
+        let mut store = Store::open(data_dir)?;
         let metrics = Arc::new(Metrics::new());
+        store.db = metrics.timed(store.db.clone());
+        let telemetry = telemetry(&config, &metrics)?;
         let recorder = Arc::new(Recorder::open(&store, metrics.clone())?);
         let local = ENGINES.first().map(|open| open(store.clone(), config.local.clone()));
         let providers = Providers::open(&config.providers, local);
         let keys = Keys::open(&store)?;
         let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
-        let setup = setup(&store, config, providers, (&recorder, &metrics))?;
+        let setup = setup(&store, config, providers, (&recorder, &metrics, &telemetry))?;
         let inference = Arc::new(Inference::new(store.clone(), setup));
+        let targets = watched(&inference);
+        metrics.watch(Sources { targets: Some(targets), budgets: None });
         let health = Arc::new(Health::new(&store));
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
-        Ok(App { store, live, inference, recorder, metrics, health, keys, batches, started_at, reloading })
+        Ok(App { store, live, inference, recorder, metrics, health, keys, batches, telemetry, started_at, reloading })
     }
 
     /// The configuration in force.
@@ -112,7 +119,7 @@ impl App {
             return Ok(());
         }
         let providers = self.providers().renewed(&found.config.providers);
-        let built = setup(&self.store, found.config.clone(), providers, (&self.recorder, &self.metrics));
+        let built = setup(&self.store, found.config.clone(), providers, (&self.recorder, &self.metrics, &self.telemetry));
         let built = built.map_err(|failure| Live::unfit(&found, &failure))?;
         let (changed, after) = (found.changed.clone(), found.digest);
         self.batches.take_lines_of(found.config.server.max_body_bytes);
@@ -133,13 +140,42 @@ impl App {
     }
 }
 
+/// What metrics show of the targets.
+fn watched(inference: &Arc<Inference>) -> Box<dyn Fn() -> Vec<TargetFigures> + Send + Sync> {
+    // Metrics are a part of what they look at: they must not keep it.
+    let inference = Arc::downgrade(inference);
+    Box::new(move || {
+        let Some(inference) = inference.upgrade() else { return Vec::new() };
+        let of = |target: TargetStatus| TargetFigures {
+            target: target.target,
+            breaker: target.state,
+            in_flight: u64::from(target.in_flight),
+            queued: u64::from(target.queued),
+        };
+        // Names that callers make up are no labels until they have answered.
+        inference.targets().into_iter().filter(|target| target.answered > 0).map(of).collect()
+    })
+}
+
+/// Parts of the request log that outlive a configuration.
+type LogParts<'a> = (&'a Arc<Recorder>, &'a Arc<Metrics>, &'a Option<Arc<Telemetry>>);
+
+/// Begins the export that configuration and environment ask for.
+fn telemetry(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<Telemetry>>, Failure> {
+    let Some(export) = config.telemetry.export() else { return Ok(None) };
+    let started = Telemetry::start(export, &config.providers, metrics);
+    let failed = |error| Failure::new(Code::INTERNAL, format!("telemetry cannot begin: {error}"));
+    started.map(|telemetry| Some(Arc::new(telemetry))).map_err(failed)
+}
+
 /// Everything about calls that comes from the configuration, built as a whole.
-fn setup(store: &Store, config: Config, providers: Providers, log: (&Arc<Recorder>, &Arc<Metrics>)) -> Result<Setup, Failure> {
+fn setup(store: &Store, config: Config, providers: Providers, log: LogParts<'_>) -> Result<Setup, Failure> {
     let log = Log {
         recorder: log.0.clone(),
         metrics: log.1.clone(),
         bodies: config.log.bodies,
         redactor: Redactor::of(&config.log).map(Arc::new),
+        telemetry: log.2.clone(),
     };
     Ok(Setup::new(store, Arc::new(config), Arc::new(providers), log))
 }

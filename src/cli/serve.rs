@@ -44,8 +44,12 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     if app.keys.list()?.iter().all(|key| key.revoked_at.is_some()) {
         output::note("note: there is no API key yet, so every call will be refused; `refit key create NAME` makes one");
     }
-    context.runtime()?.block_on(serve(app, &host, port))?;
-    Ok(ExitCode::SUCCESS)
+    let telemetry = app.telemetry.clone();
+    let served = context.runtime()?.block_on(serve(app, &host, port));
+    if let Some(telemetry) = telemetry {
+        telemetry.end();
+    }
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(app: Arc<App>, host: &str, port: u16) -> Result<(), Failure> {

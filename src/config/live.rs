@@ -216,6 +216,7 @@ fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("local.max_batch", *max_batch != local.max_batch),
         ("local.max_context", *max_context != local.max_context),
         ("local.max_queue", *max_queue != local.max_queue),
+        ("telemetry", running.telemetry != wanted.telemetry),
         ("batches.concurrency", running.batches.concurrency != wanted.batches.concurrency),
     ];
     fixed.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

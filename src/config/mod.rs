@@ -16,6 +16,7 @@ pub mod resilience;
 pub mod routes;
 pub mod secret;
 pub mod server;
+pub mod telemetry;
 
 pub use batches::BatchesConfig;
 pub use budgets::BudgetsConfig;
@@ -31,6 +32,7 @@ pub use resilience::{BreakerConfig, ResilienceConfig};
 pub use routes::RouteConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use telemetry::TelemetryConfig;
 
 use crate::types::{Code, Coded};
 use raw::{Problems, Section};
@@ -48,6 +50,8 @@ pub struct Config {
     pub local: LocalConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[telemetry]`
+    pub telemetry: TelemetryConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
     /// `[guardrails]`
@@ -148,13 +152,14 @@ impl Config {
 }
 
 /// Sections that hold what the user made up, and nothing else.
-const WRITTEN: [&str; 3] = ["routes", "guardrails", "prices"];
+const WRITTEN: [&str; 4] = ["routes", "guardrails", "prices", "telemetry"];
 
 fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let server = root.section("server", problems).map(|section| server::read(section, problems));
     let providers = root.section("providers", problems).map(|section| providers::read(&section, problems));
     let local = root.section("local", problems).map(|section| local::read(section, problems));
     let log = root.section("log", problems).map(|section| log::read(section, problems));
+    let telemetry = root.section("telemetry", problems).map(|section| telemetry::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
     let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
     let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, problems));
@@ -170,6 +175,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         providers: providers.unwrap_or_default(),
         local: local.unwrap_or_default(),
         log: log.unwrap_or_default(),
+        telemetry: telemetry.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
         guardrails: guardrails.unwrap_or_default(),
         cache: cache.unwrap_or_default(),

@@ -23,3 +23,6 @@ pub mod guardrails {}
 
 #[doc = include_str!("routing.md")]
 pub mod routing {}
+
+#[doc = include_str!("metrics.md")]
+pub mod metrics {}

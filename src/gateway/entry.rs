@@ -7,11 +7,14 @@ use super::{Gateway, body};
 use crate::access::Caller;
 use crate::inference::{Ask, CacheWish};
 use crate::types::plain::PlainChat;
+use crate::types::trace::TraceParent;
 use crate::types::{Code, Failure};
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value};
+
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The endpoint whose bodies the log keeps as they came.
 pub const CHAT: &str = "chat.completions";
@@ -45,12 +48,13 @@ impl Entry {
         let mut ask = Ask::new(&caller, endpoint);
         ask.request_id = id.unwrap_or(ask.request_id);
         ask.cache = wish(&parts.headers);
+        ask.trace = trace(&parts.headers);
         Ok(Entry { gateway: gateway.clone(), ask, headers: parts.headers, deployment, body: Sent::Stream(body) })
     }
 
     /// Takes a chat request that was read whole, with its caller and its id.
     pub fn whole(gateway: &Gateway, (caller, request_id): (Caller, String), headers: HeaderMap, body: Bytes) -> Self {
-        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None, cache: wish(&headers) };
+        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None, cache: wish(&headers), trace: trace(&headers) };
         Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
     }
 
@@ -108,6 +112,11 @@ impl Entry {
             Err(failure) => Err(gateway.app.inference.refused(ask, failure).into()),
         }
     }
+}
+
+/// The trace that the caller is in (W3C Trace Context).
+fn trace(headers: &HeaderMap) -> Option<TraceParent> {
+    TraceParent::parse(headers.get(TRACE_PARENT)?.to_str().ok()?)
 }
 
 /// What the caller wants of the cache.

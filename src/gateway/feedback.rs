@@ -6,6 +6,7 @@ use super::body::{self, Json};
 use super::error::ApiError;
 use super::query::Query;
 use crate::access::Caller;
+use crate::monitor::record;
 use crate::store::Store;
 use crate::store::feedback::{self, FeedbackRow, Kind};
 use crate::types::error::did_you_mean;
@@ -89,6 +90,11 @@ fn keep(gateway: &Gateway, given: Given) -> Result<FeedbackRow, Failure> {
         return Err(Failure::new(Code::CONFLICT, message).with_hint("send the id of one of them to replace it"));
     }
     feedback::put(db, row.clone())?;
+    if let Some(telemetry) = &gateway.app.telemetry
+        && let Some(request) = record::find(&gateway.app.store, &row.request)?
+    {
+        telemetry.feedback(request, row.clone());
+    }
     Ok(row)
 }
 

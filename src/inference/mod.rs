@@ -33,7 +33,7 @@ pub use stream::AnswerStream;
 
 use crate::access::Caller;
 use crate::config::Config;
-use crate::monitor::{Metrics, Recorder, Redactor};
+use crate::monitor::{Metrics, Recorder, Redactor, Telemetry};
 use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
@@ -41,6 +41,7 @@ use crate::store::Store;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
+use crate::types::trace::TraceParent;
 use crate::types::{Code, Digest, Failure, Told};
 use admission::Extent;
 use arc_swap::ArcSwap;
@@ -90,6 +91,8 @@ pub struct Log {
     pub bodies: bool,
     /// What is taken out of them first; none where nothing is.
     pub redactor: Option<Arc<Redactor>>,
+    /// Where spans go; none where they go nowhere.
+    pub telemetry: Option<Arc<Telemetry>>,
 }
 
 /// Who asks, and under which request id.
@@ -107,12 +110,14 @@ pub struct Ask {
     pub text: Option<Bytes>,
     /// What the caller wants of the cache.
     pub cache: CacheWish,
+    /// The trace that the caller is in.
+    pub trace: Option<TraceParent>,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual }
+        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual, trace: None }
     }
 }
 

@@ -9,7 +9,8 @@ use super::verdict;
 use super::{Ask, Log, Setup, size};
 use crate::guardrails::Finding;
 use crate::monitor::cost::{self, Prices};
-use crate::monitor::metrics::{Finished, InFlight};
+use crate::monitor::metrics::InFlight;
+use crate::monitor::telemetry::{Params, Traced};
 use crate::store::requests::RequestRow;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
@@ -17,6 +18,7 @@ use crate::types::ids::is_safe_name;
 use crate::types::plain::PlainChat;
 use crate::types::time::now_ms;
 use crate::types::told::Cost;
+use crate::types::trace::hex;
 use crate::types::{Code, Failure, Told};
 use bytes::Bytes;
 use serde::Serialize;
@@ -41,6 +43,8 @@ pub(super) struct Ticket {
     heard_bytes: u64,
     /// Nobody sends a bill for this.
     free: bool,
+    /// What spans are made of, where the call is recorded.
+    traced: Option<Traced>,
     /// The reply that is in the row stays there.
     keeps_reply: bool,
     _in_flight: InFlight,
@@ -98,25 +102,27 @@ pub(super) struct Asked<'r, B> {
     streamed: bool,
     /// Conversation that it belongs to, as the caller says.
     conversation: Option<&'r str>,
+    /// The request, where it was read.
+    chat: Option<&'r ChatRequest>,
     body: &'r B,
 }
 
 impl<'r> Asked<'r, ChatRequest> {
     pub(super) fn chat(request: &'r ChatRequest) -> Self {
         let streamed = request.stream.unwrap_or(false);
-        Asked { model: &request.model, streamed, conversation: conversation(&request.extra), body: request }
+        Asked { model: &request.model, streamed, conversation: conversation(&request.extra), chat: Some(request), body: request }
     }
 }
 
 impl<'r> Asked<'r, PlainChat> {
     pub(super) fn plain(request: &'r PlainChat) -> Self {
-        Asked { model: &request.model, streamed: request.streamed, conversation: None, body: request }
+        Asked { model: &request.model, streamed: request.streamed, conversation: None, chat: None, body: request }
     }
 }
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, conversation: None, body }
+        Asked { model, streamed: false, conversation: None, chat: None, body }
     }
 }
 
@@ -130,7 +136,7 @@ fn conversation(fields: &Map<String, Value>) -> Option<&str> {
 impl Ticket {
     pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
         let text = ask.text.take();
-        let row = Box::new(RequestRow {
+        let mut row = Box::new(RequestRow {
             id: ask.request_id.clone(),
             at: now_ms(),
             project: ask.caller.project.clone(),
@@ -142,6 +148,7 @@ impl Ticket {
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         });
+        let traced = traced(log, ask, asked, &mut row);
         let in_flight = log.metrics.begin();
         Ticket {
             row,
@@ -154,6 +161,7 @@ impl Ticket {
             prices: None,
             heard_bytes: 0,
             free: false,
+            traced,
             keeps_reply: false,
             _in_flight: in_flight,
         }
@@ -439,14 +447,7 @@ impl Ticket {
         self.row.status = status;
         self.row.error_code = code.map(|code| code.name.to_string());
         self.charge();
-        self.log.metrics.finish(Finished {
-            endpoint: &self.row.endpoint,
-            provider: &self.row.provider,
-            status,
-            total_ms: self.row.total_ms,
-            first_token_ms: self.row.first_token_ms,
-            usage: self.usage.as_ref().filter(|_| !self.is_kept()),
-        });
+        self.log.metrics.finish(&self.row);
         let mut told = Box::new(self.told());
         if self.calls.planned.is_some() && told.cost == Cost::Open {
             told.cost = Cost::Unknown;
@@ -454,6 +455,15 @@ impl Ticket {
         let total_ms = self.row.total_ms;
         if let Some(redactor) = &self.log.redactor {
             redactor.row(&mut self.row);
+        }
+        if let (Some(telemetry), Some(traced)) = (&self.log.telemetry, self.traced.take()) {
+            let bodies = (self.row.request.take(), self.row.reply.take());
+            let mut row = (*self.row).clone();
+            if telemetry.takes_content() {
+                (row.request, row.reply) = bodies.clone();
+            }
+            telemetry.finish(row, traced);
+            (self.row.request, self.row.reply) = bodies;
         }
         self.log.recorder.record(std::mem::take(&mut self.row));
         Closed { total_ms, told }
@@ -549,6 +559,15 @@ impl Drop for Ticket {
         let code = if std::thread::panicking() { Code::INTERNAL } else { code };
         self.write(code.status, Some(code));
     }
+}
+
+/// Puts down the trace that a request belongs to; what to remember of it, where it is recorded.
+fn traced<B>(log: &Log, ask: &Ask, asked: &Asked<'_, B>, row: &mut RequestRow) -> Option<Traced> {
+    row.trace_id = ask.trace.map(|trace| hex(&trace.trace_id));
+    let params = || asked.chat.map(Params::of).unwrap_or_default();
+    let (traced, trace_id) = log.telemetry.as_ref()?.begin(&ask.request_id, ask.trace, params)?;
+    row.trace_id = Some(trace_id);
+    Some(traced)
 }
 
 /// A row that is written.

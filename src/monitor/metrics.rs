@@ -1,46 +1,33 @@
-//! Metrics in the OpenMetrics text format, which Prometheus reads. Every label has few values: endpoints and paths of the route
-//! table, providers of the configuration, status classes. Nothing a caller writes becomes a label.
+//! Metrics in the OpenMetrics text format, which Prometheus reads. Every label has few values: endpoints and paths of the route table,
+//! projects, routes, releases, providers, and models that have answered, all of them bounded ([`series`](super::series)). No user, key or
+//! text of a caller becomes a label. What is shown to whom is [`exposition`](super::exposition)'s business.
 
+use super::database::{Timed, Writes};
+use super::exposition::{Exposition, Sources, View};
+use super::process::Process;
+use super::series::{AllSeries, Distribution, MAX_SERIES, Series};
 use super::serving::Serving;
-use crate::types::chat::Usage;
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use crate::store::Db;
+use crate::store::requests::RequestRow;
+use arc_swap::ArcSwap;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
-use std::sync::Arc;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Seconds; from a cached answer to a long generation.
-const BUCKETS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    endpoint: String,
-    provider: String,
-    status: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Place {
-    endpoint: String,
-    provider: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Tokens {
-    provider: String,
-    direction: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Http {
-    path: String,
-    status: String,
-}
+/// Paths of the route table, and some.
+const MAX_PATHS: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Found {
@@ -52,32 +39,28 @@ pub struct Metrics {
     /// What the serving process knows about itself.
     pub serving: Serving,
     registry: Registry,
-    requests: Family<Outcome, Counter>,
-    seconds: Family<Place, Histogram>,
-    first_token_seconds: Family<Place, Histogram>,
-    tokens: Family<Tokens, Counter>,
-    http: Family<Http, Counter>,
+    system: Registry,
+    series: Arc<AllSeries>,
+    http: Paths,
+    writes: Arc<Writes>,
+    sources: OnceLock<Sources>,
     cache: Family<Found, Counter>,
     in_flight: Gauge,
     log_rows_pending: Gauge,
     log_rows_dropped: Counter,
+    /// What became of telemetry.
+    pub(super) telemetry: TelemetryCounts,
 }
 
-/// One finished model call, for the metrics.
-#[derive(Debug, Clone, Copy)]
-pub struct Finished<'a> {
-    /// `chat.completions`, `eval`.
-    pub endpoint: &'a str,
-    /// Provider; empty when none was reached.
-    pub provider: &'a str,
-    /// HTTP status.
-    pub status: u16,
-    /// Milliseconds in all.
-    pub total_ms: f64,
-    /// Milliseconds to the first chunk.
-    pub first_token_ms: Option<f64>,
-    /// Tokens.
-    pub usage: Option<&'a Usage>,
+/// What became of spans, events and exports of metrics.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TelemetryCounts {
+    /// Spans and events that a collector has taken.
+    pub(super) exported: Counter,
+    /// Spans and events that were thrown away.
+    pub(super) dropped: Counter,
+    /// Exports that failed in the end.
+    pub(super) failed: Counter,
 }
 
 /// Counts a request as in flight until it is dropped.
@@ -98,39 +81,66 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let histogram = || Family::<Place, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
         let mut metrics = Metrics {
             serving: Serving::default(),
             registry: Registry::with_prefix("refit"),
-            requests: Family::default(),
-            seconds: histogram(),
-            first_token_seconds: histogram(),
-            tokens: Family::default(),
-            http: Family::default(),
+            system: Registry::default(),
+            series: Arc::new(AllSeries::new(MAX_SERIES)),
+            http: Paths::default(),
+            writes: Arc::default(),
+            sources: OnceLock::new(),
             cache: Family::default(),
             in_flight: Gauge::default(),
             log_rows_pending: Gauge::default(),
             log_rows_dropped: Counter::default(),
+            telemetry: TelemetryCounts::default(),
         };
         let registry = &mut metrics.registry;
-        registry.register("requests", "Model calls by endpoint, provider and status class", metrics.requests.clone());
-        registry.register("request_seconds", "Time of a model call to the last byte", metrics.seconds.clone());
-        registry.register("first_token_seconds", "Time of a streamed call to its first chunk", metrics.first_token_seconds.clone());
-        registry.register("tokens", "Tokens read and written, as providers report them", metrics.tokens.clone());
-        registry.register("http_requests", "HTTP replies by route and status class", metrics.http.clone());
-        registry.register("cache_lookups", "Model calls that the cache was asked for, by what it had", metrics.cache.clone());
         registry.register("requests_in_flight", "Model calls being answered", metrics.in_flight.clone());
         registry.register("log_rows_pending", "Request-log rows not yet in the database", metrics.log_rows_pending.clone());
         registry.register("log_rows_dropped", "Request-log rows that could not be written or read", metrics.log_rows_dropped.clone());
+        registry.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        let TelemetryCounts { exported, dropped, failed } = metrics.telemetry.clone();
+        registry.register("telemetry_exported", "Spans and events that an OTLP collector took", exported);
+        registry.register("telemetry_dropped", "Spans and events thrown away: too many waited, or no collector took them", dropped);
+        registry.register("telemetry_failures", "OTLP exports that failed in the end", failed);
+        registry.register("cache_lookups", "Model calls that the cache was asked for, by what it had", metrics.cache.clone());
         metrics.serving.register(registry);
+        registry.register_collector(Box::new(metrics.http.clone()));
+        registry.register_collector(Box::new(WritesRead(metrics.writes.clone())));
+        metrics.system.register_collector(Box::new(Process));
         metrics
     }
 
-    /// The text of `/metrics`.
-    pub fn render(&self) -> String {
+    /// The text of `/metrics`, as much of it as a reader may see.
+    pub fn render(&self, view: View) -> String {
+        let read = |source: Option<&Sources>| match source {
+            Some(Sources { targets, budgets }) => {
+                (targets.as_ref().map(|read| read()).unwrap_or_default(), budgets.as_ref().map(|read| read()).unwrap_or_default())
+            }
+            None => Default::default(),
+        };
+        let (targets, budgets) = read(self.sources.get());
+        let mut calls = Registry::with_prefix("refit");
+        calls.register_collector(Box::new(Exposition { view, series: self.series.clone(), targets, budgets }));
         let mut out = String::new();
-        text::encode(&mut out, &self.registry).expect("writing into a String cannot fail");
+        let mut write = || {
+            [&self.registry, &calls, &self.system].into_iter().try_for_each(|registry| text::encode_registry(&mut out, registry))?;
+            text::encode_eof(&mut out)
+        };
+        write().expect("writing into a String cannot fail");
         out
+    }
+
+    /// Names what is read whenever metrics are; once.
+    pub fn watch(&self, sources: Sources) {
+        // A second one would be a mistake of the program, and the first goes on.
+        let _ = self.sources.set(sources);
+    }
+
+    /// The same database, with its writes timed.
+    pub fn timed(&self, db: Arc<dyn Db>) -> Arc<dyn Db> {
+        Arc::new(Timed { db, writes: self.writes.clone() })
     }
 
     /// The cache was asked: `hit`, `semantic` or `miss`.
@@ -144,26 +154,14 @@ impl Metrics {
         InFlight(self.in_flight.clone())
     }
 
-    /// A model call ended.
-    pub fn finish(&self, call: Finished<'_>) {
-        let provider = if call.provider.is_empty() { "none" } else { call.provider };
-        let place = Place { endpoint: call.endpoint.to_string(), provider: provider.to_string() };
-        let outcome = Outcome { endpoint: place.endpoint.clone(), provider: provider.to_string(), status: class(call.status) };
-        self.requests.get_or_create(&outcome).inc();
-        self.seconds.get_or_create(&place).observe(call.total_ms / 1e3);
-        if let Some(ms) = call.first_token_ms {
-            self.first_token_seconds.get_or_create(&place).observe(ms / 1e3);
-        }
-        if let Some(usage) = call.usage {
-            for (direction, count) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
-                self.tokens.get_or_create(&Tokens { provider: provider.to_string(), direction }).inc_by(count);
-            }
-        }
+    /// A model call ended; its row is as it will be logged.
+    pub fn finish(&self, row: &RequestRow) {
+        self.series.record(row);
     }
 
     /// An HTTP reply was begun; `path` is the route's pattern.
     pub fn http(&self, path: &str, status: u16) {
-        self.http.get_or_create(&Http { path: path.to_string(), status: class(status) }).inc();
+        self.http.count(path, status);
     }
 
     pub(super) fn log_rows_pending(&self, change: i64) {
@@ -173,8 +171,98 @@ impl Metrics {
     pub(super) fn log_row_dropped(&self) {
         self.log_rows_dropped.inc();
     }
+
+    /// From now on series have what OTLP shows.
+    pub(super) fn keep_for_otlp(&self) {
+        self.series.keep_for_otlp();
+    }
+
+    /// Every series, for OTLP.
+    pub(super) fn series(&self) -> Vec<Arc<Series>> {
+        self.series.all()
+    }
 }
 
-fn class(status: u16) -> String {
-    format!("{}xx", status / 100)
+type Statuses = Arc<[AtomicU64; 6]>;
+
+/// HTTP replies by path and status class. A path is added once and found without a lock.
+#[derive(Debug, Clone, Default)]
+struct Paths {
+    table: Arc<ArcSwap<HashMap<String, Statuses>>>,
+    adding: Arc<Mutex<()>>,
+}
+
+impl Paths {
+    fn count(&self, path: &str, status: u16) {
+        let known = self.table.load().get(path).cloned();
+        let statuses = known.unwrap_or_else(|| self.add(path));
+        statuses[usize::from(status / 100).min(5)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add(&self, path: &str) -> Statuses {
+        let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = HashMap::clone(&self.table.load());
+        let path = if table.len() < MAX_PATHS { path } else { super::series::OTHER };
+        let statuses = table.entry(path.to_string()).or_default().clone();
+        self.table.store(Arc::new(table));
+        statuses
+    }
+}
+
+impl Collector for Paths {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let table = self.table.load();
+        let mut paths: Vec<_> = table.iter().collect();
+        paths.sort_by_key(|(path, _)| *path);
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let help = "HTTP replies by route and status class";
+        let mut family = encoder.encode_descriptor("http_requests", help, None, MetricType::Counter)?;
+        for (path, statuses) in paths {
+            for (class, count) in statuses.iter().enumerate().map(|(class, count)| (class, count.load(Ordering::Relaxed))) {
+                if count > 0 {
+                    let labels = [("path", path.clone()), ("status", format!("{class}xx"))];
+                    ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows the times of the database's writes.
+#[derive(Debug)]
+struct WritesRead(Arc<Writes>);
+
+impl Collector for WritesRead {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (seconds, failed) = self.0.read();
+        let help = "Time of a write to the database, waiting for others included";
+        Read(&seconds).encode(encoder.encode_descriptor("database_write", help, Some(&Unit::Seconds), MetricType::Histogram)?)?;
+        let counter = ConstCounter::new(failed);
+        counter.encode(encoder.encode_descriptor(
+            "database_write_failures",
+            "Writes that the database refused",
+            None,
+            MetricType::Counter,
+        )?)
+    }
+}
+
+/// A histogram that was read.
+pub(super) struct Read<'f>(pub(super) &'f Distribution);
+
+impl EncodeMetric for Read<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let Read(distribution) = self;
+        // The encoder writes this one as +Inf.
+        let bounds = distribution.bounds.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(distribution.buckets.iter().copied()).collect();
+        encoder.encode_histogram::<NoLabelSet>(distribution.sum, distribution.count(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }

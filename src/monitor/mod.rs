@@ -2,17 +2,23 @@
 //! the [`health`] of the data directory, what calls [`cost`], what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
 
 pub mod cost;
+mod database;
+pub mod exposition;
 pub mod health;
 mod line;
 pub mod metrics;
+mod process;
 pub mod record;
 pub mod redact;
 pub mod retention;
 pub mod segment;
+pub mod series;
 pub mod serving;
+pub mod telemetry;
 
 pub use health::Health;
 pub use metrics::Metrics;
 pub use record::Recorder;
 pub use redact::Redactor;
 pub use serving::Serving;
+pub use telemetry::Telemetry;

@@ -14,6 +14,7 @@ pub mod plain;
 pub mod shard;
 pub mod time;
 pub mod told;
+pub mod trace;
 pub mod traits;
 
 pub use digest::Digest;

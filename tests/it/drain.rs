@@ -156,6 +156,7 @@ fn a_third_signal_ends_where_it_stands_and_the_rows_wait_for_the_next_start() {
     // A caller that takes nothing keeps its connection through the cut.
     let mut stuck = Line::to(&server);
     begin(&mut stuck, &key, 90_000, 0);
+    wait_for("the call", || gauge(&server, "refit_requests_in_flight") == 1.0);
     let reply = server.post(CHAT, Some(&key), &chat("mock/echo", "hi", json!({})));
     let id = reply.header("x-request-id").expect("an id").to_string();
     for _ in 0..3 {

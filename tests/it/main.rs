@@ -35,6 +35,7 @@ mod log;
 mod logs;
 mod messages;
 mod models;
+mod observability;
 mod origins;
 mod places;
 mod prices;
@@ -49,6 +50,7 @@ mod routing;
 mod serving;
 mod streams;
 mod support;
+mod telemetry;
 mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;

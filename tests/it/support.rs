@@ -75,6 +75,9 @@ impl Refit {
         for name in ["REFIT_DATA_DIR", "REFIT_CONFIG", "REFIT_LOG", "REFIT_HUB_URL", "REFIT_CATALOGUE", "REFIT_PYTHON", "OPENAI_API_KEY"] {
             command.env_remove(name);
         }
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
+            command.env_remove(name);
+        }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
