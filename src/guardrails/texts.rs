@@ -24,6 +24,8 @@ const NO_TEXTS: &[&str] = &[
     "cache_control",
     "role",
 ];
+/// Fields that may hold an image, a sound or a file as a `data:` URL.
+const MEDIA: &[&str] = &["url", "image_url", "audio_url", "video_url", "file_url"];
 /// Fields whose text is JSON.
 const JSON_TEXTS: &[&str] = &["arguments", "partial_json"];
 /// Fields of a request besides its messages that hold what people wrote.
@@ -104,8 +106,6 @@ pub fn of_message(place: &str, message: &mut Message, each: &mut Each<'_>) -> bo
 /// Visits every text of a value.
 pub fn of_value(place: &str, value: &mut Value, each: &mut Each<'_>) -> bool {
     match value {
-        // Data of images and sounds; an address is a text.
-        Value::String(text) if text.starts_with("data:") && text.contains(";base64,") => false,
         Value::String(text) => each(place, text),
         Value::Array(items) => of_items(place, items, each),
         Value::Object(fields) => of_fields(place, fields, each),
@@ -127,18 +127,29 @@ fn of_fields(place: &str, fields: &mut Map<String, Value>, each: &mut Each<'_>) 
         let place = format!("{place}.{name}");
         changed |= match value {
             Value::String(text) if JSON_TEXTS.contains(&name.as_str()) => of_json(&place, text, each),
+            // An address is a text.
+            Value::String(text) if MEDIA.contains(&name.as_str()) && is_encoded(text) => false,
             value => of_value(&place, value, each),
         };
     }
     changed
 }
 
-/// Visits the texts inside a text of JSON; a text that is none is visited as it is.
+/// Whether a text is a `data:` URL (RFC 2397) with nothing readable in it: a media type and base64.
+fn is_encoded(text: &str) -> bool {
+    let Some((media_type, data)) = text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) else { return false };
+    let of_type = |byte: u8| byte.is_ascii_alphanumeric() || b"/+-.;=".contains(&byte);
+    let of_data = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
+    media_type.bytes().all(of_type) && data.bytes().all(of_data)
+}
+
+/// Visits the texts inside a text of JSON; a text that is none is visited as it is. Of a key that stands twice only the last value
+/// is visited, so only that is left.
 fn of_json(place: &str, text: &mut String, each: &mut Each<'_>) -> bool {
-    let Ok(mut value @ (Value::Object(_) | Value::Array(_))) = json::read(text.as_bytes(), MAX_JSON_VALUES) else {
+    let Ok((mut value, repeats)) = json::read_noting_repeats(text.as_bytes(), MAX_JSON_VALUES) else {
         return each(place, text);
     };
-    let changed = inside(place, &mut value, each);
+    let changed = inside(place, &mut value, each) || repeats;
     if changed {
         *text = value.to_string();
     }
@@ -213,5 +224,26 @@ mod tests {
         assert_eq!((&done["prompt"]["variables"]["x"], &done["stop"]), (&json!("Y"), &json!("s")));
         assert!(places.contains(&"messages[0].content[0].text".to_string()), "{places:?}");
         assert!(places.contains(&"messages[1].tool_calls[0].function.arguments".to_string()), "{places:?}");
+    }
+
+    #[test]
+    fn nothing_passes_unseen_as_data_or_under_a_key_that_stands_twice() {
+        let part = |part: Value| {
+            upper(json!({"model": "m", "messages": [{"role": "user", "content": [part]}]})).0["messages"][0]["content"][0].clone()
+        };
+        for text in ["data:image/png;base64,aa", "data:;base64, mail a@b.c"] {
+            assert_eq!(part(json!({"type": "text", "text": text}))["text"], text.to_uppercase());
+        }
+        for url in ["data:;base64,a@b.c", "data:a@b.c;base64,aa", "data:text/plain,a"] {
+            assert_eq!(part(json!({"type": "image_url", "image_url": {"url": url}}))["image_url"]["url"], url.to_uppercase());
+        }
+        let untouched = |arguments: &str| {
+            let mut text = arguments.to_string();
+            (of_json("p", &mut text, &mut |_, _| false), text)
+        };
+        assert_eq!(untouched("{\"a\":  1}"), (false, "{\"a\":  1}".to_string()));
+        assert_eq!(untouched("{\"a\": \"a@b.c\", \"a\": 1}"), (true, "{\"a\":1}".to_string()));
+        let mut text = "\"a\\u0040b\"".to_string();
+        assert!(of_json("p", &mut text, &mut |_, text| text == "a@b"), "escapes hide nothing at the top either: {text}");
     }
 }

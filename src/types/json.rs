@@ -35,10 +35,19 @@ pub struct Fault {
 /// # Errors
 /// [`Fault`] where it is no JSON, nested too deep, holds a number that is not finite, or too many values.
 pub fn read(bytes: &[u8], max_values: usize) -> Result<Value, Fault> {
-    let reading = Reading { left: Cell::new(max_values), too_many: Cell::new(false), path: RefCell::default() };
+    read_noting_repeats(bytes, max_values).map(|(value, _)| value)
+}
+
+/// As [`read`]; also whether an object has a key more than once. The last value stands, as almost every reader has it, but what is
+/// read is then not all that was written.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_noting_repeats(bytes: &[u8], max_values: usize) -> Result<(Value, bool), Fault> {
+    let reading = Reading { left: Cell::new(max_values), too_many: Cell::new(false), repeats: Cell::new(false), path: RefCell::default() };
     let mut text = Deserializer::from_slice(bytes);
     let read = Node(&reading).deserialize(&mut text).and_then(|value| text.end().map(|()| value));
-    read.map_err(|error| {
+    read.map(|value| (value, reading.repeats.get())).map_err(|error| {
         let told = error.to_string();
         // The place has fields of its own.
         let what = told.rsplit_once(" at line ").map_or(told.as_str(), |(what, _)| what).to_string();
@@ -55,6 +64,7 @@ enum Step {
 struct Reading {
     left: Cell<usize>,
     too_many: Cell<bool>,
+    repeats: Cell<bool>,
     /// Where the reader is; after a mistake, where that was.
     path: RefCell<Vec<Step>>,
 }
@@ -160,7 +170,9 @@ impl<'de> Visitor<'de> for Node<'_> {
             self.0.enter(Step::Field(name));
             let value = fields.next_value_seed(Node(self.0))?;
             if let Some(Step::Field(name)) = self.0.leave() {
-                map.insert(name, value);
+                if map.insert(name, value).is_some() {
+                    self.0.repeats.set(true);
+                }
             }
         }
         Ok(map.into())
@@ -211,6 +223,13 @@ mod tests {
         assert!(read(b"[0,0,0]", 4).is_ok());
         let fault = read(b"{\"input\": [0,0,0,0]}", 4).expect_err("too many");
         assert!(fault.too_many && fault.path.is_some_and(|path| path.starts_with("input")));
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_noted() {
+        let noted = |text: &str| read_noting_repeats(text.as_bytes(), 99);
+        assert_eq!(noted(r#"[{"a": 1, "b": {"a": 2}}, {"a": 3}]"#).map(|(_, repeats)| repeats), Ok(false));
+        assert_eq!(noted(r#"[{"b": {"a": 1, "\u0061": 2}}]"#), Ok((json!([{"b": {"a": 2}}]), true)));
     }
 
     fn values() -> impl Strategy<Value = Value> {

@@ -156,6 +156,30 @@ fn what_is_redacted_reaches_neither_the_provider_nor_the_log() {
 }
 
 #[test]
+fn nothing_passes_as_encoded_data_or_under_a_key_that_stands_twice() {
+    let gateway = Gateway::new(PII, vec![text("ok")]);
+    let image = "data:image/png;base64,iVBORw0KGgo=";
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "mail", "arguments": format!("{{\"to\": \"{MAIL}\", \"to\": \"you\"}}")}});
+    let got = gateway.post(
+        CHAT,
+        &json!({"model": "up/m", "messages": [
+        {"role": "user", "content": [
+            {"type": "text", "text": format!("data:;base64, mail {MAIL}")},
+            {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{MAIL}")}},
+            {"type": "image_url", "image_url": {"url": image}}]},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sent"}]}),
+    );
+    assert_eq!(content(&got), "ok");
+    let seen = gateway.seen();
+    let parts = &seen["messages"][0]["content"];
+    assert_eq!((&parts[0]["text"], &parts[2]["image_url"]["url"]), (&json!("data:;base64, mail [EMAIL_1]"), &json!(image)));
+    assert_eq!(seen["messages"][1]["tool_calls"][0]["function"]["arguments"], "{\"to\":\"you\"}");
+    assert!(!seen.to_string().contains("canary"), "{seen}");
+    gateway.keeps_nothing_of(&["canary"]);
+}
+
+#[test]
 fn every_endpoint_and_the_fast_lane_redact() {
     let say = format!("I am {MAIL}");
     let vectors = json!({"object": "list", "model": "m", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
