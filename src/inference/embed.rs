@@ -39,24 +39,8 @@ impl Inference {
     async fn vectors(&self, ticket: &mut Ticket, ask: &Ask, mut request: EmbeddingRequest) -> Result<EmbeddingResponse, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
-        let found = match self.may_name(ask, &request.model, None) {
-            Ok(()) => {
-                let road = self.road_of(&setup, &request.model).await.map_err(|failure| self.told_to(ask, failure));
-                road.and_then(Road::for_vectors)
-            }
-            Err(failure) => Err(failure),
-        };
-        let found = found.and_then(Road::for_vectors);
-        let road = match found {
-            Ok(road) => road,
-            Err(failure) => {
-                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
-                return Err(failure);
-            }
-        };
-        ticket.routed(&road);
-        ticket.priced(&setup);
-        let guarded = self.guards(&setup, ticket, &road, held)?;
+        let found = self.road_to(&setup, ask, &request.model).await.and_then(Road::for_vectors);
+        let (road, guarded) = self.sets_out(&setup, ticket, found, held)?;
         if road.targets.iter().any(|plan| plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some())) {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));

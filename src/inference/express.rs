@@ -22,17 +22,10 @@ impl Inference {
     ///
     /// # Errors
     /// As [`Inference::pass`].
-    pub async fn pass_plain(&self, ask: Ask, plain: PlainChat) -> Result<Passed, Failure> {
-        let setup = self.setup();
-        let mut ask = ask;
-        let road = match self.plain_road(&setup, &ask, &plain).await {
-            Some(road) => road,
-            None => {
-                ask.text = Some(plain.text.clone());
-                return Box::pin(self.pass(ask, read(&plain)?)).await;
-            }
+    pub async fn pass_plain(&self, mut ask: Ask, plain: PlainChat) -> Result<Passed, Failure> {
+        let Some((road, mut ticket)) = self.begin_plain(&mut ask, &plain).await? else {
+            return Box::pin(self.pass(ask, read(&plain)?)).await;
         };
-        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (provider, call) = (plan.provider.clone(), call(plan, &plain));
             Box::pin(async move { Ok(provider.chat(call).await?) })
@@ -46,17 +39,10 @@ impl Inference {
     ///
     /// # Errors
     /// As [`Inference::answer_stream`].
-    pub async fn stream_plain(&self, ask: Ask, plain: PlainChat) -> Result<AnswerStream, Failure> {
-        let setup = self.setup();
-        let mut ask = ask;
-        let road = match self.plain_road(&setup, &ask, &plain).await {
-            Some(road) => road,
-            None => {
-                ask.text = Some(plain.text.clone());
-                return Box::pin(self.answer_stream(ask, read(&plain)?)).await;
-            }
+    pub async fn stream_plain(&self, mut ask: Ask, plain: PlainChat) -> Result<AnswerStream, Failure> {
+        let Some((road, mut ticket)) = self.begin_plain(&mut ask, &plain).await? else {
+            return Box::pin(self.answer_stream(ask, read(&plain)?)).await;
         };
-        let mut ticket = self.admitted(&setup, &mut ask, &road, &plain).await?;
         let opening = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Opened, Failure>> {
             let (plan, call) = (plan.clone(), call(plan, &plain));
             Box::pin(async move { first_piece(plan.provider.chat_stream(call).await?, &plan).await })
@@ -78,23 +64,26 @@ impl Inference {
         !reads && road.targets.iter().all(plain) && !setup.guards.are_on(road)
     }
 
-    /// The road of a request that nothing on it has to read. Whatever else, and whatever is wrong, is the common way's to tell.
-    async fn plain_road(&self, setup: &Arc<Setup>, ask: &Ask, plain: &PlainChat) -> Option<Arc<Road>> {
-        self.may_name(ask, &plain.model, None).ok()?;
-        let road = self.road_of(setup, &plain.model).await.ok()?;
-        self.takes_plain(setup, &road).then_some(road)
-    }
-
-    async fn admitted(&self, setup: &Arc<Setup>, ask: &mut Ask, road: &Road, plain: &PlainChat) -> Result<Ticket, Failure> {
+    /// The road and the ticket of a request that nothing on the road has to read. None for any other: that, and whatever is wrong, is
+    /// the common way's to tell.
+    async fn begin_plain(&self, ask: &mut Ask, plain: &PlainChat) -> Result<Option<(Arc<Road>, Ticket)>, Failure> {
+        let setup = self.setup();
         ask.text = Some(plain.text.clone());
+        if self.may_name(ask, &plain.model, None).is_err() {
+            return Ok(None);
+        }
+        let Ok(road) = self.road_of(&setup, &plain.model).await else { return Ok(None) };
+        if !self.takes_plain(&setup, &road) {
+            return Ok(None);
+        }
         let mut ticket = Ticket::open(&setup.log, ask, &Asked::plain(plain));
-        ticket.routed(road);
-        ticket.priced(setup);
-        match self.admit(setup, ask, road, Extent::of_plain(plain)).await {
+        ticket.routed(&road);
+        ticket.priced(&setup);
+        match self.admit(&setup, ask, &road, Extent::of_plain(plain)).await {
             Ok(grant) => ticket.granted(grant),
             Err(failure) => return Err(ticket.fail(failure)),
         }
-        Ok(ticket)
+        Ok(Some((road, ticket)))
     }
 }
 

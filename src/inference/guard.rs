@@ -199,23 +199,32 @@ fn refusal(refused: &Refused) -> Failure {
 }
 
 impl Inference {
-    /// The sets that a call on a road goes through. Until they have been applied the log row has no body: `held` is put back where
-    /// there are none.
+    /// What a call begins with once its road is looked up: the row gets the road, its prices and, where no guardrail stands before
+    /// it, its body (`held`, taken out until then). A call without a road might have met any of the sets.
     ///
     /// # Errors
-    /// As [`Guards::of`].
-    pub(super) fn guards(
+    /// What `found` has; as [`Guards::of`].
+    pub(super) fn sets_out(
         &self,
         setup: &Setup,
         ticket: &mut Ticket,
-        road: &Road,
+        found: Result<Arc<Road>, Failure>,
         held: Option<String>,
-    ) -> Result<Option<Box<Guarded>>, Failure> {
-        let guarded = setup.guards.of(road)?;
+    ) -> Result<(Arc<Road>, Option<Box<Guarded>>), Failure> {
+        let road = match found {
+            Ok(road) => road,
+            Err(failure) => {
+                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
+                return Err(failure);
+            }
+        };
+        ticket.routed(&road);
+        ticket.priced(setup);
+        let guarded = setup.guards.of(&road)?;
         if guarded.is_none() {
             ticket.show_body(held);
         }
-        Ok(guarded)
+        Ok((road, guarded))
     }
 
     /// The request as it may be asked.

@@ -390,16 +390,7 @@ impl Inference {
             Ok(()) => self.road(&setup, &request).await.map_err(|failure| self.told_to(ask, failure)),
             Err(failure) => Err(failure),
         };
-        let road = match found {
-            Ok(road) => road,
-            Err(failure) => {
-                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
-                return Err(failure);
-            }
-        };
-        ticket.routed(&road);
-        ticket.priced(&setup);
-        let mut guarded = self.guards(&setup, ticket, &road, held)?;
+        let (road, mut guarded) = self.sets_out(&setup, ticket, found, held)?;
         ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
         // By what the caller said: placeholders would make one of all users.
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));

@@ -44,20 +44,8 @@ impl Inference {
     async fn judged(&self, ticket: &mut Ticket, ask: &Ask, model: &str, mut request: Map<String, Value>) -> Result<Value, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
-        let found = match self.may_name(ask, model, None) {
-            Ok(()) => self.road_of(&setup, model).await.map_err(|failure| self.told_to(ask, failure)),
-            Err(failure) => Err(failure),
-        };
-        let road = match found {
-            Ok(road) => road,
-            Err(failure) => {
-                ticket.show_body(held.filter(|_| setup.guards.is_empty()));
-                return Err(failure);
-            }
-        };
-        ticket.routed(&road);
-        let guarded = self.guards(&setup, ticket, &road, held)?;
-        ticket.priced(&setup);
+        let found = self.road_to(&setup, ask, model).await;
+        let (road, guarded) = self.sets_out(&setup, ticket, found, held)?;
         ticket.granted(self.admit(&setup, ask, &road, Extent::of_values(request.values())).await?);
         if let Some(mut guarded) = guarded {
             self.guard_moderation(ticket, &mut guarded, &mut request)?;

@@ -3,7 +3,7 @@
 use super::plan::{self, Plan};
 use super::pool::{Budget, Gate, NoPlace, Permit, Pool, Target};
 use super::verdict::Refusal;
-use super::{Inference, Setup, blocking};
+use super::{Ask, Inference, Setup, blocking};
 use crate::config::routes::{AcceptConfig, Choose, Sticky, TargetConfig};
 use crate::config::{ResilienceConfig, RouteConfig};
 use crate::store::{Store, routes};
@@ -304,6 +304,12 @@ impl Inference {
             Ok(Arc::new(parts.direct(plan)))
         })
         .await
+    }
+
+    /// The road of a name for a caller: as far as the key may call it, and told no more than it may know.
+    pub(super) async fn road_to(&self, setup: &Arc<Setup>, ask: &Ask, name: &str) -> Result<Arc<Road>, Failure> {
+        self.may_name(ask, name, None)?;
+        self.road_of(setup, name).await.map_err(|failure| self.told_to(ask, failure))
     }
 
     /// The road of a name, looked up once until anybody commits.
