@@ -293,7 +293,6 @@ impl Ticket {
     /// What the cache had: `hit`, `semantic` or `miss`.
     pub(super) fn looked_up(&mut self, how: &'static str) {
         self.row.cache = Some(how.to_string());
-        self.log.metrics.looked_up(how);
     }
 
     /// Whether the reply was given before, and nobody counted tokens for it now.

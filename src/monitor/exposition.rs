@@ -195,7 +195,7 @@ fn requests(groups: &Groups, out: &mut Writer<'_>) -> fmt::Result {
     let cache = spread(groups, "result", |of| {
         words([("hit", of.counts.cache_hits), ("semantic", of.counts.cache_similar), ("miss", of.counts.cache_misses)])
     });
-    out.counters("cache_requests", "Requests that the cache was asked for", cache)?;
+    out.counters("cache_lookups", "Model calls that the cache was asked for, by what it had", cache)?;
     let mut findings = Vec::new();
     for (pairs, figures) in groups {
         for ((detector, action), count) in &figures.findings {

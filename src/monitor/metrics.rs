@@ -11,10 +11,9 @@ use crate::store::Db;
 use crate::store::requests::RequestRow;
 use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
@@ -29,11 +28,6 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Paths of the route table, and some.
 const MAX_PATHS: usize = 256;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Found {
-    result: &'static str,
-}
-
 /// The metrics of this process.
 pub struct Metrics {
     /// What the serving process knows about itself.
@@ -44,7 +38,6 @@ pub struct Metrics {
     http: Paths,
     writes: Arc<Writes>,
     sources: OnceLock<Sources>,
-    cache: Family<Found, Counter>,
     in_flight: Gauge,
     log_rows_pending: Gauge,
     log_rows_dropped: Counter,
@@ -89,7 +82,6 @@ impl Metrics {
             http: Paths::default(),
             writes: Arc::default(),
             sources: OnceLock::new(),
-            cache: Family::default(),
             in_flight: Gauge::default(),
             log_rows_pending: Gauge::default(),
             log_rows_dropped: Counter::default(),
@@ -104,7 +96,6 @@ impl Metrics {
         registry.register("telemetry_exported", "Spans and events that an OTLP collector took", exported);
         registry.register("telemetry_dropped", "Spans and events thrown away: too many waited, or no collector took them", dropped);
         registry.register("telemetry_failures", "OTLP exports that failed in the end", failed);
-        registry.register("cache_lookups", "Model calls that the cache was asked for, by what it had", metrics.cache.clone());
         metrics.serving.register(registry);
         registry.register_collector(Box::new(metrics.http.clone()));
         registry.register_collector(Box::new(WritesRead(metrics.writes.clone())));
@@ -141,11 +132,6 @@ impl Metrics {
     /// The same database, with its writes timed.
     pub fn timed(&self, db: Arc<dyn Db>) -> Arc<dyn Db> {
         Arc::new(Timed { db, writes: self.writes.clone() })
-    }
-
-    /// The cache was asked: `hit`, `semantic` or `miss`.
-    pub fn looked_up(&self, result: &'static str) {
-        self.cache.get_or_create(&Found { result }).inc();
     }
 
     /// A model call began.

@@ -213,7 +213,8 @@ fn a_hit_costs_nothing_and_its_row_says_what_was_answered() {
     for field in ["provider", "model", "input_tokens", "output_tokens", "finish_reason", "status", "reply"] {
         assert_eq!(first[field], again[field], "{field}: {again}");
     }
-    assert!(metrics.contains("refit_cache_lookups_total{result=\"hit\"} 1"), "{metrics}");
+    let hits = "refit_cache_lookups_total{endpoint=\"chat.completions\",provider=\"up\",result=\"hit\"} 1";
+    assert!(metrics.contains(hits), "{metrics}");
     // Five tokens were read once.
     assert!(metrics.contains("refit_tokens_total{provider=\"up\",direction=\"input\"} 5"), "{metrics}");
 }
