@@ -169,10 +169,10 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(name) = fields.next_key::<String>()? {
             self.0.enter(Step::Field(name));
             let value = fields.next_value_seed(Node(self.0))?;
-            if let Some(Step::Field(name)) = self.0.leave() {
-                if map.insert(name, value).is_some() {
-                    self.0.repeats.set(true);
-                }
+            if let Some(Step::Field(name)) = self.0.leave()
+                && map.insert(name, value).is_some()
+            {
+                self.0.repeats.set(true);
             }
         }
         Ok(map.into())
