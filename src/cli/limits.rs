@@ -34,7 +34,7 @@ impl LimitArgs {
         Ok(LimitChanges {
             requests_per_minute: count("rpm", self.rpm.as_deref())?,
             tokens_per_minute: count("tpm", self.tpm.as_deref())?,
-            budget: or_none("budget", self.budget.as_deref(), MicroUsd::parse, "dollars such as 25.00")?,
+            budget: or_none("budget", self.budget.as_deref(), MicroUsd::parse, "dollars such as 25.00, with at most six places")?,
             period: self.budget_period.as_deref().map(str::parse).transpose()?,
         })
     }

@@ -122,7 +122,8 @@ fn checked(fields: &Map<String, Value>, caller: Caller) -> Result<Given, Failure
     if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
         let shown = if is_safe_name(unknown) { format!("\"{unknown}\"") } else { "of this name".to_string() };
         let message = format!("there is no field {shown}{}", did_you_mean(unknown, FIELDS));
-        return Err(Failure::on(Code::INVALID_VALUE, if is_safe_name(unknown) { unknown } else { "body" }, message));
+        let failure = Failure::on(Code::INVALID_VALUE, if is_safe_name(unknown) { unknown } else { "body" }, message);
+        return Err(failure.with_hint(format!("the fields are {}", FIELDS.join(", "))));
     }
     let (kind, target) = target(fields.get("target"))?;
     let (value, number) = value(fields.get("value"))?;
