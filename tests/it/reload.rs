@@ -76,7 +76,12 @@ fn a_provider_whose_section_did_not_change_keeps_its_connections() {
     let refit = Refit::new();
     refit.write("refit.toml", provider(up.port));
     let (key, viewer, server) = (refit.key(), viewer(&refit), refit.serve(&[]));
-    let ask = || text(&server.post(CHAT, Some(&key), &chat("up/m", "x", json!({}))));
+    // One connection here is one event loop there, and connections to a provider belong to an event loop.
+    let mut line = Line::to(&server);
+    let mut ask = || {
+        line.send("POST", CHAT, Some(&key), &chat("up/m", "x", json!({})).to_string()).expect("sent");
+        assert_eq!(line.reply().expect("a reply").status, 200);
+    };
     ask();
     refit.write("refit.toml", format!("[server]\ndrain_s = 2\n{}", provider(up.port)));
     wait_for("the reload", || config(&server, &viewer)["reloads"] == 1);
