@@ -1,12 +1,13 @@
 //! The composition root: every long-lived part of a process, built in one place, from a configuration and a data directory; and how
 //! another configuration is put in force.
 
+use crate::access::meter::Owner;
 use crate::access::{Keys, audit};
 use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
 use crate::inference::{InForce, Inference, Log, Setup, TargetStatus};
 use crate::jobs::batch::Batches;
-use crate::monitor::exposition::{Sources, TargetFigures};
+use crate::monitor::exposition::{BudgetFigures, Sources, TargetFigures};
 use crate::monitor::{Health, Metrics, Recorder, Redactor, Telemetry};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
@@ -76,8 +77,7 @@ impl App {
         let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
         let setup = setup(&store, config, providers, (&recorder, &metrics, &telemetry))?;
         let inference = Arc::new(Inference::new(store.clone(), setup));
-        let targets = watched(&inference);
-        metrics.watch(Sources { targets: Some(targets), budgets: None });
+        metrics.watch(Sources { targets: Some(watched(&inference)), budgets: Some(budgets(&keys)) });
         let health = Arc::new(Health::new(&store));
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
         Ok(App { store, live, inference, recorder, metrics, health, keys, batches, telemetry, started_at, reloading })
@@ -154,6 +154,20 @@ fn watched(inference: &Arc<Inference>) -> Box<dyn Fn() -> Vec<TargetFigures> + S
         };
         // Names that callers make up are no labels until they have answered.
         inference.targets().into_iter().filter(|target| target.answered > 0).map(of).collect()
+    })
+}
+
+/// How much of budgets is spent.
+fn budgets(keys: &Keys) -> Box<dyn Fn() -> Vec<BudgetFigures> + Send + Sync> {
+    let keys = keys.clone();
+    let of = |(owner, used_ratio)| match owner {
+        Owner::Key { id, project, .. } => BudgetFigures { project, api_key: id, used_ratio },
+        Owner::Project(project) => BudgetFigures { project, api_key: String::new(), used_ratio },
+    };
+    Box::new(move || {
+        let mut figures: Vec<_> = keys.spent_ratios().into_iter().map(of).collect();
+        figures.sort_by(|a, b| (&a.project, &a.api_key).cmp(&(&b.project, &b.api_key)));
+        figures
     })
 }
 

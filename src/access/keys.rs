@@ -3,7 +3,7 @@
 
 use super::bounds::Names;
 use super::limits::LimitChanges;
-use super::meter::{Meter, Owner};
+use super::meter::{Meter, Moment, Owner};
 use super::{AccessError, Bounds, Caller, Limits, Role, audit};
 use crate::store::keys::{self as rows, KeyRow};
 use crate::store::{Fresh, Statement, Store, StoreError, projects};
@@ -236,12 +236,20 @@ impl Keys {
             return Ok(None);
         }
         let of_project = projects::limits(self.store.db.as_ref(), &row.project)?.unwrap_or_default();
-        let key = self.meter(row.id.clone(), &Limits::of(&row.limits)?, Owner::Key { id: row.id.clone(), name: row.name.clone() });
+        let owner = Owner::Key { id: row.id.clone(), name: row.name.clone(), project: row.project.clone() };
+        let key = self.meter(row.id.clone(), &Limits::of(&row.limits)?, owner);
         let project = self.meter(format!("project/{}", row.project), &Limits::of(&of_project)?, Owner::Project(row.project.clone()));
         let names = names(row.routes.as_deref())?;
         let bounds = Bounds { names, expires_at: row.expires_at, meters: key.into_iter().chain(project).collect() };
         let bounds = (!bounds.is_empty()).then(|| Arc::new(bounds));
         Ok(Some(Caller { key_id: row.id, project: row.project, role: row.role.parse()?, bounds }))
+    }
+
+    /// How much of their budgets keys and projects have spent, as far as this process has looked at them.
+    pub fn spent_ratios(&self) -> Vec<(Owner, f64)> {
+        let now = Moment::now();
+        let meters: Vec<_> = self.meters.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        meters.into_iter().filter_map(|meter| Some((meter.owner(), meter.spent_ratio(now)?))).collect()
     }
 
     /// The meter of whoever has limits, the same one each time.

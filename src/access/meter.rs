@@ -19,6 +19,8 @@ pub enum Owner {
         id: String,
         /// Name, for messages.
         name: String,
+        /// The project that it is of.
+        project: String,
     },
     /// A project.
     Project(String),
@@ -218,6 +220,18 @@ impl Meter {
     /// Whose it is, by the name of now.
     pub fn belongs_to(&self, owner: Owner) {
         self.lock().owner = owner;
+    }
+
+    /// The part of the budget that is spent in the current period, 0 to 1 and beyond; none without a budget, or before what was spent is
+    /// read.
+    pub fn spent_ratio(&self, now: Moment) -> Option<f64> {
+        let state = self.lock();
+        let purse = state.purse.as_ref().filter(|purse| purse.read)?;
+        let spent = if now.wall_ms < purse.ends_ms { purse.spent } else { 0 };
+        match purse.budget.amount.0 {
+            0 => Some(1.0),
+            amount => Some(spent as f64 / amount as f64),
+        }
     }
 
     /// Puts limits in place. What was counted stays, where the limit is still of the same kind.
@@ -445,7 +459,9 @@ mod tests {
         let Err(Refusal::Budget { left, wait_s, .. }) = reserve(one(&meter), need(0, 20), NOW) else { panic!("reserved twice") };
         assert_eq!((left, wait_s), (MicroUsd(10), Some(1)), "calls on their way may leave something");
         settle(one(&meter), &receipt, (0, MicroUsd(30)), NOW);
+        assert_eq!(meter.spent_ratio(NOW), Some(0.3));
         reserve(one(&meter), need(0, 70), NOW).expect("70 are left");
+        assert_eq!(meter.spent_ratio(NOW), Some(0.3), "what is reserved is not spent");
         let Err(Refusal::Budget { wait_s, .. }) = reserve(one(&meter), need(0, 200), NOW) else { panic!("more than all") };
         assert_eq!(wait_s, None);
         reserve(&[meter], need(0, 0), NOW).expect("what costs nothing passes");
@@ -482,6 +498,7 @@ mod tests {
     #[test]
     fn a_budget_that_comes_or_changes_its_period_is_read_and_one_that_grows_is_not() {
         let meter = meter(Limits::default());
+        assert_eq!(meter.spent_ratio(NOW), None);
         let early = reserve(one(&meter), need(0, 5), NOW).expect("nothing is bounded");
         meter.bound_by(&money(100, Period::Total));
         meter.spent_before(meter.unread().expect("to be read"), MicroUsd(50));

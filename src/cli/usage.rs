@@ -49,7 +49,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let since = args.since.as_deref().map(|text| day_of_date(text).ok_or_else(|| wrong("since", text, "a date such as 2026-11-01")));
     let store = context.open_store()?;
     // What a killed server left behind is used, too.
-    segment::drain_abandoned(&segment::directory(store.directory()), &store)?;
+    segment::drain_abandoned(&segment::directory(store.directory()), &store, &|| true)?;
     let report = Report { by, since_day: since.transpose()?.unwrap_or(i64::MIN), project: args.project.as_deref() };
     let lines = usage::report(store.db.as_ref(), report)?;
     if args.json {

@@ -19,9 +19,12 @@ const QUEUE: HeaderName = HeaderName::from_static("x-refit-queue-ms");
 /// What stands for a price that nobody knows.
 const UNKNOWN: HeaderValue = HeaderValue::from_static("unknown");
 
+/// As many headers as a reply of a model call has, with those of limits.
+const MOST: usize = 16;
+
 /// Writes what is told about a call into a reply's headers. What is not known has no header; a name that a header cannot carry neither.
 pub fn tell(headers: &mut HeaderMap, told: &Told) {
-    headers.reserve(8);
+    headers.reserve(MOST);
     if let Some(named) = &told.named {
         put(headers, TARGET, HeaderValue::from_maybe_shared(named.target.clone()).ok());
         put(headers, PROVIDER, HeaderValue::from_maybe_shared(named.provider.clone()).ok());
@@ -30,7 +33,7 @@ pub fn tell(headers: &mut HeaderMap, told: &Told) {
     put(headers, RELEASE, told.release.as_deref().and_then(text));
     put(headers, CACHE, told.cache.as_deref().and_then(text));
     put(headers, CASCADE, told.cascade.map(HeaderValue::from_static));
-    put(headers, ATTEMPTS, told.attempts.map(HeaderValue::from));
+    put(headers, ATTEMPTS, told.attempts.and_then(count));
     put(
         headers,
         COST,
@@ -52,6 +55,11 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
 
 fn text(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(text).ok()
+}
+
+/// A whole number.
+pub fn count(number: u64) -> Option<HeaderValue> {
+    decimal(i64::try_from(number).unwrap_or(i64::MAX), 1)
 }
 
 /// Milliseconds with three decimals.
@@ -98,6 +106,7 @@ mod tests {
         assert_eq!(written(i64::MAX, 1_000_000), "9223372036854.775807");
         assert_eq!(written(i64::MIN, 1_000_000), "-9223372036854.775808");
         assert_eq!((written(41, 1_000), written(12_000, 1_000)), ("0.041".into(), "12.000".into()));
+        assert_eq!((written(0, 1), written(1_090, 1)), ("0".into(), "1090".into()));
     }
 
     #[test]

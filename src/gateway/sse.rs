@@ -9,14 +9,19 @@ use crate::inference::{AnswerStream, Ask};
 use crate::providers::Piece;
 use crate::types::chat::ChatRequest;
 use crate::types::{Code, Failure};
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::unfold;
+use futures_util::stream::{BoxStream, unfold};
+use futures_util::{FutureExt, StreamExt};
+use hyper::body::Frame;
 use serde::Serialize;
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -87,17 +92,40 @@ pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: 
 
 fn reply<E: Encode>(events: Events<E>) -> Response {
     let late = matches!(events.state, State::Opening(_));
-    let body = unfold((Box::new(events), late), |(mut events, late)| async move {
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = over.clone();
+    let frames = unfold((Box::new(events), late, ended), |(mut events, late, ended)| async move {
         // What was waited for so far is filled at once.
         let bytes = if late { Bytes::from_static(events.encoder.keep_alive().as_bytes()) } else { events.next().await? };
-        Some((Ok::<_, Infallible>(bytes), (events, false)))
+        ended.store(matches!(events.state, State::Over), Ordering::Relaxed);
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), (events, false, ended)))
     });
+    let body = Body::new(Frames { frames: frames.boxed(), over });
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(body)).into_response()
+    (headers, body).into_response()
+}
+
+/// A body that knows, once its last bytes are taken, that they were: they leave together with the mark of its end.
+struct Frames {
+    frames: BoxStream<'static, Result<Frame<Bytes>, Infallible>>,
+    over: Arc<AtomicBool>,
+}
+
+impl HttpBody for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.frames.poll_next_unpin(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
 }
 
 /// What happened next in a stream.

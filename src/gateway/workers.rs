@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
@@ -77,10 +78,15 @@ impl Workers {
     }
 }
 
+/// How often an idle loop looks up. Nearly all of its timers are for later, so that setting one never changes when it has to wake next,
+/// which would take two system calls each time.
+const TICK: Duration = Duration::from_secs(1);
+
 async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
     let mut serving = JoinSet::new();
     let mut doing: HashMap<Id, (AbortHandle, Arc<Doing>)> = HashMap::new();
     let mut stopped = lane.stopped.clone();
+    let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             stream = connections.recv() => match stream {
@@ -96,6 +102,7 @@ async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
                 doing.remove(&id);
             }
             _ = stopped.wait_for(|stopped| *stopped) => break,
+            _ = tick.tick() => {}
         }
     }
     connections.close();

@@ -1,7 +1,8 @@
 //! The chunks of a stream put together as the reply they make, for the log. What it says is kept up to a bound, and only where it is
 //! logged; how it ended, its tokens and its choices always.
 
-use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Content, Delta};
+use crate::providers::{Passage, Said};
+use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Content, Delta, Message};
 use serde_json::{Map, Value, json};
 
 /// Bytes of a reply that the log keeps.
@@ -48,7 +49,7 @@ impl Assembly {
         if chunk.usage.is_some() {
             reply.usage.clone_from(&chunk.usage);
         }
-        let keep = self.has_room_for(chunk);
+        let keep = self.has_room_for(weight(chunk));
         if keep {
             merge(&mut self.reply.extra, &chunk.extra);
         }
@@ -68,12 +69,25 @@ impl Assembly {
         }
     }
 
-    /// From the first chunk that does not fit nothing is kept: a text with a hole would be read as whole.
-    fn has_room_for(&mut self, chunk: &ChatChunk) -> bool {
+    /// Adds events that were passed on.
+    pub(super) fn add_passage(&mut self, passage: &Passage) {
+        let keep = self.has_room_for(passage.said.iter().map(|said| said.text.len()).sum());
+        for Said { index, text, finish_reason } in &passage.said {
+            self.heard_bytes += text.len() as u64;
+            // None only where there were too many.
+            let Some(choice) = self.reply.choices.iter_mut().find(|choice| choice.index == *index) else { continue };
+            choice.finish_reason = finish_reason.clone().or_else(|| choice.finish_reason.take());
+            if keep && !text.is_empty() {
+                say(&mut choice.message, text);
+            }
+        }
+    }
+
+    /// From the first that does not fit nothing is kept: a text with a hole would be read as whole.
+    fn has_room_for(&mut self, weight: usize) -> bool {
         if self.cut {
             return false;
         }
-        let weight = weight(chunk);
         self.cut = weight > self.room;
         self.room = self.room.saturating_sub(weight);
         if self.cut {
@@ -127,10 +141,7 @@ fn add_choice(choice: &mut Choice, piece: &ChunkChoice, keep: bool) {
         choice.message.role = role.clone();
     }
     if let Some(text) = content {
-        match &mut choice.message.content {
-            Some(Content::Text(so_far)) => so_far.push_str(text),
-            other => *other = Some(Content::Text(text.clone())),
-        }
+        say(&mut choice.message, text);
     }
     append(&mut choice.message.extra, extra);
     merge(&mut choice.extra, piece.extra.iter().filter(|(name, _)| *name != LOGPROBS));
@@ -140,6 +151,14 @@ fn add_choice(choice: &mut Choice, piece: &ChunkChoice, keep: bool) {
             Some(Value::Object(so_far)) => append(so_far, new),
             _ => drop(choice.extra.insert(LOGPROBS.into(), Value::Object(new.clone()))),
         }
+    }
+}
+
+/// Adds to what a message says.
+fn say(message: &mut Message, text: &str) {
+    match &mut message.content {
+        Some(Content::Text(so_far)) => so_far.push_str(text),
+        other => *other = Some(Content::Text(text.to_string())),
     }
 }
 
@@ -194,6 +213,30 @@ mod tests {
         let calls = &reply.choices[0].message.extra["tool_calls"];
         assert_eq!(calls[0]["function"], json!({"name": "f", "arguments": "{\"x\":1}"}));
         assert_eq!((&calls[0]["type"], &calls[1]["id"]), (&json!("function"), &json!("c2")));
+    }
+
+    #[test]
+    fn what_passed_is_put_together_as_chunks_are() {
+        let first = json!({"id": "i", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}, {"index": 2, "delta": {}}]});
+        let chunks = [(0, "a", None), (2, "x", None), (0, "b\u{e9}", None), (0, "", Some("stop")), (2, "", Some("length"))];
+        for room in [MAX_KEPT_BYTES, 2, 0] {
+            let (mut read, mut passed) = (Assembly::new(room), Assembly::new(room));
+            for assembly in [&mut read, &mut passed] {
+                assembly.add(&serde_json::from_value(first.clone()).expect("a chunk"));
+            }
+            for (index, text, reason) in chunks {
+                let chunk = json!({"id": "i", "choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]});
+                read.add(&serde_json::from_value(chunk).expect("a chunk"));
+                let said = Said { index, text: text.into(), finish_reason: reason.map(str::to_string) };
+                passed.add_passage(&Passage { events: String::new(), said: vec![said] });
+            }
+            let said = |assembly: &Assembly| -> Vec<String> {
+                assembly.reply.choices.iter().map(|choice| format!("{} {:?}", choice.message.plain_text(), choice.finish_reason)).collect()
+            };
+            assert_eq!(said(&read), said(&passed), "{room}");
+            assert_eq!((read.heard_bytes, read.is_whole()), (passed.heard_bytes, passed.is_whole()));
+            assert_eq!(read.reply.extra, passed.reply.extra);
+        }
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl AnswerStream {
             match next {
                 Some(Ok(piece)) => {
                     let piece = self.pass(piece);
-                    if piece.chunk.is_some() || piece.raw.is_some() {
+                    if piece.chunk.is_some() || piece.raw.is_some() || piece.passage.is_some() {
                         return Some(Ok(piece));
                     }
                 }
@@ -168,6 +168,9 @@ impl AnswerStream {
     }
 
     fn pass(&mut self, mut piece: Piece) -> Piece {
+        if let Some(passage) = &piece.passage {
+            self.so_far.add_passage(passage);
+        }
         let Some(chunk) = &mut piece.chunk else { return piece };
         // Places in the list of choices that lack the role.
         let mut nameless = Vec::new();

@@ -104,25 +104,34 @@ pub(super) struct Asked<'r, B> {
     conversation: Option<&'r str>,
     /// The request, where it was read.
     chat: Option<&'r ChatRequest>,
+    /// The request, where it was only looked at.
+    plain: Option<&'r PlainChat>,
     body: &'r B,
 }
 
 impl<'r> Asked<'r, ChatRequest> {
     pub(super) fn chat(request: &'r ChatRequest) -> Self {
         let streamed = request.stream.unwrap_or(false);
-        Asked { model: &request.model, streamed, conversation: conversation(&request.extra), chat: Some(request), body: request }
+        Asked {
+            model: &request.model,
+            streamed,
+            conversation: conversation(&request.extra),
+            chat: Some(request),
+            plain: None,
+            body: request,
+        }
     }
 }
 
 impl<'r> Asked<'r, PlainChat> {
     pub(super) fn plain(request: &'r PlainChat) -> Self {
-        Asked { model: &request.model, streamed: request.streamed, conversation: None, chat: None, body: request }
+        Asked { model: &request.model, streamed: request.streamed, conversation: None, chat: None, plain: Some(request), body: request }
     }
 }
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, conversation: None, chat: None, body }
+        Asked { model, streamed: false, conversation: None, chat: None, plain: None, body }
     }
 }
 
@@ -563,7 +572,9 @@ impl Drop for Ticket {
 /// Puts down the trace that a request belongs to; what to remember of it, where it is recorded.
 fn traced<B>(log: &Log, ask: &Ask, asked: &Asked<'_, B>, row: &mut RequestRow) -> Option<Traced> {
     row.trace_id = ask.trace.map(|trace| hex(&trace.trace_id));
-    let params = || asked.chat.map(Params::of).unwrap_or_default();
+    // A request that is sent on as it was written is read only where somebody looks at it.
+    let plain = || asked.plain.and_then(|plain| plain.read().ok()).as_ref().map(Params::of);
+    let params = || asked.chat.map(Params::of).or_else(plain).unwrap_or_default();
     let (traced, trace_id) = log.telemetry.as_ref()?.begin(&ask.request_id, ask.trace, params)?;
     row.trace_id = Some(trace_id);
     Some(traced)

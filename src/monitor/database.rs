@@ -1,7 +1,7 @@
 //! The database with a clock: how long its writes take, for the metrics.
 
 use super::series::{Distribution, Histogram, OWN_SECONDS};
-use crate::store::db::{Db, Row, Statement, StoreError, Value};
+use crate::store::db::{Bulk, Db, Row, Statement, StoreError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -53,6 +53,10 @@ impl Db for Timed {
 
     fn batch(&self, statements: &[Statement]) -> Result<(), StoreError> {
         self.writes.timed(|| self.db.batch(statements))
+    }
+
+    fn batch_apart(&self, bulk: &Bulk<'_>, statements: &[Statement]) -> Result<(), StoreError> {
+        self.writes.timed(|| self.db.batch_apart(bulk, statements))
     }
 
     fn generation(&self) -> Result<u64, StoreError> {

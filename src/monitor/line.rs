@@ -7,41 +7,50 @@ use std::io::Write;
 
 /// How a line with bodies begins: `{"bodies":[12,null],…,"request":…}`.
 const BODIES: &[u8] = b"{\"bodies\":[";
-const REQUEST: &[u8] = b",\"request\":";
-const REPLY: &[u8] = b",\"reply\":";
+const REQUEST: &str = ",\"request\":";
+const REPLY: &str = ",\"reply\":";
+const END: &str = "}\n";
+/// Bodies that are longer are not copied on their way to the disk.
+const LONG: usize = 8 << 10;
 const CANNOT_FAIL: &str = "a row is texts and finite numbers: serialising cannot fail";
 
-/// Writes a row, its line feed in front as well as behind: what was torn before it ends there.
-pub fn write(row: &RequestRow) -> Vec<u8> {
+/// A line in the pieces it is written in; most have one.
+pub type Pieces<'r> = [&'r [u8]; 5];
+
+/// Writes a row in the place of what `out` holds, its line feed in front as well as behind: what was torn before it ends there. Long
+/// bodies are not copied.
+pub fn write<'r>(row: &'r RequestRow, out: &'r mut Vec<u8>) -> Pieces<'r> {
     // A body that holds a line feed is escaped like any other text.
-    let raw = |body: &Option<String>| body.as_ref().is_some_and(|body| memchr::memchr(b'\n', body.as_bytes()).is_none());
+    let raw = |body: &'r Option<String>| body.as_deref().filter(|body| memchr::memchr(b'\n', body.as_bytes()).is_none());
     let (request, reply) = (raw(&row.request), raw(&row.reply));
-    let length = |body: &Option<String>| body.as_ref().map_or(0, String::len);
-    let mut out = Vec::with_capacity(1024 + length(&row.request) + length(&row.reply));
+    out.clear();
     out.extend_from_slice(b"\n");
     out.extend_from_slice(BODIES);
-    for (at, (is_raw, body)) in [(request, &row.request), (reply, &row.reply)].into_iter().enumerate() {
-        let comma = if at == 0 { "" } else { "," };
+    for (comma, body) in [("", request), (",", reply)] {
         match body {
-            Some(body) if is_raw => write!(out, "{comma}{}", body.len()).expect("writing into memory cannot fail"),
-            _ => write!(out, "{comma}null").expect("writing into memory cannot fail"),
+            Some(body) => write!(out, "{comma}{}", body.len()),
+            None => write!(out, "{comma}null"),
         }
+        .expect("writing into memory cannot fail");
     }
     out.push(b']');
-    fields(&mut out, row);
-    let bodies = [(REQUEST, request, &row.request), (REPLY, reply, &row.reply)];
+    fields(out, row);
     // Those that are escaped come before those that end the line.
-    for (name, _, body) in bodies.into_iter().filter(|(_, is_raw, _)| !is_raw) {
-        let Some(body) = body else { continue };
-        out.extend_from_slice(name);
-        serde_json::to_writer(&mut out, body).expect(CANNOT_FAIL);
+    for (name, raw, body) in [(REQUEST, request, &row.request), (REPLY, reply, &row.reply)] {
+        if let (None, Some(body)) = (raw, body) {
+            out.extend_from_slice(name.as_bytes());
+            serde_json::to_writer(&mut *out, body).expect(CANNOT_FAIL);
+        }
     }
-    for (name, _, body) in bodies.into_iter().filter(|(_, is_raw, _)| *is_raw) {
-        out.extend_from_slice(name);
-        out.extend_from_slice(body.as_deref().unwrap_or_default().as_bytes());
+    if request.is_some() {
+        out.extend_from_slice(REQUEST.as_bytes());
     }
-    out.extend_from_slice(b"}\n");
-    out
+    let rest = [request.unwrap_or_default(), if reply.is_some() { REPLY } else { "" }, reply.unwrap_or_default(), END].map(str::as_bytes);
+    if rest.iter().map(|piece| piece.len()).sum::<usize>() > LONG {
+        return [out, rest[0], rest[1], rest[2], rest[3]];
+    }
+    rest.into_iter().for_each(|piece| out.extend_from_slice(piece));
+    [out, b"", b"", b"", b""]
 }
 
 fn fields(out: &mut Vec<u8>, row: &RequestRow) {
@@ -96,8 +105,8 @@ fn with_bodies(rest: &[u8]) -> Option<RequestRow> {
         left = left[..at].strip_suffix(name)?;
         Some(Some(text))
     };
-    let reply = take(reply, REPLY)?;
-    let request = take(request, REQUEST)?;
+    let reply = take(reply, REPLY.as_bytes())?;
+    let request = take(request, REQUEST.as_bytes())?;
     let mut object = Vec::with_capacity(left.len() + 2);
     object.push(b'{');
     object.extend_from_slice(left.strip_prefix(b",")?);
@@ -128,17 +137,23 @@ mod tests {
         serde_json::from_value(row).expect("a row")
     }
 
+    fn written(row: &RequestRow) -> Vec<u8> {
+        let mut line = b"what was there before".to_vec();
+        write(row, &mut line).concat()
+    }
+
     #[test]
     fn a_line_gives_back_its_row() {
-        let bodies = [None, Some(""), Some("{\"a\":\"x]\\n\"}"), Some("{\n  \"pretty\": 1\n}"), Some("cut off \"")];
+        let long = format!("[\"{}\"]", "x".repeat(LONG));
+        let bodies = [None, Some(""), Some(long.as_str()), Some("{\"a\":\"x]\\n\"}"), Some("{\n  \"pretty\": 1\n}"), Some("cut off \"")];
         for request in bodies {
             for reply in bodies {
                 let row = RequestRow { request: request.map(str::to_string), reply: reply.map(str::to_string), ..full() };
-                let line = write(&row);
+                let line = written(&row);
                 let line = line.strip_prefix(b"\n").and_then(|line| line.strip_suffix(b"\n")).expect("a line");
                 assert!(!line.contains(&b'\n'));
                 assert_eq!(read(line), Some(row.clone()), "{}", String::from_utf8_lossy(line));
-                for end in 0..line.len() {
+                for end in (0..line.len()).filter(|end| line.len() < LONG || end % 997 == 0) {
                     assert!(read(&line[..end]).is_none(), "a torn line is no row: {}", String::from_utf8_lossy(&line[..end]));
                 }
             }
@@ -150,7 +165,7 @@ mod tests {
     #[test]
     fn a_line_is_json_where_its_bodies_are() {
         let row = RequestRow { id: "req_1".into(), request: Some("{\"a\":[1]}".into()), ..RequestRow::default() };
-        let value: Value = serde_json::from_slice(&write(&row)).expect("JSON");
+        let value: Value = serde_json::from_slice(&written(&row)).expect("JSON");
         assert_eq!((&value["id"], &value["request"]["a"]), (&json!("req_1"), &json!([1])));
     }
 }

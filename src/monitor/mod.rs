@@ -5,6 +5,7 @@ pub mod cost;
 mod database;
 pub mod exposition;
 pub mod health;
+mod idler;
 mod line;
 pub mod metrics;
 mod process;

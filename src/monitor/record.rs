@@ -5,8 +5,9 @@
 //! [`Recorder::state`] tells; `/ready` says 503 meanwhile, because what is kept in memory does not outlive the process.
 
 use super::Metrics;
+use super::idler::Idler;
 use super::line;
-use super::segment::{self, Segment};
+use super::segment::{self, Rows, Segment};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
 use crate::types::shard::{SHARDS, of_thread};
@@ -15,18 +16,23 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// How long rows are gathered before they go to the database together.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(50);
 /// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// What rows that could not be written may take of the memory.
 const UNWRITTEN_BYTES: usize = 16 << 20;
 /// What written rows may take of it until they are moved; what is more is read from its segment again.
-const WRITTEN_BYTES: usize = 12 << 20;
+const WRITTEN_BYTES: usize = 5 << 20;
+/// How long rows wait for moments in which the machine has nothing better to do.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest line whose room is kept for the next one.
+const LINE_BYTES: usize = 16 << 10;
 /// A row without its bodies, about.
 const ROW_BYTES: usize = 1_024;
 
@@ -52,6 +58,8 @@ struct Shared {
     wake: Condvar,
     /// Held by the one who moves rows.
     moving: Mutex<()>,
+    /// How many cannot wait until all rows are moved.
+    hurried: AtomicUsize,
 }
 
 /// The rows of one thread since they were last moved.
@@ -59,12 +67,23 @@ struct Shared {
 struct Shard {
     /// Made with the first row.
     segment: Option<Segment>,
+    /// Where lines are written before they are appended, and how long the last one was.
+    line: Vec<u8>,
+    line_bytes: usize,
     lines: usize,
     /// The rows of the segment; fewer than its lines where they were too many.
-    #[expect(clippy::vec_box, reason = "a row is moved several times on its way here, and is large")]
-    rows: Vec<Box<RequestRow>>,
+    rows: Rows,
     bytes: usize,
     /// When the first of them was written down, milliseconds.
+    oldest: Option<i64>,
+}
+
+/// What all threads have written since the last time.
+struct Lot {
+    shards: Vec<Shard>,
+    /// Rows that are in the database once it is moved, with those of lots before.
+    rows: usize,
+    /// When the oldest of them was written down, milliseconds.
     oldest: Option<i64>,
 }
 
@@ -121,8 +140,9 @@ impl Recorder {
             state: Mutex::default(),
             wake: Condvar::new(),
             moving: Mutex::new(()),
+            hurried: AtomicUsize::new(0),
         });
-        shared.drain()?;
+        shared.drain(&|| true)?;
         let mover = shared.clone();
         let thread = std::thread::Builder::new().name("request-log".into()).spawn(move || mover.run());
         let thread = thread.map_err(|source| StoreError::Io { path: shared.directory.clone(), source })?;
@@ -137,9 +157,8 @@ impl Recorder {
             // The mover tries each second; every request trying, too, would only cost.
             return shared.keep(&mut lock(&shared.state), row);
         }
-        let line = line::write(&row);
         let mut shard = lock(&shared.shards[of_thread()]);
-        if let Err(error) = shard.append(&shared.directory, &line) {
+        if let Err(error) = shard.append(&shared.directory, &row) {
             drop(shard);
             tracing::error!(request = row.id, %error, "log rows cannot be written; they are kept in memory");
             let mut state = lock(&shared.state);
@@ -149,7 +168,7 @@ impl Recorder {
             shared.wake.notify_one();
             return;
         }
-        shard.remember(&shared.written_bytes, row, line.len());
+        shard.remember(&shared.written_bytes, row);
         drop(shard);
         shared.metrics.log_rows_pending(1);
         // The mover waits for a first row, then for time to pass.
@@ -183,14 +202,24 @@ impl Recorder {
     /// # Errors
     /// [`StoreError`]; the rows stay in their segment then. Rows that are kept in memory are lost when the process ends now.
     pub fn flush(&self) -> Result<(), StoreError> {
+        self.hurry();
         let written = self.shared.write_kept();
-        self.shared.move_rows().and(written)
+        let moved = self.shared.move_rows();
+        self.shared.hurried.fetch_sub(1, Ordering::Relaxed);
+        moved.and(written)
+    }
+
+    /// Whoever moves rows now waits no longer.
+    fn hurry(&self) {
+        self.shared.hurried.fetch_add(1, Ordering::Release);
+        lock(&self.thread).iter().for_each(|mover| mover.thread().unpark());
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
         lock(&self.shared.state).stop = true;
+        self.hurry();
         self.shared.wake.notify_all();
         if let Some(thread) = lock(&self.thread).take() {
             // The thread does not panic; if it did, the rows are safe in their segment.
@@ -209,24 +238,45 @@ fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
 }
 
 impl Shard {
-    fn append(&mut self, directory: &Path, line: &[u8]) -> std::io::Result<()> {
+    /// What was written since the last time.
+    fn take(&mut self) -> Self {
+        let line = std::mem::take(&mut self.line);
+        std::mem::replace(self, Shard { line, ..Shard::default() })
+    }
+
+    fn append(&mut self, directory: &Path, row: &RequestRow) -> std::io::Result<()> {
         if self.segment.is_none() {
             self.segment = Some(Segment::create(directory)?);
         }
-        self.segment.as_mut().expect("made two lines above").append(line)
+        let line = line::write(row, &mut self.line);
+        self.line_bytes = line.iter().map(|piece| piece.len()).sum();
+        let appended = self.segment.as_mut().expect("made four lines above").append(line);
+        // Room for the usual ones is kept.
+        if self.line.capacity() > LINE_BYTES {
+            self.line = Vec::new();
+        }
+        appended
     }
 
     /// Counts a row that was appended, and keeps it, so that it need not be read again, while there is room.
-    fn remember(&mut self, written_bytes: &AtomicUsize, row: Box<RequestRow>, bytes: usize) {
+    fn remember(&mut self, written_bytes: &AtomicUsize, row: Box<RequestRow>) {
+        let bytes = self.line_bytes;
         if self.lines == 0 {
             self.oldest = Some(row.at);
         }
         self.lines += 1;
-        if self.rows.len() + 1 == self.lines && written_bytes.load(Ordering::Relaxed) + bytes <= WRITTEN_BYTES {
-            written_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.bytes += bytes;
-            self.rows.push(row);
+        if self.rows.len() + 1 < self.lines {
+            return;
         }
+        if written_bytes.load(Ordering::Relaxed) + bytes > WRITTEN_BYTES {
+            // All of them will be read from the segment.
+            self.rows = Vec::new();
+            written_bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+            return;
+        }
+        written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        self.rows.push(row);
     }
 }
 
@@ -258,14 +308,14 @@ impl Shared {
         // It may be the directory itself that somebody took away.
         std::fs::create_dir_all(&self.directory).map_err(failed)?;
         while let Some(row) = state.kept.pop_front() {
-            let (bytes, line) = (size(&row), line::write(&row));
+            let bytes = size(&row);
             let mut shard = lock(&self.shards[of_thread()]);
-            if let Err(error) = shard.append(&self.directory, &line) {
+            if let Err(error) = shard.append(&self.directory, &row) {
                 state.disk = Some(error.to_string());
                 state.kept.push_front(row);
                 return Err(failed(error));
             }
-            shard.remember(&self.written_bytes, row, line.len());
+            shard.remember(&self.written_bytes, row);
             state.kept_bytes = state.kept_bytes.saturating_sub(bytes);
             self.metrics.log_rows_pending(1);
             self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
@@ -276,27 +326,103 @@ impl Shared {
         Ok(())
     }
 
-    /// Moves what every thread has written, from memory where it is there, and every segment that nobody appends to.
+    /// Moves what every thread has written, and every segment that nobody appends to.
     fn move_rows(&self) -> Result<(), StoreError> {
         let _one = lock(&self.moving);
-        let taken: Vec<_> = self.shards.iter().map(|shard| std::mem::take(&mut *lock(shard))).collect();
-        let (rows, oldest) = {
-            let mut state = lock(&self.state);
-            state.let_go += taken.iter().map(|shard| shard.lines).sum::<usize>();
-            (state.let_go, taken.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest)))
+        let mut lot = self.take();
+        let moved = self.move_lot(&mut lot, &|| true);
+        self.put_down(&lot, moved.map(drop))
+    }
+
+    /// The same in moments of leisure, as far as there are such within a time and nobody is in a hurry.
+    fn move_patiently(self: &Arc<Self>, idler: &Idler) -> Result<(), StoreError> {
+        let _one = lock(&self.moving);
+        let (shared, mut lot, mover) = (self.clone(), self.take(), thread::current());
+        let (sender, receiver) = channel();
+        let impatient = Arc::new(AtomicBool::new(false));
+        let stopped = impatient.clone();
+        idler.begin(Box::new(move || {
+            let go_on = || !stopped.load(Ordering::Relaxed) && shared.hurried.load(Ordering::Relaxed) == 0;
+            let moved = shared.move_lot(&mut lot, &go_on);
+            // Back to this thread: whoever lets go of memory has to do with the locks of those it came from.
+            drop(sender.send((lot, moved)));
+            mover.unpark();
+        }));
+        let until = Instant::now() + PATIENCE;
+        let done = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match receiver.try_recv() {
+                Err(TryRecvError::Empty) if left.is_zero() || self.hurried.load(Ordering::Relaxed) > 0 => break None,
+                Err(TryRecvError::Empty) => thread::park_timeout(left),
+                done => break done.ok(),
+            }
         };
-        let standing = segment::standing(&self.directory);
-        let moved = standing.and_then(|standing| taken.into_iter().try_for_each(|shard| self.move_shard(shard, &standing)));
-        let moved = moved.and_then(|()| self.drain());
+        impatient.store(true, Ordering::Relaxed);
+        let lost = |_| StoreError::Database("the thread that moves log rows is gone".into());
+        let (lot, moved) = done.map_or_else(|| receiver.recv().map_err(lost), Ok)?;
+        let moved = match moved {
+            // The rest lies in segments that were let go.
+            Ok(false) => self.drain(&|| true).map(drop),
+            moved => moved.map(drop),
+        };
+        self.put_down(&lot, moved)
+    }
+
+    /// What was written since the last time. Held for a moment only, by a thread that is not kept waiting.
+    fn take(&self) -> Lot {
+        let shards: Vec<_> = self.shards.iter().map(|shard| lock(shard).take()).collect();
+        let mut state = lock(&self.state);
+        state.let_go += shards.iter().map(|shard| shard.lines).sum::<usize>();
+        let oldest = shards.iter().fold(state.oldest.take(), |oldest, shard| earlier(oldest, shard.oldest));
+        Lot { shards, rows: state.let_go, oldest }
+    }
+
+    /// Moves a lot, from memory where it is there, and every segment that nobody appends to, for as long as `go_on` says before every
+    /// transaction. Whether all of it was moved.
+    fn move_lot(&self, lot: &mut Lot, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+        let standing = segment::standing(&self.directory)?;
+        for shard in &mut lot.shards {
+            if !self.move_shard(shard, &standing, go_on)? {
+                lot.shards.iter_mut().for_each(|shard| shard.segment = None);
+                return Ok(false);
+            }
+        }
+        self.drain(go_on)
+    }
+
+    /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
+    fn move_shard(&self, shard: &mut Shard, standing: &[String], go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+        let segment = shard.segment.take();
+        let Some(segment) = segment.filter(|segment| shard.rows.len() == shard.lines && !segment.spoilt) else { return Ok(true) };
+        let stored = segment::store(&shard.rows, &segment, standing, &self.store, go_on)?;
+        if stored {
+            segment.remove()?;
+        }
+        Ok(stored)
+    }
+
+    /// Whether every segment that nobody appends to was moved.
+    fn drain(&self, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+        let drained = segment::drain_abandoned(&self.directory, &self.store, go_on)?;
+        if drained.unreadable > 0 {
+            (0..drained.unreadable).for_each(|_| self.metrics.log_row_dropped());
+            tracing::warn!(lines = drained.unreadable, "the request log had lines that could not be read");
+        }
+        Ok(!drained.stopped)
+    }
+
+    /// Puts down what became of a lot.
+    fn put_down(&self, lot: &Lot, moved: Result<(), StoreError>) -> Result<(), StoreError> {
+        self.written_bytes.fetch_sub(lot.shards.iter().map(|shard| shard.bytes).sum(), Ordering::Relaxed);
         let mut state = lock(&self.state);
         match &moved {
             Ok(()) => {
                 state.let_go = 0;
                 state.database = None;
-                self.metrics.log_rows_pending(-i64::try_from(rows).unwrap_or(0));
+                self.metrics.log_rows_pending(-i64::try_from(lot.rows).unwrap_or(0));
                 // What is kept in memory is older than what came meanwhile.
                 if !state.kept.is_empty() {
-                    state.oldest = oldest;
+                    state.oldest = lot.oldest;
                 }
             }
             Err(error) => {
@@ -304,39 +430,21 @@ impl Shared {
                     tracing::error!(%error, "request-log rows wait: the database refused them");
                 }
                 state.database = Some(error.to_string());
-                state.oldest = earlier(oldest, state.oldest);
+                state.oldest = earlier(lot.oldest, state.oldest);
             }
         }
         moved
     }
 
-    /// Moves a shard's rows. Where that fails, or they are not all in memory, its segment is let go, to be drained like any other.
-    fn move_shard(&self, shard: Shard, standing: &[String]) -> Result<(), StoreError> {
-        let Shard { segment, lines, rows, bytes, .. } = shard;
-        self.written_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        match segment {
-            Some(segment) if rows.len() == lines && !segment.spoilt => {
-                segment::store(rows, &segment, standing, &self.store)?;
-                segment.remove()
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn drain(&self) -> Result<(), StoreError> {
-        let drained = segment::drain_abandoned(&self.directory, &self.store)?;
-        if drained.unreadable > 0 {
-            (0..drained.unreadable).for_each(|_| self.metrics.log_row_dropped());
-            tracing::warn!(lines = drained.unreadable, "the request log had lines that could not be read");
-        }
-        Ok(())
-    }
-
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
+        let idler = Idler::new("request-log-idle");
         loop {
             let stop = self.wait_for_rows();
             let written = self.write_kept();
-            let moved = self.move_rows();
+            let moved = match &idler {
+                Some(idler) if !stop => self.move_patiently(idler),
+                _ => self.move_rows(),
+            };
             if stop {
                 // Rows on disk are safe in their segment: the next start moves them.
                 let lost = lock(&self.state).kept.len();

@@ -5,17 +5,21 @@
 //! gets the lock of a segment may therefore move its rows to the database and remove it. How many lines were moved is written down in
 //! the transaction that moves them: whoever goes on after a death begins behind them, so that each row is stored and counted once.
 
+use super::line::Pieces;
 use crate::store::requests::{self, RequestRow};
 use crate::store::usage::{self, Sums};
-use crate::store::{Statement, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::ids::new_id;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Write};
 use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "jsonl";
-const BATCH_ROWS: usize = 256;
+const BATCH_ROWS: usize = 128;
 const BATCH_BYTES: usize = 8 << 20;
+
+/// Rows in memory: large, and moved several times, so that each is in a box.
+pub type Rows = Vec<Box<RequestRow>>;
 
 /// A segment that this process appends to.
 pub struct Segment {
@@ -46,8 +50,11 @@ impl Segment {
     ///
     /// # Errors
     /// What the file system says; half a line may stand in the file then, which readers skip.
-    pub fn append(&mut self, line: &[u8]) -> std::io::Result<()> {
-        let written = self.file.write_all(if self.torn { line } else { &line[1..] });
+    pub fn append(&mut self, line: Pieces<'_>) -> std::io::Result<()> {
+        let mut slices = line.map(IoSlice::new);
+        let mut left = &mut slices[..];
+        IoSlice::advance_slices(&mut left, usize::from(!self.torn));
+        let written = write_all(&mut self.file, left);
         self.torn = written.is_err();
         self.spoilt |= self.torn;
         written
@@ -60,6 +67,18 @@ impl Segment {
     pub fn remove(self) -> Result<(), StoreError> {
         removed(self.path)
     }
+}
+
+fn write_all(file: &mut File, mut left: &mut [IoSlice<'_>]) -> std::io::Result<()> {
+    while !left.is_empty() {
+        match file.write_vectored(left) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn removed(path: PathBuf) -> Result<(), StoreError> {
@@ -76,13 +95,16 @@ pub struct Drained {
     pub rows: usize,
     /// Whole lines that could not be read.
     pub unreadable: usize,
+    /// Not everything was moved: there was no going on.
+    pub stopped: bool,
 }
 
-/// Moves the rows of every segment that nobody appends to into the database, oldest segment first.
+/// Moves the rows of every segment that nobody appends to into the database, oldest segment first, for as long as
+/// `go_on` says before every transaction.
 ///
 /// # Errors
 /// [`StoreError`]; rows that were not moved stay where they are.
-pub fn drain_abandoned(directory: &Path, store: &Store) -> Result<Drained, StoreError> {
+pub fn drain_abandoned(directory: &Path, store: &Store, go_on: &dyn Fn() -> bool) -> Result<Drained, StoreError> {
     let mut total = Drained::default();
     let paths = paths(directory)?;
     let standing: Vec<_> = paths.iter().map(|path| name(path)).collect();
@@ -92,10 +114,12 @@ pub fn drain_abandoned(directory: &Path, store: &Store) -> Result<Drained, Store
         if file.try_lock().is_err() || !path.exists() {
             continue;
         }
-        let drained = drain(&file, Lines::of(store, &name(&path), &standing)?).map_err(|error| match error {
-            DrainError::Store(error) => error,
-            DrainError::File(source) => StoreError::Io { path: path.clone(), source },
-        })?;
+        let drained = match drain(&file, Lines::of(store, &name(&path), &standing, go_on)?) {
+            Ok(drained) => drained,
+            Err(Halt::Stopped) => return Ok(Drained { stopped: true, ..total }),
+            Err(Halt::Store(error)) => return Err(error),
+            Err(Halt::File(source)) => return Err(StoreError::Io { path, source }),
+        };
         total.rows += drained.rows;
         total.unreadable += drained.unreadable;
         removed(path)?;
@@ -146,14 +170,23 @@ fn paths(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(paths)
 }
 
-enum DrainError {
+/// Why no more lines are moved.
+enum Halt {
     Store(StoreError),
     File(std::io::Error),
+    /// There is no going on.
+    Stopped,
 }
 
-impl From<std::io::Error> for DrainError {
+impl From<std::io::Error> for Halt {
     fn from(error: std::io::Error) -> Self {
-        DrainError::File(error)
+        Halt::File(error)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Halt::Store(error)
     }
 }
 
@@ -172,26 +205,27 @@ struct Lines<'s> {
     moved: Option<i64>,
     /// Lines read so far, those before `moved` too.
     read: i64,
-    batch: Vec<Statement>,
+    /// Rows that were read and are not stored yet.
+    batch: Rows,
     batch_bytes: usize,
-    sums: Sums,
     drained: Drained,
+    go_on: &'s dyn Fn() -> bool,
 }
 
 impl<'s> Lines<'s> {
-    fn of(store: &'s Store, segment: &'s str, standing: &'s [String]) -> Result<Self, StoreError> {
+    fn of(store: &'s Store, segment: &'s str, standing: &'s [String], go_on: &'s dyn Fn() -> bool) -> Result<Self, StoreError> {
         let moved = usage::moved_lines(store.db.as_ref(), segment)?;
-        let (sums, drained) = (Sums::default(), Drained::default());
-        Ok(Lines { store, segment, standing, moved, read: 0, batch: Vec::new(), batch_bytes: 0, sums, drained })
+        let (batch, drained) = (Vec::new(), Drained::default());
+        Ok(Lines { store, segment, standing, moved, read: 0, batch, batch_bytes: 0, drained, go_on })
     }
 
-    fn take(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    fn take(&mut self, line: &[u8]) -> Result<(), Halt> {
         self.read += 1;
         if self.moved.is_some_and(|moved| self.read <= moved) {
             return Ok(());
         }
         match super::line::read(line) {
-            Some(row) => self.add(row),
+            Some(row) => self.batch.push(Box::new(row)),
             None => self.drained.unreadable += 1,
         }
         self.batch_bytes += line.len();
@@ -201,47 +235,61 @@ impl<'s> Lines<'s> {
         Ok(())
     }
 
-    fn add(&mut self, row: RequestRow) {
-        self.sums.add(&row);
-        self.batch.push(requests::insert_once(row));
-        self.drained.rows += 1;
+    fn commit(&mut self) -> Result<(), Halt> {
+        let rows = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        self.store(&rows)
     }
 
-    fn commit(&mut self) -> Result<(), StoreError> {
-        if self.batch.is_empty() {
+    /// Stores rows, the last of which is the last line that was read.
+    fn store(&mut self, rows: &[Box<RequestRow>]) -> Result<(), Halt> {
+        if rows.is_empty() {
             return Ok(());
         }
-        self.batch.extend(self.sums.take());
-        self.batch.push(usage::move_lines(self.segment, self.moved, self.read));
-        self.batch.push(usage::forget_segments(self.segment, self.standing));
-        self.store.db.batch(&self.batch)?;
+        if !(self.go_on)() {
+            return Err(Halt::Stopped);
+        }
+        let mut sums = Sums::default();
+        rows.iter().for_each(|row| sums.add(row));
+        let mut statements = sums.take();
+        statements.push(usage::move_lines(self.segment, self.moved, self.read));
+        statements.push(usage::forget_segments(self.segment, self.standing));
+        self.store.db.batch_apart(&requests::insert_once(rows.iter().map(Box::as_ref)), &statements)?;
         self.moved = Some(self.read);
-        self.batch.clear();
-        self.batch_bytes = 0;
+        self.drained.rows += rows.len();
         Ok(())
     }
 }
 
-/// Stores the rows of a segment that its process still has in memory; `standing` are the segments that are there.
+/// Stores the rows of a segment that its process still has in memory, for as long as `go_on` says before every transaction; `standing`
+/// are the segments that are there. Whether all are stored.
 ///
 /// # Errors
 /// [`StoreError`]; some of the rows may be stored then, and are known to be.
-pub fn store(rows: Vec<Box<RequestRow>>, segment: &Segment, standing: &[String], store: &Store) -> Result<(), StoreError> {
+pub fn store(
+    rows: &[Box<RequestRow>],
+    segment: &Segment,
+    standing: &[String],
+    store: &Store,
+    go_on: &dyn Fn() -> bool,
+) -> Result<bool, StoreError> {
     let name = name(&segment.path);
-    let mut lines = Lines::of(store, &name, standing)?;
-    for row in rows {
-        lines.read += 1;
-        lines.add(*row);
-        if lines.batch.len() >= BATCH_ROWS {
-            lines.commit()?;
+    let mut lines = Lines::of(store, &name, standing, go_on)?;
+    for rows in rows.chunks(BATCH_ROWS) {
+        lines.read += rows.len() as i64;
+        match lines.store(rows) {
+            Ok(()) => {}
+            Err(Halt::Stopped) => return Ok(false),
+            Err(Halt::Store(error)) => return Err(error),
+            Err(Halt::File(source)) => return Err(StoreError::Io { path: segment.path.clone(), source }),
         }
     }
-    lines.commit()
+    Ok(true)
 }
 
-fn drain(file: &File, mut lines: Lines<'_>) -> Result<Drained, DrainError> {
-    each_line(file, |line| lines.take(line).map_err(DrainError::Store))?;
-    lines.commit().map_err(DrainError::Store)?;
+fn drain(file: &File, mut lines: Lines<'_>) -> Result<Drained, Halt> {
+    each_line(file, |line| lines.take(line))?;
+    lines.commit()?;
     Ok(lines.drained)
 }
 
@@ -263,7 +311,10 @@ fn each_line<E: From<std::io::Error>>(file: &File, mut take: impl FnMut(&[u8]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::line::write;
+
+    fn append(segment: &mut Segment, id: &str) {
+        segment.append(crate::monitor::line::write(&row(id), &mut Vec::new())).expect("appended");
+    }
 
     fn row(id: &str) -> RequestRow {
         RequestRow { id: id.into(), ..RequestRow::default() }
@@ -279,13 +330,13 @@ mod tests {
         let (b, c) = (whole("req_b"), whole("req_c"));
         fs::write(directory.join("log_1.jsonl"), format!("{b}\nnot json\n{c}\n{{\"id\":\"req_torn\"")).expect("written");
         let mut live = Segment::create(&directory).expect("segment");
-        live.append(&write(&row("req_live"))).expect("append");
+        append(&mut live, "req_live");
 
         assert_eq!(pending(&directory).expect("readable").len(), 3);
-        assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 2, unreadable: 1 });
+        assert_eq!(drain_abandoned(&directory, &store, &|| true).expect("drains"), Drained { rows: 2, unreadable: 1, stopped: false });
         assert_eq!(requests::count(store.db.as_ref()).expect("count"), 2, "the live segment is its owner's");
         drop(live);
-        assert_eq!(drain_abandoned(&directory, &store).expect("drains"), Drained { rows: 1, unreadable: 0 });
+        assert_eq!(drain_abandoned(&directory, &store, &|| true).expect("drains"), Drained { rows: 1, unreadable: 0, stopped: false });
         assert_eq!(requests::count(store.db.as_ref()).expect("count"), 3);
         assert_eq!(fs::read_dir(&directory).expect("directory").count(), 0);
     }
@@ -302,14 +353,22 @@ mod tests {
         let (path, half) = (directory.join("log_1.jsonl"), text.lines().take(256).map(|line| format!("{line}\n")).collect::<String>());
         let drain_again = |text: &str| {
             fs::write(&path, text).expect("written");
-            drain_abandoned(&directory, &store).expect("drains").rows
+            drain_abandoned(&directory, &store, &|| true).expect("drains").rows
         };
         assert_eq!((drain_again(&half), drain_again(&text), drain_again(&text)), (256, 344, 0));
         let spent = usage::spent(store.db.as_ref(), usage::Whose::Key("k"), 0).expect("a sum");
         assert_eq!((spent, requests::count(store.db.as_ref()).expect("count")), (3_000, 600));
+        let few = std::cell::Cell::new(0);
+        let go_on = || few.replace(few.get() + 1) < 2;
+        let more: String = (0..600).map(|i| serde_json::to_string(&priced(&format!("req_m{i}"))).expect("serialises") + "\n").collect();
+        fs::write(directory.join("log_0.jsonl"), &more).expect("written");
+        let stopped = drain_abandoned(&directory, &store, &go_on).expect("drains");
+        assert!(stopped.stopped && requests::count(store.db.as_ref()).expect("count") == 600 + 2 * BATCH_ROWS as i64, "{stopped:?}");
+        let rest = drain_abandoned(&directory, &store, &|| true).expect("drains");
+        assert_eq!((rest.rows, rest.stopped, requests::count(store.db.as_ref()).expect("count")), (600 - 2 * BATCH_ROWS, false, 1_200));
         // What was moved is forgotten once a later segment is, and nobody has the file any more.
         fs::write(directory.join("log_2.jsonl"), serde_json::to_string(&priced("req_x")).expect("serialises") + "\n").expect("written");
-        drain_abandoned(&directory, &store).expect("drains");
+        drain_abandoned(&directory, &store, &|| true).expect("drains");
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_1").expect("a row"), None);
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_2").expect("a row"), Some(1));
     }
@@ -318,10 +377,10 @@ mod tests {
     fn a_write_that_failed_half_way_spoils_only_its_own_row() {
         let data = tempfile::tempdir().expect("temporary directory");
         let mut segment = Segment::create(data.path()).expect("segment");
-        segment.append(&write(&row("req_a"))).expect("append");
+        append(&mut segment, "req_a");
         segment.file.write_all(b"{\"id\":\"req_ha").expect("half a row");
         segment.torn = true;
-        segment.append(&write(&row("req_b"))).expect("append");
+        append(&mut segment, "req_b");
         let ids: Vec<_> = pending(data.path()).expect("readable").into_iter().map(|row| row.id).collect();
         assert_eq!(ids, ["req_a", "req_b"]);
     }

@@ -45,6 +45,15 @@ pub struct Service {
     pub auth: Auth,
 }
 
+/// A body that is JSON already, in pieces.
+pub(super) struct Text(pub [Bytes; 4]);
+
+impl From<Vec<u8>> for Text {
+    fn from(text: Vec<u8>) -> Self {
+        Text([text.into(), Bytes::new(), Bytes::new(), Bytes::new()])
+    }
+}
+
 /// The connection. Nothing is connected before the first call.
 pub struct Http {
     name: Arc<str>,
@@ -101,18 +110,18 @@ impl Http {
         source: &Source,
     ) -> Result<Received, ProviderError> {
         let body = serde_json::to_vec(body).expect("a request is strings, maps and finite numbers: serialising cannot fail");
-        self.post_text(path, headers, body.into(), source).await
+        self.post_text(path, headers, Text::from(body), source).await
     }
 
     /// As [`Http::post`], of a body that is JSON already.
     ///
     /// # Errors
     /// As [`Http::post`].
-    pub(super) async fn post_text(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<Received, ProviderError> {
+    pub(super) async fn post_text(&self, path: &str, headers: &HeaderMap, body: Text, source: &Source) -> Result<Received, ProviderError> {
         // A refusal is read within the same time: its body may never end.
         let sent = pin!(async {
             let response = match self.wire(source)? {
-                Some(wire) => Received::Wire(wire.post(path, headers, &body).await.map_err(|failed| self.failed(failed, source))?),
+                Some(wire) => Received::Wire(wire.post(path, headers, &body.0).await.map_err(|failed| self.failed(failed, source))?),
                 None => Received::Client(Box::pin(self.send(path, headers, body, source)).await?),
             };
             if response.is_success() { Ok(response) } else { Err(Box::pin(upstream::refusal(response, source)).await) }
@@ -120,9 +129,9 @@ impl Http {
         tokio::time::timeout(self.first_byte_timeout, sent).await.map_err(|_| source.timed_out(self.first_byte_timeout))?
     }
 
-    async fn send(&self, path: &str, headers: &HeaderMap, body: Bytes, source: &Source) -> Result<reqwest::Response, ProviderError> {
+    async fn send(&self, path: &str, headers: &HeaderMap, body: Text, source: &Source) -> Result<reqwest::Response, ProviderError> {
         let request = self.client()?.post(format!("{}{path}", self.service.base_url)).headers(self.fixed(source)?).headers(headers.clone());
-        let sent = request.header(CONTENT_TYPE, "application/json").body(body).send().await;
+        let sent = request.header(CONTENT_TYPE, "application/json").body(body.0.concat()).send().await;
         sent.map_err(|error| source.unreachable(error))
     }
 
@@ -155,7 +164,7 @@ impl Http {
     ///
     /// # Errors
     /// As [`Http::post`]; [`Code::UPSTREAM`] when the reply breaks off or is too large, [`Code::UPSTREAM_TIMEOUT`].
-    pub(super) async fn post_bytes(&self, path: &str, body: Bytes, source: &Source) -> Result<Bytes, ProviderError> {
+    pub(super) async fn post_bytes(&self, path: &str, body: Text, source: &Source) -> Result<Bytes, ProviderError> {
         let response = self.post_text(path, &HeaderMap::new(), body, source).await?;
         let read = tokio::time::timeout(self.timeout, upstream::read_bytes(response, source)).await;
         read.map_err(|_| source.timed_out(self.timeout))?

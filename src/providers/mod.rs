@@ -44,7 +44,7 @@ pub struct Call {
     pub request: ChatRequest,
     /// The same request as the caller wrote it, where that was in another protocol: a provider that speaks it sends this on instead.
     pub native: Option<Native>,
-    /// The caller takes a chat completion as bytes: a provider may answer [`Body::Bytes`].
+    /// The caller takes a chat completion as bytes: a provider may answer [`Body::Bytes`], and stream a [`Passage`].
     pub takes_bytes: bool,
     /// The request as it was written, in the place of `request`, for providers that [take it](Provider::takes_plain).
     pub plain: Option<PlainChat>,
@@ -101,12 +101,35 @@ pub struct Piece {
     pub chunk: Option<ChatChunk>,
     /// The event as it came, where the caller speaks its protocol and nothing needs changing.
     pub raw: Option<RawEvent>,
+    /// In the place of both: events that go on without being read as chunks.
+    pub passage: Option<Box<Passage>>,
 }
 
 impl From<ChatChunk> for Piece {
     fn from(chunk: ChatChunk) -> Self {
-        Piece { chunk: Some(chunk), raw: None }
+        Piece { chunk: Some(chunk), ..Piece::default() }
     }
+}
+
+/// Events of chat completions that came together and go on together, as they are: for a caller that takes
+/// [bytes](Call::takes_bytes).
+#[derive(Debug, Clone, Default)]
+pub struct Passage {
+    /// The events as they are sent, `data: …` and a blank line each.
+    pub events: String,
+    /// What they say, by choice. The choices have been seen in a chunk before.
+    pub said: Vec<Said>,
+}
+
+/// What a choice says in a passage.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// The choice.
+    pub index: u32,
+    /// Its text.
+    pub text: String,
+    /// Why it ended, if it did.
+    pub finish_reason: Option<String>,
 }
 
 /// An event of an upstream stream, to be forwarded as it is.

@@ -5,7 +5,7 @@ mod reply;
 mod request;
 
 use super::compatible::Quirks;
-use super::http::{Http, Service, is_dots, segment};
+use super::http::{Http, Service, Text, is_dots, segment};
 use super::upstream::{self, Source};
 use super::{Body, Call, EmbedCall, ModelInfo, ModerateCall, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
@@ -14,7 +14,6 @@ use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::embeddings::EmbeddingResponse;
 use crate::types::glance::Glance;
 use crate::types::plain::PlainChat;
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -60,14 +59,14 @@ impl OpenAi {
 
 impl OpenAi {
     /// The body of a call.
-    fn written(&self, plain: Option<PlainChat>, request: ChatRequest, model: String, streamed: bool) -> Bytes {
+    fn written(&self, plain: Option<PlainChat>, request: ChatRequest, model: String, streamed: bool) -> Text {
         let quirks = &self.dialect.quirks;
-        let body = match plain {
-            Some(plain) => plain.sent(&model, !quirks.no_stream_options),
-            None => serde_json::to_vec(&request::body(request, model, streamed, quirks))
-                .expect("a request is strings, maps and finite numbers: serialising cannot fail"),
+        let Some(plain) = plain else {
+            let body = request::body(request, model, streamed, quirks);
+            let text = serde_json::to_vec(&body);
+            return Text::from(text.expect("a request is strings, maps and finite numbers: serialising cannot fail"));
         };
-        body.into()
+        Text(plain.sent(&model, !quirks.no_stream_options))
     }
 }
 
@@ -110,7 +109,7 @@ impl Provider for OpenAi {
             let path = self.path(&call.model, "chat/completions", &source)?;
             let body = self.written(call.plain, call.request, call.model, true);
             let response = self.http.post_text(&path, &HeaderMap::new(), body, &source).await?;
-            upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::default()).await
+            upstream::read_stream(response, source, self.http.idle_timeout(), reply::Chunks::new(call.takes_bytes)).await
         })
     }
 

@@ -3,7 +3,7 @@
 
 use super::received::Received;
 use super::sse::{Event, Parser};
-use super::{Piece, PieceStream, ProviderError};
+use super::{Passage, Piece, PieceStream, ProviderError};
 use crate::config::Secret;
 use crate::types::time::now_ms;
 use crate::types::{Code, json};
@@ -294,6 +294,11 @@ pub(super) trait Decode: Send + 'static {
     /// When the event reports one, or is not readable.
     fn event(&mut self, event: Event, source: &Source) -> Result<Vec<Piece>, ProviderError>;
 
+    /// Adds an event to a passage, where it may go on without being read as a whole; false where not.
+    fn pass(&mut self, _event: &Event, _passage: &mut Passage) -> bool {
+        false
+    }
+
     /// Whether the last event of the reply has been seen: nothing is read after it.
     fn is_over(&self) -> bool;
 
@@ -307,6 +312,8 @@ struct Reading<D> {
     source: Source,
     idle: Duration,
     decoder: D,
+    /// An event that was taken from the parser, and is to be read.
+    taken: Option<Event>,
     ready: VecDeque<Piece>,
     /// What came before the first event: where none comes, it may be an error in plain JSON.
     unread: Option<Vec<u8>>,
@@ -330,7 +337,8 @@ pub(super) async fn read_stream<D: Decode>(
         return Err(source.broken("a stream was asked for, and a whole reply came"));
     }
     let parser = Parser::new(MAX_EVENT_BYTES);
-    let reading = Reading { response, parser, source, idle, decoder, ready: VecDeque::new(), unread: Some(Vec::new()), broken: None };
+    let (ready, unread) = (VecDeque::new(), Some(Vec::new()));
+    let reading = Reading { response, parser, source, idle, decoder, taken: None, ready, unread, broken: None };
     let step = |reading: Option<Box<Reading<D>>>| async move {
         let mut reading = reading?;
         match reading.next().await {
@@ -352,9 +360,12 @@ impl<D: Decode> Reading<D> {
                 self.response.finish();
                 return Ok(None);
             }
-            if let Some(event) = self.parser.next_event() {
+            if let Some(event) = self.taken.take().or_else(|| self.parser.next_event()) {
                 self.unread = None;
-                if !event.data.is_empty() {
+                if let Some(passage) = self.pass(event) {
+                    return Ok(Some(Piece { passage: Some(Box::new(passage)), ..Piece::default() }));
+                }
+                if let Some(event) = self.taken.take().filter(|event| !event.data.is_empty()) {
                     self.ready.extend(self.decoder.event(event, &self.source)?);
                 }
                 continue;
@@ -371,6 +382,20 @@ impl<D: Decode> Reading<D> {
                 Ok(None) => return Err(self.ended_early()),
             }
         }
+    }
+
+    /// Passes on what has come, up to an event that is to be read, which is taken then. None where that is the first.
+    fn pass(&mut self, first: Event) -> Option<Passage> {
+        let mut passage = Passage::default();
+        let mut next = Some(first);
+        while let Some(event) = next {
+            if !self.decoder.pass(&event, &mut passage) {
+                self.taken = Some(event);
+                break;
+            }
+            next = self.parser.next_event();
+        }
+        (!passage.events.is_empty()).then_some(passage)
     }
 
     fn push(&mut self, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use httparse::{EMPTY_HEADER, Status};
 use reqwest::header::{HeaderMap, HeaderName};
 use std::collections::VecDeque;
-use std::io::{Error, ErrorKind, IoSlice};
+use std::io::{Error, ErrorKind, IoSlice, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,7 +104,8 @@ impl Wire {
     }
 
     /// Posts a JSON body to a path below the base URL; returns when the reply's head has arrived.
-    pub(super) async fn post(&self, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Response, Failed> {
+    pub(super) async fn post(&self, path: &str, headers: &HeaderMap, body: &[Bytes; 4]) -> Result<Response, Failed> {
+        let length: usize = body.iter().map(Bytes::len).sum();
         let mut head = Vec::with_capacity(512);
         for part in ["POST ", &self.prefix, path, " HTTP/1.1\r\n", &self.fixed, "content-type: application/json\r\n"] {
             head.extend_from_slice(part.as_bytes());
@@ -116,14 +117,13 @@ impl Wire {
             head.extend_from_slice(b"\r\n");
         }
         head.extend_from_slice(b"content-length: ");
-        head.extend_from_slice(body.len().to_string().as_bytes());
-        head.extend_from_slice(b"\r\n\r\n");
+        write!(head, "{length}\r\n\r\n").map_err(Failed::Io)?;
         let mut connection = match self.idle.take() {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         connection.write(&head, body).await.map_err(Failed::Io)?;
-        tracing::trace!(host = self.host, port = self.port, path, bytes = body.len(), "request written");
+        tracing::trace!(host = self.host, port = self.port, path, bytes = length, "request written");
         let (status, headers, rest, reusable) = connection.read_head().await.map_err(Failed::Io)?;
         tracing::trace!(host = self.host, port = self.port, status, reusable, "head of the reply read");
         let keep = reusable.then(|| self.idle.clone());
@@ -162,14 +162,13 @@ impl Idle {
 }
 
 impl Connection {
-    async fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), Error> {
-        let mut written = 0;
-        while written < head.len() + body.len() {
-            let slices = [IoSlice::new(&head[written.min(head.len())..]), IoSlice::new(&body[written.saturating_sub(head.len())..])];
-            let some = if written < head.len() { self.stream.write_vectored(&slices).await } else { self.stream.write(&slices[1]).await };
-            match some? {
+    async fn write(&mut self, head: &[u8], body: &[Bytes; 4]) -> Result<(), Error> {
+        let mut slices = [head, &body[0], &body[1], &body[2], &body[3]].map(IoSlice::new);
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            match self.stream.write_vectored(left).await? {
                 0 => return Err(ErrorKind::WriteZero.into()),
-                some => written += some,
+                written => IoSlice::advance_slices(&mut left, written),
             }
         }
         Ok(())

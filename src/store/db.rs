@@ -72,6 +72,50 @@ impl Statement {
     }
 }
 
+/// A bound parameter that is only borrowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound<'a> {
+    /// SQL NULL.
+    Null,
+    /// 64-bit integer.
+    Int(i64),
+    /// Double.
+    Real(f64),
+    /// UTF-8 text.
+    Text(&'a str),
+}
+
+macro_rules! to_bound {
+    ($($t:ty => |$x:ident| $e:expr),* $(,)?) => { $(impl<'a> From<&'a $t> for Bound<'a> { fn from($x: &'a $t) -> Self { $e } })* };
+}
+to_bound! {
+    i64 => |x| Bound::Int(*x),
+    u16 => |x| Bound::Int((*x).into()),
+    u64 => |x| Bound::Int(i64::try_from(*x).unwrap_or(i64::MAX)),
+    bool => |x| Bound::Int((*x).into()),
+    f64 => |x| Bound::Real(*x),
+    String => |x| Bound::Text(x),
+}
+impl<'a, T> From<&'a Option<T>> for Bound<'a>
+where
+    Bound<'a>: From<&'a T>,
+{
+    fn from(x: &'a Option<T>) -> Self {
+        x.as_ref().map_or(Bound::Null, <Bound<'a> as From<&'a T>>::from)
+    }
+}
+
+/// One statement, run for many rows of parameters.
+#[derive(Debug)]
+pub struct Bulk<'a> {
+    /// SQL text with `?` placeholders.
+    pub sql: &'a str,
+    /// Parameters of a row.
+    pub columns: usize,
+    /// The parameters of all rows.
+    pub values: Vec<Bound<'a>>,
+}
+
 /// One row of a result. Columns are read by position, in the order of the SELECT list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row(pub Vec<Value>);
@@ -154,7 +198,15 @@ pub trait Db: Send + Sync {
     /// [`StoreError::Conflict`] when a constraint or an expected row count fails.
     fn batch(&self, statements: &[Statement]) -> Result<(), StoreError>;
 
-    /// A number that is another one after every commit, whoever made it. Takes microseconds; may be called in async code.
+    /// Runs a statement for many rows, and others after it, in one transaction or not at all: for what nothing in memory is made of, such
+    /// as the request log. The generation stays.
+    ///
+    /// # Errors
+    /// As `batch`.
+    fn batch_apart(&self, bulk: &Bulk<'_>, statements: &[Statement]) -> Result<(), StoreError>;
+
+    /// A number that is another one a millisecond after every other commit, whoever made it. Takes microseconds; may be called in async
+    /// code.
     ///
     /// # Errors
     /// As `query`.

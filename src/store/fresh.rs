@@ -4,19 +4,14 @@
 use super::db::{Db, StoreError};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// How long the answer to "has anybody committed" is believed. It takes some microseconds to find out, and under load everybody asks.
-const BELIEVED: Duration = Duration::from_millis(1);
 /// Entries kept; beyond them the whole memory starts anew.
 const MAX_ENTRIES: usize = 10_000;
 
 /// A memory of values by key, forgotten with the next commit of any process.
 pub struct Fresh<K, V> {
     db: Arc<dyn Db>,
-    /// The newest look: one at a time, so that no older one takes its place.
-    look: Mutex<Option<(Instant, u64)>>,
     memory: RwLock<Memory<K, V>>,
 }
 
@@ -29,7 +24,7 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
     /// An empty memory over a database.
     pub fn new(db: Arc<dyn Db>) -> Self {
         let memory = RwLock::new(Memory { generation: 0, entries: HashMap::new() });
-        Fresh { db, look: Mutex::new(None), memory }
+        Fresh { db, memory }
     }
 
     /// The generation of what is read from now on; to be taken before reading, and given to [`Fresh::keep`]. Microseconds.
@@ -37,16 +32,7 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
     /// # Errors
     /// When the database fails.
     pub fn generation(&self) -> Result<u64, StoreError> {
-        let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if let Some((looked, generation)) = *look
-            && now.duration_since(looked) < BELIEVED
-        {
-            return Ok(generation);
-        }
-        let generation = self.db.generation()?;
-        *look = Some((now, generation));
-        Ok(generation)
+        self.db.generation()
     }
 
     /// What is known under a key, if it is of this generation.
@@ -73,7 +59,8 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
+    use crate::store::sqlite::BELIEVED;
+    use crate::store::{Bound, Bulk, Statement, Store};
 
     #[test]
     fn a_commit_of_anybody_is_the_end_of_what_was_known() {
@@ -90,6 +77,21 @@ mod tests {
             committer.db.execute("INSERT INTO x (y) VALUES (1)", &[]).expect("a row");
             std::thread::sleep(2 * BELIEVED);
             assert_eq!(known(), None);
+        }
+        // But for our own that changes nothing of what is kept, whatever comes with it.
+        let apart = || Bulk { sql: "INSERT INTO x (y) VALUES (?)", columns: 1, values: vec![Bound::Int(2), Bound::Int(3)] };
+        let known_after = |commits: &[&dyn Fn()]| {
+            fresh.keep(fresh.generation().expect("a generation"), "a".to_string(), 1);
+            commits.iter().for_each(|commit| commit());
+            std::thread::sleep(2 * BELIEVED);
+            known()
+        };
+        let own = || store.db.batch_apart(&apart(), &[]).expect("two rows");
+        let counted = || store.db.batch(&[Statement::new("INSERT INTO x (y) VALUES (4)", [])]).expect("a row");
+        let of_another = || assert_eq!(other.db.execute("INSERT INTO x (y) VALUES (5)", &[]).expect("a row"), 1);
+        assert_eq!(known_after(&[&own, &own]), Some(1));
+        for commits in [[&own as &dyn Fn(), &counted], [&counted, &own], [&own, &of_another], [&of_another, &own]] {
+            assert_eq!(known_after(&commits), None);
         }
         // What was read before a commit and kept after it does not come back.
         fresh.keep(generation, "a".to_string(), 1);

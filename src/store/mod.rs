@@ -26,7 +26,7 @@ pub mod sqlite;
 pub mod usage;
 
 pub use blobs::Blobs;
-pub use db::{Db, Row, Statement, StoreError, Value};
+pub use db::{Bound, Bulk, Db, Row, Statement, StoreError, Value};
 pub use fresh::Fresh;
 
 use std::path::{Path, PathBuf};

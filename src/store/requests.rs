@@ -1,6 +1,6 @@
 //! Rows of `requests`, the log of every model call. They reach the database through `monitor::record`, exactly once.
 
-use super::db::{Db, Row, Statement, StoreError, Value};
+use super::db::{Bound, Bulk, Db, Row, StoreError};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -88,51 +88,54 @@ pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, rel
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
     reply_id, conversation";
 
-/// The statement that stores a row unless a row with its id is there.
-pub fn insert_once(row: RequestRow) -> Statement {
+/// What stores rows, but for those whose id is there.
+pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
+    const COUNT: usize = 36;
     static SQL: LazyLock<String> = LazyLock::new(|| {
-        let marks = ["?"; 36].join(", ");
+        let marks = ["?"; COUNT].join(", ");
         format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
     });
-    let params: Vec<Value> = vec![
-        row.id.into(),
-        row.at.into(),
-        row.project.into(),
-        row.api_key.into(),
-        row.endpoint.into(),
-        row.route.into(),
-        row.release.into(),
-        row.provider.into(),
-        row.model.into(),
-        row.adapter.into(),
-        row.streamed.into(),
-        u32::from(row.status).into(),
-        row.error_code.into(),
-        row.input_tokens.into(),
-        row.output_tokens.into(),
-        row.finish_reason.into(),
-        row.queue_ms.into(),
-        row.first_token_ms.into(),
-        row.total_ms.into(),
-        row.request.into(),
-        row.reply.into(),
-        row.upstream_ms.into(),
-        row.overhead_ms.into(),
-        row.cached_tokens.into(),
-        row.cache_write_tokens.into(),
-        row.reasoning_tokens.into(),
-        row.cost_micro_usd.into(),
-        row.saved_micro_usd.into(),
-        row.price.into(),
-        row.cache.into(),
-        row.attempts.into(),
-        row.attempted.into(),
-        row.guardrails.into(),
-        row.trace_id.into(),
-        row.reply_id.into(),
-        row.conversation.into(),
-    ];
-    Statement::new(SQL.as_str(), params)
+    let values = |row: &'r RequestRow| -> [Bound<'r>; COUNT] {
+        [
+            (&row.id).into(),
+            (&row.at).into(),
+            (&row.project).into(),
+            (&row.api_key).into(),
+            (&row.endpoint).into(),
+            (&row.route).into(),
+            (&row.release).into(),
+            (&row.provider).into(),
+            (&row.model).into(),
+            (&row.adapter).into(),
+            (&row.streamed).into(),
+            (&row.status).into(),
+            (&row.error_code).into(),
+            (&row.input_tokens).into(),
+            (&row.output_tokens).into(),
+            (&row.finish_reason).into(),
+            (&row.queue_ms).into(),
+            (&row.first_token_ms).into(),
+            (&row.total_ms).into(),
+            (&row.request).into(),
+            (&row.reply).into(),
+            (&row.upstream_ms).into(),
+            (&row.overhead_ms).into(),
+            (&row.cached_tokens).into(),
+            (&row.cache_write_tokens).into(),
+            (&row.reasoning_tokens).into(),
+            (&row.cost_micro_usd).into(),
+            (&row.saved_micro_usd).into(),
+            (&row.price).into(),
+            (&row.cache).into(),
+            (&row.attempts).into(),
+            (&row.attempted).into(),
+            (&row.guardrails).into(),
+            (&row.trace_id).into(),
+            (&row.reply_id).into(),
+            (&row.conversation).into(),
+        ]
+    };
+    Bulk { sql: SQL.as_str(), columns: COUNT, values: rows.into_iter().flat_map(values).collect() }
 }
 
 /// The row with this id.

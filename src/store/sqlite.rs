@@ -1,23 +1,44 @@
 //! SQLite behind [`Db`]: WAL, one writer connection, a few readers, short IMMEDIATE transactions and a busy timeout, because CLI
 //! verbs and job workers write beside the server.
 
-use super::db::{Db, Row, Statement, StoreError, Value};
+use super::db::{Bound, Bulk, Db, Row, Statement, StoreError, Value};
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const READERS: usize = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// How long the answer to "has anybody committed" is believed. It takes some microseconds to find out, and under load everybody asks.
+pub(super) const BELIEVED: Duration = Duration::from_millis(1);
 
 /// An open SQLite database.
 pub struct Sqlite {
-    writer: Mutex<Connection>,
+    writer: Mutex<Writer>,
     readers: Vec<Mutex<Connection>>,
-    /// Reads nothing but the data version, which is a connection's own count of the others' commits.
-    watcher: Mutex<Connection>,
+    watcher: Mutex<Watcher>,
+    /// Commits of this process that change the generation, and looks that found one of another.
+    own: AtomicU64,
+    others: AtomicU64,
+    /// Whether the writer is in a transaction, so that nobody else commits, and has looked whether anybody had.
+    alone: AtomicBool,
+}
+
+/// The one connection of this process that writes.
+struct Writer {
+    connection: Connection,
+    /// Its data version: the count of the others' commits.
+    seen: i64,
+}
+
+/// Looks for commits.
+struct Watcher {
+    connection: Connection,
+    /// Its data version, which counts the commits of the writer, too, and when that was looked at.
+    seen: Option<(i64, Instant)>,
 }
 
 impl Sqlite {
@@ -43,8 +64,10 @@ impl Sqlite {
         let writer = connect().map_err(named)?;
         write_ahead(&writer).map_err(named)?;
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;
-        let (writer, watcher) = (Mutex::new(writer), Mutex::new(connect().map_err(named)?));
-        Ok(Sqlite { writer, readers, watcher })
+        let watcher = Watcher { connection: connect().map_err(named)?, seen: None };
+        let writer = Writer { seen: data_version(&writer).map_err(named)?, connection: writer };
+        let (own, others, alone) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Sqlite { writer: Mutex::new(writer), readers, watcher: Mutex::new(watcher), own, others, alone })
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
@@ -54,6 +77,31 @@ impl Sqlite {
             }
         }
         lock(&self.readers[0])
+    }
+
+    /// Does work in one transaction. Whether the generation changes with it, the work says.
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<(T, bool), StoreError>) -> Result<T, StoreError> {
+        let mut writer = lock(&self.writer);
+        let Writer { connection, seen } = &mut *writer;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
+        self.look(&transaction, seen)?;
+        self.alone.store(true, Ordering::Release);
+        let worked = work(&transaction).and_then(|(done, changes)| {
+            transaction.commit().map_err(fault)?;
+            self.own.fetch_add(u64::from(changes), Ordering::AcqRel);
+            Ok(done)
+        });
+        self.alone.store(false, Ordering::Release);
+        worked
+    }
+
+    /// Counts it when another process, or another program, has committed since the writer looked last.
+    fn look(&self, writer: &Connection, seen: &mut i64) -> Result<(), StoreError> {
+        let version = data_version(writer).map_err(fault)?;
+        if std::mem::replace(seen, version) != version {
+            self.others.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
     }
 }
 
@@ -82,9 +130,26 @@ pub fn integrity(db: &dyn Db) -> Result<Vec<String>, StoreError> {
     Ok(rows.iter().map(|row| row.text(0)).filter(|line| line != "ok").collect())
 }
 
-fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+fn lock<T>(connection: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while holding the connection leaves it usable: the transaction was rolled back on drop.
     connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The connection's own count of the others' commits.
+fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+fn run(transaction: &Transaction<'_>, statements: &[Statement]) -> Result<(), StoreError> {
+    for Statement { sql, params, expect } in statements {
+        let changed = transaction.prepare_cached(sql).and_then(|mut s| s.execute(rusqlite::params_from_iter(params))).map_err(fault)?;
+        if let Some(rows) = expect
+            && changed != *rows
+        {
+            return Err(StoreError::Conflict(format!("expected to change {rows} rows, changed {changed}")));
+        }
+    }
+    Ok(())
 }
 
 impl Db for Sqlite {
@@ -102,29 +167,49 @@ impl Db for Sqlite {
     }
 
     fn execute(&self, sql: &str, params: &[Value]) -> Result<usize, StoreError> {
-        let connection = lock(&self.writer);
-        let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-        statement.execute(rusqlite::params_from_iter(params)).map_err(fault)
+        self.write(|transaction| {
+            let ran = transaction.prepare_cached(sql).and_then(|mut statement| statement.execute(rusqlite::params_from_iter(params)));
+            ran.map(|changed| (changed, changed > 0)).map_err(fault)
+        })
     }
 
     fn batch(&self, statements: &[Statement]) -> Result<(), StoreError> {
-        let mut connection = lock(&self.writer);
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
-        for Statement { sql, params, expect } in statements {
-            let changed = transaction.prepare_cached(sql).and_then(|mut s| s.execute(rusqlite::params_from_iter(params))).map_err(fault)?;
-            if let Some(rows) = expect
-                && changed != *rows
-            {
-                return Err(StoreError::Conflict(format!("expected to change {rows} rows, changed {changed}")));
+        self.write(|transaction| run(transaction, statements).map(|()| ((), true)))
+    }
+
+    fn batch_apart(&self, bulk: &Bulk<'_>, statements: &[Statement]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut statement = transaction.prepare_cached(bulk.sql).map_err(fault)?;
+            for row in bulk.values.chunks_exact(bulk.columns) {
+                statement.execute(rusqlite::params_from_iter(row)).map_err(fault)?;
             }
-        }
-        transaction.commit().map_err(fault)
+            run(transaction, statements).map(|()| ((), false))
+        })
     }
 
     fn generation(&self) -> Result<u64, StoreError> {
-        let connection = lock(&self.watcher);
-        let version = connection.prepare_cached("PRAGMA data_version").and_then(|mut statement| statement.query_row([], |row| row.get(0)));
-        version.map(i64::unsigned_abs).map_err(fault)
+        let mut watcher = lock(&self.watcher);
+        let Watcher { connection, seen } = &mut *watcher;
+        let now = Instant::now();
+        if seen.is_none_or(|(_, looked)| now.duration_since(looked) >= BELIEVED) {
+            let version = data_version(connection).map_err(fault)?;
+            let changed = seen.is_some_and(|(known, _)| known != version);
+            *seen = Some((version, now));
+            if changed {
+                // By this process, or by another?
+                match self.writer.try_lock() {
+                    Ok(mut writer) => {
+                        let Writer { connection, seen } = &mut *writer;
+                        self.look(connection, seen)?;
+                    }
+                    // The writer has looked.
+                    Err(_) if self.alone.load(Ordering::Acquire) => {}
+                    // It waits for another to finish.
+                    Err(_) => drop(self.others.fetch_add(1, Ordering::AcqRel)),
+                }
+            }
+        }
+        Ok(self.own.load(Ordering::Acquire) + self.others.load(Ordering::Acquire))
     }
 }
 
@@ -135,6 +220,17 @@ impl rusqlite::ToSql for Value {
             Value::Int(x) => ValueRef::Integer(*x),
             Value::Real(x) => ValueRef::Real(*x),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
+        }))
+    }
+}
+
+impl rusqlite::ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Bound::Null => ValueRef::Null,
+            Bound::Int(x) => ValueRef::Integer(*x),
+            Bound::Real(x) => ValueRef::Real(*x),
+            Bound::Text(text) => ValueRef::Text(text.as_bytes()),
         }))
     }
 }

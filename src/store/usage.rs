@@ -5,7 +5,6 @@ use super::db::{Db, Row, Statement, StoreError, Value};
 use super::requests::RequestRow;
 use crate::types::time::{date, day_of};
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// What was used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -78,18 +77,37 @@ impl Used {
     }
 }
 
-/// The sums of some log rows.
+/// The sums of some log rows: as a rule few sums for many rows.
 #[derive(Debug, Default)]
-pub struct Sums(BTreeMap<(i64, String, String, String, String), Used>);
+pub struct Sums(Vec<(Bucket, Used)>);
+
+/// What a row of `usage_by_day` is about.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Bucket {
+    day: i64,
+    project: String,
+    api_key: String,
+    provider: String,
+    model: String,
+}
 
 impl Sums {
     /// Adds a row.
     pub fn add(&mut self, row: &RequestRow) {
         // A name that no provider answered to is the caller's invention: it gets no line of its own.
         let invented = row.provider.is_empty() || row.error_code.as_deref() == Some("model_not_found");
-        let model = if invented { String::new() } else { row.model.clone() };
-        let key = (day_of(row.at), row.project.clone(), row.api_key.clone(), row.provider.clone(), model);
-        self.0.entry(key).or_default().add(row);
+        let (day, model) = (day_of(row.at), if invented { "" } else { row.model.as_str() });
+        let same = |bucket: &Bucket| {
+            let of_row = (row.api_key.as_str(), row.project.as_str(), row.provider.as_str(), model, day);
+            (bucket.api_key.as_str(), bucket.project.as_str(), bucket.provider.as_str(), bucket.model.as_str(), bucket.day) == of_row
+        };
+        if let Some((_, used)) = self.0.iter_mut().rev().find(|(bucket, _)| same(bucket)) {
+            return used.add(row);
+        }
+        let mut used = Used::default();
+        used.add(row);
+        let (project, api_key, provider) = (row.project.clone(), row.api_key.clone(), row.provider.clone());
+        self.0.push((Bucket { day, project, api_key, provider, model: model.to_string() }, used));
     }
 
     /// The statements that add the sums to what is stored; nothing is left here.
@@ -100,12 +118,15 @@ impl Sums {
              ON CONFLICT (day, project, api_key, provider, model) DO UPDATE SET {added}",
             SUMS.join(", ")
         );
-        let statement = |((day, project, key, provider, model), used): ((i64, String, String, String, String), Used)| {
-            let mut params: Vec<Value> = vec![day.into(), project.into(), key.into(), provider.into(), model.into()];
+        let statement = |(Bucket { day, project, api_key, provider, model }, used): (Bucket, Used)| {
+            let mut params: Vec<Value> = vec![day.into(), project.into(), api_key.into(), provider.into(), model.into()];
             params.extend(used.columns().map(Value::from));
             Statement::new(sql.clone(), params)
         };
-        std::mem::take(&mut self.0).into_iter().map(statement).collect()
+        let mut sums = std::mem::take(&mut self.0);
+        // Everybody locks rows in the same order.
+        sums.sort_by(|(a, _), (b, _)| a.cmp(b));
+        sums.into_iter().map(statement).collect()
     }
 }
 

@@ -1,9 +1,9 @@
 //! What the log needs of a chat completion, read without reading the rest: for replies that go to the caller byte for byte.
 
 use super::chat::Usage;
+use super::text::IsText;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, Visitor};
-use std::fmt;
+use serde::de::IgnoredAny;
 
 /// Larger bodies are read with the bounds of [`json`](super::json).
 const MAX_BYTES: usize = 1 << 20;
@@ -14,9 +14,9 @@ pub struct Glance {
     /// The reply's own id.
     pub id: String,
     #[serde(rename = "object")]
-    _object: Plain,
+    _object: IsText,
     #[serde(rename = "model")]
-    _model: Plain,
+    _model: IsText,
     #[serde(rename = "created")]
     _created: u64,
     choices: Vec<Choice>,
@@ -38,29 +38,9 @@ struct Choice {
 #[derive(Debug, Deserialize)]
 struct Message {
     #[serde(rename = "role")]
-    _role: Plain,
+    _role: IsText,
     #[serde(default, rename = "content")]
-    _content: Option<Plain>,
-}
-
-/// A text, whatever it says.
-#[derive(Debug)]
-struct Plain;
-
-impl<'de> Deserialize<'de> for Plain {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Texts;
-        impl Visitor<'_> for Texts {
-            type Value = Plain;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-            fn visit_str<E: Error>(self, _text: &str) -> Result<Plain, E> {
-                Ok(Plain)
-            }
-        }
-        deserializer.deserialize_str(Texts)
-    }
+    _content: Option<IsText>,
 }
 
 impl Glance {

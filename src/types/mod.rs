@@ -12,6 +12,7 @@ pub mod messages;
 pub mod money;
 pub mod plain;
 pub mod shard;
+pub mod text;
 pub mod time;
 pub mod told;
 pub mod trace;

@@ -2,6 +2,7 @@
 //! request is sent on as the caller wrote it, but for the name of the model. Everything else, wrong requests too, is read as a whole.
 
 use super::chat::ChatRequest;
+use super::text::IsText;
 use bytes::Bytes;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::ser::Error as _;
@@ -68,7 +69,7 @@ struct Fields<'a> {
     #[serde(default, deserialize_with = "given", rename = "seed")]
     _seed: Option<i64>,
     #[serde(default, deserialize_with = "given", rename = "user")]
-    _user: Option<TextBytes>,
+    _user: Option<IsText>,
 }
 
 #[derive(Deserialize)]
@@ -82,9 +83,9 @@ struct StreamOptions {
 struct Message {
     #[serde(rename = "role")]
     _role: Role,
-    content: TextBytes,
+    content: IsText,
     #[serde(default, deserialize_with = "given")]
-    name: Option<TextBytes>,
+    name: Option<IsText>,
 }
 
 #[derive(Deserialize)]
@@ -102,9 +103,6 @@ struct Messages {
     count: u64,
     text_bytes: u64,
 }
-
-/// A text, whatever it says: how long it is.
-struct TextBytes(u64);
 
 /// A field that is there and not `null`, which would have to be taken out.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -129,22 +127,6 @@ impl<'de> Deserialize<'de> for Messages {
             }
         }
         deserializer.deserialize_seq(List)
-    }
-}
-
-impl<'de> Deserialize<'de> for TextBytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = TextBytes;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<TextBytes, E> {
-                Ok(TextBytes(text.len() as u64))
-            }
-        }
-        deserializer.deserialize_str(Text)
     }
 }
 
@@ -202,26 +184,26 @@ impl PlainChat {
         serde_json::from_slice(&self.text)
     }
 
-    /// The request for another model, which in a stream is asked for usage, too.
-    pub fn sent(&self, model: &str, asks_usage: bool) -> Vec<u8> {
+    /// The request for another model, which in a stream is asked for usage, too: in pieces, so that what is long is not copied.
+    pub fn sent(&self, model: &str, asks_usage: bool) -> [Bytes; 4] {
         let text = &self.text;
         // Up to the brace that ends the object.
         let end = text.iter().rposition(|byte| *byte == b'}').unwrap_or(text.len());
-        let mut sent = Vec::with_capacity(text.len() + model.len() + ASK_USAGE.len() + 16);
-        sent.extend_from_slice(&text[..self.name.start]);
         let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
-        if model.bytes().all(is_plain) {
-            sent.extend_from_slice(model.as_bytes());
+        let model = if model.bytes().all(is_plain) {
+            Bytes::copy_from_slice(model.as_bytes())
         } else {
             let quoted = serde_json::to_string(model).expect("a text is JSON");
-            sent.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
+            Bytes::copy_from_slice(&quoted.as_bytes()[1..quoted.len() - 1])
+        };
+        let (before, after) = (text.slice(..self.name.start), text.slice(self.name.end..));
+        if !(self.streamed && asks_usage && !self.wants_usage) {
+            return [before, model, after, Bytes::new()];
         }
-        sent.extend_from_slice(&text[self.name.end..end]);
-        if self.streamed && asks_usage && !self.wants_usage {
-            sent.extend_from_slice(ASK_USAGE.as_bytes());
-        }
-        sent.extend_from_slice(&text[end..]);
-        sent
+        let mut rest = Vec::with_capacity(ASK_USAGE.len() + text.len() - end);
+        rest.extend_from_slice(ASK_USAGE.as_bytes());
+        rest.extend_from_slice(&text[end..]);
+        [before, model, after.slice(..end - self.name.end), rest.into()]
     }
 }
 
@@ -243,12 +225,12 @@ mod tests {
         let mut expected = body.clone();
         expected["model"] = json!("a \"b\"");
         expected["stream_options"] = json!({"include_usage": true});
-        let sent: Value = serde_json::from_slice(&seen.sent("a \"b\"", true)).expect("JSON");
+        let sent: Value = serde_json::from_slice(&seen.sent("a \"b\"", true).concat()).expect("JSON");
         assert_eq!(sent, expected);
         assert_eq!(seen.read().expect("readable").messages.len(), 2);
         let text = format!(" {} \n", json!({"messages": [{"role": "user", "content": "x"}], "model": "m"}));
         let seen = PlainChat::of(&Bytes::from(text.clone())).expect("plain");
-        assert_eq!(String::from_utf8(seen.sent("m", true)).expect("UTF-8"), text);
+        assert_eq!(String::from_utf8(seen.sent("m", true).concat()).expect("UTF-8"), text);
     }
 
     #[test]

@@ -245,3 +245,21 @@ fn what_a_call_may_cost_without_a_bound_is_what_the_configuration_says() {
     let refused = ask();
     assert!(refused.status == 429 && refused.body.contains("$6.00"), "{refused:?}");
 }
+
+#[test]
+fn metrics_tell_how_much_of_a_budget_is_spent() {
+    let refit = priced();
+    refit.run(&["project", "set", "default", "--budget", "40"]).expect(0);
+    let (viewer, key) = (key(&refit, &["--role", "viewer"]), key(&refit, &["--budget", "10"]));
+    let server = refit.serve(&[]);
+    let lines = || {
+        let metrics = server.get("/metrics", Some(&viewer)).body;
+        let of = |line: &str| line.strip_prefix("refit_budget_used_ratio{").map(str::to_string);
+        metrics.lines().filter_map(of).collect::<Vec<_>>()
+    };
+    assert!(lines().is_empty(), "nobody has spent anything yet");
+    assert_eq!(ask(&server, &key, &words(2, 5)).status, 200);
+    let lines = lines();
+    assert!(lines.len() == 2 && lines[0] == "project=\"default\",api_key=\"\"} 0.05", "{lines:?}");
+    assert!(lines[1].starts_with("project=\"default\",api_key=\"key_") && lines[1].ends_with("\"} 0.2"), "{lines:?}");
+}

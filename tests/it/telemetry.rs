@@ -214,6 +214,20 @@ fn a_request_is_two_spans_under_the_callers_with_the_names_of_the_conventions() 
 }
 
 #[test]
+fn a_request_that_is_sent_on_as_written_has_its_parameters_in_the_span() {
+    let collector = Collector::new();
+    let refit = quick(before(vec![counted("chatcmpl-8")], &collector.config("")));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    ask(&server, &key, &sampled(), &body(json!({"temperature": 0.5, "max_completion_tokens": 9, "seed": 7})));
+    let of_call = attributes(&collector.wait(2)[1].attributes);
+    for (name, value) in
+        [("gen_ai.request.temperature", json!(0.5)), ("gen_ai.request.max_tokens", json!(9)), ("gen_ai.request.seed", json!(7))]
+    {
+        assert_eq!(of_call.get(name), Some(&value), "{name}: {of_call:?}");
+    }
+}
+
+#[test]
 fn resource_scope_and_headers_are_as_configured_and_the_secret_stays_secret() {
     let collector = Collector::new();
     let more = "headers = { x-token = { env = \"OTLP_TOKEN\" } }\nservice_name = \"gateway-7\"";

@@ -139,11 +139,13 @@ pub(super) async fn serve(mut stream: TcpStream, lane: Lane, doing: &Doing) -> R
 /// A chat request's answer, as the route table gives it.
 async fn answer(gateway: &Gateway, headers: HeaderMap, body: Bytes) -> Response {
     envelope::around(gateway, head::PATH, Protocol::Chat, async |id| {
-        let asked = headers.clone();
-        let answered = access::with_caller(gateway, &asked, Role::App, async |caller| {
-            openai::chat::answer(Entry::whole(gateway, (caller, id), headers, body)).await.into_response()
-        });
-        answered.await.unwrap_or_else(|failure| ApiError::from(failure).into_response())
+        let caller = match access::caller(gateway, &headers, Role::App).await {
+            Ok(caller) => caller,
+            Err(failure) => return ApiError::from(failure).into_response(),
+        };
+        let limits = access::Left::of(&caller);
+        let entry = Entry::whole(gateway, (caller, id), headers, body);
+        limits.told(openai::chat::answer(entry).await.into_response())
     })
     .await
 }
@@ -198,10 +200,11 @@ async fn read_body(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize)
 async fn until_gone<T>(stream: &TcpStream, buffer: &mut BytesMut, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let gone = async {
         while buffer.len() < AHEAD_BYTES {
-            buffer.reserve(READ_BYTES);
             if stream.readable().await.is_err() {
                 return;
             }
+            // Not before: as a rule nothing comes, and the room that the request took is used for the next one.
+            buffer.reserve(READ_BYTES);
             match stream.try_read_buf(buffer) {
                 Ok(0) => return,
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return,

@@ -2,9 +2,10 @@
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Response, header};
-use futures_util::StreamExt;
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{Error, ErrorKind, IoSlice, Write};
+use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 
@@ -13,7 +14,7 @@ const STALLED: Duration = Duration::from_secs(120);
 
 /// Writes a reply; `close` says that the connection ends with it.
 pub(super) async fn reply(stream: &TcpStream, response: Response<Body>, close: bool) -> Result<(), Error> {
-    let (parts, body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
     let length = body.size_hint().exact();
     let mut head = Vec::with_capacity(512);
     let reason = parts.status.canonical_reason().unwrap_or("");
@@ -27,31 +28,36 @@ pub(super) async fn reply(stream: &TcpStream, response: Response<Body>, close: b
         line(&mut head, "connection", b"close");
     }
     date(&mut head);
-    let mut pieces = body.into_data_stream();
     if let Some(length) = length {
         write!(head, "content-length: {length}\r\n\r\n")?;
-        let first = next(&mut pieces).await?.unwrap_or_default();
+        let first = next(&mut body).await?.unwrap_or_default();
         all(stream, [&head, &first, b""]).await?;
-        while let Some(bytes) = next(&mut pieces).await? {
+        while let Some(bytes) = next(&mut body).await? {
             all(stream, [&bytes, b"", b""]).await?;
         }
         return Ok(());
     }
     head.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
     // The head leaves with the first piece, which is there as a rule.
-    while let Some(bytes) = next(&mut pieces).await? {
-        if !bytes.is_empty() {
-            write!(head, "{:x}\r\n", bytes.len())?;
-            all(stream, [&head, &bytes, b"\r\n"]).await?;
-            head.clear();
+    while let Some(bytes) = next(&mut body).await? {
+        if bytes.is_empty() {
+            continue;
         }
+        write!(head, "{:x}\r\n", bytes.len())?;
+        if body.is_end_stream() {
+            return all(stream, [&head, &bytes, b"\r\n0\r\n\r\n"]).await;
+        }
+        all(stream, [&head, &bytes, b"\r\n"]).await?;
+        head.clear();
     }
     head.extend_from_slice(b"0\r\n\r\n");
     all(stream, [&head, b"", b""]).await
 }
 
-async fn next(pieces: &mut axum::body::BodyDataStream) -> Result<Option<Bytes>, Error> {
-    pieces.next().await.transpose().map_err(Error::other)
+/// The next bytes of a body; trailers, of which we have none, are not sent.
+async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
+    let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await.transpose().map_err(Error::other)?;
+    Ok(frame.map(|frame| frame.into_data().unwrap_or_default()))
 }
 
 fn line(head: &mut Vec<u8>, name: &str, value: &[u8]) {

@@ -6,12 +6,15 @@ use crate::access::meter::Moment;
 use crate::access::{Bounds, Caller, Role};
 use crate::gateway::Gateway;
 use crate::gateway::error::ApiError;
+use crate::gateway::headers;
 use crate::gateway::routes::{Access, access_of};
 use crate::types::{Code, Failure};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use std::fmt::Write;
+use std::sync::Arc;
 
 const KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
@@ -29,50 +32,60 @@ pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: N
         Some(Access::Key(role)) => role,
         None => return Err(Failure::new(Code::FORBIDDEN, "this path has no access rule").into()),
     };
-    let headers = request.headers().clone();
-    let answered = with_caller(&gateway, &headers, least, async |caller| {
-        request.extensions_mut().insert(caller);
-        next.run(request).await
-    });
-    Ok(answered.await?)
+    let caller = permitted(&gateway, presented_key(request.headers())?, least).await?;
+    let limits = Left::of(&caller);
+    request.extensions_mut().insert(caller);
+    Ok(limits.told(next.run(request).await))
 }
 
-/// The answer to a caller of the role `least` or above, with what is left of its limits.
-pub async fn with_caller(
-    gateway: &Gateway,
-    headers: &HeaderMap,
-    least: Role,
-    answer: impl AsyncFnOnce(Caller) -> Response,
-) -> Result<Response, Failure> {
-    let caller = caller(gateway, headers, least).await?;
-    let bounds = caller.bounds.clone().filter(|bounds| !bounds.meters.is_empty());
-    let mut response = answer(caller).await;
-    if let Some(bounds) = bounds {
-        tell_left(&bounds, response.headers_mut());
+/// What a caller is told of its limits.
+pub struct Left(Option<Arc<Bounds>>);
+
+impl Left {
+    /// The limits of a caller.
+    pub fn of(caller: &Caller) -> Self {
+        Left(caller.bounds.clone().filter(|bounds| !bounds.meters.is_empty()))
     }
-    Ok(response)
+
+    /// The reply, with what is left now.
+    pub fn told(self, mut response: Response) -> Response {
+        if let Some(bounds) = self.0 {
+            tell_left(&bounds, response.headers_mut());
+        }
+        response
+    }
 }
 
 /// What is left of a minute's requests and tokens, in the headers that OpenAI's clients read.
-fn tell_left(bounds: &Bounds, headers: &mut HeaderMap) {
+fn tell_left(bounds: &Bounds, given: &mut HeaderMap) {
     let (requests, tokens) = bounds.left(Moment::now());
     for ([limit, remaining, reset], left) in [(LEFT_REQUESTS, requests), (LEFT_TOKENS, tokens)] {
         let Some(left) = left else { continue };
-        headers.insert(HeaderName::from_static(limit), HeaderValue::from(left.limit));
-        headers.insert(HeaderName::from_static(remaining), HeaderValue::from(left.remaining));
-        if let Ok(value) = HeaderValue::from_str(&duration(left.reset_ms)) {
-            headers.insert(HeaderName::from_static(reset), value);
+        let values = [headers::count(left.limit), headers::count(left.remaining), HeaderValue::from_str(&duration(left.reset_ms)).ok()];
+        for (name, value) in [limit, remaining, reset].into_iter().zip(values) {
+            value.map(|value| given.insert(HeaderName::from_static(name), value));
         }
     }
 }
 
 /// A time as OpenAI writes it: `59.9s`, `1m0s`, `120ms`.
 fn duration(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms}ms"),
-        1_000..60_000 => format!("{}s", ms as f64 / 1e3),
-        _ => format!("{}m{}s", ms / 60_000, (ms % 60_000) as f64 / 1e3),
+    let mut text = String::with_capacity(24);
+    let (minutes, left) = (ms / 60_000, ms % 60_000);
+    let (seconds, thousandths) = (left / 1_000, left % 1_000);
+    let written = match (minutes, thousandths) {
+        _ if ms < 1_000 => return format!("{ms}ms"),
+        (0, 0) => write!(text, "{seconds}"),
+        (0, _) => write!(text, "{seconds}.{thousandths:03}"),
+        (_, 0) => write!(text, "{minutes}m{seconds}"),
+        _ => write!(text, "{minutes}m{seconds}.{thousandths:03}"),
+    };
+    written.expect("writing into a String cannot fail");
+    if thousandths > 0 {
+        text.truncate(text.trim_end_matches('0').len());
     }
+    text.push('s');
+    text
 }
 
 /// The caller that the headers name, if it may do what needs the role `least`.
@@ -80,7 +93,11 @@ fn duration(ms: u64) -> String {
 /// # Errors
 /// [`Code::MISSING_KEY`], [`Code::INVALID_KEY`], [`Code::FORBIDDEN`]; [`Code::INVALID_REQUEST`] for two different keys.
 pub async fn caller(gateway: &Gateway, headers: &HeaderMap, least: Role) -> Result<Caller, Failure> {
-    let caller = resolve(gateway, presented_key(headers)?).await?;
+    permitted(gateway, presented_key(headers)?, least).await
+}
+
+async fn permitted(gateway: &Gateway, key: &str, least: Role) -> Result<Caller, Failure> {
+    let caller = resolve(gateway, key).await?;
     if caller.role < least {
         let message = format!("the key's role {} may not do this; {least} may", caller.role);
         return Err(Failure::new(Code::FORBIDDEN, message));
@@ -97,42 +114,40 @@ pub async fn known_caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Opti
     }
 }
 
-async fn resolve(gateway: &Gateway, key: String) -> Result<Caller, Failure> {
-    if let Some(caller) = gateway.app.keys.recall(&key)? {
+async fn resolve(gateway: &Gateway, key: &str) -> Result<Caller, Failure> {
+    if let Some(caller) = gateway.app.keys.recall(key)? {
         return Ok(caller);
     }
-    let keys = gateway.app.keys.clone();
+    let (keys, key) = (gateway.app.keys.clone(), key.to_string());
     let looked_up = tokio::task::spawn_blocking(move || keys.authenticate(&key)).await;
     let looked_up = looked_up.map_err(|_| Failure::new(Code::INTERNAL, "the key could not be looked up"))?;
     Ok(looked_up?)
 }
 
 /// The one key that the headers present, in any of their forms.
-fn presented_key(headers: &HeaderMap) -> Result<String, Failure> {
+fn presented_key(headers: &HeaderMap) -> Result<&str, Failure> {
     let not_bearer = || Failure::on(Code::INVALID_KEY, "authorization", "the Authorization header is not \"Bearer KEY\"");
-    let mut keys = Vec::new();
-    for value in headers.get_all(header::AUTHORIZATION) {
+    let bearer = headers.get_all(header::AUTHORIZATION).iter().map(|value| {
         let text = value.to_str().unwrap_or("").trim();
         let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
-        if !scheme.eq_ignore_ascii_case("bearer") && !text.is_empty() {
-            return Err(not_bearer());
+        if scheme.eq_ignore_ascii_case("bearer") || text.is_empty() { Ok(key.trim()) } else { Err(not_bearer()) }
+    });
+    // What is no text is a key that nobody has.
+    let others = KEY_HEADERS.into_iter().flat_map(|name| headers.get_all(name)).map(|value| Ok(value.to_str().unwrap_or("?").trim()));
+    let mut found = None;
+    for key in bearer.chain(others) {
+        let key = key?;
+        if !key.is_empty() && found.replace(key).is_some_and(|before| before != key) {
+            return Err(Failure::on(Code::INVALID_REQUEST, "authorization", "two different API keys were sent; send one"));
         }
-        keys.push(key.trim().to_string());
     }
-    for value in KEY_HEADERS.iter().flat_map(|name| headers.get_all(name)) {
-        // What is no text is a key that nobody has.
-        keys.push(value.to_str().unwrap_or("?").trim().to_string());
-    }
-    keys.retain(|key| !key.is_empty());
-    keys.dedup();
-    match keys.as_slice() {
-        [] if headers.contains_key(header::AUTHORIZATION) => Err(not_bearer()),
-        [] => {
+    match found {
+        Some(key) => Ok(key),
+        None if headers.contains_key(header::AUTHORIZATION) => Err(not_bearer()),
+        None => {
             let failure = Failure::new(Code::MISSING_KEY, "no API key was sent");
             Err(failure.with_hint("send \"Authorization: Bearer KEY\"; `refit key create NAME` makes a key"))
         }
-        [_] => Ok(keys.remove(0)),
-        _ => Err(Failure::on(Code::INVALID_REQUEST, "authorization", "two different API keys were sent; send one")),
     }
 }
 
@@ -142,7 +157,7 @@ mod tests {
 
     fn presented(headers: &[(&'static str, &'static str)]) -> Result<String, &'static str> {
         let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a header value")));
-        presented_key(&headers.collect::<HeaderMap>()).map_err(|failure| failure.code().name)
+        presented_key(&headers.collect::<HeaderMap>()).map(str::to_string).map_err(|failure| failure.code().name)
     }
 
     #[test]
@@ -157,7 +172,8 @@ mod tests {
 
     #[test]
     fn times_are_written_as_openai_writes_them() {
-        assert_eq!([0, 120, 59_900, 60_000, 90_500].map(duration), ["0ms", "120ms", "59.9s", "1m0s", "1m30.5s"]);
+        let times = [0, 120, 1_000, 10_007, 59_900, 60_000, 90_500, 630_000];
+        assert_eq!(times.map(duration), ["0ms", "120ms", "1s", "10.007s", "59.9s", "1m0s", "1m30.5s", "10m30s"]);
     }
 
     #[test]

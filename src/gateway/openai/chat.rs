@@ -7,11 +7,11 @@ use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-
 use crate::inference::{AnswerStream, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
 use crate::types::plain::PlainChat;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -55,8 +55,9 @@ async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiErr
 fn written(passed: Passed) -> Response {
     match passed {
         Passed::Bytes { body, told } => {
-            let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            tell(([kind], body).into_response(), &told)
+            let mut response = tell(Response::new(Body::from(body)), &told);
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
         }
         Passed::Answer(read) => tell(Json(&read.response).into_response(), &read.told),
     }
@@ -70,6 +71,9 @@ pub(super) struct Chunks {
 
 impl Encode for Chunks {
     fn piece(&mut self, piece: Piece) -> String {
+        if let Some(passage) = piece.passage {
+            return passage.events;
+        }
         let raw = piece.raw.filter(|raw| raw.protocol == Protocol::Chat);
         let forwarded = raw.and_then(|raw| forwarded(None, &raw.data));
         forwarded.or_else(|| piece.chunk.map(|chunk| data(&chunk))).unwrap_or_default()

@@ -121,7 +121,8 @@ impl Telemetry {
             Some(caller) => Some(caller.trace_id).filter(|_| caller.sampled),
             None => trace_of(request_id).filter(|trace_id| is_sampled(trace_id, self.settings.export.sample_ratio)),
         };
-        Some((Traced { parent: caller.map(|caller| caller.span_id), params: params() }, hex(&trace_id?)))
+        let trace_id = hex(&trace_id?);
+        Some((Traced { parent: caller.map(|caller| caller.span_id), params: params() }, trace_id))
     }
 
     /// Whether messages and replies become part of spans.

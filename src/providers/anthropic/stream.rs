@@ -258,7 +258,7 @@ impl Decode for Events {
             let raw = RawEvent { protocol: Protocol::Messages, kind: event.kind, data: event.data };
             match pieces.first_mut() {
                 Some(first) => first.raw = Some(raw),
-                None => pieces.push(Piece { chunk: None, raw: Some(raw) }),
+                None => pieces.push(Piece { raw: Some(raw), ..Piece::default() }),
             }
         }
         Ok(pieces)
