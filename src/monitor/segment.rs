@@ -15,8 +15,9 @@ use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Write};
 use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "jsonl";
+/// Bounds of one transaction. Small: nobody else can write meanwhile, and the thread that moves rows may stand still in the middle.
 const BATCH_ROWS: usize = 128;
-const BATCH_BYTES: usize = 8 << 20;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// Rows in memory: large, and moved several times, so that each is in a box.
 pub type Rows = Vec<Box<RequestRow>>;
@@ -275,9 +276,12 @@ pub fn store(
 ) -> Result<bool, StoreError> {
     let name = name(&segment.path);
     let mut lines = Lines::of(store, &name, standing, go_on)?;
-    for rows in rows.chunks(BATCH_ROWS) {
-        lines.read += rows.len() as i64;
-        match lines.store(rows) {
+    let mut left = rows;
+    while !left.is_empty() {
+        let (batch, rest) = left.split_at(batch_of(left));
+        left = rest;
+        lines.read += batch.len() as i64;
+        match lines.store(batch) {
             Ok(()) => {}
             Err(Halt::Stopped) => return Ok(false),
             Err(Halt::Store(error)) => return Err(error),
@@ -285,6 +289,17 @@ pub fn store(
         }
     }
     Ok(true)
+}
+
+/// How many of the rows make a transaction; at least one.
+fn batch_of(rows: &[Box<RequestRow>]) -> usize {
+    let mut bytes = 0;
+    let fits = |row: &&Box<RequestRow>| {
+        let before = bytes;
+        bytes += [&row.request, &row.reply].into_iter().flatten().map(String::len).sum::<usize>();
+        before < BATCH_BYTES
+    };
+    rows.iter().take(BATCH_ROWS).take_while(fits).count()
 }
 
 fn drain(file: &File, mut lines: Lines<'_>) -> Result<Drained, Halt> {
@@ -371,6 +386,21 @@ mod tests {
         drain_abandoned(&directory, &store, &|| true).expect("drains");
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_1").expect("a row"), None);
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_2").expect("a row"), Some(1));
+    }
+
+    #[test]
+    fn a_transaction_is_bounded_in_rows_and_in_bytes() {
+        let of = |bytes: usize| Box::new(RequestRow { request: Some("x".repeat(bytes)), ..RequestRow::default() });
+        let rows = |count: usize, bytes: usize| -> Rows { (0..count).map(|_| of(bytes)).collect() };
+        for (rows, expected) in [
+            (rows(1, 3 * BATCH_BYTES), 1),
+            (rows(5, BATCH_BYTES), 1),
+            (rows(9, BATCH_BYTES / 4 + 1), 4),
+            (rows(2, 10), 2),
+            (rows(BATCH_ROWS + 1, 10), BATCH_ROWS),
+        ] {
+            assert_eq!(batch_of(&rows), expected);
+        }
     }
 
     #[test]
