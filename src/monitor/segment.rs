@@ -294,12 +294,12 @@ pub fn store(
 /// How many of the rows make a transaction; at least one.
 fn batch_of(rows: &[Box<RequestRow>]) -> usize {
     let mut bytes = 0;
-    let fits = |row: &&Box<RequestRow>| {
+    let fits = |row: &&RequestRow| {
         let before = bytes;
         bytes += [&row.request, &row.reply].into_iter().flatten().map(String::len).sum::<usize>();
         before < BATCH_BYTES
     };
-    rows.iter().take(BATCH_ROWS).take_while(fits).count()
+    rows.iter().map(Box::as_ref).take(BATCH_ROWS).take_while(fits).count()
 }
 
 fn drain(file: &File, mut lines: Lines<'_>) -> Result<Drained, Halt> {
