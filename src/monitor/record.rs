@@ -245,12 +245,13 @@ impl Shard {
     }
 
     fn append(&mut self, directory: &Path, row: &RequestRow) -> std::io::Result<()> {
-        if self.segment.is_none() {
-            self.segment = Some(Segment::create(directory)?);
-        }
+        let segment = match &mut self.segment {
+            Some(segment) => segment,
+            None => self.segment.insert(Segment::create(directory)?),
+        };
         let line = line::write(row, &mut self.line);
         self.line_bytes = line.iter().map(|piece| piece.len()).sum();
-        let appended = self.segment.as_mut().expect("made four lines above").append(line);
+        let appended = segment.append(line);
         // Room for the usual ones is kept.
         if self.line.capacity() > LINE_BYTES {
             self.line = Vec::new();

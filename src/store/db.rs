@@ -96,6 +96,16 @@ to_bound! {
     f64 => |x| Bound::Real(*x),
     String => |x| Bound::Text(x),
 }
+impl<'a> From<&'a Value> for Bound<'a> {
+    fn from(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Bound::Null,
+            Value::Int(x) => Bound::Int(*x),
+            Value::Real(x) => Bound::Real(*x),
+            Value::Text(text) => Bound::Text(text),
+        }
+    }
+}
 impl<'a, T> From<&'a Option<T>> for Bound<'a>
 where
     Bound<'a>: From<&'a T>,

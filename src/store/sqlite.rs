@@ -215,24 +215,23 @@ impl Db for Sqlite {
 
 impl rusqlite::ToSql for Value {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self {
-            Value::Null => ValueRef::Null,
-            Value::Int(x) => ValueRef::Integer(*x),
-            Value::Real(x) => ValueRef::Real(*x),
-            Value::Text(text) => ValueRef::Text(text.as_bytes()),
-        }))
+        Ok(given(self.into()))
     }
 }
 
 impl rusqlite::ToSql for Bound<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self {
-            Bound::Null => ValueRef::Null,
-            Bound::Int(x) => ValueRef::Integer(*x),
-            Bound::Real(x) => ValueRef::Real(*x),
-            Bound::Text(text) => ValueRef::Text(text.as_bytes()),
-        }))
+        Ok(given(*self))
     }
+}
+
+fn given(value: Bound<'_>) -> ToSqlOutput<'_> {
+    ToSqlOutput::Borrowed(match value {
+        Bound::Null => ValueRef::Null,
+        Bound::Int(x) => ValueRef::Integer(x),
+        Bound::Real(x) => ValueRef::Real(x),
+        Bound::Text(text) => ValueRef::Text(text.as_bytes()),
+    })
 }
 
 fn value(value: ValueRef<'_>) -> Result<Value, StoreError> {
