@@ -151,13 +151,12 @@ fn store(context: &Context) -> Vec<Check> {
     checks
 }
 
-/// The file is there in its size; `refit model verify` digests it.
+/// The files are there in their sizes; `refit model verify` digests them.
 fn model(store: &Store, record: &models::ModelRecord) -> Check {
-    let size = std::fs::metadata(store.blobs.path(&record.digest)).map(|metadata| metadata.len());
-    if size.is_ok_and(|size| size == record.size_bytes) {
+    if crate::models::is_whole(store, record).unwrap_or(false) {
         return Check::ok("model", format!("local/{} ({:.1} MB)", record.name, record.size_bytes as f64 / 1e6));
     }
-    Check::broken("model", format!("the file of local/{} is gone or cut off", record.name), format!("refit model pull {}", record.name))
+    Check::broken("model", format!("a file of local/{} is gone or cut off", record.name), format!("refit model pull {}", record.name))
 }
 
 fn pull_hint() -> String {

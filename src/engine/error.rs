@@ -47,6 +47,16 @@ pub enum EngineError {
         /// Context length.
         context: usize,
     },
+    /// A text is longer than an embedding model takes.
+    #[error("input {index} has {tokens} tokens; the model takes {limit}")]
+    TooLong {
+        /// Place among the inputs, from 0.
+        index: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// What the model takes.
+        limit: usize,
+    },
     /// The queue is full.
     #[error("the local model's queue is full ({0} requests waiting)")]
     QueueFull(usize),
@@ -65,7 +75,7 @@ impl Coded for EngineError {
             EngineError::Unsupported(_) => Code::UNSUPPORTED,
             EngineError::Template(_) => Code::INVALID_REQUEST,
             EngineError::Request { .. } => Code::INVALID_VALUE,
-            EngineError::ContextLength { .. } => Code::CONTEXT_LENGTH,
+            EngineError::ContextLength { .. } | EngineError::TooLong { .. } => Code::CONTEXT_LENGTH,
             EngineError::QueueFull(_) => Code::OVERLOADED,
             EngineError::Stopped => Code::UNAVAILABLE,
             EngineError::Tensor(_) => Code::INTERNAL,
@@ -76,8 +86,14 @@ impl Coded for EngineError {
         match self {
             EngineError::Request { param, .. } => Some((*param).to_string()),
             EngineError::ContextLength { .. } => Some("messages".to_string()),
+            EngineError::TooLong { .. } => Some("input".to_string()),
             _ => None,
         }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let cut = || "split the text, or send \"truncate\": true to have the rest of it left out".to_string();
+        matches!(self, EngineError::TooLong { .. }).then(cut)
     }
 
     fn retry_after_s(&self) -> Option<u64> {

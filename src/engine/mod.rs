@@ -1,11 +1,13 @@
 //! The local engine: tokenizer, chat template, weights, decoder, adapters and the scheduler that serves them, on candle.
 //!
 //! It loads files that `models` stored (a path is handed to it) and knows neither the store nor HTTP. `providers/local.rs` serves
-//! through it, `tuning` trains through it. Start at [`model::Model`] for one loaded model, [`scheduler::Engine`] for the worker thread.
+//! through it, `tuning` trains through it. Start at [`model::Model`] for one loaded model, [`scheduler::Engine`] for the worker thread;
+//! [`encoder`] has the same two for models that turn texts into vectors.
 
 pub mod adapter;
 pub mod arch;
 pub mod chat_template;
+pub mod encoder;
 pub mod error;
 pub mod gguf;
 pub mod kv_cache;
@@ -19,6 +21,7 @@ pub mod sequence;
 pub mod tokenizer;
 
 pub use adapter::Adapter;
+pub use encoder::{Embedder, Encoder};
 pub use error::EngineError;
 pub use model::Model;
 pub use scheduler::Engine;

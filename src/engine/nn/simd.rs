@@ -67,12 +67,35 @@ multiversion! {
     pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_backward_body
 }
 multiversion! {
+    /// `x = gelu(x + bias)` in place, with the error function (Hendrycks and Gimpel 2016, arXiv 1606.08415); `x` is rows of `bias`'s length.
+    pub fn gelu_bias(x: &mut [f32], bias: &[f32]) = gelu_bias_body
+}
+multiversion! {
+    /// `x += bias` in every row.
+    pub fn add_bias(x: &mut [f32], bias: &[f32]) = add_bias_body
+}
+multiversion! {
+    /// LayerNorm (Ba et al. 2016, arXiv 1607.06450) of `x + residual`, into `x`, row by row of `weight`'s length.
+    pub fn layer_norm(x: &mut [f32], residual: &[f32], norm: Affine<'_>) = layer_norm_body
+}
+multiversion! {
     /// Dot product.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
 }
 multiversion! {
     /// `row = probability · (gradient - dot(probability, gradient)) · scale`, the softmax backward of one row, into `gradient`.
     pub fn softmax_backward(gradient: &mut [f32], probability: &[f32], scale: f32) = softmax_backward_body
+}
+
+/// Scale and shift of a norm.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// Scale by element.
+    pub weight: &'a [f32],
+    /// Shift by element.
+    pub bias: &'a [f32],
+    /// Added to the variance.
+    pub epsilon: f32,
 }
 
 /// Cached keys and values of one head.
@@ -294,6 +317,68 @@ fn exp<L: Lanes>(x: f32) -> f32 {
     e * scale
 }
 
+/// The error function with an absolute error under 2e-7 (Abramowitz and Stegun 1964, 7.1.26).
+#[inline(always)]
+fn erf<L: Lanes>(x: f32) -> f32 {
+    let magnitude = x.abs();
+    let t = 1.0 / fma::<L>(magnitude, 0.327_591_1, 1.0);
+    let mut p = 1.061_405_4;
+    for c in [-1.453_152_1, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
+        p = fma::<L>(p, t, c);
+    }
+    let value = 1.0 - p * t * exp::<L>(-magnitude * magnitude);
+    value.copysign(x)
+}
+
+#[inline(always)]
+fn gelu_bias_body<L: Lanes>(x: &mut [f32], bias: &[f32]) {
+    for row in x.chunks_exact_mut(bias.len()) {
+        for (x, bias) in row.iter_mut().zip(bias) {
+            let value = *x + bias;
+            *x = 0.5 * value * (1.0 + erf::<L>(value * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+#[inline(always)]
+fn add_bias_body<L: Lanes>(x: &mut [f32], bias: &[f32]) {
+    for row in x.chunks_exact_mut(bias.len()) {
+        for (x, bias) in row.iter_mut().zip(bias) {
+            *x += bias;
+        }
+    }
+}
+
+#[inline(always)]
+fn sum_of(row: &[f32]) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += chunk[i];
+        }
+    }
+    lanes.iter().chain(rest).sum()
+}
+
+#[inline(always)]
+fn layer_norm_body<L: Lanes>(x: &mut [f32], residual: &[f32], norm: Affine<'_>) {
+    let width = norm.weight.len();
+    for (row, residual) in x.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
+        for (x, residual) in row.iter_mut().zip(residual) {
+            *x += residual;
+        }
+        let mean = sum_of(row) / width as f32;
+        for x in row.iter_mut() {
+            *x -= mean;
+        }
+        let inverse = 1.0 / (dot_body::<L>(row, row) / width as f32 + norm.epsilon).sqrt();
+        for ((x, weight), bias) in row.iter_mut().zip(norm.weight).zip(norm.bias) {
+            *x = fma::<L>(*x * inverse, *weight, *bias);
+        }
+    }
+}
+
 #[inline(always)]
 fn max_of(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -438,6 +523,34 @@ mod tests {
         for (i, out) in out.iter().enumerate() {
             let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * at(&values, p, i)).sum();
             assert!((f64::from(*out) - expected).abs() < 1e-4, "element {i}: {out} against {expected}");
+        }
+    }
+
+    #[test]
+    fn gelu_and_layer_norm_equal_the_plain_formulas() {
+        // erf by its Maclaurin series in f64, exact for the arguments here.
+        let erf = |x: f64| {
+            let (mut term, mut sum) = (x, x);
+            for n in 1..200 {
+                term *= -x * x / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            sum * 2.0 / std::f64::consts::PI.sqrt()
+        };
+        let (bias, x) = (wave(35, 0.4), wave(70, 0.23));
+        let (mut gelu, mut normed) = (x.clone(), x.clone());
+        gelu_bias(&mut gelu, &bias);
+        let (weight, residual) = (wave(35, 0.6), wave(70, 0.31));
+        layer_norm(&mut normed, &residual, Affine { weight: &weight, bias: &bias, epsilon: 1e-12 });
+        for (i, (gelu, normed)) in gelu.iter().zip(&normed).enumerate() {
+            let value = f64::from(x[i] + bias[i % 35]);
+            let expected = 0.5 * value * (1.0 + erf(value / 2f64.sqrt()));
+            assert!((f64::from(*gelu) - expected).abs() < 1e-6, "gelu({value}) = {gelu}, expected {expected}");
+            let row: Vec<f64> = (i / 35 * 35..i / 35 * 35 + 35).map(|i| f64::from(x[i] + residual[i])).collect();
+            let mean = row.iter().sum::<f64>() / 35.0;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 35.0;
+            let expected = (row[i % 35] - mean) / variance.sqrt() * f64::from(weight[i % 35]) + f64::from(bias[i % 35]);
+            assert!((f64::from(*normed) - expected).abs() < 1e-5, "element {i}: {normed} against {expected}");
         }
     }
 
