@@ -1,4 +1,5 @@
-"""The running binary in front of [`vendors`] and the real model. `REFIT_BINARY` and `REFIT_TEST_MODEL` are set by `./test interop`."""
+"""The running binary in front of [`vendors`] and the real models. `REFIT_BINARY`, `REFIT_TEST_MODEL` and `REFIT_TEST_EMBEDDER` are set by
+`./test interop`."""
 
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 from vendors import Vendors
 
 MODEL = "smollm2-135m-instruct"
+EMBEDDER = "all-minilm-l6-v2"
 # Provider -> a model there. `row` is a row of the OpenAI-compatible table.
 MODELS = {
     "openai": "openai/gpt-4o-mini",
@@ -32,6 +34,17 @@ class Refit:
     vendors: Vendors
 
 
+def embedder_folder(directory):
+    """The embedding model's files under their names."""
+    with open(os.environ["REFIT_TEST_EMBEDDER"]) as file:
+        files = json.load(file)["files"]
+    folder = os.path.join(directory, "embedder")
+    for name, path in files.items():
+        os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+        os.symlink(path, os.path.join(folder, name))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def refit():
     binary, model = os.environ["REFIT_BINARY"], os.environ["REFIT_TEST_MODEL"]
@@ -48,6 +61,7 @@ def refit():
         base = [binary, "--data-dir", os.path.join(directory, "data"), "--config", config]
         run = lambda *arguments: subprocess.run([*base, *arguments], check=True, capture_output=True, text=True, env=environment).stdout
         run("model", "pull", model, "--name", MODEL)
+        run("model", "pull", embedder_folder(directory), "--name", EMBEDDER)
         prompt = os.path.join(directory, "greet.prompt")
         with open(prompt, "w") as file:
             file.write("---\nmodel: mock/echo\ninput:\n  schema:\n    who: string\n---\nHello {{who}}!\n")

@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 from cases import CITY, HELLO, PNG, SCHEMA, TOOL, answers
-from conftest import CAPABLE, MODELS
+from conftest import CAPABLE, EMBEDDER, MODELS
 from pydantic import BaseModel
 
 ALL = list(MODELS)
@@ -210,6 +210,17 @@ def test_embeddings(client, provider):
     assert [item.embedding for item in reply.data] == [[0.5, -1.25, 2.0]] * 2
     reply = client.embeddings.create(model=MODELS[provider], input="a", encoding_format="float")
     assert reply.data[0].embedding == [0.5, -1.25, 2.0]
+
+
+def test_local_embeddings(client):
+    """The SDK asks for base64 by itself; the numbers are the same either way."""
+    texts = ["How do I reset my password?", "I forgot my password.", "The Moon is far away."]
+    vectors = [item.embedding for item in client.embeddings.create(model=f"local/{EMBEDDER}", input=texts).data]
+    cosine = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert len(vectors[0]) == 384 and abs(cosine(vectors[0], vectors[0]) - 1) < 1e-5
+    assert cosine(vectors[0], vectors[1]) > cosine(vectors[0], vectors[2]) + 0.2
+    plain = client.embeddings.create(model=f"local/{EMBEDDER}", input=texts[0], encoding_format="float").data[0].embedding
+    assert max(abs(x - y) for x, y in zip(plain, vectors[0])) < 1e-6
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "mock", "local"])
