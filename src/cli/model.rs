@@ -99,7 +99,11 @@ fn wanted(model: String, name: Option<String>) -> Result<Wanted, Failure> {
         return Ok(Wanted::File { path, name });
     }
     if name.is_some() {
-        return Err(Failure::on(Code::INVALID_REQUEST, "--name", "--name goes with the path of a file or folder, not with a catalogue name"));
+        return Err(Failure::on(
+            Code::INVALID_REQUEST,
+            "--name",
+            "--name goes with the path of a file or folder, not with a catalogue name",
+        ));
     }
     Ok(Wanted::Known(model))
 }

@@ -140,7 +140,8 @@ mod tests {
         let config = parse("[cache]\nmax_bytes = 1_000_000\n[cache.routes]\nsupport = true\n\"openai/gpt-4o\" = false\n").expect("valid");
         assert_eq!((config.cache.routes["support"], config.cache.routes["openai/gpt-4o"], config.cache.enabled), (true, false, false));
         assert_eq!(config.cache.max_entry_bytes, 250_000, "one reply is at most a quarter");
-        let wrong = parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n[cache.semantic]\nenabled = 1\nthreshold = 1.5\n").expect_err("wrong");
+        let wrong =
+            parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n[cache.semantic]\nenabled = 1\nthreshold = 1.5\n").expect_err("wrong");
         let text = wrong.to_string();
         for key in ["cache.ttl_s", "cache.routes.a", "cache.semantic.enabled", "cache.semantic.threshold"] {
             assert!(text.contains(key), "{key}: {text}");

@@ -6,6 +6,8 @@ use crate::store::{Blobs, StoreError};
 use crate::types::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "refit.model-folder.v1";
@@ -79,8 +81,7 @@ impl Folder {
     /// # Errors
     /// [`StoreError::Corrupt`] when the blob changed.
     pub fn stored(blobs: &Blobs, digest: &Digest) -> Result<Option<Self>, StoreError> {
-        let is_small = std::fs::metadata(blobs.path(digest)).is_ok_and(|metadata| metadata.len() <= MAX_LIST_BYTES);
-        if !is_small {
+        if !is_list(&blobs.path(digest)) {
             return Ok(None);
         }
         let read: Option<Folder> = serde_json::from_slice(&blobs.get(digest)?).ok();
@@ -91,6 +92,16 @@ impl Folder {
     pub fn paths(&self, blobs: &Blobs) -> BTreeMap<String, PathBuf> {
         self.files.iter().map(|part| (part.name.clone(), blobs.path(&part.digest))).collect()
     }
+}
+
+/// Whether a file looks like a list: small, and the beginning of a JSON object.
+fn is_list(path: &Path) -> bool {
+    let mut first = [0u8];
+    let opened = File::open(path).and_then(|mut file| {
+        file.read_exact(&mut first)?;
+        file.metadata()
+    });
+    opened.is_ok_and(|metadata| metadata.len() <= MAX_LIST_BYTES) && first == *b"{"
 }
 
 /// Whether a name stays inside its folder.
@@ -166,7 +177,8 @@ mod tests {
 
     #[test]
     fn names_stay_inside() {
-        for (name, inside) in [("config.json", true), ("1_Pooling/config.json", true), ("../x", false), ("/etc/x", false), ("a//b", false)] {
+        for (name, inside) in [("config.json", true), ("1_Pooling/config.json", true), ("../x", false), ("/etc/x", false), ("a//b", false)]
+        {
             assert_eq!(is_part_name(name), inside, "{name}");
         }
     }

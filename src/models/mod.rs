@@ -88,9 +88,14 @@ pub fn find(store: &Store, name: &str) -> Result<StoredModel, ModelError> {
 /// # Errors
 /// [`ModelError::Damaged`] when its bytes changed; otherwise as [`find`].
 pub fn verify(store: &Store, name: &str) -> Result<ModelRecord, ModelError> {
-    let record = find(store, name)?.record;
+    let damaged = |record: ModelRecord| Err(ModelError::Damaged { name: record.name, digest: record.digest });
+    let record = match find(store, name) {
+        Ok(found) => found.record,
+        Err(ModelError::Store(StoreError::Corrupt(_))) => return damaged(rows::get(store.db.as_ref(), name)?),
+        Err(error) => return Err(error),
+    };
     match open(store, &record.digest) {
-        Err(StoreError::Corrupt(_)) => Err(ModelError::Damaged { name: record.name, digest: record.digest }),
+        Err(StoreError::Corrupt(_)) => damaged(record),
         Err(error) => Err(error.into()),
         Ok(_) => Ok(record),
     }
@@ -237,7 +242,9 @@ impl Coded for ModelError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            ModelError::Unknown { known, .. } => Some(format!("known: {known}; a file of your own: refit model pull path/to/model.gguf, or a folder")),
+            ModelError::Unknown { known, .. } => {
+                Some(format!("known: {known}; a file of your own: refit model pull path/to/model.gguf, or a folder"))
+            }
             ModelError::NotPulled { name } => Some(format!("get it with: refit model pull {name}")),
             ModelError::WrongDigest { .. } => {
                 Some("nothing was stored; the file is another build, or was changed or cut off on the way".into())

@@ -29,7 +29,17 @@ impl<'a> Package<'a> {
     pub async fn download(&self, scratch: &Path) -> Result<Wheel<'a>, ModelError> {
         let fault = |message: String| fault(self.name, message);
         let mut command = tokio::process::Command::new(&self.python);
-        command.args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input", "--quiet"]);
+        command.args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--quiet",
+        ]);
         command.arg("-d").arg(scratch).arg(self.name).stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await.map_err(|error| fault(format!("cannot run {}: {error}", self.python)))?;
         if !output.status.success() {

@@ -185,7 +185,7 @@ fn local_files_are_stored_under_a_name_and_truncated_ones_are_not() {
         ("cut.gguf", "it is cut off: tensor \"token_embd.weight\" ends at byte"),
         ("text.gguf", "does not begin with \"GGUF\""),
         ("none.gguf", "cannot read none.gguf"),
-        (".refit/", "is not a regular file"),
+        (".refit/", "a model folder has a config.json"),
     ] {
         let failed = refit.run(&["model", "pull", file, "--name", "mine"]).expect(2);
         assert!(failed.stderr.starts_with("error: ") && failed.stderr.contains(reason), "{file}: {}", failed.stderr);

@@ -93,11 +93,14 @@ impl<'a> Folder<'a> {
             ("pooling_mode_cls_token", Pooling::First),
             ("pooling_mode_max_tokens", Pooling::Max),
         ];
-        let asked: Vec<&String> =
-            config.as_object().map_or_else(Vec::new, |object| object.keys().filter(|key| key.starts_with("pooling_mode_") && on(key)).collect());
+        let asked: Vec<&String> = config
+            .as_object()
+            .map_or_else(Vec::new, |object| object.keys().filter(|key| key.starts_with("pooling_mode_") && on(key)).collect());
         match (&asked[..], known.iter().find(|(key, _)| on(key))) {
             ([_], Some((_, pooling))) => Ok(*pooling),
-            _ => Err(EngineError::Unsupported(format!("{name}: pooling by {asked:?} is not supported (mean, cls or max, one of them, is)"))),
+            _ => {
+                Err(EngineError::Unsupported(format!("{name}: pooling by {asked:?} is not supported (mean, cls or max, one of them, is)")))
+            }
         }
     }
 

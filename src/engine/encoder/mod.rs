@@ -74,7 +74,8 @@ impl Embedder {
     /// [`EngineError::Request`] when the tokenizer refuses the text.
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         let encoding = self.tokenizer.encode_fast(text, true);
-        let encoding = encoding.map_err(|error| EngineError::Request { param: "input", problem: format!("cannot be tokenized: {error}") })?;
+        let encoding =
+            encoding.map_err(|error| EngineError::Request { param: "input", problem: format!("cannot be tokenized: {error}") })?;
         Ok(encoding.get_ids().to_vec())
     }
 

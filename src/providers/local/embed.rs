@@ -71,7 +71,9 @@ fn tokens(request: &EmbeddingRequest, model: &Embedder, truncates: bool) -> Resu
     let mut texts: Vec<Vec<u32>> = match (request.texts(), &request.input) {
         (Some(texts), _) => texts.into_iter().map(|text| model.tokens(text)).collect::<Result<_, EngineError>>()?,
         (None, Value::Array(items)) if items.iter().any(Value::is_number) => vec![ids(items)?],
-        (None, Value::Array(lists)) => lists.iter().map(|list| ids(list.as_array().map_or(&[][..], Vec::as_slice))).collect::<Result<_, _>>()?,
+        (None, Value::Array(lists)) => {
+            lists.iter().map(|list| ids(list.as_array().map_or(&[][..], Vec::as_slice))).collect::<Result<_, _>>()?
+        }
         (None, _) => Vec::new(),
     };
     if truncates {
