@@ -113,7 +113,7 @@ fn shutting_down() -> Response {
 }
 
 /// Waits until every connection has ended, for `time` at most or until there is a `hurry`; then cuts what still runs.
-pub async fn drain(mut workers: Workers, time: Duration, cut: &watch::Sender<bool>, (serving, hurry): (&Serving, impl Future)) {
+pub async fn drain(workers: &mut Workers, time: Duration, cut: &watch::Sender<bool>, (serving, hurry): (&Serving, impl Future)) {
     workers.stop();
     tokio::select! {
         () = workers.ended() => return,

@@ -18,13 +18,15 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 /// A connection on its way to the thread that serves it, counted until it ends.
 type Taken = (std::net::TcpStream, Connection);
 
-/// Threads that serve connections.
+/// Threads that serve connections. They last as long as this: also one that has none left keeps its event loop going.
 pub struct Workers {
     queues: Vec<mpsc::UnboundedSender<Taken>>,
     next: usize,
     stop: watch::Sender<bool>,
     /// Closes when the last thread has served its last connection.
     served: mpsc::Receiver<()>,
+    /// Dropped with this: the threads end then.
+    _over: watch::Sender<()>,
 }
 
 impl Workers {
@@ -36,24 +38,29 @@ impl Workers {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (stop, stopped) = watch::channel(false);
         let (serving, served) = mpsc::channel(1);
+        let (over, is_over) = watch::channel(());
         let lane = Lane { gateway: gateway.clone(), router: routes::router(gateway.clone()), stopped };
         let mut queues = Vec::with_capacity(cores);
         for number in 0..cores {
             let (queue, connections) = mpsc::unbounded_channel();
             let refused = |error| Failure::new(Code::INTERNAL, format!("cannot start a thread for connections: {error}"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
-            let (lane, serving) = (lane.clone(), serving.clone());
+            let (lane, serving, mut is_over) = (lane.clone(), serving.clone(), is_over.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let work = move || {
-                runtime.block_on(work(connections, lane));
-                drop(serving);
+                runtime.block_on(async {
+                    work(connections, lane).await;
+                    drop(serving);
+                    // Connections to providers that were opened here live on this loop, and calls of other threads may be on them.
+                    while is_over.changed().await.is_ok() {}
+                });
                 // What blocks still (a call to a local model) is not waited for.
                 runtime.shutdown_background();
             };
             thread.spawn(work).map_err(refused)?;
             queues.push(queue);
         }
-        Ok(Workers { queues, next: 0, stop, served })
+        Ok(Workers { queues, next: 0, stop, served, _over: over })
     }
 
     /// Has a connection served.

@@ -1,12 +1,13 @@
 //! The orderly end: what runs goes on for a while, what is new is not taken, and every row of the log is in the database.
 
-use crate::rig::{CHAT, Line, chat, closes_within, gauge, provider, rows_in, signal, upstream, wait_for};
+use crate::rig::{CHAT, Line, STREAM, chat, closes_within, event, gauge, provider, rows_in, says, signal, upstream, wait_for};
 use crate::support::Refit;
 use rustix::process::Signal;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Sends a stream of the mock provider and leaves the reply on the wire.
@@ -141,6 +142,43 @@ fn a_second_signal_cuts_at_once() {
     wait_for("the end of listening", || Line::try_to(&server).is_err());
     let began = Instant::now();
     signal(&server, Signal::INT);
+/// The connection upstream was opened by a thread that has nothing left to serve when the stream of another one is on it.
+#[test]
+fn a_stream_goes_on_over_a_connection_that_an_idle_thread_opened() {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let is_stopped = stopped.clone();
+    let up = upstream(move |stream: &mut TcpStream, body| {
+        if !body.contains("stream") {
+            return says(stream, "first");
+        }
+        let _ = stream.write_all(format!("{STREAM}{}", event("a")).as_bytes());
+        while !is_stopped.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // By now an idle thread would be gone.
+        std::thread::sleep(Duration::from_secs(1));
+        let _ = stream.write_all(format!("{}data: [DONE]\n\n", event("b")).as_bytes());
+        false
+    });
+    // A key outside of ASCII is for the client that encrypted connections go over, too, whose connections all threads share.
+    let refit = Refit::new().env("UP_KEY", "k\u{e9}y");
+    refit.write("refit.toml", format!("{}api_key = {{ env = \"UP_KEY\" }}\n", provider(up.port)));
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    // Connections are handed to the threads in turn.
+    let (mut first, mut second) = (Line::to(&server), Line::to(&server));
+    first.send("POST", CHAT, Some(&key), &chat("up/m", "hi", json!({})).to_string()).expect("sent");
+    assert_eq!(first.reply().expect("a reply").status, 200);
+    second.send("POST", CHAT, Some(&key), &chat("up/m", "hi", json!({"stream": true})).to_string()).expect("sent");
+    second.begun();
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "both calls are on one connection");
+    signal(&server, Signal::TERM);
+    assert!(closes_within(&mut first.stream, Duration::from_secs(10)), "the first connection is idle");
+    stopped.store(true, Ordering::SeqCst);
+    let reply = second.reply().expect("the stream ends in good order");
+    assert!(reply.body.contains("\"b\"") && reply.body.trim_end().ends_with("[DONE]"), "{reply:?}");
+    assert_eq!(server.wait(), Some(0));
+}
+
     let reply = line.reply().expect("the stream ends in good order");
     assert!(reply.body.contains("unavailable"), "{reply:?}");
     assert_eq!(server.wait(), Some(0));
