@@ -92,12 +92,7 @@ impl AnswerStream {
                         return Some(Ok(piece));
                     }
                 }
-                Some(Err(failure)) => {
-                    if let Some(ticket) = &mut self.ticket {
-                        ticket.broke(&failure);
-                    }
-                    return Some(Err(self.fail(failure)));
-                }
+                Some(Err(failure)) => return Some(Err(self.fail(failure))),
                 None => {
                     self.pieces = None;
                     if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
@@ -127,14 +122,22 @@ impl AnswerStream {
             }
             polled
         });
-        let Some(due) = self.due else { return Some(came.await.map(|piece| piece.map_err(Failure::from))) };
-        Some(match timeout_at(due, came).await {
-            Ok(came) => came.map(|piece| piece.map_err(Failure::from)),
-            Err(_) => {
-                let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
-                Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message)))
-            }
-        })
+        let came = match self.due {
+            None => came.await,
+            Some(due) => match timeout_at(due, came).await {
+                Ok(came) => came,
+                // Nobody's fault: who took the time, the target or the caller, cannot be told. Silence has a limit of its own.
+                Err(_) => {
+                    let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
+                    return Some(Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message))));
+                }
+            },
+        };
+        let came = came.map(|piece| piece.map_err(Failure::from));
+        if let (Some(Err(failure)), Some(ticket)) = (&came, &mut self.ticket) {
+            ticket.broke(failure);
+        }
+        Some(came)
     }
 
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.
