@@ -38,6 +38,7 @@ use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
+use crate::types::blocking::blocking;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
@@ -551,9 +552,4 @@ impl Plan {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
         Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false, plain: None }
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("planning the call failed: {error}"))))
 }
