@@ -36,6 +36,9 @@ impl Inference {
         kind: Kind,
         call: &Try<'a, T>,
     ) -> Result<(T, Arc<Plan>), Failure> {
+        if ticket.redacts() {
+            Box::pin(ticket.redact_large()).await;
+        }
         let rules = &road.rules;
         if let Some(budget) = &rules.budget {
             budget.earn(now_ms());
