@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{Id, JoinSet};
 
 /// A connection on its way to the thread that serves it, counted until it ends.
 type Taken = (std::net::TcpStream, Connection);
@@ -91,17 +91,18 @@ const TICK: Duration = Duration::from_secs(1);
 
 async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
     let mut serving = JoinSet::new();
-    let mut doing: HashMap<Id, (AbortHandle, Arc<Doing>)> = HashMap::new();
+    let mut doing: HashMap<Id, Arc<Doing>> = HashMap::new();
+    let begin = |serving: &mut JoinSet<()>, (stream, counted): Taken| {
+        let does = Arc::new(Doing::default());
+        let handle = serving.spawn(serve(stream, lane.clone(), does.clone(), counted));
+        (handle.id(), does)
+    };
     let mut stopped = lane.stopped.clone();
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             stream = connections.recv() => match stream {
-                Some((stream, counted)) => {
-                    let does = Arc::new(Doing::default());
-                    let handle = serving.spawn(serve(stream, lane.clone(), does.clone(), counted));
-                    doing.insert(handle.id(), (handle, does));
-                }
+                Some(taken) => doing.extend([begin(&mut serving, taken)]),
                 None => break,
             },
             Some(ended) = serving.join_next_with_id() => {
@@ -113,15 +114,15 @@ async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
         }
     }
     connections.close();
-    for (handle, does) in doing.values() {
-        if does.stop() {
-            handle.abort();
-        }
+    // Those that were taken just before have a request on its way, as a rule.
+    while let Ok(taken) = connections.try_recv() {
+        doing.extend([begin(&mut serving, taken)]);
     }
+    doing.values().for_each(|does| does.stop());
     let mut cut = lane.gateway.cut.clone();
     tokio::select! {
         () = async { while serving.join_next().await.is_some() {} } => return,
-        _ = cut.wait_for(|cut| *cut) => doing.values().for_each(|(_, does)| does.wake()),
+        _ = cut.wait_for(|cut| *cut) => doing.values().for_each(|does| does.wake()),
     }
     while serving.join_next().await.is_some() {}
 }
@@ -138,5 +139,44 @@ async fn serve(stream: std::net::TcpStream, lane: Lane, doing: Arc<Doing>, _coun
     if let Err(error) = served.await {
         // The client went away or spoke no HTTP: its business.
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::config::Config;
+    use std::io::{Read, Write};
+
+    /// Connections that are handed over, with a request sent on each, and the stop at once.
+    #[tokio::test]
+    async fn what_was_sent_before_the_stop_is_answered() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let app = Arc::new(App::open(Config::default(), directory.path()).expect("an app"));
+        let (_cut, cut) = watch::channel(false);
+        let mut workers = Workers::start(&Gateway { app: app.clone(), cut }).expect("threads");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let requests =
+            ["GET /health HTTP/1.1\r\nhost: x\r\n\r\n", "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"];
+        let mut clients = Vec::new();
+        for n in 0..20 {
+            let mut client = std::net::TcpStream::connect(address).expect("connects");
+            client.write_all(requests[n % 2].as_bytes()).expect("sent");
+            let (stream, _) = listener.accept().await.expect("a connection");
+            clients.push((client, stream));
+        }
+        let (clients, streams): (Vec<_>, Vec<_>) = clients.into_iter().unzip();
+        for stream in streams {
+            workers.serve(stream, app.metrics.serving.connect(usize::MAX).expect("room"));
+        }
+        workers.stop();
+        tokio::time::timeout(Duration::from_secs(20), workers.ended()).await.expect("it ends");
+        for (n, mut client) in clients.into_iter().enumerate() {
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).expect("a reply");
+            assert!(reply.starts_with(["HTTP/1.1 200 ", "HTTP/1.1 401 "][n % 2]), "{n}: {reply:?}");
+        }
     }
 }
