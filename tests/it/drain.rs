@@ -97,14 +97,26 @@ fn a_plain_call_that_outlasts_the_time_gets_a_503_and_its_row() {
     let refit = Refit::new();
     refit.write("refit.toml", "[server]\ndrain_s = 1\n");
     let (key, mut server) = (refit.key(), refit.serve(&[]));
-    let mut line = Line::to(&server);
-    line.send("POST", CHAT, Some(&key), &chat("mock/echo", "hi", json!({"mock": {"delay_ms": 600_000}})).to_string()).expect("sent");
-    wait_for("the call", || gauge(&server, "refit_requests_in_flight") == 1.0);
+    let mut lines = [Line::to(&server), Line::to(&server), Line::to(&server)];
+    // The lane; what hyper has; and another protocol.
+    let paths = [CHAT, "/v1/chat/completions?x", "/v1/messages"];
+    let request = chat("mock/echo", "hi", json!({"max_tokens": 9, "mock": {"delay_ms": 600_000}})).to_string();
+    for (line, path) in lines.iter_mut().zip(paths) {
+        line.send("POST", path, Some(&key), &request).expect("sent");
+    }
+    wait_for("the calls", || gauge(&server, "refit_requests_in_flight") == 3.0);
     signal(&server, Signal::TERM);
-    let reply = line.reply().expect("a reply");
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("unavailable")), "{reply:?}");
+    let replies = lines.each_mut().map(|line| line.reply().expect("a reply"));
     assert_eq!(server.wait(), Some(0));
-    assert_eq!(statuses(&refit, 503), 1);
+    assert_eq!(statuses(&refit, 503), 3);
+    for (reply, path) in replies.iter().zip(paths) {
+        let messages = path == "/v1/messages";
+        let (field, word) = if messages { ("type", "overloaded_error") } else { ("code", "unavailable") };
+        assert_eq!((reply.status, &reply.json()["error"][field]), (503, &json!(word)), "{reply:?}");
+        assert_eq!(reply.json()["type"] == "error", messages, "{reply:?}");
+        let id = reply.header("x-request-id").unwrap_or_else(|| panic!("no id: {reply:?}"));
+        assert_eq!(refit.run(&["logs", "show", id, "--json"]).expect(0).json()["error_code"], "unavailable");
+    }
 }
 
 /// The upstream has not even sent a head: the call waits as it would in a queue.
@@ -130,18 +142,6 @@ fn a_stream_that_waits_for_its_first_byte_is_told_and_the_upstream_let_go() {
     assert_eq!(rows_in(&refit.data_dir()), (1, "ok".to_string()));
 }
 
-#[test]
-fn a_second_signal_cuts_at_once() {
-    let refit = Refit::new();
-    refit.write("refit.toml", "[server]\ndrain_s = 600\n");
-    let (key, mut server) = (refit.key(), refit.serve(&[]));
-    let mut line = Line::to(&server);
-    begin(&mut line, &key, 5_000, 200);
-    wait_for("the call", || gauge(&server, "refit_requests_in_flight") == 1.0);
-    signal(&server, Signal::TERM);
-    wait_for("the end of listening", || Line::try_to(&server).is_err());
-    let began = Instant::now();
-    signal(&server, Signal::INT);
 /// The connection upstream was opened by a thread that has nothing left to serve when the stream of another one is on it.
 #[test]
 fn a_stream_goes_on_over_a_connection_that_an_idle_thread_opened() {
@@ -179,6 +179,18 @@ fn a_stream_goes_on_over_a_connection_that_an_idle_thread_opened() {
     assert_eq!(server.wait(), Some(0));
 }
 
+#[test]
+fn a_second_signal_cuts_at_once() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[server]\ndrain_s = 600\n");
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    let mut line = Line::to(&server);
+    begin(&mut line, &key, 5_000, 200);
+    wait_for("the call", || gauge(&server, "refit_requests_in_flight") == 1.0);
+    signal(&server, Signal::TERM);
+    wait_for("the end of listening", || Line::try_to(&server).is_err());
+    let began = Instant::now();
+    signal(&server, Signal::INT);
     let reply = line.reply().expect("the stream ends in good order");
     assert!(reply.body.contains("unavailable"), "{reply:?}");
     assert_eq!(server.wait(), Some(0));
