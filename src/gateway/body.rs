@@ -158,8 +158,18 @@ impl<T: Serialize> IntoResponse for Json<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::stream;
+    use futures_util::{FutureExt, stream};
     use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_large_body_is_read_by_another_thread() {
+        let body = |bytes: usize| Bytes::from(format!("[{}1]", "1,".repeat(bytes / 2)));
+        assert!(in_json(body(100)).now_or_never().is_some_and(|read| read.is_ok()));
+        let large = body(LARGE_BYTES);
+        let mut reading = Box::pin(in_json(large.clone()));
+        assert!(reading.as_mut().now_or_never().is_none(), "others had to wait for it");
+        assert_eq!(reading.await.expect("it is read").1, large);
+    }
 
     #[tokio::test]
     async fn a_body_that_drips_has_an_end() {
