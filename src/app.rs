@@ -8,7 +8,7 @@ use crate::config::{Config, Live, LocalConfig};
 use crate::inference::{InForce, Inference, Log, Setup, TargetStatus};
 use crate::jobs::batch::Batches;
 use crate::monitor::exposition::{BudgetFigures, Sources, TargetFigures};
-use crate::monitor::{Health, Metrics, Recorder, Redactor, Telemetry};
+use crate::monitor::{Health, Metrics, Names, Recorder, Redactor, Telemetry};
 use crate::providers::{Provider, Providers};
 use crate::store::Store;
 use crate::types::time::now_ms;
@@ -27,6 +27,8 @@ pub struct App {
     pub inference: Arc<Inference>,
     /// The request log.
     pub recorder: Arc<Recorder>,
+    /// The other names of logged requests.
+    pub names: Names,
     /// Metrics of this process.
     pub metrics: Arc<Metrics>,
     /// Whether the data directory can be written.
@@ -79,8 +81,9 @@ impl App {
         let inference = Arc::new(Inference::new(store.clone(), setup));
         metrics.watch(Sources { targets: Some(watched(&inference)), budgets: Some(budgets(&keys)) });
         let health = Arc::new(Health::new(&store));
+        let names = Names::new(&store, &recorder);
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
-        Ok(App { store, live, inference, recorder, metrics, health, keys, batches, telemetry, started_at, reloading })
+        Ok(App { store, live, inference, recorder, names, metrics, health, keys, batches, telemetry, started_at, reloading })
     }
 
     /// The configuration in force.

@@ -1,6 +1,7 @@
 //! Request bodies, read whole: bounded in size, in values and in time, and drained when they are refused, so that the client reads
 //! the reply instead of a reset. And JSON as the body of a reply.
 
+use crate::types::blocking::{LARGE_BYTES, blocking};
 use crate::types::{Code, Failure, json};
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_LENGTH;
@@ -13,17 +14,36 @@ use std::time::{Duration, Instant};
 
 /// How long a client may take.
 #[derive(Clone, Copy)]
-struct Times {
+pub struct Times {
     /// Silence between two pieces.
-    silence: Duration,
+    pub silence: Duration,
     /// All of it: the largest body over a line of one megabit a second takes less.
-    whole: Duration,
+    pub whole: Duration,
 }
 
-const TIMES: Times = Times { silence: Duration::from_secs(30), whole: Duration::from_secs(300) };
+impl Times {
+    /// What one is told who stopped sending.
+    pub fn too_silent(self) -> Failure {
+        Failure::new(Code::INVALID_REQUEST, format!("the body stopped for {} s", self.silence.as_secs()))
+    }
+
+    /// What one is told who took too long.
+    pub fn too_long(self) -> Failure {
+        Failure::new(Code::INVALID_REQUEST, format!("the body did not arrive within {} s", self.whole.as_secs()))
+    }
+}
+
+/// What one is told whose body has no end.
+pub fn broke_off(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::INVALID_REQUEST, format!("the body broke off: {error}"))
+}
+
+/// How long clients may take.
+pub const TIMES: Times = Times { silence: Duration::from_secs(30), whole: Duration::from_secs(300) };
 /// How much of a refused body is still read.
-const DRAIN_BYTES: usize = 64 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+pub const DRAIN_BYTES: usize = 64 << 20;
+/// For how long.
+pub const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Reads a JSON body of at most `limit` bytes. Whatever the content type says, it is read as JSON: clients forget the header.
 ///
@@ -38,14 +58,18 @@ pub async fn read_json(headers: &HeaderMap, body: Body, limit: usize) -> Result<
 /// # Errors
 /// As [`read_json`].
 pub async fn read_text(headers: &HeaderMap, body: Body, limit: usize) -> Result<(Value, Bytes), Failure> {
-    as_json(read(headers, body, limit, TIMES).await?)
+    in_json(read(headers, body, limit, TIMES).await?).await
 }
 
-/// What [`read_text`] makes of a body that was read already.
+/// What [`read_text`] makes of a body that was read already. A large one is read on a thread where it holds nobody up.
 ///
 /// # Errors
 /// As [`read_json`], but for the size.
-pub fn as_json(bytes: Bytes) -> Result<(Value, Bytes), Failure> {
+pub async fn in_json(bytes: Bytes) -> Result<(Value, Bytes), Failure> {
+    if bytes.len() < LARGE_BYTES { as_json(bytes) } else { blocking(move || as_json(bytes)).await }
+}
+
+fn as_json(bytes: Bytes) -> Result<(Value, Bytes), Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Failure::new(Code::INVALID_REQUEST, "the body is empty; a JSON object is expected"));
     }
@@ -86,7 +110,6 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize, times: Times) -> Re
         }
         return Err(too_large());
     }
-    let slow = |what: String| Failure::new(Code::INVALID_REQUEST, what);
     let begun = Instant::now();
     let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20));
     loop {
@@ -94,11 +117,11 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize, times: Times) -> Re
         let next = tokio::time::timeout(times.silence.min(left), stream.next()).await;
         // Bytes that are there already are taken without a look at the clock.
         if begun.elapsed() >= times.whole {
-            return Err(slow(format!("the body did not arrive within {} s", times.whole.as_secs())));
+            return Err(times.too_long());
         }
-        match next.map_err(|_| slow(format!("the body stopped for {} s", times.silence.as_secs())))? {
+        match next.map_err(|_| times.too_silent())? {
             None => return Ok(bytes.into()),
-            Some(Err(error)) => return Err(Failure::new(Code::INVALID_REQUEST, format!("the body broke off: {error}"))),
+            Some(Err(error)) => return Err(broke_off(error)),
             Some(Ok(piece)) if bytes.len() + piece.len() > limit => {
                 drain(stream).await;
                 return Err(too_large());
@@ -135,8 +158,18 @@ impl<T: Serialize> IntoResponse for Json<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::stream;
+    use futures_util::{FutureExt, stream};
     use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_large_body_is_read_by_another_thread() {
+        let body = |bytes: usize| Bytes::from(format!("[{}1]", "1,".repeat(bytes / 2)));
+        assert!(in_json(body(100)).now_or_never().is_some_and(|read| read.is_ok()));
+        let large = body(LARGE_BYTES);
+        let mut reading = Box::pin(in_json(large.clone()));
+        assert!(reading.as_mut().now_or_never().is_none(), "others had to wait for it");
+        assert_eq!(reading.await.expect("it is read").1, large);
+    }
 
     #[tokio::test]
     async fn a_body_that_drips_has_an_end() {

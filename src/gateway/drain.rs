@@ -2,12 +2,15 @@
 //! next request close, running requests go on for `server.drain_s`. Then whatever still runs is cut: streams end with an error event,
 //! other requests with a 503. The second signal cuts at once; the third ends the process where it stands.
 
+use super::Gateway;
 use super::error::ApiError;
 use super::workers::Workers;
 use crate::monitor::Serving;
 use crate::types::{Code, Failure};
+use axum::extract::{Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -102,18 +105,25 @@ pub fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
 /// but the look.
 pub async fn unless_cut(mut answering: Pin<&mut impl Future<Output = Response>>, serving: &Serving) -> Response {
     std::future::poll_fn(|context| match answering.as_mut().poll(context) {
-        Poll::Pending if serving.is_cut() => Poll::Ready(shutting_down()),
+        Poll::Pending if serving.is_cut() => Poll::Ready(ApiError(shutting_down()).into_response()),
         polled => polled,
     })
     .await
 }
 
-fn shutting_down() -> Response {
-    ApiError(Failure::new(Code::UNAVAILABLE, "the server is shutting down; the request had not been answered")).into_response()
+/// As [`unless_cut`], of what hyper serves. It stands inside of the envelope, so that the 503 has an id and is counted.
+pub async fn layer(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+    let answering = pin!(next.run(request));
+    unless_cut(answering, &gateway.app.metrics.serving).await
+}
+
+/// What one is told whose request was cut.
+pub fn shutting_down() -> Failure {
+    Failure::new(Code::UNAVAILABLE, "the server is shutting down; the request had not been answered")
 }
 
 /// Waits until every connection has ended, for `time` at most or until there is a `hurry`; then cuts what still runs.
-pub async fn drain(mut workers: Workers, time: Duration, cut: &watch::Sender<bool>, (serving, hurry): (&Serving, impl Future)) {
+pub async fn drain(workers: &mut Workers, time: Duration, cut: &watch::Sender<bool>, (serving, hurry): (&Serving, impl Future)) {
     workers.stop();
     tokio::select! {
         () = workers.ended() => return,

@@ -63,13 +63,18 @@ impl Entry {
         matches!(self.body, Sent::Whole(_))
     }
 
+    /// Writes down that the body could not be had.
+    pub async fn refuse(self, failure: Failure) -> ApiError {
+        self.gateway.app.inference.refused(self.ask, failure).await.into()
+    }
+
     /// Reads the body as it is.
     pub async fn whole_body(mut self) -> Result<Self, ApiError> {
         if let Sent::Stream(body) = self.body {
             let most = self.gateway.app.config().server.max_body_bytes;
             match body::read_whole(&self.headers, body, most).await {
                 Ok(bytes) => self.body = Sent::Whole(bytes),
-                Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).into()),
+                Err(failure) => return Err(self.gateway.app.inference.refused(self.ask, failure).await.into()),
             }
         }
         Ok(self)
@@ -92,7 +97,7 @@ impl Entry {
         let most = gateway.app.config().server.max_body_bytes;
         let text = match body {
             Sent::Stream(body) => body::read_text(&headers, body, most).await,
-            Sent::Whole(bytes) => body::as_json(bytes),
+            Sent::Whole(bytes) => body::in_json(bytes).await,
         };
         let read = match text {
             Ok((Value::Object(mut fields), text)) => {
@@ -109,7 +114,7 @@ impl Entry {
         };
         match read {
             Ok(read) => Ok((gateway, ask, read)),
-            Err(failure) => Err(gateway.app.inference.refused(ask, failure).into()),
+            Err(failure) => Err(gateway.app.inference.refused(ask, failure).await.into()),
         }
     }
 }

@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::query::Query;
 use crate::access::Caller;
 use crate::monitor::record;
-use crate::store::Store;
 use crate::store::feedback::{self, FeedbackRow, Kind};
+use crate::types::blocking::blocking;
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, new_id};
 use crate::types::time::now_ms;
@@ -61,7 +61,7 @@ pub async fn create(
             row.value = json!(redactor.text(&value)).to_string();
         }
     }
-    let row = blocking(move || keep(&gateway, given)).await?;
+    let row = keep(gateway, given).await?;
     Ok(Json(written(&row)))
 }
 
@@ -72,19 +72,21 @@ pub async fn list(State(gateway): State<Gateway>, Extension(caller): Extension<C
     let missing = || Failure::on(Code::MISSING_FIELD, "request_id", "request_id is missing: of which request?");
     let (param, kind, name) = named.ok_or_else(missing)?;
     let name = id(&Value::String(name), param)?;
-    let rows = blocking(move || {
-        let request = found(&gateway, &caller.project, kind, &name)?;
-        Ok(feedback::of_request(gateway.app.store.db.as_ref(), &request, Some(&caller.project))?)
-    })
-    .await?;
+    let request = found(&gateway, &caller.project, kind, &name).await?;
+    let rows = blocking(move || Ok(feedback::of_request(gateway.app.store.db.as_ref(), &request, Some(&caller.project))?)).await?;
     Ok(Json(json!({"object": "list", "data": rows.iter().map(written).collect::<Vec<_>>()})))
 }
 
-/// Stores feedback on the request that it names. Blocking.
-fn keep(gateway: &Gateway, given: Given) -> Result<FeedbackRow, Failure> {
+/// Stores feedback on the request that it names.
+async fn keep(gateway: Gateway, given: Given) -> Result<FeedbackRow, Failure> {
     let Given { kind, target, mut row } = given;
+    row.request = found(&gateway, &row.project, kind, &target).await?;
+    blocking(move || put(&gateway, row)).await
+}
+
+/// Stores feedback. Blocking.
+fn put(gateway: &Gateway, row: FeedbackRow) -> Result<FeedbackRow, Failure> {
     let db = gateway.app.store.db.as_ref();
-    row.request = found(gateway, &row.project, kind, &target)?;
     if feedback::count_others(db, &row.request, &row.id)? >= MAX_OF_REQUEST {
         let message = format!("the request {} has {MAX_OF_REQUEST} pieces of feedback already, which is all it may have", row.request);
         return Err(Failure::new(Code::CONFLICT, message).with_hint("send the id of one of them to replace it"));
@@ -98,24 +100,25 @@ fn keep(gateway: &Gateway, given: Given) -> Result<FeedbackRow, Failure> {
     Ok(row)
 }
 
-/// The id of the project's request of this name. Blocking.
-fn found(gateway: &Gateway, project: &str, kind: Kind, name: &str) -> Result<String, Failure> {
-    let Store { db, .. } = &gateway.app.store;
-    if let (Kind::Request | Kind::Completion, Some(id)) = (kind, feedback::request_of(db.as_ref(), project, kind, name)?) {
+/// The id of the project's request of this name.
+async fn found(gateway: &Gateway, project: &str, kind: Kind, name: &str) -> Result<String, Failure> {
+    let look_up = || {
+        let (db, project, name) = (gateway.app.store.db.clone(), project.to_string(), name.to_string());
+        blocking(move || Ok(feedback::request_of(db.as_ref(), &project, kind, &name)?))
+    };
+    // What one request has alone is believed; of the others the newest is meant, which may be of the last moment.
+    if let (Kind::Request | Kind::Completion, Some(id)) = (kind, look_up().await?) {
         return Ok(id);
     }
-    // It may be of the last moment. Where rows cannot be moved now, what the database has is what can be found.
-    if let Err(error) = gateway.app.recorder.flush() {
-        tracing::warn!(%error, "feedback is looked up without the newest log rows");
-    }
-    if kind != Kind::Request {
-        feedback::learn_names(db.as_ref())?;
+    match kind {
+        Kind::Request => gateway.app.names.move_rows().await?,
+        Kind::Completion | Kind::Trace | Kind::Conversation => gateway.app.names.learn().await?,
     }
     let unknown = || {
         let failure = Failure::on(Code::UNKNOWN_NAME, "target", "no logged request of this project has such an id");
         failure.with_hint("the x-request-id header of a reply names its request")
     };
-    feedback::request_of(db.as_ref(), project, kind, name)?.ok_or_else(unknown)
+    look_up().await?.ok_or_else(unknown)
 }
 
 fn checked(fields: &Map<String, Value>, caller: Caller) -> Result<Given, Failure> {
@@ -199,10 +202,4 @@ fn written(row: &FeedbackRow) -> Value {
     let value: Value = serde_json::from_str(&row.value).unwrap_or(Value::Null);
     json!({"id": row.id, "object": "feedback", "request_id": row.request, "name": row.name, "value": value, "comment": row.comment,
         "correction": row.correction, "source": row.source, "created_at": row.created_at / 1000})
-}
-
-/// Work on the store, off the threads that answer.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the work broke off: {error}"))))
 }

@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, admin, anthropic, feedback, openai, openapi, operations, status};
+use super::{Gateway, admin, anthropic, drain, feedback, openai, openapi, operations, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -75,10 +75,11 @@ fn unlimited(handler: MethodRouter<Gateway>) -> MethodRouter<Gateway> {
     handler.layer(DefaultBodyLimit::disable())
 }
 
-/// The table as a service. Outermost first: envelope (id, panics, metrics), access, handler.
+/// The table as a service. Outermost first: envelope (id, panics, metrics), the end of the time to drain, access, handler.
 pub fn router(gateway: Gateway) -> Router {
     handlers()
         .layer(from_fn_with_state(gateway.clone(), access::check))
+        .layer(from_fn_with_state(gateway.clone(), drain::layer))
         .layer(from_fn_with_state(gateway.clone(), envelope::wrap))
         .with_state(gateway)
 }

@@ -83,8 +83,10 @@ impl Server {
         drop(listener);
         let time = Duration::from_secs(app.config().server.drain_s);
         // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
-        let ended = drain::drain(workers, time, &cut, (&serving, hurry));
+        let ended = drain::drain(&mut workers, time, &cut, (&serving, hurry));
         let ((), _) = tokio::join!(ended, tokio::time::timeout(time + drain::LAST_BYTES, batches));
+        // Not before: lines of batches use connections that the workers' loops keep going.
+        drop(workers);
         let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;
         flushed.map_err(|error| Failure::new(Code::INTERNAL, format!("the request log: {error}")))?.map_err(Failure::from)
     }

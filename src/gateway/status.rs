@@ -29,9 +29,10 @@ pub async fn status(State(gateway): State<Gateway>, headers: HeaderMap) -> Resul
     let word = if wrong.is_empty() { "ok" } else { "failing" };
     let word = if app.metrics.serving.is_draining() { "draining" } else { word };
     let mut told = json!({"status": word, "version": env!("CARGO_PKG_VERSION")});
-    if caller.is_some_and(|caller| caller.role >= Role::Viewer) {
+    if let Some(caller) = caller.filter(|caller| caller.role >= Role::Viewer) {
         let detail = detail(&gateway, &look, &log);
         told.as_object_mut().expect("an object, made above").extend(detail.as_object().cloned().unwrap_or_default());
+        told["targets"] = targets(app, caller.role);
         told["wrong"] = wrong.into();
     }
     Ok(Json(told))
@@ -89,7 +90,6 @@ fn detail(gateway: &Gateway, look: &Look, log: &LogState) -> Value {
         "uptime_s": (now - app.started_at).max(0) / 1_000,
         "config": config(app),
         "providers": setup.providers.names().into_iter().map(provider).collect::<Vec<_>>(),
-        "targets": app.inference.targets(),
         "log": {"pending": log.pending, "kept": log.kept, "dropped": log.dropped, "oldest_unmoved_s": oldest_s,
             "disk": log.disk, "database": log.database},
         "database": {"ok": look.database.is_none(), "problem": look.database, "looked_at": rfc3339(look.at)},
@@ -99,6 +99,17 @@ fn detail(gateway: &Gateway, look: &Look, log: &LogState) -> Value {
             "refused": serving.connections_refused.get()},
         "draining": serving.is_draining(),
     })
+}
+
+/// The targets that were called. What they are called tells what other projects use: to those who are no administrators it is only told
+/// how many are in which state.
+fn targets(app: &App, role: Role) -> Value {
+    let targets = app.inference.targets();
+    if role >= Role::Admin {
+        return json!(targets);
+    }
+    let count = |state: &str| targets.iter().filter(|target| target.state == state).count();
+    json!({"closed": count("closed"), "open": count("open"), "half_open": count("half_open")})
 }
 
 fn config(app: &App) -> Value {

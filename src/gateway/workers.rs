@@ -13,18 +13,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{Id, JoinSet};
 
 /// A connection on its way to the thread that serves it, counted until it ends.
 type Taken = (std::net::TcpStream, Connection);
 
-/// Threads that serve connections.
+/// Threads that serve connections. They last as long as this: also one that has none left keeps its event loop going.
 pub struct Workers {
     queues: Vec<mpsc::UnboundedSender<Taken>>,
     next: usize,
     stop: watch::Sender<bool>,
     /// Closes when the last thread has served its last connection.
     served: mpsc::Receiver<()>,
+    /// Dropped with this: the threads end then.
+    _over: watch::Sender<()>,
 }
 
 impl Workers {
@@ -36,24 +38,29 @@ impl Workers {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (stop, stopped) = watch::channel(false);
         let (serving, served) = mpsc::channel(1);
+        let (over, is_over) = watch::channel(());
         let lane = Lane { gateway: gateway.clone(), router: routes::router(gateway.clone()), stopped };
         let mut queues = Vec::with_capacity(cores);
         for number in 0..cores {
             let (queue, connections) = mpsc::unbounded_channel();
             let refused = |error| Failure::new(Code::INTERNAL, format!("cannot start a thread for connections: {error}"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
-            let (lane, serving) = (lane.clone(), serving.clone());
+            let (lane, serving, mut is_over) = (lane.clone(), serving.clone(), is_over.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let work = move || {
-                runtime.block_on(work(connections, lane));
-                drop(serving);
+                runtime.block_on(async {
+                    work(connections, lane).await;
+                    drop(serving);
+                    // Connections to providers that were opened here live on this loop, and calls of other threads may be on them.
+                    while is_over.changed().await.is_ok() {}
+                });
                 // What blocks still (a call to a local model) is not waited for.
                 runtime.shutdown_background();
             };
             thread.spawn(work).map_err(refused)?;
             queues.push(queue);
         }
-        Ok(Workers { queues, next: 0, stop, served })
+        Ok(Workers { queues, next: 0, stop, served, _over: over })
     }
 
     /// Has a connection served.
@@ -84,17 +91,18 @@ const TICK: Duration = Duration::from_secs(1);
 
 async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
     let mut serving = JoinSet::new();
-    let mut doing: HashMap<Id, (AbortHandle, Arc<Doing>)> = HashMap::new();
+    let mut doing: HashMap<Id, Arc<Doing>> = HashMap::new();
+    let begin = |serving: &mut JoinSet<()>, (stream, counted): Taken| {
+        let does = Arc::new(Doing::default());
+        let handle = serving.spawn(serve(stream, lane.clone(), does.clone(), counted));
+        (handle.id(), does)
+    };
     let mut stopped = lane.stopped.clone();
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             stream = connections.recv() => match stream {
-                Some((stream, counted)) => {
-                    let does = Arc::new(Doing::default());
-                    let handle = serving.spawn(serve(stream, lane.clone(), does.clone(), counted));
-                    doing.insert(handle.id(), (handle, does));
-                }
+                Some(taken) => doing.extend([begin(&mut serving, taken)]),
                 None => break,
             },
             Some(ended) = serving.join_next_with_id() => {
@@ -106,15 +114,15 @@ async fn work(mut connections: mpsc::UnboundedReceiver<Taken>, lane: Lane) {
         }
     }
     connections.close();
-    for (handle, does) in doing.values() {
-        if does.stop() {
-            handle.abort();
-        }
+    // Those that were taken just before have a request on its way, as a rule.
+    while let Ok(taken) = connections.try_recv() {
+        doing.extend([begin(&mut serving, taken)]);
     }
+    doing.values().for_each(|does| does.stop());
     let mut cut = lane.gateway.cut.clone();
     tokio::select! {
         () = async { while serving.join_next().await.is_some() {} } => return,
-        _ = cut.wait_for(|cut| *cut) => doing.values().for_each(|(_, does)| does.wake()),
+        _ = cut.wait_for(|cut| *cut) => doing.values().for_each(|does| does.wake()),
     }
     while serving.join_next().await.is_some() {}
 }
@@ -131,5 +139,44 @@ async fn serve(stream: std::net::TcpStream, lane: Lane, doing: Arc<Doing>, _coun
     if let Err(error) = served.await {
         // The client went away or spoke no HTTP: its business.
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::config::Config;
+    use std::io::{Read, Write};
+
+    /// Connections that are handed over, with a request sent on each, and the stop at once.
+    #[tokio::test]
+    async fn what_was_sent_before_the_stop_is_answered() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let app = Arc::new(App::open(Config::default(), directory.path()).expect("an app"));
+        let (_cut, cut) = watch::channel(false);
+        let mut workers = Workers::start(&Gateway { app: app.clone(), cut }).expect("threads");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let requests =
+            ["GET /health HTTP/1.1\r\nhost: x\r\n\r\n", "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"];
+        let mut clients = Vec::new();
+        for n in 0..20 {
+            let mut client = std::net::TcpStream::connect(address).expect("connects");
+            client.write_all(requests[n % 2].as_bytes()).expect("sent");
+            let (stream, _) = listener.accept().await.expect("a connection");
+            clients.push((client, stream));
+        }
+        let (clients, streams): (Vec<_>, Vec<_>) = clients.into_iter().unzip();
+        for stream in streams {
+            workers.serve(stream, app.metrics.serving.connect(usize::MAX).expect("room"));
+        }
+        workers.stop();
+        tokio::time::timeout(Duration::from_secs(20), workers.ended()).await.expect("it ends");
+        for (n, mut client) in clients.into_iter().enumerate() {
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).expect("a reply");
+            assert!(reply.starts_with(["HTTP/1.1 200 ", "HTTP/1.1 401 "][n % 2]), "{n}: {reply:?}");
+        }
     }
 }

@@ -6,5 +6,6 @@ pub mod detect;
 pub mod scan;
 pub mod schema;
 pub mod texts;
+mod visits;
 
 pub use scan::{Finding, Guard, Names, Refused};

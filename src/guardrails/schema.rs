@@ -1,6 +1,7 @@
 //! Whether a reply fits the format that was asked for: JSON, and valid against its schema. Patterns in schemas run on the linear
 //! engine, schemas are compiled once, and what they refer to is never fetched.
 
+use super::visits::{extent, strays};
 use crate::types::{Digest, json};
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
@@ -11,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MAX_KEPT: usize = 256;
 /// Bytes that a pattern of a schema may take, compiled.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Visits that looking for the mistakes of one reply may take.
+const MAX_VISITS: u64 = 200_000;
 /// Mistakes that are told.
 const MAX_FAULTS: usize = 5;
 
@@ -26,7 +29,7 @@ pub struct Fault {
 /// Compiled schemas by their digest.
 #[derive(Default)]
 pub struct Schemas {
-    kept: Mutex<HashMap<Digest, Arc<Validator>>>,
+    kept: Mutex<HashMap<Digest, Arc<Schema>>>,
 }
 
 /// What a `response_format` asks for.
@@ -35,11 +38,17 @@ pub enum Format {
     /// An object of JSON.
     Object,
     /// JSON that fits a schema.
-    Schema(Arc<Validator>),
+    Schema(Arc<Schema>),
+}
+
+/// A schema, as it was sent and compiled.
+pub struct Schema {
+    text: Value,
+    validator: Validator,
 }
 
 impl Schemas {
-    /// The format that a `response_format` asks for; none where any text will do.
+    /// The format that a `response_format` asks for; none where any text will do. Blocking: a schema is compiled.
     ///
     /// # Errors
     /// Why its schema cannot be used.
@@ -48,32 +57,44 @@ impl Schemas {
             Some("json_object") => Ok(Some(Format::Object)),
             Some("json_schema") => match response_format.pointer("/json_schema/schema") {
                 None | Some(Value::Null) => Ok(Some(Format::Object)),
-                Some(schema) => self.compiled(schema).map(|schema| Some(Format::Schema(schema))),
+                Some(schema) => self.of(schema).map(Some),
             },
             _ => Ok(None),
         }
     }
 
-    fn compiled(&self, schema: &Value) -> Result<Arc<Validator>, String> {
+    /// The format that a schema asks for. Blocking.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn of(&self, schema: &Value) -> Result<Format, String> {
+        self.compiled(schema).map(Format::Schema)
+    }
+
+    fn compiled(&self, schema: &Value) -> Result<Arc<Schema>, String> {
         let digest = Digest::of_json(schema);
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = lock().get(&digest) {
             return Ok(kept.clone());
         }
+        if let Some(why) = strays(schema) {
+            return Err(why);
+        }
         let patterns = PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES);
         let built = jsonschema::options().with_pattern_options(patterns).build(schema);
-        let validator = Arc::new(built.map_err(|error| error.masked().to_string())?);
+        let validator = built.map_err(|error| error.masked().to_string())?;
+        let compiled = Arc::new(Schema { text: schema.clone(), validator });
         let mut kept = lock();
         if kept.len() >= MAX_KEPT {
             // Schemas of an application are few; whoever sends a new one with each call has them compiled anew.
             kept.clear();
         }
-        kept.insert(digest, validator.clone());
-        Ok(validator)
+        kept.insert(digest, compiled.clone());
+        Ok(compiled)
     }
 }
 
-/// What of a text does not fit a format, most important first; empty when it fits.
+/// What of a text does not fit a format, most important first; empty when it fits. Blocking: a schema of the caller's may take its time.
 pub fn faults(text: &str, format: &Format) -> Vec<Fault> {
     let whole = |message: String| vec![Fault { path: String::new(), message }];
     let value = match json::read(text.as_bytes(), json::MAX_VALUES) {
@@ -83,11 +104,26 @@ pub fn faults(text: &str, format: &Format) -> Vec<Fault> {
     match format {
         Format::Object if value.is_object() => Vec::new(),
         Format::Object => whole("expected an object".into()),
-        Format::Schema(schema) => schema
-            .iter_errors(&value)
-            .take(MAX_FAULTS)
-            .map(|error| Fault { path: error.instance_path().to_string(), message: error.masked().to_string() })
-            .collect(),
+        Format::Schema(schema) => schema.faults(&value),
+    }
+}
+
+impl Schema {
+    fn faults(&self, value: &Value) -> Vec<Fault> {
+        let whole = |why: &str| vec![Fault { path: String::new(), message: why.to_string() }];
+        let extent = match extent(&self.text, value) {
+            Ok(extent) => extent,
+            Err(why) => return whole(why),
+        };
+        // Whether it fits is found without going a way twice; what is wrong is not.
+        match self.validator.is_valid(value) {
+            true => Vec::new(),
+            false if extent.visits > MAX_VISITS => whole("it does not fit the schema"),
+            false => {
+                let errors = self.validator.iter_errors(value).take(MAX_FAULTS);
+                errors.map(|error| Fault { path: error.instance_path().to_string(), message: error.masked().to_string() }).collect()
+            }
+        }
     }
 }
 
@@ -125,6 +161,32 @@ mod tests {
         assert!(schemas.compiled(&json!({"type": "no such type"})).is_err());
         assert!(schemas.compiled(&json!({"$ref": "http://example.com/schema.json"})).is_err(), "nothing is fetched");
         assert!(schemas.compiled(&json!({"pattern": "(a+)+$(?=x)"})).is_err(), "only linear patterns");
+    }
+
+    #[test]
+    fn references_made_to_be_slow_are_not() {
+        let twice = |name: String| json!({"allOf": [{"$ref": name}, {"$ref": name}]});
+        let mut chain: serde_json::Map<String, Value> = (0..40).map(|n| (format!("a{n}"), twice(format!("#/$defs/a{}", n + 1)))).collect();
+        chain.insert("a40".into(), json!({"type": "string"}));
+        // Each of its definitions is every other one, too.
+        let all: Vec<_> = (0..14).map(|n| json!({"$ref": format!("#/$defs/b{n}")})).collect();
+        let web: serde_json::Map<String, Value> = (0..14).map(|n| (format!("b{n}"), json!({"anyOf": all, "type": "string"}))).collect();
+        // Each step into the reply doubles.
+        let steps = json!({"properties": {"x": {"$ref": "#"}}, "allOf": [{"properties": {"x": {"$ref": "#"}}}], "type": "object"});
+        let long: serde_json::Map<String, Value> = (0..20_000)
+            .map(|n| (format!("c{n}"), json!({"$ref": format!("#/$defs/c{}", (n + 1).min(19_999)), "type": "string"})))
+            .collect();
+        let deep = format!("{}1{}", "{\"x\":".repeat(60), "}".repeat(60));
+        for (schema, reply) in [
+            (json!({"$defs": chain, "$ref": "#/$defs/a0"}), "1"),
+            (json!({"$defs": web, "$ref": "#/$defs/b0"}), "1"),
+            (steps, deep.as_str()),
+            (json!({"$defs": long, "$ref": "#/$defs/c0"}), "1"),
+        ] {
+            let format = format(schema);
+            let found = faults(reply, &format);
+            assert_eq!(found.len(), 1, "{found:?}");
+        }
     }
 
     #[test]

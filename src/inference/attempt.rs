@@ -36,6 +36,9 @@ impl Inference {
         kind: Kind,
         call: &Try<'a, T>,
     ) -> Result<(T, Arc<Plan>), Failure> {
+        if ticket.redacts() {
+            Box::pin(ticket.redact_large()).await;
+        }
         let rules = &road.rules;
         if let Some(budget) = &rules.budget {
             budget.earn(now_ms());
@@ -103,8 +106,22 @@ struct Slot {
 struct Flight<'a, T> {
     slot: Slot,
     began: Instant,
+    limit: Option<Limit>,
     answer: BoxFuture<'a, Result<T, Failure>>,
 }
+
+/// The time that a call gets.
+#[derive(Clone, Copy)]
+struct Limit {
+    time: Duration,
+    /// For what.
+    what: &'static str,
+    /// Whether a target that needs more is to blame. Not where others, or a queue, have used up what the request had.
+    is_fair: bool,
+}
+
+/// The least share of a request's time that is fair to a target.
+const FAIR_SHARE: f64 = 0.9;
 
 impl<'a, T: 'a> Search<'_, 'a, T> {
     async fn run(mut self) -> Result<(T, Arc<Plan>), Failure> {
@@ -255,25 +272,30 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
         let began = Instant::now();
         let turn = if self.left == 0 { Turn::Last } else { Turn::MayRepeat };
         let answer = (self.call)(plan, turn);
-        let Some((limit, what)) = self.limit(slot.place) else { return Flight { slot, began, answer } };
+        let Some(limit) = self.limit(slot.place) else { return Flight { slot, began, limit: None, answer } };
         let target = self.road.lanes[slot.place].target.name().to_string();
-        let late = Refusal::TooSlow { target, what, limit_ms: limit.as_millis() };
-        let answer = Box::pin(async move { timeout_at(began + limit, answer).await.unwrap_or_else(|_| Err(late.into())) });
-        Flight { slot, began, answer }
+        let late = Refusal::TooSlow { target, what: limit.what, limit_ms: limit.time.as_millis() };
+        let answer = Box::pin(async move { timeout_at(began + limit.time, answer).await.unwrap_or_else(|_| Err(late.into())) });
+        Flight { slot, began, limit: Some(limit), answer }
     }
 
-    /// The time that a call gets, where there is a limit, and for what.
-    fn limit(&self, place: usize) -> Option<(Duration, &'static str)> {
+    /// The time that a call gets, where there is a limit.
+    fn limit(&self, place: usize) -> Option<Limit> {
+        let own = |time: Option<Duration>, what| time.map(|time| Limit { time, what, is_fair: true });
         let first_byte = self.road.rules.first_byte_timeout.filter(|_| self.kind == Kind::Stream);
-        let rest = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let whole = [self.road.lanes[place].total_timeout, rest].into_iter().flatten().min();
-        let limits = [first_byte.map(|limit| (limit, "first byte")), whole.map(|limit| (limit, "whole reply"))];
-        limits.into_iter().flatten().min_by_key(|(limit, _)| *limit)
+        let whole = self.road.lanes[place].total_timeout;
+        let rest = self.deadline.map(|deadline| {
+            let time = deadline.saturating_duration_since(Instant::now());
+            let is_fair = self.road.rules.total_timeout.is_some_and(|all| time >= all.mul_f64(FAIR_SHARE));
+            Limit { time, what: "whole reply", is_fair }
+        });
+        let limits = [own(first_byte, "first byte"), own(whole, "whole reply"), rest];
+        limits.into_iter().flatten().min_by_key(|limit| limit.time)
     }
 
     /// Puts down how a call ended.
     fn land(&mut self, flight: Flight<'a, T>, answer: Result<T, Failure>) -> Result<(T, Arc<Plan>), (Failure, Again)> {
-        let Flight { slot: Slot { place, permits, mut trial }, began, .. } = flight;
+        let Flight { slot: Slot { place, permits, mut trial }, began, limit, .. } = flight;
         let (plan, lane) = (&self.road.targets[place], &self.road.lanes[place]);
         let took = began.elapsed();
         match answer {
@@ -287,7 +309,8 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
             }
             Err(failure) => {
                 let verdict = verdict::of(&failure);
-                match verdict.blames_target {
+                let cut_short = limit.is_some_and(|limit| !limit.is_fair && took >= limit.time);
+                match verdict.blames_target && !cut_short {
                     true => trial.failed(failure.code().name),
                     false => trial.refused(),
                 }

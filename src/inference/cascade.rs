@@ -6,10 +6,10 @@ use super::plan::Plan;
 use super::pool::Kind;
 use super::road::Cascade;
 use super::ticket::{Cascaded, Ticket};
-use super::{Begun, Inference, What, blocking, whole};
+use super::{Begun, Inference, Setup, What, blocking, whole};
 use crate::config::routes::JudgeConfig;
+use crate::guardrails::schema::faults;
 use crate::types::chat::{ChatRequest, ChatResponse, Message, Usage};
-use crate::types::json;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,7 +54,7 @@ impl Inference {
         let (reply, plan) = self.attempt(ticket, &cascade.first, Kind::Whole, &asking).await.ok()?;
         let mut response = whole(reply.body).ok()?;
         let took = began.elapsed();
-        if self.accepts(ticket, cascade, Given { request: &what.request, schema, response: &response }, beside).await {
+        if self.accepts(ticket, cascade, Given { setup: &begun.setup, request: &what.request, schema, response: &response }, beside).await {
             ticket.answers(&plan);
             if !shows_logprobs {
                 response.choices.iter_mut().for_each(|choice| drop(choice.extra.shift_remove("logprobs")));
@@ -72,7 +72,7 @@ impl Inference {
         if accept.min_logprob.is_some_and(|least| confidence(given.response).is_none_or(|mean| mean < least)) {
             return false;
         }
-        if accept.schema && !fits(given.schema.clone(), given.response).await {
+        if accept.schema && !fits(given.setup, given.schema.clone(), given.response).await {
             return false;
         }
         match &accept.judge {
@@ -102,6 +102,7 @@ impl Inference {
 
 /// What is to be accepted or not.
 struct Given<'g> {
+    setup: &'g Arc<Setup>,
     request: &'g ChatRequest,
     schema: Option<Value>,
     response: &'g ChatResponse,
@@ -115,14 +116,13 @@ fn wanted_schema(request: &ChatRequest, plan: &Plan) -> Option<Value> {
 }
 
 /// Whether every choice is JSON that fits the schema.
-async fn fits(schema: Option<Value>, response: &ChatResponse) -> bool {
+async fn fits(setup: &Arc<Setup>, schema: Option<Value>, response: &ChatResponse) -> bool {
     let Some(schema) = schema else { return false };
     let texts: Vec<_> = response.choices.iter().map(|choice| choice.message.plain_text()).collect();
-    // A schema of the caller's may take its time.
+    let setup = setup.clone();
     let checked = blocking(move || {
-        let Ok(schema) = jsonschema::validator_for(&schema) else { return Ok(false) };
-        Ok(!texts.is_empty()
-            && texts.iter().all(|text| json::read(text.as_bytes(), json::MAX_VALUES).is_ok_and(|value| schema.is_valid(&value))))
+        let Ok(format) = setup.guards.schemas.of(&schema) else { return Ok(false) };
+        Ok(!texts.is_empty() && texts.iter().all(|text| faults(text, &format).is_empty()))
     });
     checked.await.unwrap_or(false)
 }

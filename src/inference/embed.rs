@@ -31,7 +31,11 @@ impl Inference {
     /// As [`Inference::chat`]; [`Code::UNSUPPORTED`] where the provider makes no embeddings.
     pub async fn embed(&self, mut ask: Ask, request: EmbeddingRequest) -> Result<Embedded, Failure> {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::whole(&request.model, &request));
-        let response = self.vectors(&mut ticket, &ask, request).await.map_err(|failure| ticket.fail(failure))?;
+        let made = self.vectors(&mut ticket, &ask, request).await;
+        if made.is_err() {
+            ticket.redact_large().await;
+        }
+        let response = made.map_err(|failure| ticket.fail(failure))?;
         let told = ticket.done(Some(response.usage.prompt_tokens));
         Ok(Embedded { response, told })
     }

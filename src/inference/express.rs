@@ -32,6 +32,9 @@ impl Inference {
         };
         let answered = self.attempt(&mut ticket, &road, Kind::Whole, &asking).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+        if ticket.redacts() {
+            Box::pin(ticket.redact_reply(&reply.body)).await;
+        }
         Ok(told(ticket, reply, plan))
     }
 
@@ -81,7 +84,10 @@ impl Inference {
         ticket.priced(&setup);
         match self.admit(&setup, ask, &road, Extent::of_plain(plain)).await {
             Ok(grant) => ticket.granted(grant),
-            Err(failure) => return Err(ticket.fail(failure)),
+            Err(failure) => {
+                Box::pin(ticket.redact_large()).await;
+                return Err(ticket.fail(failure));
+            }
         }
         Ok(Some((road, ticket)))
     }

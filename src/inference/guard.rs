@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::pool::Kind;
 use super::road::Road;
 use super::ticket::Ticket;
-use super::{Inference, Setup, blocking, whole};
+use super::{Inference, Setup, whole};
 use crate::config::GuardrailsConfig;
 use crate::config::guardrails::{Action, Side, inline};
 use crate::guardrails::scan::{self, Scanned};
@@ -15,6 +15,7 @@ use crate::guardrails::schema::Schemas;
 use crate::guardrails::{Finding, Guard, Names, Refused, texts};
 use crate::providers::{Call, Reply};
 use crate::releases::Manifest;
+use crate::types::blocking::{self, blocking};
 use crate::types::chat::{ChatRequest, ChatResponse, Content, Message};
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Digest, Failure};
@@ -36,7 +37,7 @@ pub(super) struct Guards {
 }
 
 /// From so many bytes on a request is scanned off the threads that answer.
-const LARGE_BYTES: usize = 128 << 10;
+const LARGE_BYTES: usize = blocking::LARGE_BYTES;
 
 type Scan<T> = fn(&[Arc<Guard>], &mut T, &mut Names) -> Scanned;
 
@@ -245,8 +246,10 @@ impl Inference {
         if let Some(refused) = scanned.refused {
             return Err(refusal(&refused));
         }
-        if let Some(format) = request.extra.get("response_format").filter(|_| guarded.sets.iter().any(|guard| guard.set.validate_output)) {
-            setup.guards.schemas.format(format).map_err(|why| {
+        if let Some(asked) = request.extra.get("response_format").filter(|_| guarded.sets.iter().any(|guard| guard.set.validate_output)) {
+            let (setup, asked) = (setup.clone(), asked.clone());
+            let compiled = blocking(move || Ok(setup.guards.schemas.format(&asked).map(drop))).await?;
+            compiled.map_err(|why| {
                 let message = format!("replies cannot be checked against this schema: {why}");
                 Failure::on(Code::INVALID_VALUE, "response_format.json_schema.schema", message)
             })?;

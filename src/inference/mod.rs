@@ -38,6 +38,7 @@ use crate::prompts::Library;
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
+use crate::types::blocking::blocking;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
@@ -345,12 +346,15 @@ impl Inference {
     }
 
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
-    pub fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
-        if !self.setup.load().guards.is_empty() {
+    pub async fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
+        let setup = self.setup();
+        if !setup.guards.is_empty() {
             // No guardrail has seen it.
             ask.text = None;
         }
-        Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&ChatRequest::default())).fail(failure)
+        let mut ticket = Ticket::open(&setup.log, &mut ask, &Asked::chat(&ChatRequest::default()));
+        ticket.redact_large().await;
+        ticket.fail(failure)
     }
 
     /// What may be named in `model`: routes with a live release, models, and adapters of local models. Blocking.
@@ -371,7 +375,11 @@ impl Inference {
         };
         if keeper.is_some() || begun.reads_output() {
             let (response, native, plan) = self.ask_whole(&mut ticket, begun, keeper).await.map_err(|failure| ticket.fail(failure))?;
-            return Ok(told(ticket, Reply { native, ..response.into() }, plan));
+            let reply = Reply { native, ..response.into() };
+            if ticket.redacts() {
+                Box::pin(ticket.redact_reply(&reply.body)).await;
+            }
+            return Ok(told(ticket, reply, plan));
         }
         if let Some((response, plan)) = self.first_stage(&mut ticket, &begun).await {
             return Ok(told(ticket, response.into(), plan));
@@ -379,11 +387,22 @@ impl Inference {
         let asking = |plan: &Arc<Plan>, turn| self.ask_one(plan, begun.what(turn), takes_bytes);
         let answered = self.attempt(&mut ticket, &begun.road, Kind::Whole, &asking).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
+        if ticket.redacts() {
+            Box::pin(ticket.redact_reply(&reply.body)).await;
+        }
         Ok(told(ticket, reply, plan))
     }
 
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
     async fn begin(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
+        let begun = self.let_in(ticket, ask, request).await;
+        if begun.is_err() {
+            ticket.redact_large().await;
+        }
+        begun
+    }
+
+    async fn let_in(&self, ticket: &mut Ticket, ask: &mut Ask, request: ChatRequest) -> Result<Begun, Failure> {
         let setup = self.setup();
         let held = ticket.hold_body();
         let found = match self.may_name(ask, &request.model, request.extra.get("prompt")) {
@@ -551,9 +570,4 @@ impl Plan {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
         Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false, plain: None }
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("planning the call failed: {error}"))))
 }

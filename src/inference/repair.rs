@@ -5,7 +5,7 @@ use super::guard::{Answered, Guarded};
 use super::plan::Plan;
 use super::pool::Kind;
 use super::ticket::Ticket;
-use super::{Inference, whole};
+use super::{Inference, blocking, whole};
 use crate::config::guardrails::Side;
 use crate::guardrails::schema::{Fault, Format, faults};
 use crate::guardrails::{Finding, Names, scan};
@@ -41,8 +41,10 @@ impl Inference {
         let call = (answered.write)(answered.plan).await?;
         let Some(asked) = call.request.extra.get("response_format") else { return Ok(response) };
         let unusable = |why| Failure::new(Code::INVALID_OUTPUT, format!("the reply cannot be checked against its schema: {why}"));
-        let Some(format) = answered.setup.guards.schemas.format(asked).map_err(unusable)? else { return Ok(response) };
-        let Some(wrong) = misfit(&response, &format, &guarded.names) else { return Ok(response) };
+        let (setup, asked) = (answered.setup.clone(), asked.clone());
+        let format = blocking(move || Ok(setup.guards.schemas.format(&asked))).await?.map_err(unusable)?;
+        let Some(format) = format else { return Ok(response) };
+        let Some(wrong) = misfit(&response, &format, &guarded.names).await? else { return Ok(response) };
         note(guarded, ticket, &wrong, "repair");
 
         let asking = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
@@ -53,7 +55,7 @@ impl Inference {
         let (reply, _) = self.attempt(ticket, answered.road, Kind::Whole, &asking).await?;
         let response = joined(response, whole(reply.body)?, wrong.at);
         ticket.spent(response.usage.as_ref());
-        let Some(wrong) = misfit(&response, &format, &guarded.names) else { return Ok(response) };
+        let Some(wrong) = misfit(&response, &format, &guarded.names).await? else { return Ok(response) };
         note(guarded, ticket, &wrong, "refuse");
         let place = place(&wrong.faults);
         let place = scan::told(&guarded.sets, place, &mut guarded.names);
@@ -64,19 +66,28 @@ impl Inference {
 }
 
 /// The first choice that does not fit. One that calls tools or refuses is no answer to check.
-fn misfit(response: &ChatResponse, format: &Format, names: &Names) -> Option<Misfit> {
+async fn misfit(response: &ChatResponse, format: &Format, names: &Names) -> Result<Option<Misfit>, Failure> {
     let is_set = |choice: &Choice, field: &str| match choice.message.extra.get(field) {
         Some(Value::Array(items)) => !items.is_empty(),
         Some(Value::String(text)) => !text.is_empty(),
         _ => false,
     };
     let answers = response.choices.iter().enumerate().filter(|(_, choice)| !is_set(choice, "tool_calls") && !is_set(choice, "refusal"));
-    answers.into_iter().find_map(|(at, choice)| {
+    let said = answers.map(|(at, choice)| {
         let said = choice.message.plain_text();
         // What the caller will read.
-        let found = faults(&names.restore(&said).unwrap_or_else(|| said.clone()), format);
-        (!found.is_empty()).then_some(Misfit { at, said, faults: found })
+        let read = names.restore(&said).unwrap_or_else(|| said.clone());
+        (at, said, read)
+    });
+    let (said, format) = (said.collect::<Vec<_>>(), format.clone());
+    blocking(move || {
+        let misfit = said.into_iter().find_map(|(at, said, read)| {
+            let found = faults(&read, &format);
+            (!found.is_empty()).then_some(Misfit { at, said, faults: found })
+        });
+        Ok(misfit)
     })
+    .await
 }
 
 fn note(guarded: &mut Guarded, ticket: &mut Ticket, wrong: &Misfit, action: &'static str) {

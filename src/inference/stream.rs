@@ -4,7 +4,7 @@
 use super::assemble::{Assembly, MAX_KEPT_BYTES};
 use super::cache::Keeper;
 use super::plan::Plan;
-use super::ticket::Ticket;
+use super::ticket::{Redacting, Ticket};
 use crate::providers::{Piece, PieceStream, Protocol, RawEvent};
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Usage};
 use crate::types::{Code, Digest, Failure, Told, json};
@@ -36,6 +36,8 @@ pub struct AnswerStream {
     /// The provider's own chunk of nothing but usage, for the fields that it has besides.
     usage_frame: Option<ChatChunk>,
     ticket: Option<Ticket>,
+    /// The end of the stream, where its log row takes a while.
+    redacting: Option<Redacting>,
     /// Takes the reply when it is whole, with what answers.
     keeper: Option<(Keeper, Arc<Plan>)>,
 }
@@ -56,6 +58,7 @@ impl AnswerStream {
             so_far: Assembly::new(if ticket.keeps_bodies() { MAX_KEPT_BYTES } else { 0 }),
             usage_frame: None,
             ticket: Some(ticket),
+            redacting: None,
             keeper: None,
         }
     }
@@ -81,6 +84,16 @@ impl AnswerStream {
     /// which time the log row stands; also after an error.
     pub async fn next(&mut self) -> Option<Result<Piece, Failure>> {
         loop {
+            // Kept here while it is waited for: this future may be dropped and made anew.
+            if let Some(redacting) = &mut self.redacting {
+                let done = redacting.await;
+                self.redacting = None;
+                if let Some(ticket) = &mut self.ticket {
+                    ticket.redacted(done);
+                }
+                self.succeed();
+                return None;
+            }
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
                 None => self.wait().await?,
@@ -92,24 +105,30 @@ impl AnswerStream {
                         return Some(Ok(piece));
                     }
                 }
-                Some(Err(failure)) => {
-                    if let Some(ticket) = &mut self.ticket {
-                        ticket.broke(&failure);
-                    }
-                    return Some(Err(self.fail(failure)));
-                }
+                Some(Err(failure)) => return Some(Err(self.fail(failure))),
                 None => {
                     self.pieces = None;
                     if let Some((keeper, plan)) = self.keeper.take().filter(|_| self.so_far.is_whole()) {
                         keeper.keep_stream(self.so_far.reply.clone(), plan);
                     }
-                    if let Some(mut ticket) = self.ticket.take() {
-                        ticket.heard(self.so_far.heard_bytes);
-                        ticket.succeed(&self.so_far.reply);
+                    if let Some(ticket) = self.ticket.as_mut().filter(|ticket| ticket.redacts()) {
+                        ticket.answered(&self.so_far.reply);
+                        self.redacting = ticket.redacting();
                     }
-                    return None;
+                    if self.redacting.is_none() {
+                        self.succeed();
+                        return None;
+                    }
                 }
             }
+        }
+    }
+
+    /// The stream has ended well.
+    fn succeed(&mut self) {
+        if let Some(mut ticket) = self.ticket.take() {
+            ticket.heard(self.so_far.heard_bytes);
+            ticket.succeed(&self.so_far.reply);
         }
     }
 
@@ -127,14 +146,22 @@ impl AnswerStream {
             }
             polled
         });
-        let Some(due) = self.due else { return Some(came.await.map(|piece| piece.map_err(Failure::from))) };
-        Some(match timeout_at(due, came).await {
-            Ok(came) => came.map(|piece| piece.map_err(Failure::from)),
-            Err(_) => {
-                let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
-                Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message)))
-            }
-        })
+        let came = match self.due {
+            None => came.await,
+            Some(due) => match timeout_at(due, came).await {
+                Ok(came) => came,
+                // Nobody's fault: who took the time, the target or the caller, cannot be told. Silence has a limit of its own.
+                Err(_) => {
+                    let message = format!("{}/{}: the time for the whole reply is over", self.provider, self.model);
+                    return Some(Some(Err(Failure::new(Code::UPSTREAM_TIMEOUT, message))));
+                }
+            },
+        };
+        let came = came.map(|piece| piece.map_err(Failure::from));
+        if let (Some(Err(failure)), Some(ticket)) = (&came, &mut self.ticket) {
+            ticket.broke(failure);
+        }
+        Some(came)
     }
 
     /// Ends the stream with an error of our own: logs it with what was answered so far, and cancels the call at the provider.

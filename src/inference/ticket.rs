@@ -11,7 +11,9 @@ use crate::guardrails::Finding;
 use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::InFlight;
 use crate::monitor::telemetry::{Params, Traced};
+use crate::providers::Body;
 use crate::store::requests::RequestRow;
+use crate::types::blocking::LARGE_BYTES;
 use crate::types::chat::{ChatRequest, ChatResponse, Usage};
 use crate::types::glance::Glance;
 use crate::types::ids::is_safe_name;
@@ -25,6 +27,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::{JoinError, JoinHandle};
 
 /// What the log calls an answer of a cascade's first model that was not good enough.
 const NOT_TAKEN: &str = "not_accepted";
@@ -47,6 +50,8 @@ pub(super) struct Ticket {
     traced: Option<Traced>,
     /// The reply that is in the row stays there.
     keeps_reply: bool,
+    /// Whether request and reply are in the row as they are to be logged.
+    redacted: [bool; 2],
     _in_flight: InFlight,
 }
 
@@ -95,6 +100,9 @@ pub(super) struct Cascaded {
     /// What was used beside the reply that counts: by the first model where its answer was not taken, and by the judge.
     pub(super) beside: Vec<(Arc<Plan>, Usage)>,
 }
+
+/// Request and reply on their way to being logged.
+pub(super) type Redacting = JoinHandle<[Option<String>; 2]>;
 
 /// What is asked, as far as the log is concerned.
 pub(super) struct Asked<'r, B> {
@@ -172,6 +180,7 @@ impl Ticket {
             free: false,
             traced,
             keeps_reply: false,
+            redacted: [false; 2],
             _in_flight: in_flight,
         }
     }
@@ -353,6 +362,7 @@ impl Ticket {
 
     /// Puts the body down as guardrails left it.
     pub(super) fn show(&mut self, request: &impl Serialize) {
+        self.redacted[0] = false;
         self.row.request = self.log.bodies.then(|| to_text(request));
     }
 
@@ -373,6 +383,62 @@ impl Ticket {
         self.keeps_reply = true;
     }
 
+    /// Begins to take out of large bodies what the log is not to have, on a thread where it holds nobody up. None where there is nothing to
+    /// do; else [`Ticket::redacted`] takes what comes of it. Small bodies are left to the end, and so is what nobody waited for.
+    pub(super) fn redacting(&self) -> Option<Redacting> {
+        let redactor = self.log.redactor.clone()?;
+        let bodies = [&self.row.request, &self.row.reply].into_iter().zip(self.redacted);
+        let large = |(body, done): (&Option<String>, bool)| body.clone().filter(|text| !done && text.len() >= LARGE_BYTES);
+        let mut bodies = bodies.map(large);
+        let bodies = [bodies.next().flatten(), bodies.next().flatten()];
+        let any = bodies.iter().any(Option::is_some);
+        any.then(|| tokio::task::spawn_blocking(move || bodies.map(|body| body.map(|text| redactor.body(text)))))
+    }
+
+    /// Puts down what [`Ticket::redacting`] made.
+    pub(super) fn redacted(&mut self, done: Result<[Option<String>; 2], JoinError>) {
+        let [request, reply] = done.unwrap_or_else(|error| {
+            tracing::error!(%error, "a body could not be redacted; it is not logged");
+            [Some(String::new()), Some(String::new())]
+        });
+        if request.is_some() {
+            (self.row.request, self.redacted[0]) = (request, true);
+        }
+        if reply.is_some() {
+            (self.row.reply, self.redacted[1]) = (reply, true);
+            self.keeps_reply = true;
+        }
+    }
+
+    /// Does both.
+    pub(super) async fn redact_large(&mut self) {
+        if let Some(redacting) = self.redacting() {
+            let done = redacting.await;
+            self.redacted(done);
+        }
+    }
+
+    /// Does both for a reply that is about to be told. What it takes is told as ours.
+    pub(super) async fn redact_reply(&mut self, body: &Body) {
+        match body {
+            Body::Bytes(bytes, _) => self.answers_with(bytes),
+            Body::Read(response) => self.answered(response),
+        }
+        self.redact_large().await;
+    }
+
+    /// Whether bodies are searched before they are logged.
+    pub(super) fn redacts(&self) -> bool {
+        self.log.redactor.is_some() && self.log.bodies
+    }
+
+    /// Puts a reply down as it came.
+    fn answers_with(&mut self, body: &Bytes) {
+        if !self.keeps_reply {
+            self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
+        }
+    }
+
     /// The reply is whole. Returns the milliseconds it took, and what the caller is told.
     pub(super) fn succeed(mut self, response: &ChatResponse) -> (f64, Box<Told>) {
         self.answered(response);
@@ -389,7 +455,7 @@ impl Ticket {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
-        self.row.reply = if self.log.bodies { as_sent(body.clone()) } else { None };
+        self.answers_with(body);
         self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;
         self.heard_bytes = body.len() as u64;
@@ -462,7 +528,11 @@ impl Ticket {
         }
         let total_ms = self.row.total_ms;
         if let Some(redactor) = &self.log.redactor {
-            redactor.row(&mut self.row);
+            for (body, done) in [&mut self.row.request, &mut self.row.reply].into_iter().zip(self.redacted) {
+                if let Some(text) = body.take_if(|_| !done) {
+                    *body = Some(redactor.body(text));
+                }
+            }
         }
         if let (Some(telemetry), Some(traced)) = (&self.log.telemetry, self.traced.take()) {
             let bodies = (self.row.request.take(), self.row.reply.take());

@@ -17,9 +17,6 @@ pub enum JobError {
     /// Somebody else holds the job, or it ended.
     #[error("job {0} is not waiting to be run")]
     NotQueued(String),
-    /// A piece of work panicked.
-    #[error("a piece of work broke off: {0}")]
-    Broken(String),
     /// The work was asked to stop and did.
     #[error("the job was cancelled")]
     Cancelled,
@@ -38,7 +35,7 @@ pub enum JobError {
 impl Coded for JobError {
     fn code(&self) -> Code {
         match self {
-            JobError::Spawn(_) | JobError::Broken(_) => Code::INTERNAL,
+            JobError::Spawn(_) => Code::INTERNAL,
             JobError::Kind(_) => Code::UNSUPPORTED,
             JobError::NotQueued(_) | JobError::Served(_) => Code::CONFLICT,
             JobError::Cancelled => Code::CANCELLED,

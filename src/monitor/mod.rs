@@ -1,5 +1,5 @@
 //! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`],
-//! the [`health`] of the data directory, what calls [`cost`], what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
+//! the [`health`] of the data directory, what calls [`cost`], what requests are called besides ([`names`]), what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
 
 pub mod cost;
 mod database;
@@ -8,6 +8,7 @@ pub mod health;
 mod idler;
 mod line;
 pub mod metrics;
+pub mod names;
 mod process;
 pub mod record;
 pub mod redact;
@@ -19,6 +20,7 @@ pub mod telemetry;
 
 pub use health::Health;
 pub use metrics::Metrics;
+pub use names::Names;
 pub use record::Recorder;
 pub use redact::Redactor;
 pub use serving::Serving;

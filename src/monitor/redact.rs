@@ -6,13 +6,14 @@
 
 use crate::config::LogConfig;
 use crate::config::log::compile;
-use crate::store::requests::RequestRow;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 /// Texts that are JSON inside a text are read so deep.
 const MAX_NESTED: usize = 4;
+/// Bytes that are searched behind those that are kept.
+const MARGIN_BYTES: usize = 64 << 10;
 /// What stands in the place of a field.
 const FIELD: &str = "[redacted]";
 
@@ -67,82 +68,101 @@ impl Redactor {
         asks.then_some(Redactor { finders, fields, max_bytes })
     }
 
-    /// Takes out of a row what is not to be logged.
-    pub fn row(&self, row: &mut RequestRow) {
-        for body in [&mut row.request, &mut row.reply] {
-            if let Some(text) = body.take() {
-                *body = Some(self.cut(self.body(text)));
-            }
-        }
+    /// A body as it is logged.
+    pub fn body(&self, text: String) -> String {
+        self.cut(self.redacted(text))
     }
 
     /// A text without what patterns and detectors find, such as the comment of a feedback.
     pub fn text(&self, text: &str) -> String {
-        self.found(text, 0).into_owned()
+        self.found(text, 0, &mut usize::MAX.clone()).into_owned()
     }
 
-    fn body(&self, text: String) -> String {
+    fn redacted(&self, text: String) -> String {
         if self.finders.is_empty() && self.fields.is_empty() {
             return text;
         }
+        let mut left = if self.max_bytes == 0 { usize::MAX } else { self.max_bytes };
         let Ok(mut value) = serde_json::from_str::<Value>(&text) else {
             // Where a field ends cannot be told.
-            return if self.fields.is_empty() { self.found(&text, MAX_NESTED).into_owned() } else { json!(FIELD).to_string() };
+            let searched = |left: &mut usize| self.found(&text, MAX_NESTED, left).into_owned();
+            return if self.fields.is_empty() { searched(&mut left) } else { json!(FIELD).to_string() };
         };
         let mut changed = false;
         for path in &self.fields {
             changed |= take_out(&mut value, path);
         }
         if !self.finders.is_empty() {
-            changed |= self.walk(&mut value, 0);
+            changed |= self.walk(&mut value, 0, &mut left);
         }
         // What is as it was keeps its spelling.
         if changed { value.to_string() } else { text }
     }
 
-    /// Replaces finds in every text of a value, and in names; whether there were any.
-    fn walk(&self, value: &mut Value, nested: usize) -> bool {
+    /// Replaces finds in every text of a value, and in names, in the order in which they are written; whether there were any. `left` are
+    /// the bytes that are kept from here on: what comes after them is cut off, and not searched.
+    fn walk(&self, value: &mut Value, nested: usize, left: &mut usize) -> bool {
         match value {
+            _ if *left == 0 => false,
             Value::String(text) => {
-                let Cow::Owned(new) = self.found(text, nested) else { return false };
+                let Cow::Owned(new) = self.found(text, nested, left) else { return false };
                 *text = new;
                 true
             }
-            // A card's number may be written as one.
+            // A card's number may be written as one. How many bytes it was written with is not known.
             Value::Number(number) => {
-                let Cow::Owned(new) = self.found(&number.to_string(), MAX_NESTED) else { return false };
+                let Cow::Owned(new) = self.found(&number.to_string(), MAX_NESTED, &mut left.clone()) else { return false };
                 *value = new.into();
                 true
             }
-            Value::Array(items) => items.iter_mut().fold(false, |changed, item| self.walk(item, nested) | changed),
-            Value::Object(fields) => {
-                let changed = fields.values_mut().fold(false, |changed, value| self.walk(value, nested) | changed);
-                self.rename(fields) | changed
-            }
+            Value::Array(items) => items.iter_mut().fold(false, |changed, item| self.walk(item, nested, left) | changed),
+            Value::Object(fields) => self.walk_fields(fields, nested, left),
             _ => false,
         }
     }
 
-    fn rename(&self, fields: &mut Map<String, Value>) -> bool {
-        if fields.keys().all(|name| matches!(self.found(name, MAX_NESTED), Cow::Borrowed(_))) {
-            return false;
+    fn walk_fields(&self, fields: &mut Map<String, Value>, nested: usize, left: &mut usize) -> bool {
+        let mut changed = false;
+        let renamed = |name: &str, left: &mut usize| match self.found(name, MAX_NESTED, left) {
+            Cow::Owned(new) => Some(new),
+            Cow::Borrowed(_) => None,
+        };
+        let new_name = |(name, value): (&String, &mut Value)| {
+            let new = renamed(name, left);
+            changed |= self.walk(value, nested, left);
+            new
+        };
+        let new_names: Vec<_> = fields.iter_mut().map(new_name).collect();
+        if new_names.iter().all(Option::is_none) {
+            return changed;
         }
-        *fields = std::mem::take(fields).into_iter().map(|(name, value)| (self.found(&name, MAX_NESTED).into_owned(), value)).collect();
+        let named = std::mem::take(fields).into_iter().zip(new_names);
+        *fields = named.map(|((name, value), new)| (new.unwrap_or(name), value)).collect();
         true
     }
 
     /// A text without finds; borrowed where there were none.
-    fn found<'t>(&self, text: &'t str, nested: usize) -> Cow<'t, str> {
+    fn found<'t>(&self, text: &'t str, nested: usize, left: &mut usize) -> Cow<'t, str> {
+        if *left == 0 {
+            return Cow::Borrowed(text);
+        }
         if nested < MAX_NESTED
             && text.trim_start().starts_with(['{', '['])
             && let Ok(mut value) = serde_json::from_str::<Value>(text)
         {
-            return if self.walk(&mut value, nested + 1) { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
+            return if self.walk(&mut value, nested + 1, left) { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
         }
-        self.finders.iter().fold(Cow::Borrowed(text), |text, finder| match finder.replaced(&text) {
+        // A find may begin in what is kept and end behind it.
+        let (searched, rest) = text.split_at(text.floor_char_boundary(left.saturating_add(MARGIN_BYTES)));
+        let found = self.finders.iter().fold(Cow::Borrowed(searched), |text, finder| match finder.replaced(&text) {
             Some(new) => Cow::Owned(new),
             None => text,
-        })
+        });
+        *left = left.saturating_sub(found.len());
+        match found {
+            Cow::Borrowed(_) => Cow::Borrowed(text),
+            Cow::Owned(found) => Cow::Owned(found + rest),
+        }
     }
 
     /// A body that is not too long, as JSON that says how much is missing.
@@ -212,8 +232,12 @@ mod tests {
         Redactor::of(&config).expect("it asks for something")
     }
 
+    fn named_config(names: &[&str]) -> LogConfig {
+        LogConfig { redact: names.iter().map(|name| (*name).to_string()).collect(), ..LogConfig::default() }
+    }
+
     fn named(names: &[&str]) -> Redactor {
-        redactor(LogConfig { redact: names.iter().map(|name| (*name).to_string()).collect(), ..LogConfig::default() })
+        redactor(named_config(names))
     }
 
     #[test]
@@ -242,21 +266,42 @@ mod tests {
         let all = named(&["email", "card"]);
         let body = r#"{"a\u0040b.example": 4111111111111111, "messages": [{"content": "a\u0040b.example"}],
             "arguments": "{\"to\": \"c\\u0040d.example\"}", "big": 12345678901234567890123}"#;
-        let kept = all.body(body.to_string());
+        let kept = all.redacted(body.to_string());
         assert!(!kept.contains("b.example") && !kept.contains("d.example") && !kept.contains("4111"), "{kept}");
         let plain = r#"{ "spelling":  1.50, "stays": "as it was" }"#;
-        assert_eq!(all.body(plain.to_string()), plain);
-        assert_eq!(all.body("{broken: a@b.example".to_string()), "{broken: [email]");
+        assert_eq!(all.redacted(plain.to_string()), plain);
+        assert_eq!(all.redacted("{broken: a@b.example".to_string()), "{broken: [email]");
     }
 
     #[test]
     fn fields_go_by_their_place_and_a_body_that_cannot_be_read_goes_as_a_whole() {
         let fields = redactor(LogConfig { redact_fields: vec!["user".into(), "messages[].content".into()], ..LogConfig::default() });
-        let kept =
-            fields.body(json!({"user": "ann", "model": "m", "messages": [{"role": "user", "content": ["x"]}, {"role": "a"}]}).to_string());
+        let kept = fields
+            .redacted(json!({"user": "ann", "model": "m", "messages": [{"role": "user", "content": ["x"]}, {"role": "a"}]}).to_string());
         let kept: Value = serde_json::from_str(&kept).expect("JSON");
         assert_eq!(kept, json!({"user": FIELD, "model": "m", "messages": [{"role": "user", "content": FIELD}, {"role": "a"}]}));
-        assert_eq!(fields.body("{\"user\": ann".into()), "\"[redacted]\"");
+        assert_eq!(fields.redacted("{\"user\": ann".into()), "\"[redacted]\"");
+    }
+
+    #[test]
+    fn what_is_cut_off_is_not_searched_and_what_is_kept_always() {
+        let short = redactor(LogConfig { max_body_bytes: 1_000, ..named_config(&["email"]) });
+        let filler = "x ".repeat(MARGIN_BYTES);
+        for body in [
+            json!({"b@x.example": ["a@x.example", filler, "c@x.example", {"d@x.example": 1}]}).to_string(),
+            json!({"text": format!("a@x.example {filler} c@x.example")}).to_string(),
+            json!({"nested": json!({"b": "a@x.example", "f": filler, "c": "c@x.example"}).to_string()}).to_string(),
+            format!("broken a@x.example {filler} c@x.example"),
+        ] {
+            let redacted = short.redacted(body.clone());
+            assert!(!redacted.contains("a@x") && !redacted.contains("b@x") && redacted.contains("c@x"), "{}", &redacted[..100]);
+            let logged = short.body(body);
+            assert!(logged.contains("[email]") && !logged.contains("@x"), "{logged}");
+        }
+        // A find over the end of what is kept.
+        let over = format!("{}-----BEGIN PRIVATE KEY-----{}", "y ".repeat(490), "k".repeat(10_000));
+        let secret = redactor(LogConfig { max_body_bytes: 1_000, ..named_config(&["secret"]) });
+        assert!(!secret.body(json!({"text": over}).to_string()).contains("kkk"));
     }
 
     #[test]

@@ -23,6 +23,8 @@ const READ_BYTES: usize = 8 << 10;
 /// How long a connection may wait for its next request: shorter than servers commonly wait before they close it.
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 256;
+/// How long a reply is waited for where the request could not be written: it is there already, or there is none.
+const EARLY_REPLY: Duration = Duration::from_millis(500);
 
 /// One server.
 pub(super) struct Wire {
@@ -122,9 +124,12 @@ impl Wire {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        connection.write(&head, body).await.map_err(Failed::Io)?;
-        tracing::trace!(host = self.host, port = self.port, path, bytes = length, "request written");
-        let (status, headers, rest, reusable) = connection.read_head().await.map_err(Failed::Io)?;
+        let written = connection.write(&head, body).await;
+        tracing::trace!(host = self.host, port = self.port, path, bytes = length, whole = written.is_ok(), "request written");
+        let (status, headers, rest, reusable) = match written {
+            Ok(()) => connection.read_head().await.map_err(Failed::Io)?,
+            Err(error) => connection.early_head(error).await.map_err(Failed::Io)?,
+        };
         tracing::trace!(host = self.host, port = self.port, status, reusable, "head of the reply read");
         let keep = reusable.then(|| self.idle.clone());
         Ok(Response { status, headers, connection: Some(connection), rest, keep })
@@ -179,7 +184,7 @@ impl Connection {
         self.stream.read_buf(&mut self.buffer).await
     }
 
-    async fn read_head(&mut self) -> Result<(u16, HeaderMap, Rest, bool), Error> {
+    async fn read_head(&mut self) -> Result<Head, Error> {
         loop {
             if let Some((length, head)) = parse_head(&self.buffer)? {
                 self.buffer.advance(length);
@@ -195,6 +200,15 @@ impl Connection {
             if self.read(READ_BYTES).await? == 0 {
                 return Err(Error::new(ErrorKind::UnexpectedEof, "the connection was closed before the reply"));
             }
+        }
+    }
+
+    /// The head of a reply from one who did not read the whole request, as servers do with what they refuse; what went wrong with writing
+    /// where there is none.
+    async fn early_head(&mut self, error: Error) -> Result<Head, Error> {
+        match tokio::time::timeout(EARLY_REPLY, self.read_head()).await {
+            Ok(Ok((status, headers, rest, _))) => Ok((status, headers, rest, false)),
+            Ok(Err(_)) | Err(_) => Err(error),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Rows of `feedback`: what callers and graders think of logged requests. And the other names of requests, by which feedback finds them.
 
-use super::db::{Db, Row, Statement, StoreError, Value};
+use super::db::{Bulk, Db, Row, Statement, StoreError, Value};
+use std::sync::LazyLock;
 
 /// Rows of the log whose names are learned at once.
 const LEARNED: usize = 2_000;
@@ -109,39 +110,62 @@ pub fn request_of(db: &dyn Db, project: &str, kind: Kind, name: &str) -> Result<
     Ok(first(db.query(sql, &[kind.word().into(), name.into(), project.into()])?))
 }
 
-/// Learns the names of the requests that were logged since this was last done, in short transactions.
+/// Learns the names of the requests that were logged since this was last done, in short transactions. What was learned before is not
+/// written again.
 ///
 /// # Errors
 /// When the database fails.
 pub fn learn_names(db: &dyn Db) -> Result<(), StoreError> {
-    let mark = db.query("SELECT at FROM request_names_mark WHERE id = 1", &[])?.first().map(|row| row.int(0));
+    let at = |sql: &str| -> Result<Option<i64>, StoreError> { Ok(db.query(sql, &[])?.first().and_then(|row| row.int_or_null(0))) };
+    let mark = at("SELECT at FROM request_names_mark WHERE id = 1")?;
+    let Some(newest) = at("SELECT MAX(at) FROM requests")? else { return Ok(()) };
     let mut last = (mark.map_or(0, |mark| mark.saturating_sub(LATE_MS)), String::new());
     loop {
-        let sql =
-            "SELECT at, id, reply_id, trace_id, conversation FROM requests WHERE at >= ? AND (at > ? OR id > ?) ORDER BY at, id LIMIT ?";
-        let rows = db.query(sql, &[last.0.into(), last.0.into(), (&last.1).into(), LEARNED.into()])?;
-        let Some(newest) = rows.last() else { return Ok(()) };
-        last = (newest.int(0), newest.text(1));
-        let mut learned: Vec<_> = rows.iter().flat_map(names_of).collect();
-        let mark = "INSERT INTO request_names_mark (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
-        learned.push(Statement::new(mark, [last.0.into()]));
-        db.batch(&learned)?;
+        let rows = db.query(&UNLEARNED, &[last.0.into(), last.0.into(), (&last.1).into(), LEARNED.into()])?;
+        let reached = rows.last().map(|row| (row.int(0), row.text(1)));
+        let up_to = reached.as_ref().map_or(newest, |(at, _)| *at);
+        if rows.is_empty() && mark.is_some_and(|mark| mark >= newest) {
+            return Ok(());
+        }
+        learn(db, &rows, mark.map_or(up_to, |mark| mark.max(up_to)))?;
+        let Some(reached) = reached else { return Ok(()) };
+        last = reached;
     }
 }
 
-fn names_of(row: &Row) -> Vec<Statement> {
-    const SQL: &str =
-        "INSERT INTO request_names (kind, name, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (kind, name, request) DO NOTHING";
-    let named = |(column, kind): (usize, Kind)| {
-        let name = row.text_or_null(column)?;
-        Some(Statement::new(SQL, [kind.word().into(), name.into(), row.text(1).into(), row.int(0).into()]))
-    };
-    [(2, Kind::Completion), (3, Kind::Trace), (4, Kind::Conversation)].into_iter().filter_map(named).collect()
+/// Rows from a moment on that have a name which is not known, oldest first.
+static UNLEARNED: LazyLock<String> = LazyLock::new(|| {
+    let unknown = NAMES.map(|(column, kind)| {
+        let known = format!("SELECT 1 FROM request_names WHERE kind = '{}' AND name = {column} AND request = requests.id", kind.word());
+        format!("({column} IS NOT NULL AND NOT EXISTS ({known}))")
+    });
+    let names = NAMES.map(|(column, _)| column).join(", ");
+    let unknown = unknown.join(" OR ");
+    format!("SELECT at, id, {names} FROM requests WHERE at >= ? AND (at > ? OR id > ?) AND ({unknown}) ORDER BY at, id LIMIT ?")
+});
+
+/// Columns of the log with names.
+const NAMES: [(&str, Kind); 3] = [("reply_id", Kind::Completion), ("trace_id", Kind::Trace), ("conversation", Kind::Conversation)];
+
+/// Puts the names of rows down. Nothing in memory is made of them.
+fn learn(db: &dyn Db, rows: &[Row], mark: i64) -> Result<(), StoreError> {
+    let names = rows.iter().flat_map(|row| {
+        let named = |(column, (_, kind)): (usize, &(&str, Kind))| {
+            let name = row.text_or_null(column + 2)?;
+            Some([Value::from(kind.word()), name.into(), row.text(1).into(), row.int(0).into()])
+        };
+        NAMES.iter().enumerate().filter_map(named)
+    });
+    let names: Vec<Value> = names.flatten().collect();
+    let sql = "INSERT INTO request_names (kind, name, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (kind, name, request) DO NOTHING";
+    let bulk = Bulk { sql, columns: 4, values: names.iter().map(|value: &Value| value.into()).collect() };
+    let sql = "INSERT INTO request_names_mark (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
+    db.batch_apart(&bulk, &[Statement::new(sql, [mark.into()])])
 }
 
 impl Kind {
     /// The kind's word in the table.
-    fn word(self) -> &'static str {
+    const fn word(self) -> &'static str {
         match self {
             Kind::Request => "request",
             Kind::Completion => "completion",
@@ -164,5 +188,40 @@ fn read(row: &Row) -> FeedbackRow {
         correction: row.text_or_null(8),
         source: row.text_or_null(9),
         created_at: row.int(10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    fn log(db: &dyn Db, id: &str, at: i64, conversation: &str) {
+        let sql = "INSERT INTO requests (id, at, project, api_key, endpoint, model, provider, streamed, status, total_ms, reply_id, conversation) \
+            VALUES (?, ?, 'p', 'k', 'e', 'm', 'x', 0, 200, 1, ?, ?)";
+        db.execute(sql, &[id.into(), at.into(), format!("reply-{id}").into(), conversation.into()]).expect("logged");
+    }
+
+    #[test]
+    fn names_are_learned_once_also_of_rows_that_come_late_and_memory_stays_what_it_was() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let db = Store::open(directory.path()).expect("a store").db;
+        let db = db.as_ref();
+        learn_names(db).expect("nothing to learn");
+        let found = |name: &str| request_of(db, "p", Kind::Conversation, name).expect("looked up");
+        log(db, "a", LATE_MS * 3, "talk");
+        log(db, "b", LATE_MS * 3 + 10, "talk");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let before = db.generation().expect("a generation");
+        learn_names(db).expect("learned");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!((found("talk").as_deref(), db.generation().expect("a generation")), (Some("b"), before));
+        // A long call is logged after others that began later.
+        log(db, "late", LATE_MS * 3 - 5_000, "other");
+        learn_names(db).expect("learned");
+        assert_eq!(found("other").as_deref(), Some("late"));
+        // What is known is not written again: not even where it was forgotten by hand, nobody would know.
+        let unlearned = db.query(&UNLEARNED, &[0.into(), 0.into(), "".into(), LEARNED.into()]).expect("rows");
+        assert_eq!(unlearned, []);
     }
 }

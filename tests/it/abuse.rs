@@ -1,6 +1,7 @@
 //! Callers that mean no good or do not know better: slow, silent, many, gone in the middle, or with numbers that no field can hold.
 //! Others are served all the while, and what one costs has a bound.
 
+use crate::places::{Act, behind, place, up};
 use crate::rig::{CHAT, Line, STREAM, chat, closes_within, descriptors, event, full, gauge, memory_mib, provider, upstream, wait_for};
 use crate::support::{Refit, Server, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -345,4 +346,63 @@ fn numbers_that_no_query_can_hold_are_refused_by_the_fields_name() {
         }
     }
     assert!(tried >= 14, "{tried}");
+}
+
+/// A body of 32 MiB is announced: it is neither waited for nor given room.
+#[test]
+fn strangers_are_told_before_their_bodies_are_read() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let head = |key: &str, length: usize| {
+        format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n")
+    };
+    for key in ["", "rk_nobody"] {
+        let mut line = Line::to(&server);
+        line.stream.write_all(head(key, 32 << 20).as_bytes()).expect("sent");
+        line.stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        let reply = line.reply().expect("a reply");
+        assert_eq!((reply.status, reply.header("connection")), (401, Some("close")), "{reply:?}");
+        assert!(reply.header("x-request-id").is_some(), "{reply:?}");
+    }
+    // Who sends it all the same reads the reply, not a reset.
+    let mut line = Line::to(&server);
+    line.stream.write_all(head("rk_nobody", 4 << 20).as_bytes()).expect("sent");
+    line.stream.write_all(&vec![b' '; 4 << 20]).expect("sent");
+    assert_eq!(line.reply().expect("a reply").status, 401);
+    // One who may ask is answered on a connection that lives on.
+    let request = chat("mock/echo", &"x".repeat(1 << 20), json!({})).to_string();
+    let mut line = Line::to(&server);
+    for _ in 0..2 {
+        line.stream.write_all(head(&key, request.len()).as_bytes()).expect("sent");
+        std::thread::sleep(Duration::from_millis(50));
+        line.stream.write_all(request.as_bytes()).expect("sent");
+        assert_eq!(line.reply().expect("a reply").status, 200);
+    }
+}
+
+#[test]
+fn a_body_that_breaks_off_is_told_and_has_its_row() {
+    let refit = Refit::new();
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let mut line = Line::to(&server);
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 100\r\n\r\n{{\"model\"");
+    line.stream.write_all(head.as_bytes()).expect("sent");
+    line.stream.shutdown(std::net::Shutdown::Write).expect("shut down");
+    let reply = line.reply().expect("a reply");
+    assert!(reply.status == 400 && reply.body.contains("broke off"), "{reply:?}");
+    let id = reply.header("x-request-id").expect("an id");
+    assert_eq!(refit.run(&["logs", "show", id, "--json"]).expect(0).json()["status"], 400);
+}
+
+#[test]
+fn one_who_sent_far_ahead_and_leaves_ends_his_call() {
+    let a = place(|_, _| Act::Hang);
+    let up = up(behind(&[("a", a.port)], ""));
+    let mut line = Line::to(&up.server);
+    line.send("POST", CHAT, Some(&up.key), &chat("a/m", "hi", json!({})).to_string()).expect("sent");
+    a.wait_for_calls(1);
+    line.stream.write_all(&vec![b' '; 100 << 10]).expect("sent");
+    std::thread::sleep(Duration::from_millis(300));
+    drop(line);
+    a.wait_for_closed(1);
 }

@@ -1,12 +1,13 @@
 //! The orderly end: what runs goes on for a while, what is new is not taken, and every row of the log is in the database.
 
-use crate::rig::{CHAT, Line, chat, closes_within, gauge, provider, rows_in, signal, upstream, wait_for};
+use crate::rig::{CHAT, Line, STREAM, chat, closes_within, event, gauge, provider, rows_in, says, signal, upstream, wait_for};
 use crate::support::Refit;
 use rustix::process::Signal;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Sends a stream of the mock provider and leaves the reply on the wire.
@@ -96,14 +97,26 @@ fn a_plain_call_that_outlasts_the_time_gets_a_503_and_its_row() {
     let refit = Refit::new();
     refit.write("refit.toml", "[server]\ndrain_s = 1\n");
     let (key, mut server) = (refit.key(), refit.serve(&[]));
-    let mut line = Line::to(&server);
-    line.send("POST", CHAT, Some(&key), &chat("mock/echo", "hi", json!({"mock": {"delay_ms": 600_000}})).to_string()).expect("sent");
-    wait_for("the call", || gauge(&server, "refit_requests_in_flight") == 1.0);
+    let mut lines = [Line::to(&server), Line::to(&server), Line::to(&server)];
+    // The lane; what hyper has; and another protocol.
+    let paths = [CHAT, "/v1/chat/completions?x", "/v1/messages"];
+    let request = chat("mock/echo", "hi", json!({"max_tokens": 9, "mock": {"delay_ms": 600_000}})).to_string();
+    for (line, path) in lines.iter_mut().zip(paths) {
+        line.send("POST", path, Some(&key), &request).expect("sent");
+    }
+    wait_for("the calls", || gauge(&server, "refit_requests_in_flight") == 3.0);
     signal(&server, Signal::TERM);
-    let reply = line.reply().expect("a reply");
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("unavailable")), "{reply:?}");
+    let replies = lines.each_mut().map(|line| line.reply().expect("a reply"));
     assert_eq!(server.wait(), Some(0));
-    assert_eq!(statuses(&refit, 503), 1);
+    assert_eq!(statuses(&refit, 503), 3);
+    for (reply, path) in replies.iter().zip(paths) {
+        let messages = path == "/v1/messages";
+        let (field, word) = if messages { ("type", "overloaded_error") } else { ("code", "unavailable") };
+        assert_eq!((reply.status, &reply.json()["error"][field]), (503, &json!(word)), "{reply:?}");
+        assert_eq!(reply.json()["type"] == "error", messages, "{reply:?}");
+        let id = reply.header("x-request-id").unwrap_or_else(|| panic!("no id: {reply:?}"));
+        assert_eq!(refit.run(&["logs", "show", id, "--json"]).expect(0).json()["error_code"], "unavailable");
+    }
 }
 
 /// The upstream has not even sent a head: the call waits as it would in a queue.
@@ -127,6 +140,43 @@ fn a_stream_that_waits_for_its_first_byte_is_told_and_the_upstream_let_go() {
     assert!(closed.recv_timeout(Duration::from_secs(30)).expect("the upstream looks"), "the call upstream goes on");
     assert_eq!(server.wait(), Some(0));
     assert_eq!(rows_in(&refit.data_dir()), (1, "ok".to_string()));
+}
+
+/// The connection upstream was opened by a thread that has nothing left to serve when the stream of another one is on it.
+#[test]
+fn a_stream_goes_on_over_a_connection_that_an_idle_thread_opened() {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let is_stopped = stopped.clone();
+    let up = upstream(move |stream: &mut TcpStream, body| {
+        if !body.contains("stream") {
+            return says(stream, "first");
+        }
+        let _ = stream.write_all(format!("{STREAM}{}", event("a")).as_bytes());
+        while !is_stopped.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // By now an idle thread would be gone.
+        std::thread::sleep(Duration::from_secs(1));
+        let _ = stream.write_all(format!("{}data: [DONE]\n\n", event("b")).as_bytes());
+        false
+    });
+    // A key outside of ASCII is for the client that encrypted connections go over, too, whose connections all threads share.
+    let refit = Refit::new().env("UP_KEY", "k\u{e9}y");
+    refit.write("refit.toml", format!("{}api_key = {{ env = \"UP_KEY\" }}\n", provider(up.port)));
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    // Connections are handed to the threads in turn.
+    let (mut first, mut second) = (Line::to(&server), Line::to(&server));
+    first.send("POST", CHAT, Some(&key), &chat("up/m", "hi", json!({})).to_string()).expect("sent");
+    assert_eq!(first.reply().expect("a reply").status, 200);
+    second.send("POST", CHAT, Some(&key), &chat("up/m", "hi", json!({"stream": true})).to_string()).expect("sent");
+    second.begun();
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "both calls are on one connection");
+    signal(&server, Signal::TERM);
+    assert!(closes_within(&mut first.stream, Duration::from_secs(10)), "the first connection is idle");
+    stopped.store(true, Ordering::SeqCst);
+    let reply = second.reply().expect("the stream ends in good order");
+    assert!(reply.body.contains("\"b\"") && reply.body.trim_end().ends_with("[DONE]"), "{reply:?}");
+    assert_eq!(server.wait(), Some(0));
 }
 
 #[test]

@@ -280,6 +280,31 @@ fn csv_keeps_quotes_commas_and_lines_in_their_cells() {
     assert!(!figures.contains("three") && figures.lines().count() == 2, "{figures}");
 }
 
+/// Bodies of this size are searched on a thread of their own.
+#[test]
+fn large_bodies_are_redacted_too_whole_streamed_refused_and_failed() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[log]\nredact = [\"email\"]\n");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let text = format!("ann@x.example {} ben@x.example", "word ".repeat(60_000));
+    let cases = [
+        ("mock/echo", json!({}), 200, true),
+        ("mock/echo", json!({"stream": true}), 200, true),
+        ("mock/fail", json!({}), 502, false),
+        ("mock/none", json!({}), 404, false),
+        ("mock/echo", json!({"temperature": "warm"}), 400, false),
+    ];
+    for (model, fields, status, is_answered) in cases {
+        let reply = ask(&server, &key, model, &text, fields.clone());
+        assert_eq!(reply.status, status, "{model}: {fields}");
+        let row = shown(&refit, &id(&reply));
+        let (request, told) = (row["request"].to_string(), row["reply"].to_string());
+        assert!(request.len() > 300_000 && request.contains("[email]"), "{fields}: {}", &request[..200.min(request.len())]);
+        assert_eq!(is_answered, told.len() > 250_000 && told.contains("[email]"), "{fields}: {}", &told[..200.min(told.len())]);
+        assert!(!row.to_string().contains("x.example"), "{fields}");
+    }
+}
+
 #[test]
 fn what_is_redacted_is_never_on_the_disk_and_the_caller_gets_all() {
     let refit = Refit::new();

@@ -261,6 +261,21 @@ fn status_tells_strangers_and_applications_nothing_more_than_health() {
 }
 
 #[test]
+fn what_other_projects_call_is_for_administrators_alone() {
+    let refit = Refit::new();
+    let key = |project: &str, role: &str| {
+        let made = refit.run(&["key", "create", "k", "--project", project, "--role", role, "--json"]).expect(0).json();
+        made["key"].as_str().expect("a key").to_string()
+    };
+    let (app, viewer, admin) = (key("one", "app"), key("two", "viewer"), key("two", "admin"));
+    let server = refit.serve(&[]);
+    assert_eq!(server.post(CHAT, Some(&app), &chat("mock/echo", "hi", json!({}))).status, 200);
+    let targets = |key: &str| server.get("/status", Some(key)).json()["targets"].clone();
+    assert_eq!(targets(&admin)[0]["target"], "mock/echo");
+    assert_eq!(targets(&viewer), json!({"closed": 1, "open": 0, "half_open": 0}));
+}
+
+#[test]
 fn the_file_can_be_checked_and_shown_without_a_server() {
     let refit = Refit::new().env("UP_KEY", "sk-canary-77");
     refit.run(&["config", "check"]).expect(2);

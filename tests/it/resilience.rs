@@ -133,6 +133,34 @@ fn a_breaker_opens_after_failures_and_answers_at_once() {
     assert_eq!(a.calls(), 3);
 }
 
+/// The breaker opens at the first failure.
+const AT_ONCE: &str = "[resilience.breaker]\nconsecutive_failures = 1\nopen_ms = 60000\n";
+
+#[test]
+fn a_target_is_not_blamed_for_time_that_others_used_up() {
+    let a = place(|_, _| Act::After(600, Box::new(oops())));
+    let b = place(|n, _| if n == 0 { Act::After(1_600, Box::new(Act::Say("late"))) } else { Act::Say("b") });
+    let route = "[routes.r]\ntargets = [\"a/m\"]\nfallbacks = [\"b/m\"]\ntotal_timeout_ms = 1500\n";
+    let up = up(behind(&[("a", a.port), ("b", b.port)], &format!("{route}{AT_ONCE}")));
+    assert_eq!((code(&up.ask("r")).as_str(), b.calls()), ("upstream_timeout", 1));
+    assert_eq!(words(&up.ask("b/m")), "b");
+    // All the time there is, on the other hand, is what it may take.
+    let slow = place(|_, _| Act::Hang);
+    let up = crate::places::up(behind(&[("a", slow.port)], &format!("[routes.r]\ntargets = [\"a/m\"]\ntotal_timeout_ms = 300\n{AT_ONCE}")));
+    assert_eq!((code(&up.ask("r")).as_str(), code(&up.ask("r")).as_str()), ("upstream_timeout", "unavailable"));
+}
+
+#[test]
+fn a_stream_that_delivers_is_not_blamed_for_its_length() {
+    let a = place(|_, _| Act::Stall(3));
+    let up = up(behind(&[("a", a.port)], &format!("[routes.r]\ntargets = [\"a/m\"]\ntotal_timeout_ms = 300\n{AT_ONCE}")));
+    for calls in 1..=2 {
+        let got = up.ask_with("r", STREAM());
+        assert!(got.body.contains("word2") && got.body.contains("upstream_timeout"), "{got:?}");
+        assert_eq!(a.calls(), calls);
+    }
+}
+
 #[test]
 fn one_probe_goes_when_the_breakers_time_is_over_and_its_success_closes_it() {
     let healed = Arc::new(AtomicBool::new(false));

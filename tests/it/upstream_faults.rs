@@ -262,3 +262,25 @@ fn a_hanging_provider_does_not_hold_up_the_others() {
     drop(waiting);
     wait_for("the end of all calls", || crate::rig::gauge(&server, "refit_requests_in_flight") == 0.0);
 }
+
+/// As servers do that refuse a request by its head: the rest of it is never read.
+#[test]
+fn a_refusal_that_comes_before_the_request_is_read_is_the_callers_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4_096]);
+            let body = json!({"error": {"message": "slow down"}}).to_string();
+            let head = format!("HTTP/1.1 429 Busy\r\nretry-after: 60\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            // Closed over unread bytes: a reset.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let refit = Refit::new();
+    refit.write("refit.toml", provider(port));
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let got = server.post(CHAT, Some(&key), &chat("up/m", &"x".repeat(16 << 20), json!({})));
+    assert_eq!((got.status, got.header("retry-after")), (429, Some("60")), "{}: {}", got.status, got.body);
+}

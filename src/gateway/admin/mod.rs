@@ -9,6 +9,7 @@ pub mod usage;
 use super::Gateway;
 use super::body;
 use crate::access::limits::LimitChanges;
+use crate::types::blocking::blocking;
 use crate::types::ids::is_safe_name;
 use crate::types::money::MicroUsd;
 use crate::types::{Code, Failure};
@@ -97,10 +98,4 @@ fn wrong(name: &str, expected: &str) -> Failure {
 fn id_of(id: Result<Path<String>, PathRejection>, what: &str) -> Result<String, Failure> {
     let id = id.ok().map(|Path(id)| id).filter(|id| is_safe_name(id));
     id.ok_or_else(|| Failure::new(Code::UNKNOWN_NAME, format!("no {what} has such an id")))
-}
-
-/// Work on the store, off the threads that answer.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the work broke off: {error}"))))
 }

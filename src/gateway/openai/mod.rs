@@ -12,6 +12,7 @@ pub mod moderations;
 pub mod names;
 pub mod responses;
 
+use crate::types::blocking::blocking;
 use crate::types::ids::is_safe_name;
 use crate::types::{Code, Failure};
 use axum::extract::Path;
@@ -28,10 +29,4 @@ fn id_of(id: Result<Path<String>, PathRejection>, what: &str) -> Result<String, 
 fn page(data: Vec<Value>, more: bool) -> Value {
     let (first, last) = (data.first().map(|item| item["id"].clone()), data.last().map(|item| item["id"].clone()));
     json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
-}
-
-/// Work on the store, off the threads that answer.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the work broke off: {error}"))))
 }

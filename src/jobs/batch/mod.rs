@@ -14,11 +14,11 @@ mod work;
 
 pub use check::{MAX_LINES, Problem};
 
-use super::JobError;
 use crate::access::{Caller, Keys};
 use crate::config::BatchesConfig;
 use crate::store::batches::{self, BatchRow, Counts, Status};
 use crate::store::{Store, StoreError, files};
+use crate::types::blocking::blocking;
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -253,9 +253,4 @@ impl Room {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1).min(Room::ALL);
         self.0.clone().acquire_many_owned(kib).await.ok()
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(JobError::Broken(error.to_string()).into()))
 }
