@@ -258,6 +258,8 @@ impl Inference {
                 (place, text)
             });
             let mut asked: Vec<_> = messages.collect();
+            let unknown = texts::unknown(&mut request.extra);
+            asked.extend(unknown.map(|(name, value)| (name.to_string(), gathered(|each| texts::of_variables("", value, each)))));
             if let Some(variables) = request.extra.get_mut("prompt").and_then(|prompt| prompt.get_mut("variables")) {
                 asked.push(("prompt.variables".into(), gathered(|each| texts::of_variables("", variables, each))));
             }
@@ -277,18 +279,15 @@ impl Inference {
         guarded: &mut Guarded,
         mut request: EmbeddingRequest,
     ) -> Result<EmbeddingRequest, Failure> {
-        // Token ids are numbers, not texts.
-        if request.texts().is_some() {
-            let scanned = scan::values(&guarded.sets, "input", &mut request.input, &mut guarded.names);
-            guarded.note(ticket, scanned.findings);
-            ticket.show(&request);
-            if let Some(refused) = scanned.refused {
-                return Err(refusal(&refused));
-            }
-            if self.asks_models(guarded, Side::Input) {
-                let text = gathered(|each| texts::of_variables("", &mut request.input, each));
-                self.moderated(setup, ticket, guarded, (Side::Input, vec![("input".into(), text)])).await?;
-            }
+        let scanned = scan::embedding(&guarded.sets, &mut request, &mut guarded.names);
+        guarded.note(ticket, scanned.findings);
+        ticket.show(&request);
+        if let Some(refused) = scanned.refused {
+            return Err(refusal(&refused));
+        }
+        if request.texts().is_some() && self.asks_models(guarded, Side::Input) {
+            let text = gathered(|each| texts::of_variables("", &mut request.input, each));
+            self.moderated(setup, ticket, guarded, (Side::Input, vec![("input".into(), text)])).await?;
         }
         Ok(request)
     }
@@ -303,8 +302,7 @@ impl Inference {
         guarded: &mut Guarded,
         request: &mut Map<String, Value>,
     ) -> Result<(), Failure> {
-        let Some(input) = request.get_mut("input") else { return Ok(()) };
-        let scanned = scan::parts(&guarded.sets, input, &mut guarded.names);
+        let scanned = scan::moderation(&guarded.sets, request, &mut guarded.names);
         ticket.show(request);
         guarded.note(ticket, scanned.findings);
         scanned.refused.map_or(Ok(()), |refused| Err(refusal(&refused)))
