@@ -67,8 +67,9 @@ struct State {
     requests: Option<Window>,
     tokens: Option<Window>,
     purse: Option<Purse>,
-    /// Changes when a window or a purse begins anew: what was reserved before is not in it.
-    epoch: u64,
+    /// Change when the window of tokens or the purse begins anew: what was reserved before is not in it.
+    token_epoch: u64,
+    purse_epoch: u64,
 }
 
 /// The money of the current period.
@@ -104,7 +105,8 @@ pub struct Receipt {
 /// A meter as a receipt remembers it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    epoch: u64,
+    token_epoch: u64,
+    purse_epoch: u64,
     /// First day of the budget's period.
     first_day: i64,
     /// Where the tokens are counted.
@@ -208,7 +210,8 @@ impl Coded for Refusal {
 impl Meter {
     /// Counts nothing yet.
     pub fn new(owner: Owner) -> Self {
-        let state = State { owner, limits: Limits::default(), requests: None, tokens: None, purse: None, epoch: 0 };
+        let (requests, tokens, purse) = (None, None, None);
+        let state = State { owner, limits: Limits::default(), requests, tokens, purse, token_epoch: 0, purse_epoch: 0 };
         Meter { state: Mutex::new(state) }
     }
 
@@ -240,19 +243,18 @@ impl Meter {
         if state.limits == *limits {
             return;
         }
-        let State { requests, tokens, purse, .. } = &mut *state;
-        let mut anew = false;
-        for (window, limit) in [(requests, limits.requests_per_minute), (tokens, limits.tokens_per_minute)] {
-            if window.is_some() != limit.is_some() {
-                (*window, anew) = (limit.map(|_| Window::new()), true);
-            }
-        }
-        match (purse.as_mut(), limits.budget) {
+        // A request is counted once and never corrected: its window needs no epoch.
+        begins_anew(&mut state.requests, limits.requests_per_minute);
+        let tokens_anew = begins_anew(&mut state.tokens, limits.tokens_per_minute);
+        state.token_epoch += u64::from(tokens_anew);
+        match (state.purse.as_mut(), limits.budget) {
             (Some(purse), Some(budget)) if purse.budget.period == budget.period => purse.budget = budget,
             (None, None) => {}
-            (_, budget) => (*purse, anew) = (budget.map(Purse::new), true),
+            (_, budget) => {
+                state.purse = budget.map(Purse::new);
+                state.purse_epoch += 1;
+            }
         }
-        state.epoch += u64::from(anew);
         state.limits = limits.clone();
     }
 
@@ -287,6 +289,15 @@ impl Meter {
     }
 }
 
+/// Makes or takes away a window as a limit wants it; whether it did.
+fn begins_anew(window: &mut Option<Window>, limit: Option<u64>) -> bool {
+    let anew = window.is_some() != limit.is_some();
+    if anew {
+        *window = limit.map(|_| Window::new());
+    }
+    anew
+}
+
 /// Reserves what a call needs from every meter (a key's, then its project's; never more than two), or from none.
 ///
 /// # Errors
@@ -299,7 +310,8 @@ pub fn reserve(meters: &[Arc<Meter>], need: Need, now: Moment) -> Result<Receipt
     let cost = need.cost.map_or(0, |cost| cost.0);
     let mut receipt = Receipt { tokens: need.tokens, cost, seen: [Seen::default(); 2] };
     for (state, seen) in held.iter_mut().zip(&mut receipt.seen) {
-        *seen = Seen { epoch: state.epoch, first_day: state.purse.as_ref().map_or(0, |purse| purse.first_day), step: 0 };
+        let first_day = state.purse.as_ref().map_or(0, |purse| purse.first_day);
+        *seen = Seen { token_epoch: state.token_epoch, purse_epoch: state.purse_epoch, first_day, step: 0 };
         if let Some(requests) = &mut state.requests {
             requests.add(now.steady_ms, 1);
         }
@@ -318,10 +330,10 @@ pub fn settle(meters: &[Arc<Meter>], receipt: &Receipt, used: (u64, MicroUsd), n
     let (tokens, MicroUsd(cost)) = used;
     for (meter, seen) in meters.iter().zip(receipt.seen) {
         let mut state = meter.lock();
-        let reserved = state.epoch == seen.epoch;
+        let (counted_then, reserved) = (state.token_epoch == seen.token_epoch, state.purse_epoch == seen.purse_epoch);
         if let Some(window) = &mut state.tokens {
             // A window that began since then knows nothing of the call: it takes all of it, now.
-            let (step, counted) = if reserved { (seen.step, receipt.tokens) } else { (0, 0) };
+            let (step, counted) = if counted_then { (seen.step, receipt.tokens) } else { (0, 0) };
             window.correct(now.steady_ms, step, (counted, tokens));
         }
         let Some(purse) = &mut state.purse else { continue };
@@ -465,6 +477,18 @@ mod tests {
         let Err(Refusal::Budget { wait_s, .. }) = reserve(one(&meter), need(0, 200), NOW) else { panic!("more than all") };
         assert_eq!(wait_s, None);
         reserve(&[meter], need(0, 0), NOW).expect("what costs nothing passes");
+    }
+
+    #[test]
+    fn a_limit_per_minute_that_comes_or_goes_leaves_the_purse_alone() {
+        let meter = read(money(100, Period::Total));
+        for rpm in [Some(5), None] {
+            let receipt = reserve(one(&meter), need(0, 90), NOW).expect("fits");
+            meter.bound_by(&Limits { requests_per_minute: rpm, tokens_per_minute: rpm, ..money(100, Period::Total) });
+            settle(one(&meter), &receipt, (0, MicroUsd(5)), NOW);
+        }
+        assert!(reserve(one(&meter), need(0, 91), NOW).is_err(), "both calls are on it");
+        reserve(one(&meter), need(0, 90), NOW).expect("and nothing of them is reserved any more");
     }
 
     #[test]
