@@ -87,6 +87,8 @@ struct Purse {
 /// What a call may need.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
+    /// Requests that it counts as: one of the caller's, or none of Refit's own.
+    pub requests: u64,
     /// Tokens, as far as they can be guessed.
     pub tokens: u64,
     /// The most that it can cost; none where its price is not known.
@@ -313,7 +315,7 @@ pub fn reserve(meters: &[Arc<Meter>], need: Need, now: Moment) -> Result<Receipt
         let first_day = state.purse.as_ref().map_or(0, |purse| purse.first_day);
         *seen = Seen { token_epoch: state.token_epoch, purse_epoch: state.purse_epoch, first_day, step: 0 };
         if let Some(requests) = &mut state.requests {
-            requests.add(now.steady_ms, 1);
+            requests.add(now.steady_ms, need.requests);
         }
         if let Some(tokens) = &mut state.tokens {
             seen.step = tokens.add(now.steady_ms, need.tokens);
@@ -351,7 +353,7 @@ impl State {
     fn check(&mut self, need: Need, now: Moment) -> Result<(), Refusal> {
         let owner = &self.owner;
         if let (Some(window), Some(limit)) = (&mut self.requests, self.limits.requests_per_minute) {
-            let wait_ms = window.wait_ms(now.steady_ms, 1, limit);
+            let wait_ms = window.wait_ms(now.steady_ms, need.requests, limit);
             if wait_ms != Some(0) {
                 let detail = "they are used up".to_string();
                 return Err(Refusal::Rate { who: owner.told(), limit, what: "requests", detail, wait_ms });
@@ -437,7 +439,7 @@ mod tests {
     }
 
     fn need(tokens: u64, micro: i64) -> Need {
-        Need { tokens, cost: Some(MicroUsd(micro)) }
+        Need { requests: 1, tokens, cost: Some(MicroUsd(micro)) }
     }
 
     /// A meter whose period holds a moment that the test can move.
@@ -533,8 +535,8 @@ mod tests {
         reserve(one(&meter), need(0, 130), NOW).expect("200 less 70");
         meter.bound_by(&money(200, Period::Month));
         assert!(meter.unread().is_some());
-        assert!(matches!(reserve(one(&meter), Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
+        assert!(matches!(reserve(one(&meter), Need { requests: 1, tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
         meter.spent_before(meter.unread().expect("to be read"), MicroUsd(0));
-        assert!(matches!(reserve(&[meter], Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unpriced { .. })));
+        assert!(matches!(reserve(&[meter], Need { requests: 1, tokens: 0, cost: None }, NOW), Err(Refusal::Unpriced { .. })));
     }
 }

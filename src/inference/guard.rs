@@ -162,6 +162,11 @@ impl Guarded {
         self.names.restores() || self.sets.iter().any(|guard| guard.set.looks_at(Side::Output))
     }
 
+    /// Whether a reply that does not fit its format is asked for once more.
+    pub(super) fn repairs(&self) -> bool {
+        self.sets.iter().any(|guard| guard.set.validate_output)
+    }
+
     /// Whether the reply may be given to somebody else who asks the same.
     pub(super) fn may_be_kept(&self) -> bool {
         !self.names.restores()
@@ -245,7 +250,7 @@ impl Inference {
         if let Some(refused) = scanned.refused {
             return Err(refusal(&refused));
         }
-        if let Some(format) = request.extra.get("response_format").filter(|_| guarded.sets.iter().any(|guard| guard.set.validate_output)) {
+        if let Some(format) = request.extra.get("response_format").filter(|_| guarded.repairs()) {
             setup.guards.schemas.format(format).map_err(|why| {
                 let message = format!("replies cannot be checked against this schema: {why}");
                 Failure::on(Code::INVALID_VALUE, "response_format.json_schema.schema", message)
@@ -336,7 +341,7 @@ impl Inference {
         mut response: ChatResponse,
     ) -> Result<ChatResponse, Failure> {
         ticket.spent(response.usage.as_ref());
-        if guarded.sets.iter().any(|guard| guard.set.validate_output) {
+        if guarded.repairs() {
             response = self.fitting(ticket, guarded, answered, response).await?;
         }
         let bytes = size_of(response.choices.iter().map(|choice| &choice.message));
