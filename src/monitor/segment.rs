@@ -30,7 +30,7 @@ pub struct Segment {
     length: u64,
     /// The last write failed half way, and what it wrote could not be cut off: the next one begins a new line.
     torn: bool,
-    /// A write failed half way: the file may have lines that are no rows.
+    /// That happened: the file may have lines that are no rows.
     pub spoilt: bool,
 }
 
@@ -263,7 +263,7 @@ impl<'s> Lines<'s> {
         rows.iter().for_each(|row| sums.add(row));
         let mut statements = sums.take();
         statements.push(usage::move_lines(self.segment, self.moved, self.read));
-        statements.push(usage::forget_segments(self.segment, self.standing));
+        statements.extend(usage::forget_segments(self.segment, self.standing));
         self.store.db.batch_apart(&requests::insert_once(rows.iter().map(Box::as_ref)), &statements)?;
         self.moved = Some(self.read);
         self.drained.rows += rows.len();
