@@ -109,11 +109,12 @@ impl Redactor {
         if self.finders.is_empty() && self.fields.is_empty() {
             return text;
         }
-        let Ok(mut value) = serde_json::from_str::<Value>(&text) else {
+        let Ok((mut value, repeats)) = json::read_noting_repeats(text.as_bytes(), json::MAX_VALUES) else {
             // Where a field ends cannot be told.
             return if self.fields.is_empty() { self.found(&text, MAX_NESTED).into_owned() } else { json!(FIELD).to_string() };
         };
-        let mut changed = false;
+        // Of a key that stands twice only the last value was looked at, so that only it is kept.
+        let mut changed = repeats;
         for path in &self.fields {
             changed |= take_out(&mut value, path);
         }
@@ -159,9 +160,9 @@ impl Redactor {
     fn found<'t>(&self, text: &'t str, nested: usize) -> Cow<'t, str> {
         if nested < MAX_NESTED
             && text.trim_start().starts_with(['{', '['])
-            && let Ok(mut value) = serde_json::from_str::<Value>(text)
+            && let Ok((mut value, repeats)) = json::read_noting_repeats(text.as_bytes(), json::MAX_VALUES)
         {
-            return if self.walk(&mut value, nested + 1) { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
+            return if self.walk(&mut value, nested + 1) | repeats { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
         }
         self.finders.iter().fold(Cow::Borrowed(text), |text, finder| match finder.replaced(&text) {
             Some(new) => Cow::Owned(new),
