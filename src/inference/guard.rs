@@ -95,7 +95,10 @@ impl Guards {
 
     /// What a release goes through that no route holds.
     fn of_release(&self, manifest: &Manifest) -> Result<Option<Box<Guarded>>, Failure> {
-        let named = self.sets.values().filter(|guard| guard.set.routes.contains(&manifest.model)).cloned();
+        // A set that is for a local model is for its adapters, too.
+        let model = manifest.model.split_once(':').filter(|(model, _)| model.starts_with("local/")).map(|(model, _)| model);
+        let means = |name: &String| *name == manifest.model || model == Some(name);
+        let named = self.sets.values().filter(|guard| guard.set.routes.iter().any(means)).cloned();
         let of_release = if manifest.guardrails.is_empty() { Vec::new() } else { self.held_by(None, manifest)? };
         Ok(self.gathered(named.chain(of_release)))
     }
@@ -147,10 +150,7 @@ fn plans(road: &Road) -> impl Iterator<Item = &Plan> {
 /// Whether a set says that it is for the name that was called, or for a target of it.
 fn is_for(guard: &Guard, road: &Road) -> bool {
     let named = |name: &String| {
-        let target = |plan: &Plan| {
-            plan.route.as_ref() == Some(name)
-                || name.split_once('/').is_some_and(|(provider, model)| plan.provider_name == provider && plan.model == model)
-        };
+        let target = |plan: &Plan| plan.route.as_ref() == Some(name) || plan.is_called(name);
         road.name.as_ref() == Some(name) || plans(road).any(target)
     };
     guard.set.routes.iter().any(named) || road.rules.guardrails.contains(&guard.set.name)

@@ -330,10 +330,10 @@ fn is_repeatable(road: &Road, request: &ChatRequest) -> bool {
 impl Plan {
     /// What is said for the name that this stands for: a route, or `provider/model`.
     fn named<'n, T>(&self, names: &'n BTreeMap<String, T>) -> Option<&'n T> {
-        let is_model = |name: &str| name.split_once('/') == Some((self.provider_name.as_str(), self.model.as_str()));
         match &self.route {
             Some(route) => names.get(route),
-            None => names.iter().find(|(name, _)| is_model(name)).map(|(_, value)| value),
+            // What names the adapter says more than what names the model.
+            None => names.iter().filter(|(name, _)| self.is_called(name)).max_by_key(|(name, _)| name.len()).map(|(_, value)| value),
         }
     }
 }
