@@ -103,7 +103,7 @@ impl App {
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = applied {
-            let problems: Vec<_> = refusal.problems.iter().map(|p| format!("line {}: {}: {}", p.line, p.key, p.message)).collect();
+            let problems: Vec<_> = refusal.problems.iter().map(ToString::to_string).collect();
             tracing::error!(why = ?refusal.message, ?problems, "the configuration file was not put in force; what was in force stays");
             self.metrics.serving.config_refused();
             self.live.refuse(refusal);

@@ -1,7 +1,8 @@
 //! `[prices]`, and the format of price files: rows of (provider, model, time) with dollars per million tokens, read as exact decimals.
 //! Which row counts for a call is `monitor::cost`'s business.
 
-use super::ConfigError;
+use super::files::NamedFile;
+use super::providers::{KINDS, unknown_provider};
 use super::raw::{Problems, Section};
 use crate::types::money::decimal;
 use crate::types::time::{DAY_MS, day_of_date};
@@ -80,15 +81,17 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
     PricesConfig { files, rows }
 }
 
-/// Adds the rows of the files that the configuration names; `directory` is where it lies.
-pub(super) fn read_files(config: &mut PricesConfig, directory: &Path) -> Result<(), ConfigError> {
-    for name in config.files.clone() {
-        let path = directory.join(name);
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-        let file = parse(&text, &path)?;
-        for provider in &file.providers {
-            config.rows.extend(file.rows.iter().map(|row| PriceRow { provider: provider.clone(), ..row.clone() }));
+/// Adds the rows of a file that the configuration names.
+pub(super) fn read_file_of(config: &mut PricesConfig, named: &NamedFile) -> Result<(), ConfigError> {
+    let file = parse(named.text()?, &named.path).map_err(|error| match error {
+        ConfigError::Invalid { path, mut problems } => {
+            problems.iter_mut().for_each(|problem| problem.file = Some(named.name.clone()));
+            ConfigError::Invalid { path, problems }
         }
+        other => other,
+    })?;
+    for provider in &file.providers {
+        config.rows.extend(file.rows.iter().map(|row| PriceRow { provider: provider.clone(), ..row.clone() }));
     }
     Ok(())
 }
@@ -275,6 +278,27 @@ mod tests {
         assert_eq!((row.name.as_str(), row.rates.input, row.rates.cached_input), ("p@2026-11-01/m-2*", 150_000, Some(75_000)));
         assert_eq!((row.long.map(|(above, rates)| (above, rates.output)), row.per_request), (Some((200_000, 2_000_000)), 1_000_000));
         assert_eq!((row.until_ms - row.from_ms) / DAY_MS, 31);
+    }
+
+    #[test]
+    fn rows_that_could_never_hold_are_named() {
+        let row = |provider: &str, more: &str| {
+            format!("[[prices.rows]]\nprovider = \"{provider}\"\nmodel = \"m\"\ninput = 1\noutput = 1\n{more}\n")
+        };
+        let text = [
+            "[providers.ours]\nkind = \"openai\"\n".to_string(),
+            row("ours", "from = \"2026-01-01\"\nuntil = \"2026-01-31\""),
+            row("ours", "from = \"2026-02-01\""),
+            row("azure", ""),
+            row("opnai", ""),
+            row("mock", "from = \"2026-02-01\"\nuntil = \"2026-01-31\""),
+            row("openai", "from = \"2026-02-01\""),
+            row("openai", "from = \"2026-02-01\"\nuntil = \"2026-03-01\""),
+        ];
+        let told = crate::config::Config::parse(&text.concat(), Path::new("refit.toml")).expect_err("refused").to_string();
+        for part in ["3 problems", "did you mean \"openai\"?", "the last day is before the first", "a second row for \"m\""] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
     }
 
     #[test]
