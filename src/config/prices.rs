@@ -4,6 +4,7 @@
 use super::files::NamedFile;
 use super::providers::{KINDS, unknown_provider};
 use super::raw::{Problems, Section};
+use super::{ConfigError, ProviderConfig};
 use crate::types::money::decimal;
 use crate::types::time::{DAY_MS, day_of_date};
 use std::ops::Range;
@@ -74,9 +75,10 @@ const OWN: &str = "own";
 const TOKEN_PLACES: u32 = 6;
 const REQUEST_PLACES: u32 = 12;
 
-pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> PricesConfig {
+pub(super) fn read(mut section: Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> PricesConfig {
     let files = section.texts("files", problems);
-    let rows = rows(&mut section, &Head { provider: None, version: OWN.into() }, problems);
+    let head = Head { provider: None, version: OWN.into(), providers: Some(providers) };
+    let rows = rows(&mut section, &head, problems);
     section.finish(problems);
     PricesConfig { files, rows }
 }
@@ -134,7 +136,7 @@ fn read_file(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> PriceFil
     }
     let mut providers = vec![provider.clone()];
     providers.extend(root.texts("also", problems));
-    let rows = rows(&mut root, &Head { provider: Some(provider), version: version.clone() }, problems);
+    let rows = rows(&mut root, &Head { provider: Some(provider), version: version.clone(), providers: None }, problems);
     root.finish(problems);
     PriceFile { providers, version, rows }
 }
@@ -142,35 +144,58 @@ fn read_file(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> PriceFil
 const UNIT: &str = "USD per million tokens";
 
 /// What a file says about all its rows.
-struct Head {
+struct Head<'c> {
     provider: Option<String>,
     version: String,
+    /// What a row's provider may be, where that is known.
+    providers: Option<&'c [ProviderConfig]>,
 }
 
-fn rows(section: &mut Section<'_, '_>, head: &Head, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+fn rows(section: &mut Section<'_, '_>, head: &Head<'_>, problems: &mut Problems<'_>) -> Vec<PriceRow> {
     let Some(value) = section.take("rows") else { return Vec::new() };
     let name = section.name("rows");
     let Some(items) = value.get_ref().as_array() else {
         problems.add(value.span(), &name, format!("expected a list of tables ([[{name}]])"));
         return Vec::new();
     };
-    let mut rows = Vec::new();
+    let mut rows: Vec<PriceRow> = Vec::new();
     for item in items {
         match item.get_ref().as_table() {
-            Some(table) => rows.extend(row(item.span(), Section::new(table, name.clone()), head, problems)),
+            Some(table) => {
+                for row in row(item.span(), Section::new(table, name.clone()), head, problems) {
+                    // Of rows that hold at one time the one that began last counts: of two that begin together, nobody could tell.
+                    let is_twin =
+                        |other: &PriceRow| (&other.provider, &other.model, other.from_ms) == (&row.provider, &row.model, row.from_ms);
+                    if rows.iter().any(is_twin) {
+                        let message = format!("a second row for \"{}\" from the same day on; give one of them another `from`", row.model);
+                        problems.add(item.span(), &name, message);
+                    }
+                    rows.push(row);
+                }
+            }
             None => problems.add(item.span(), &name, format!("expected a table ([[{name}]])")),
         }
     }
     rows
 }
 
-fn row(span: Range<usize>, mut section: Section<'_, '_>, head: &Head, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+fn row(span: Range<usize>, mut section: Section<'_, '_>, head: &Head<'_>, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+    let at = section.take("provider").map_or_else(|| span.clone(), |value| value.span());
     let provider = section.text("provider", problems).or_else(|| head.provider.clone());
+    let is_kind = |name: &String| KINDS.contains(&name.as_str());
+    if let (Some(name), Some(providers)) = (provider.as_ref().filter(|name| !is_kind(name)), head.providers)
+        && let Some(why) = unknown_provider(name, providers)
+    {
+        problems.add(at, section.name("provider"), why);
+    }
     let models = models(&span, &mut section, problems);
     if provider.is_none() {
         problems.add(span.clone(), section.name("provider"), "is missing: the name or kind of a provider");
     }
     let (from, until) = (day("from", &mut section, problems), day("until", &mut section, problems));
+    if from.zip(until).is_some_and(|(from, until)| from > until) {
+        problems.add(span.clone(), section.name("until"), "the last day is before the first");
+    }
     let rates = rates(&span, &mut section, problems);
     let long = section.section("long", problems).map(|mut long| {
         let above = long.integer("above", 1..=100_000_000, 1, problems);
