@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const PREFIX: &str = "rk_";
+/// How often a change is tried that others get in the way of.
+const ATTEMPTS: u32 = 20;
 /// Characters after the prefix: 43 of a 64-letter alphabet are 258 bits.
 const LENGTH: usize = 43;
 
@@ -128,10 +130,16 @@ impl Keys {
     /// # Errors
     /// [`AccessError::UnknownKey`], [`AccessError::AmbiguousName`], [`AccessError::Name`], [`AccessError::Changed`], [`AccessError::Store`].
     pub fn update(&self, id_or_name: &str, changes: Changes, actor: &str) -> Result<KeyRow, AccessError> {
-        let row = self.active(id_or_name)?;
-        let row = changed(row, changes)?;
-        self.write("key.update", actor, &row, rows::update(&row, &row.hash))?;
-        Ok(row)
+        let mut attempts = 1..=ATTEMPTS;
+        loop {
+            let before = self.active(id_or_name)?;
+            let row = changed(before.clone(), changes.clone())?;
+            match self.write("key.update", actor, &row, rows::update(&before, &row)) {
+                // Somebody changed something else of it: both changes hold.
+                Err(AccessError::Changed(_)) if attempts.next().is_some() => {}
+                written => return written.map(|()| row),
+            }
+        }
     }
 
     /// Gives an active key, given by id or by name, another secret; the old one is refused with the next request. Id, limits and usage
@@ -143,7 +151,7 @@ impl Keys {
         let mut row = self.active(id_or_name)?;
         let (key, old) = (random_key(), row.hash.clone());
         (row.hint, row.hash) = (hint(&key), self.hash(&key));
-        self.write("key.rotate", actor, &row, rows::update(&row, &old))?;
+        self.write("key.rotate", actor, &row, rows::rotate(&row, &old))?;
         Ok(NewKey { id: row.id, name: row.name, project: row.project, role: row.role.parse()?, key })
     }
 
