@@ -17,6 +17,9 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Targets that metrics show at most.
+const MAX_TARGETS: usize = 500;
+
 /// The parts of a running Refit. Dropping it moves the request log to the database.
 pub struct App {
     /// Database and blobs.
@@ -106,7 +109,7 @@ impl App {
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = applied {
-            let problems: Vec<_> = refusal.problems.iter().map(|p| format!("line {}: {}: {}", p.line, p.key, p.message)).collect();
+            let problems: Vec<_> = refusal.problems.iter().map(ToString::to_string).collect();
             tracing::error!(why = ?refusal.message, ?problems, "the configuration file was not put in force; what was in force stays");
             self.metrics.serving.config_refused();
             self.live.refuse(refusal);
@@ -155,9 +158,20 @@ fn watched(inference: &Arc<Inference>) -> Box<dyn Fn() -> Vec<TargetFigures> + S
             in_flight: u64::from(target.in_flight),
             queued: u64::from(target.queued),
         };
-        // Names that callers make up are no labels until they have answered.
-        inference.targets().into_iter().filter(|target| target.answered > 0).map(of).collect()
+        shown(inference.targets()).into_iter().map(of).collect()
     })
+}
+
+/// Targets that metrics show: names that callers make up are no labels until they have answered, and where a server answers to any name,
+/// those that answered most are.
+fn shown(mut targets: Vec<TargetStatus>) -> Vec<TargetStatus> {
+    targets.retain(|target| target.answered > 0);
+    if targets.len() > MAX_TARGETS {
+        targets.sort_by_key(|target| std::cmp::Reverse(target.answered));
+        targets.truncate(MAX_TARGETS);
+        targets.sort_by(|a, b| a.target.cmp(&b.target));
+    }
+    targets
 }
 
 /// How much of budgets is spent.
@@ -205,3 +219,29 @@ const ENGINES: &[OpenEngine] = &[
     #[cfg(feature = "local")]
     |store, config| Arc::new(crate::providers::local::Local::open(store, config)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_targets_that_answered_most_are_shown() {
+        let target = |number: u64| TargetStatus {
+            target: format!("up/{number:04}"),
+            state: "closed",
+            opens_in_ms: None,
+            quiet_for_ms: None,
+            in_flight: 0,
+            queued: 0,
+            first_byte_ms: None,
+            whole_reply_ms: None,
+            answered: number,
+            failed: 0,
+            recent_failure_share: None,
+        };
+        let few = shown((0..3).map(target).collect());
+        assert_eq!(few.iter().map(|target| target.answered).collect::<Vec<_>>(), [1, 2]);
+        let most = shown((0..2_000).map(target).collect());
+        assert_eq!((most.len(), most[0].target.as_str()), (MAX_TARGETS, "up/1500"));
+    }
+}

@@ -2,7 +2,7 @@
 //! without any of these has no [`Bounds`] at all, and costs nothing to check.
 
 use super::AccessError;
-use super::meter::{Left, Meter, Moment};
+use super::meter::{Left, Meter, Moment, Owner};
 use std::sync::Arc;
 
 /// The bounds of a key.
@@ -20,6 +20,13 @@ impl Bounds {
     /// Whether nothing is bounded.
     pub fn is_empty(&self) -> bool {
         self.names.is_none() && self.expires_at.is_none() && self.meters.is_empty()
+    }
+
+    /// The project's meter alone, for what is done beside a call of one of its keys; none where it has no limits.
+    pub fn of_project(&self) -> Option<Bounds> {
+        let is_projects = |meter: &&Arc<Meter>| matches!(meter.owner(), Owner::Project(_));
+        let meters: Vec<_> = self.meters.iter().filter(is_projects).cloned().collect();
+        (!meters.is_empty()).then(|| Bounds { meters, ..Bounds::default() })
     }
 
     /// What is left of requests and tokens per minute, of the meter that has the least.

@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const PREFIX: &str = "rk_";
+/// How often a change is tried that others get in the way of.
+const ATTEMPTS: u32 = 20;
 /// Characters after the prefix: 43 of a 64-letter alphabet are 258 bits.
 const LENGTH: usize = 43;
 
@@ -128,10 +130,16 @@ impl Keys {
     /// # Errors
     /// [`AccessError::UnknownKey`], [`AccessError::AmbiguousName`], [`AccessError::Name`], [`AccessError::Changed`], [`AccessError::Store`].
     pub fn update(&self, id_or_name: &str, changes: Changes, actor: &str) -> Result<KeyRow, AccessError> {
-        let row = self.active(id_or_name)?;
-        let row = changed(row, changes)?;
-        self.write("key.update", actor, &row, rows::update(&row, &row.hash))?;
-        Ok(row)
+        let mut attempts = 1..=ATTEMPTS;
+        loop {
+            let before = self.active(id_or_name)?;
+            let row = changed(before.clone(), changes.clone())?;
+            match self.write("key.update", actor, &row, rows::update(&before, &row)) {
+                // Somebody changed something else of it: both changes hold.
+                Err(AccessError::Changed(_)) if attempts.next().is_some() => {}
+                written => return written.map(|()| row),
+            }
+        }
     }
 
     /// Gives an active key, given by id or by name, another secret; the old one is refused with the next request. Id, limits and usage
@@ -143,7 +151,7 @@ impl Keys {
         let mut row = self.active(id_or_name)?;
         let (key, old) = (random_key(), row.hash.clone());
         (row.hint, row.hash) = (hint(&key), self.hash(&key));
-        self.write("key.rotate", actor, &row, rows::update(&row, &old))?;
+        self.write("key.rotate", actor, &row, rows::rotate(&row, &old))?;
         Ok(NewKey { id: row.id, name: row.name, project: row.project, role: row.role.parse()?, key })
     }
 
@@ -187,6 +195,7 @@ impl Keys {
         let at = now_ms();
         row.revoked_at = Some(at);
         self.write("key.revoke", actor, &row, rows::revoke(&row.id, at))?;
+        self.forget(&row.id);
         Ok(row)
     }
 
@@ -233,6 +242,7 @@ impl Keys {
 
     fn caller(&self, row: KeyRow) -> Result<Option<Caller>, AccessError> {
         if row.revoked_at.is_some() || !is_current(row.expires_at) {
+            self.forget(&row.id);
             return Ok(None);
         }
         let of_project = projects::limits(self.store.db.as_ref(), &row.project)?.unwrap_or_default();
@@ -250,6 +260,11 @@ impl Keys {
         let now = Moment::now();
         let meters: Vec<_> = self.meters.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         meters.into_iter().filter_map(|meter| Some((meter.owner(), meter.spent_ratio(now)?))).collect()
+    }
+
+    /// Lets go of the meter of a key that has ended: calls on their way settle what they hold.
+    fn forget(&self, id: &str) {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     /// The meter of whoever has limits, the same one each time.
@@ -432,6 +447,64 @@ mod tests {
         assert!(keys.recall(&made.key).expect("looked").is_none());
         assert!(matches!(keys.authenticate(&made.key), Err(AccessError::InvalidKey)));
         assert!(keys.caller_of(&made.id).expect("looked").is_none());
+    }
+
+    /// Changes one limit and another at the same time, again and again; after each round both must hold.
+    fn both_hold(change: impl Fn(LimitChanges) + Sync, read: impl Fn() -> crate::store::keys::LimitsRow + Sync) {
+        let of_requests = |n| LimitChanges { requests_per_minute: Some(Some(n)), ..LimitChanges::default() };
+        let of_tokens = |n| LimitChanges { tokens_per_minute: Some(Some(n)), ..LimitChanges::default() };
+        let (begin, end) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=150 {
+                    begin.wait();
+                    change(of_requests(round));
+                    end.wait();
+                }
+            });
+            let mut lost = 0;
+            for round in 1..=150 {
+                begin.wait();
+                change(of_tokens(round));
+                end.wait();
+                let limits = read();
+                let round = i64::try_from(round).expect("a small number");
+                lost += i32::from((limits.requests_per_minute, limits.tokens_per_minute) != (Some(round), Some(round)));
+            }
+            assert_eq!(lost, 0, "rounds in which one change undid the other");
+        });
+    }
+
+    #[test]
+    fn two_changes_at_once_both_hold() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(directory.path()).expect("store");
+        let keys = Keys::open(&store).expect("keys");
+        let made = keys.create("ci", "shop", Role::App, "test").expect("create");
+        let change = |limits| drop(keys.update(&made.id, Changes { limits, ..Changes::default() }, "test").expect("changed"));
+        both_hold(change, || keys.active(&made.id).expect("there").limits);
+        let change = |limits: LimitChanges| drop(crate::access::projects::set(&store, "shop", &limits, "test").expect("changed"));
+        both_hold(change, || crate::access::projects::get(&store, "shop").expect("there").limits);
+    }
+
+    #[test]
+    fn a_key_that_has_ended_has_no_meter() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(directory.path()).expect("store");
+        let (keys, elsewhere) = (Keys::open(&store).expect("keys"), Keys::open(&store).expect("keys"));
+        let limits = LimitChanges { requests_per_minute: Some(Some(3)), ..LimitChanges::default() };
+        for revoked_here in [true, false] {
+            let changes = Changes { limits: limits.clone(), ..Changes::default() };
+            let made = keys.make(Wanted { name: "ci".into(), project: "p".into(), role: Role::App, changes }, "test").expect("a key");
+            keys.authenticate(&made.key).expect("authenticates");
+            assert_eq!(keys.meters.lock().expect("meters").len(), 1);
+            match revoked_here {
+                true => keys.revoke(&made.id, "test").expect("revoked"),
+                false => elsewhere.revoke(&made.id, "test").expect("revoked"),
+            };
+            assert!(revoked_here || keys.authenticate(&made.key).is_err());
+            assert_eq!(keys.meters.lock().expect("meters").len(), 0, "{revoked_here}");
+        }
     }
 
     #[test]

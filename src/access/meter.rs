@@ -67,8 +67,9 @@ struct State {
     requests: Option<Window>,
     tokens: Option<Window>,
     purse: Option<Purse>,
-    /// Changes when a window or a purse begins anew: what was reserved before is not in it.
-    epoch: u64,
+    /// Change when the window of tokens or the purse begins anew: what was reserved before is not in it.
+    token_epoch: u64,
+    purse_epoch: u64,
 }
 
 /// The money of the current period.
@@ -86,6 +87,8 @@ struct Purse {
 /// What a call may need.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
+    /// Requests that it counts as: one of the caller's, or none of Refit's own.
+    pub requests: u64,
     /// Tokens, as far as they can be guessed.
     pub tokens: u64,
     /// The most that it can cost; none where its price is not known.
@@ -104,7 +107,8 @@ pub struct Receipt {
 /// A meter as a receipt remembers it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    epoch: u64,
+    token_epoch: u64,
+    purse_epoch: u64,
     /// First day of the budget's period.
     first_day: i64,
     /// Where the tokens are counted.
@@ -208,7 +212,8 @@ impl Coded for Refusal {
 impl Meter {
     /// Counts nothing yet.
     pub fn new(owner: Owner) -> Self {
-        let state = State { owner, limits: Limits::default(), requests: None, tokens: None, purse: None, epoch: 0 };
+        let (requests, tokens, purse) = (None, None, None);
+        let state = State { owner, limits: Limits::default(), requests, tokens, purse, token_epoch: 0, purse_epoch: 0 };
         Meter { state: Mutex::new(state) }
     }
 
@@ -240,19 +245,18 @@ impl Meter {
         if state.limits == *limits {
             return;
         }
-        let State { requests, tokens, purse, .. } = &mut *state;
-        let mut anew = false;
-        for (window, limit) in [(requests, limits.requests_per_minute), (tokens, limits.tokens_per_minute)] {
-            if window.is_some() != limit.is_some() {
-                (*window, anew) = (limit.map(|_| Window::new()), true);
-            }
-        }
-        match (purse.as_mut(), limits.budget) {
+        // A request is counted once and never corrected: its window needs no epoch.
+        begins_anew(&mut state.requests, limits.requests_per_minute);
+        let tokens_anew = begins_anew(&mut state.tokens, limits.tokens_per_minute);
+        state.token_epoch += u64::from(tokens_anew);
+        match (state.purse.as_mut(), limits.budget) {
             (Some(purse), Some(budget)) if purse.budget.period == budget.period => purse.budget = budget,
             (None, None) => {}
-            (_, budget) => (*purse, anew) = (budget.map(Purse::new), true),
+            (_, budget) => {
+                state.purse = budget.map(Purse::new);
+                state.purse_epoch += 1;
+            }
         }
-        state.epoch += u64::from(anew);
         state.limits = limits.clone();
     }
 
@@ -287,6 +291,15 @@ impl Meter {
     }
 }
 
+/// Makes or takes away a window as a limit wants it; whether it did.
+fn begins_anew(window: &mut Option<Window>, limit: Option<u64>) -> bool {
+    let anew = window.is_some() != limit.is_some();
+    if anew {
+        *window = limit.map(|_| Window::new());
+    }
+    anew
+}
+
 /// Reserves what a call needs from every meter (a key's, then its project's; never more than two), or from none.
 ///
 /// # Errors
@@ -299,9 +312,10 @@ pub fn reserve(meters: &[Arc<Meter>], need: Need, now: Moment) -> Result<Receipt
     let cost = need.cost.map_or(0, |cost| cost.0);
     let mut receipt = Receipt { tokens: need.tokens, cost, seen: [Seen::default(); 2] };
     for (state, seen) in held.iter_mut().zip(&mut receipt.seen) {
-        *seen = Seen { epoch: state.epoch, first_day: state.purse.as_ref().map_or(0, |purse| purse.first_day), step: 0 };
+        let first_day = state.purse.as_ref().map_or(0, |purse| purse.first_day);
+        *seen = Seen { token_epoch: state.token_epoch, purse_epoch: state.purse_epoch, first_day, step: 0 };
         if let Some(requests) = &mut state.requests {
-            requests.add(now.steady_ms, 1);
+            requests.add(now.steady_ms, need.requests);
         }
         if let Some(tokens) = &mut state.tokens {
             seen.step = tokens.add(now.steady_ms, need.tokens);
@@ -318,10 +332,10 @@ pub fn settle(meters: &[Arc<Meter>], receipt: &Receipt, used: (u64, MicroUsd), n
     let (tokens, MicroUsd(cost)) = used;
     for (meter, seen) in meters.iter().zip(receipt.seen) {
         let mut state = meter.lock();
-        let reserved = state.epoch == seen.epoch;
+        let (counted_then, reserved) = (state.token_epoch == seen.token_epoch, state.purse_epoch == seen.purse_epoch);
         if let Some(window) = &mut state.tokens {
             // A window that began since then knows nothing of the call: it takes all of it, now.
-            let (step, counted) = if reserved { (seen.step, receipt.tokens) } else { (0, 0) };
+            let (step, counted) = if counted_then { (seen.step, receipt.tokens) } else { (0, 0) };
             window.correct(now.steady_ms, step, (counted, tokens));
         }
         let Some(purse) = &mut state.purse else { continue };
@@ -339,7 +353,7 @@ impl State {
     fn check(&mut self, need: Need, now: Moment) -> Result<(), Refusal> {
         let owner = &self.owner;
         if let (Some(window), Some(limit)) = (&mut self.requests, self.limits.requests_per_minute) {
-            let wait_ms = window.wait_ms(now.steady_ms, 1, limit);
+            let wait_ms = window.wait_ms(now.steady_ms, need.requests, limit);
             if wait_ms != Some(0) {
                 let detail = "they are used up".to_string();
                 return Err(Refusal::Rate { who: owner.told(), limit, what: "requests", detail, wait_ms });
@@ -425,7 +439,7 @@ mod tests {
     }
 
     fn need(tokens: u64, micro: i64) -> Need {
-        Need { tokens, cost: Some(MicroUsd(micro)) }
+        Need { requests: 1, tokens, cost: Some(MicroUsd(micro)) }
     }
 
     /// A meter whose period holds a moment that the test can move.
@@ -465,6 +479,18 @@ mod tests {
         let Err(Refusal::Budget { wait_s, .. }) = reserve(one(&meter), need(0, 200), NOW) else { panic!("more than all") };
         assert_eq!(wait_s, None);
         reserve(&[meter], need(0, 0), NOW).expect("what costs nothing passes");
+    }
+
+    #[test]
+    fn a_limit_per_minute_that_comes_or_goes_leaves_the_purse_alone() {
+        let meter = read(money(100, Period::Total));
+        for rpm in [Some(5), None] {
+            let receipt = reserve(one(&meter), need(0, 90), NOW).expect("fits");
+            meter.bound_by(&Limits { requests_per_minute: rpm, tokens_per_minute: rpm, ..money(100, Period::Total) });
+            settle(one(&meter), &receipt, (0, MicroUsd(5)), NOW);
+        }
+        assert!(reserve(one(&meter), need(0, 91), NOW).is_err(), "both calls are on it");
+        reserve(one(&meter), need(0, 90), NOW).expect("and nothing of them is reserved any more");
     }
 
     #[test]
@@ -509,8 +535,8 @@ mod tests {
         reserve(one(&meter), need(0, 130), NOW).expect("200 less 70");
         meter.bound_by(&money(200, Period::Month));
         assert!(meter.unread().is_some());
-        assert!(matches!(reserve(one(&meter), Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
+        assert!(matches!(reserve(one(&meter), Need { requests: 1, tokens: 0, cost: None }, NOW), Err(Refusal::Unread { .. })));
         meter.spent_before(meter.unread().expect("to be read"), MicroUsd(0));
-        assert!(matches!(reserve(&[meter], Need { tokens: 0, cost: None }, NOW), Err(Refusal::Unpriced { .. })));
+        assert!(matches!(reserve(&[meter], Need { requests: 1, tokens: 0, cost: None }, NOW), Err(Refusal::Unpriced { .. })));
     }
 }

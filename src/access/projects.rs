@@ -4,10 +4,13 @@
 use super::keys::check_project;
 use super::limits::LimitChanges;
 use super::{AccessError, Limits, audit};
-use crate::store::Store;
 use crate::store::projects::{self as rows, ProjectRow};
+use crate::store::{Store, StoreError};
 use crate::types::time::now_ms;
 use serde_json::{Value, json};
+
+/// How often a change is tried that others get in the way of.
+const ATTEMPTS: u32 = 20;
 
 /// Every project that has limits or keys, by name.
 ///
@@ -32,12 +35,19 @@ pub fn get(store: &Store, name: &str) -> Result<ProjectRow, AccessError> {
 /// # Errors
 /// [`AccessError::Name`] for an impossible name or limit; [`AccessError::Store`].
 pub fn set(store: &Store, name: &str, changes: &LimitChanges, actor: &str) -> Result<ProjectRow, AccessError> {
-    let mut project = get(store, name)?;
-    project.limits = Limits::of(&project.limits)?.with(changes)?.to_row();
-    let detail = shown(&project);
-    let entry = audit::Entry { actor, action: "project.set", subject: name, detail: &detail };
-    audit::append_with(store, entry, &[rows::set(name, &project.limits, now_ms())])?;
-    Ok(project)
+    let mut attempts = 1..=ATTEMPTS;
+    loop {
+        let mut project = get(store, name)?;
+        let before = std::mem::take(&mut project.limits);
+        project.limits = Limits::of(&before)?.with(changes)?.to_row();
+        let detail = shown(&project);
+        let entry = audit::Entry { actor, action: "project.set", subject: name, detail: &detail };
+        match audit::append_with(store, entry, &[rows::set(name, &before, &project.limits, now_ms())]) {
+            // Somebody changed another limit: both changes hold.
+            Err(StoreError::Conflict(_)) if attempts.next().is_some() => {}
+            written => return Ok(written.map(|()| project)?),
+        }
+    }
 }
 
 /// A project as it is shown, by the command line and over HTTP.

@@ -1,7 +1,7 @@
 //! `refit config …`: the configuration file, checked as `refit serve` checks it, and what it comes to with the defaults.
 
 use super::{Context, FAILED, output};
-use crate::config::{Config, ConfigError, Problem};
+use crate::config::{Config, ConfigError, Files};
 use crate::types::{Code, Failure};
 use clap::Subcommand;
 use serde_json::json;
@@ -72,7 +72,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
 fn check(path: &Path, json: bool) -> Result<ExitCode, Failure> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_path_buf(), source };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let (problems, notes) = match Config::parse_noting(&text, path) {
+    let (problems, notes) = match Config::with_files_noting(&Files::of(text, path), path) {
         Ok((_, notes)) => (Vec::new(), notes),
         Err(ConfigError::Invalid { problems, .. }) => (problems, Vec::new()),
         Err(error) => return Err(error.into()),
@@ -80,16 +80,11 @@ fn check(path: &Path, json: bool) -> Result<ExitCode, Failure> {
     if json {
         output::json(&json!({"ok": problems.is_empty(), "problems": problems, "notes": notes}))?;
     } else {
-        notes.iter().for_each(|note| output::note(format!("note: {}", line(note))));
-        problems.iter().try_for_each(|problem| output::line(line(problem)))?;
+        notes.iter().for_each(|note| output::note(format!("note: {note}")));
+        problems.iter().try_for_each(|problem| output::line(problem.to_string()))?;
         if problems.is_empty() {
             output::line("ok")?;
         }
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
-}
-
-fn line(problem: &Problem) -> String {
-    let Problem { line, key, message } = problem;
-    if key.is_empty() { format!("line {line}: {message}") } else { format!("line {line}: {key}: {message}") }
 }

@@ -1,6 +1,8 @@
 //! `[cache]`: replies that are given again, for which names, how many bytes and how long; `[cache.semantic]`: also to questions that
 //! mean the same.
 
+use super::ProviderConfig;
+use super::providers::unknown_model;
 use super::raw::{Problems, Section};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -70,10 +72,10 @@ impl CacheConfig {
     }
 }
 
-pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> CacheConfig {
+pub(super) fn read(mut section: Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> CacheConfig {
     let default = CacheConfig::default();
     let max_bytes = section.integer("max_bytes", 65_536..=1 << 40, default.max_bytes, problems);
-    let routes = section.section("routes", problems).map(|names| switches(&names, problems));
+    let routes = section.section("routes", problems).map(|names| switches(&names, providers, problems));
     let semantic = section.section("semantic", problems).map(|section| semantic(section, problems));
     let config = CacheConfig {
         enabled: section.switch("enabled", default.enabled, problems),
@@ -89,9 +91,12 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
     config
 }
 
-fn switches(names: &Section<'_, '_>, problems: &mut Problems<'_>) -> BTreeMap<String, bool> {
+fn switches(names: &Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> BTreeMap<String, bool> {
     let mut switches = BTreeMap::new();
-    for (name, _, value) in names.entries() {
+    for (name, span, value) in names.entries() {
+        if let Some(why) = unknown_model(name, providers) {
+            problems.add(span, names.name(name), why);
+        }
         match value.get_ref().as_bool() {
             Some(on) => drop(switches.insert(name.to_string(), on)),
             None => problems.add(value.span(), names.name(name), "expected true or false: whether replies of this name are kept"),
@@ -141,9 +146,16 @@ mod tests {
         assert_eq!((config.cache.routes["support"], config.cache.routes["openai/gpt-4o"], config.cache.enabled), (true, false, false));
         assert_eq!(config.cache.max_entry_bytes, 250_000, "one reply is at most a quarter");
         let wrong =
-            parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n[cache.semantic]\nenabled = 1\nthreshold = 1.5\n").expect_err("wrong");
+            parse("[cache]\nttl_s = 0\n[cache.routes]\na = 1\n\"opnai/x\" = true\n[cache.semantic]\nenabled = 1\nthreshold = 1.5\n")
+                .expect_err("wrong");
         let text = wrong.to_string();
-        for key in ["cache.ttl_s", "cache.routes.a", "cache.semantic.enabled", "cache.semantic.threshold"] {
+        for key in [
+            "cache.ttl_s",
+            "cache.routes.a",
+            "cache.routes.opnai/x: unknown provider",
+            "cache.semantic.enabled",
+            "cache.semantic.threshold",
+        ] {
             assert!(text.contains(key), "{key}: {text}");
         }
     }

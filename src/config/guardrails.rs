@@ -1,6 +1,8 @@
 //! `[guardrails.<set>]`: what is looked for in requests and replies, and what is done about it. A release may hold such sets, too,
 //! written in itself ([`inline`]). What finds and redacts is the room `guardrails`.
 
+use super::ProviderConfig;
+use super::providers::unknown_model;
 use super::raw::{Problems, Section};
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
@@ -210,14 +212,14 @@ pub fn inline(value: &Value) -> Result<GuardrailSet, String> {
     let text = toml::to_string(&value).map_err(|error| format!("the set cannot be read: {error}"))?;
     let tree = DeTable::parse(&text).map_err(|error| format!("the set cannot be read: {error}"))?;
     let mut problems = Problems::new(&text);
-    let set = read_set(&name, Section::new(tree.get_ref(), ""), &mut problems);
+    let set = read_set(&name, Section::new(tree.get_ref(), ""), None, &mut problems);
     match problems.found.is_empty() {
         true => Ok(set),
         false => Err(problems.found.iter().map(|p| format!("{}: {}", p.key, p.message)).collect::<Vec<_>>().join("; ")),
     }
 }
 
-pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> GuardrailsConfig {
+pub(super) fn read(mut section: Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> GuardrailsConfig {
     let at = section.take(DEFAULT).map(|value| value.span());
     let default = section.texts(DEFAULT, problems);
     let mut sets = BTreeMap::new();
@@ -232,7 +234,7 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
             continue;
         };
         let before = problems.found.len();
-        let set = read_set(name, Section::new(table, path.clone()), problems);
+        let set = read_set(name, Section::new(table, path.clone()), Some(providers), problems);
         let does_nothing = !set.looks_at(Side::Input) && !set.looks_at(Side::Output);
         if does_nothing && problems.found.len() == before {
             problems.add(span, path, "the set does nothing: it has no detectors, patterns, maximum sizes, validate_output or moderation");
@@ -246,7 +248,8 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
     GuardrailsConfig { default, sets }
 }
 
-fn read_set(name: &str, mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> GuardrailSet {
+/// `providers`: those that its names may be of, where that is known.
+fn read_set(name: &str, mut section: Section<'_, '_>, providers: Option<&[ProviderConfig]>, problems: &mut Problems<'_>) -> GuardrailSet {
     let set = GuardrailSet {
         name: name.to_string(),
         detectors: detectors(&mut section, problems),
@@ -257,8 +260,8 @@ fn read_set(name: &str, mut section: Section<'_, '_>, problems: &mut Problems<'_
         max_input_chars: size("max_input_chars", &mut section, problems),
         max_output_chars: size("max_output_chars", &mut section, problems),
         validate_output: section.switch("validate_output", false, problems),
-        moderation: section.section("moderation", problems).map(|section| moderation(section, problems)),
-        routes: section.texts("routes", problems),
+        moderation: section.section("moderation", problems).map(|section| moderation(section, providers, problems)),
+        routes: routes(&mut section, providers, problems),
     };
     if set.restore && (set.action == Action::Refuse || !set.on.contains(&Side::Input)) {
         let span = section.take("restore").map_or(0..0, |value| value.span());
@@ -266,6 +269,16 @@ fn read_set(name: &str, mut section: Section<'_, '_>, problems: &mut Problems<'_
     }
     section.finish(problems);
     set
+}
+
+/// Names that the set is for; a set for a provider that nobody has would never be applied.
+fn routes(section: &mut Section<'_, '_>, providers: Option<&[ProviderConfig]>, problems: &mut Problems<'_>) -> Vec<String> {
+    let span = section.take("routes").map_or(0..0, |value| value.span());
+    let names = section.texts("routes", problems);
+    for why in names.iter().filter_map(|name| unknown_model(name, providers?)) {
+        problems.add(span.clone(), section.name("routes"), why);
+    }
+    names
 }
 
 fn detectors(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<Detector> {
@@ -334,11 +347,13 @@ fn sides(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<Side
     known
 }
 
-fn moderation(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> ModerationConfig {
+fn moderation(mut section: Section<'_, '_>, providers: Option<&[ProviderConfig]>, problems: &mut Problems<'_>) -> ModerationConfig {
     let at = section.take("model").map_or(0..0, |value| value.span());
     let model = section.text("model", problems).unwrap_or_default();
     if model.split_once('/').is_none_or(|(provider, model)| provider.is_empty() || model.is_empty()) {
         problems.add(at, section.name("model"), "expected provider/model, such as \"openai/omni-moderation-latest\"");
+    } else if let Some(why) = providers.and_then(|providers| unknown_model(&model, providers)) {
+        problems.add(at, section.name("model"), why);
     }
     let threshold = section.take("threshold").and_then(|value| {
         let number = match value.get_ref() {
@@ -420,6 +435,21 @@ mod tests {
             assert!(found.iter().any(|problem| problem.starts_with(&format!("{line} ")) && problem.contains(part)), "{part}\n{all}");
         }
         assert_eq!(found.len(), 10, "{all}");
+    }
+
+    #[test]
+    fn a_set_for_nobody_is_told() {
+        let text = "[providers.up]\nkind = \"compatible\"\nbase_url = \"http://x\"\n[guardrails.a]\ndetectors = [\"email\"]\n\
+            routes = [\"opnai/x\", \"up/m\", \"local/m:a\", \"gated\", \"up/\"]\nmoderation = { model = \"upp/m\" }\n";
+        let found = read(text).expect_err("problems");
+        assert_eq!(found.len(), 3, "{found:?}");
+        for part in [
+            "6 guardrails.a.routes: unknown provider \"opnai\"; did you mean",
+            "a model after",
+            "7 guardrails.a.moderation.model: unknown provider",
+        ] {
+            assert!(found.iter().any(|problem| problem.contains(part)), "{part}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! The configuration file of a running process: what was read of it last, whether that is in force or why it was refused, and which
 //! changes need a restart. What is built from a configuration, and how it is put in force, is the composition root's business.
 
-use super::{Config, ConfigError, LocalConfig, Problem};
+use super::{Config, ConfigError, Files, LocalConfig, Problem};
 use crate::types::time::now_ms;
 use crate::types::{Digest, Failure};
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Largest file that is read: no configuration is this large, and a log that was moved over it is not read whole each second.
-const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// A configuration file and what became of it.
 pub struct Live {
@@ -22,8 +19,8 @@ pub struct Live {
 }
 
 struct State {
-    /// Text in force; none where the defaults hold.
-    text: Option<String>,
+    /// What is in force; none where the defaults hold.
+    files: Option<Files>,
     report: Report,
 }
 
@@ -32,7 +29,7 @@ struct State {
 pub struct Report {
     /// Name of the file, without its directory; none where the defaults hold.
     pub source: Option<String>,
-    /// Of the file's bytes.
+    /// Of the file's bytes, and of those that it names.
     pub digest: Option<Digest>,
     /// When it was put in force, milliseconds.
     pub loaded_at: i64,
@@ -62,8 +59,8 @@ pub struct Refusal {
 pub enum Seen {
     /// There is no file, and never was one.
     Nothing,
-    /// Its text.
-    Text(String),
+    /// Its text, and those of the files that it names.
+    Text(Files),
     /// It cannot be read.
     Unreadable(String),
 }
@@ -77,7 +74,7 @@ pub struct Found {
     pub digest: Digest,
     /// Keys that differ from what is in force, two names deep; no values.
     pub changed: Vec<String>,
-    text: String,
+    files: Files,
 }
 
 impl Live {
@@ -91,19 +88,20 @@ impl Live {
             Ok(text) => text,
             Err(source) => return Err(ConfigError::Unreadable { path: file.clone(), source }),
         };
-        let config = Config::with_files(&text, file)?;
+        let files = Files::of(text, file);
+        let config = Config::with_files(&files, file)?;
         let mut live = Live::of(config.clone());
         live.watch(path);
         let state = live.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.report.digest = Some(Digest::of(text.as_bytes()));
-        state.text = Some(text);
+        state.report.digest = Some(files.digest());
+        state.files = Some(files);
         Ok((live, config))
     }
 
     /// A configuration that came from no file.
     pub fn of(config: Config) -> Live {
         let report = Report { source: None, digest: None, loaded_at: now_ms(), reloads: 0, refused: None, waiting_for_restart: Vec::new() };
-        Live { path: None, started_with: config, state: Mutex::new(State { text: None, report }) }
+        Live { path: None, started_with: config, state: Mutex::new(State { files: None, report }) }
     }
 
     /// Looks at this file from now on. It need not be there yet.
@@ -118,12 +116,12 @@ impl Live {
         self.lock().report.clone()
     }
 
-    /// Reads the file. Blocking.
+    /// Reads the file, and those that it names. Blocking.
     pub fn look(&self) -> Seen {
         let Some(path) = &self.path else { return Seen::Nothing };
-        match read(path) {
-            Ok(text) => Seen::Text(text),
-            Err(error) if error.kind() == ErrorKind::NotFound && self.lock().text.is_none() => Seen::Nothing,
+        match Files::read(path) {
+            Ok(files) => Seen::Text(files),
+            Err(error) if error.kind() == ErrorKind::NotFound && self.lock().files.is_none() => Seen::Nothing,
             Err(error) => Seen::Unreadable(error.to_string()),
         }
     }
@@ -133,8 +131,8 @@ impl Live {
         let state = self.lock();
         match (seen, &state.report.refused) {
             (Seen::Nothing, _) => false,
-            (Seen::Text(text), Some(refused)) => refused.digest != Some(Digest::of(text.as_bytes())),
-            (Seen::Text(text), None) => state.text.as_ref() != Some(text),
+            (Seen::Text(files), Some(refused)) => refused.digest != Some(files.digest()),
+            (Seen::Text(files), None) => state.files.as_ref() != Some(files),
             (Seen::Unreadable(why), refused) => refused.as_ref().is_none_or(|refused| !refused.message.ends_with(why.as_str())),
         }
     }
@@ -145,19 +143,20 @@ impl Live {
     /// What is wrong with it, for [`Live::refuse`].
     pub fn check(&self, seen: Seen) -> Result<Option<Found>, Refusal> {
         let refusal = |digest, message, problems| Refusal { at: now_ms(), digest, message, problems };
-        let text = match seen {
+        let files = match seen {
             Seen::Nothing => return Ok(None),
-            Seen::Text(text) => text,
+            Seen::Text(files) => files,
             Seen::Unreadable(why) => return Err(refusal(None, format!("the file cannot be read: {why}"), Vec::new())),
         };
-        let digest = Digest::of(text.as_bytes());
-        match Config::with_files(&text, self.path.as_deref().unwrap_or(Path::new(""))) {
+        let digest = files.digest();
+        match Config::with_files(&files, self.path.as_deref().unwrap_or(Path::new(""))) {
             Ok(config) => {
-                let changed = changed(self.lock().text.as_deref().unwrap_or(""), &text);
-                Ok(Some(Found { config, digest, changed, text }))
+                let changed = changed(self.lock().files.as_ref(), &files);
+                Ok(Some(Found { config, digest, changed, files }))
             }
             Err(ConfigError::Invalid { problems, .. }) => {
-                Err(refusal(Some(digest), format!("the file has {}", super::count(problems.len())), problems))
+                let of = problems.first().and_then(|problem| problem.file.clone()).unwrap_or_else(|| "the file".into());
+                Err(refusal(Some(digest), format!("{of} has {}", super::count(problems.len())), problems))
             }
             Err(error) => Err(refusal(Some(digest), Failure::from(error).to_string(), Vec::new())),
         }
@@ -176,7 +175,7 @@ impl Live {
         state.report.reloads += 1;
         state.report.refused = None;
         state.report.waiting_for_restart = waiting(&self.started_with, &found.config);
-        state.text = Some(found.text);
+        state.files = Some(found.files);
         before
     }
 
@@ -196,15 +195,6 @@ impl Live {
     }
 }
 
-/// A file's text. `std::fs::read_to_string` would wait on a pipe and read what has no end.
-fn read(path: &Path) -> std::io::Result<String> {
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
-        return Err(std::io::Error::new(ErrorKind::InvalidInput, format!("not a file of at most {MAX_FILE_BYTES} bytes")));
-    }
-    std::fs::read_to_string(path)
-}
-
 /// Keys that are read at the start only, where the values differ.
 fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
     let LocalConfig { threads, max_batch, max_context, max_queue } = &running.local;
@@ -222,8 +212,10 @@ fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
     fixed.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
-/// Names of the keys in which two texts differ, two deep: `server.drain_s`, `providers.openai`.
-fn changed(before: &str, after: &str) -> Vec<String> {
+/// Names of the keys in which two files differ, two deep: `server.drain_s`, `providers.openai`. A file that is named counts as its key.
+fn changed(before: Option<&Files>, after: &Files) -> Vec<String> {
+    let other_prices = before.is_some_and(|before| before.prices != after.prices);
+    let (before, after) = (before.map_or("", |files| files.text.as_str()), after.text.as_str());
     let keys = |text: &str| {
         let table: toml::Table = text.parse().unwrap_or_default();
         let mut keys = std::collections::BTreeMap::new();
@@ -237,6 +229,7 @@ fn changed(before: &str, after: &str) -> Vec<String> {
     };
     let (before, after) = (keys(before), keys(after));
     let mut names: Vec<_> = before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).cloned().collect();
+    names.extend(other_prices.then(|| "prices.files".to_string()));
     names.sort();
     names.dedup();
     names
@@ -269,6 +262,35 @@ mod tests {
         assert!(!live.is_new(&live.look()));
         std::fs::write(&path, "[server]\ndrain_s = 1\n").expect("written");
         assert!(live.is_new(&live.look()), "also what is in force, while something is refused");
+    }
+
+    #[test]
+    fn a_price_file_is_looked_at_like_the_file_that_names_it() {
+        const HEAD: &str = "provider = \"mock\"\nversion = \"2026-11-01\"\nsource = \"s\"\nunit = \"USD per million tokens\"\n";
+        let row = |input: &str| format!("{HEAD}[[rows]]\nmodel = \"m\"\ninput = {input}\noutput = 1\n");
+        let directory = tempfile::tempdir().expect("a directory");
+        let prices = directory.path().join("own.toml");
+        let write = |text: &str| std::fs::write(&prices, text).expect("written");
+        write(&row("1"));
+        let (live, _) = live(directory.path(), "[prices]\nfiles = [\"own.toml\"]\n");
+        assert!(!live.is_new(&live.look()));
+        write(&row("2"));
+        assert!(live.is_new(&live.look()), "also where refit.toml is as it was");
+        let found = live.check(live.look()).expect("fine").expect("files");
+        assert_eq!(
+            (found.changed.as_slice(), Some(found.digest) == live.report().digest),
+            (["prices.files".to_string()].as_slice(), false)
+        );
+        live.accept(found);
+        write(&row("\"cheap\""));
+        let refusal = live.check(live.look()).expect_err("refused");
+        assert_eq!((refusal.message.as_str(), refusal.problems[0].file.as_deref()), ("own.toml has 1 problem", Some("own.toml")));
+        assert!(refusal.problems[0].to_string().starts_with("own.toml, line 7: rows.input: "), "{refusal:?}");
+        live.refuse(refusal);
+        assert!(!live.is_new(&live.look()), "told once");
+        write(&row("3"));
+        assert!(live.is_new(&live.look()), "and put right");
+        assert!(live.check(live.look()).is_ok());
     }
 
     #[test]

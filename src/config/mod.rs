@@ -5,6 +5,7 @@ pub mod batches;
 pub mod budgets;
 pub mod cache;
 pub mod env;
+pub mod files;
 pub mod guardrails;
 pub mod live;
 pub mod local;
@@ -21,6 +22,7 @@ pub mod telemetry;
 pub use batches::BatchesConfig;
 pub use budgets::BudgetsConfig;
 pub use cache::{CacheConfig, SemanticConfig};
+pub use files::Files;
 pub use guardrails::GuardrailsConfig;
 pub use live::Live;
 pub use local::LocalConfig;
@@ -78,17 +80,27 @@ impl Config {
     pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
         let Some(path) = path else { return Ok(Config::default()) };
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
-        Config::with_files(&text, path)
+        Config::with_files(&Files::of(text, path), path)
     }
 
-    /// Checks the text of a file, and reads the files that it names.
+    /// Checks a file and those that it names.
     ///
     /// # Errors
     /// [`ConfigError`] with every problem of the text, or of the first file that has some.
-    pub fn with_files(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let mut config = Config::parse(text, path)?;
-        prices::read_files(&mut config.prices, path.parent().unwrap_or(Path::new("")))?;
-        Ok(config)
+    pub fn with_files(files: &Files, path: &Path) -> Result<Config, ConfigError> {
+        Config::with_files_noting(files, path).map(|(config, _)| config)
+    }
+
+    /// As [`Config::with_files`], with what is worth knowing besides.
+    ///
+    /// # Errors
+    /// As [`Config::with_files`].
+    pub fn with_files_noting(files: &Files, path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
+        let (mut config, notes) = Config::parse_noting(&files.text, path)?;
+        for file in &files.prices {
+            prices::read_file_of(&mut config.prices, file)?;
+        }
+        Ok((config, notes))
     }
 
     /// Checks the text of a file; `path` is for messages.
@@ -161,14 +173,15 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let telemetry = root.section("telemetry", problems).map(|section| telemetry::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
-    let cache = root.section("cache", problems).map(|section| cache::read(section, problems));
-    let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, problems));
+    let known = providers.as_deref().unwrap_or_default();
+    let cache = root.section("cache", problems).map(|section| cache::read(section, known, problems));
+    let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, known, problems));
     let sets: Vec<_> = guardrails.iter().flat_map(|guardrails| guardrails.sets.keys().map(String::as_str)).collect();
     let routes = root.section("routes", problems);
-    let routes = routes.map(|section| routes::read(&section, (providers.as_deref().unwrap_or_default(), &sets), problems));
+    let routes = routes.map(|section| routes::read(&section, (known, &sets), problems));
     let resilience = root.section("resilience", problems).map(|section| resilience::read(section, problems));
     let budgets = root.section("budgets", problems).map(|section| budgets::read(section, problems));
-    let prices = root.section("prices", problems).map(|section| prices::read(section, problems));
+    let prices = root.section("prices", problems).map(|section| prices::read(section, known, problems));
     root.finish(problems);
     Config {
         server: server.unwrap_or_default(),
@@ -213,10 +226,8 @@ fn count(n: usize) -> String {
 }
 
 fn lines(problems: &[Problem]) -> String {
-    let line = |p: &Problem| {
-        let key = if p.key.is_empty() { String::new() } else { format!("{}: ", p.key) };
-        format!("\n  line {}: {key}{}", p.line, p.message)
-    };
+    // The file is named already.
+    let line = |problem: &Problem| format!("\n  {}", Problem { file: None, ..problem.clone() });
     problems.iter().map(line).collect()
 }
 

@@ -1,8 +1,10 @@
 //! `[prices]`, and the format of price files: rows of (provider, model, time) with dollars per million tokens, read as exact decimals.
 //! Which row counts for a call is `monitor::cost`'s business.
 
-use super::ConfigError;
+use super::files::NamedFile;
+use super::providers::{KINDS, unknown_provider};
 use super::raw::{Problems, Section};
+use super::{ConfigError, ProviderConfig};
 use crate::types::money::decimal;
 use crate::types::time::{DAY_MS, day_of_date};
 use std::ops::Range;
@@ -73,22 +75,25 @@ const OWN: &str = "own";
 const TOKEN_PLACES: u32 = 6;
 const REQUEST_PLACES: u32 = 12;
 
-pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> PricesConfig {
+pub(super) fn read(mut section: Section<'_, '_>, providers: &[ProviderConfig], problems: &mut Problems<'_>) -> PricesConfig {
     let files = section.texts("files", problems);
-    let rows = rows(&mut section, &Head { provider: None, version: OWN.into() }, problems);
+    let head = Head { provider: None, version: OWN.into(), providers: Some(providers) };
+    let rows = rows(&mut section, &head, problems);
     section.finish(problems);
     PricesConfig { files, rows }
 }
 
-/// Adds the rows of the files that the configuration names; `directory` is where it lies.
-pub(super) fn read_files(config: &mut PricesConfig, directory: &Path) -> Result<(), ConfigError> {
-    for name in config.files.clone() {
-        let path = directory.join(name);
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-        let file = parse(&text, &path)?;
-        for provider in &file.providers {
-            config.rows.extend(file.rows.iter().map(|row| PriceRow { provider: provider.clone(), ..row.clone() }));
+/// Adds the rows of a file that the configuration names.
+pub(super) fn read_file_of(config: &mut PricesConfig, named: &NamedFile) -> Result<(), ConfigError> {
+    let file = parse(named.text()?, &named.path).map_err(|error| match error {
+        ConfigError::Invalid { path, mut problems } => {
+            problems.iter_mut().for_each(|problem| problem.file = Some(named.name.clone()));
+            ConfigError::Invalid { path, problems }
         }
+        other => other,
+    })?;
+    for provider in &file.providers {
+        config.rows.extend(file.rows.iter().map(|row| PriceRow { provider: provider.clone(), ..row.clone() }));
     }
     Ok(())
 }
@@ -131,7 +136,7 @@ fn read_file(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> PriceFil
     }
     let mut providers = vec![provider.clone()];
     providers.extend(root.texts("also", problems));
-    let rows = rows(&mut root, &Head { provider: Some(provider), version: version.clone() }, problems);
+    let rows = rows(&mut root, &Head { provider: Some(provider), version: version.clone(), providers: None }, problems);
     root.finish(problems);
     PriceFile { providers, version, rows }
 }
@@ -139,35 +144,58 @@ fn read_file(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> PriceFil
 const UNIT: &str = "USD per million tokens";
 
 /// What a file says about all its rows.
-struct Head {
+struct Head<'c> {
     provider: Option<String>,
     version: String,
+    /// What a row's provider may be, where that is known.
+    providers: Option<&'c [ProviderConfig]>,
 }
 
-fn rows(section: &mut Section<'_, '_>, head: &Head, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+fn rows(section: &mut Section<'_, '_>, head: &Head<'_>, problems: &mut Problems<'_>) -> Vec<PriceRow> {
     let Some(value) = section.take("rows") else { return Vec::new() };
     let name = section.name("rows");
     let Some(items) = value.get_ref().as_array() else {
         problems.add(value.span(), &name, format!("expected a list of tables ([[{name}]])"));
         return Vec::new();
     };
-    let mut rows = Vec::new();
+    let mut rows: Vec<PriceRow> = Vec::new();
     for item in items {
         match item.get_ref().as_table() {
-            Some(table) => rows.extend(row(item.span(), Section::new(table, name.clone()), head, problems)),
+            Some(table) => {
+                for row in row(item.span(), Section::new(table, name.clone()), head, problems) {
+                    // Of rows that hold at one time the one that began last counts: of two that begin together, nobody could tell.
+                    let is_twin =
+                        |other: &PriceRow| (&other.provider, &other.model, other.from_ms) == (&row.provider, &row.model, row.from_ms);
+                    if rows.iter().any(is_twin) {
+                        let message = format!("a second row for \"{}\" from the same day on; give one of them another `from`", row.model);
+                        problems.add(item.span(), &name, message);
+                    }
+                    rows.push(row);
+                }
+            }
             None => problems.add(item.span(), &name, format!("expected a table ([[{name}]])")),
         }
     }
     rows
 }
 
-fn row(span: Range<usize>, mut section: Section<'_, '_>, head: &Head, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+fn row(span: Range<usize>, mut section: Section<'_, '_>, head: &Head<'_>, problems: &mut Problems<'_>) -> Vec<PriceRow> {
+    let at = section.take("provider").map_or_else(|| span.clone(), |value| value.span());
     let provider = section.text("provider", problems).or_else(|| head.provider.clone());
+    let is_kind = |name: &String| KINDS.contains(&name.as_str());
+    if let (Some(name), Some(providers)) = (provider.as_ref().filter(|name| !is_kind(name)), head.providers)
+        && let Some(why) = unknown_provider(name, providers)
+    {
+        problems.add(at, section.name("provider"), why);
+    }
     let models = models(&span, &mut section, problems);
     if provider.is_none() {
         problems.add(span.clone(), section.name("provider"), "is missing: the name or kind of a provider");
     }
     let (from, until) = (day("from", &mut section, problems), day("until", &mut section, problems));
+    if from.zip(until).is_some_and(|(from, until)| from > until) {
+        problems.add(span.clone(), section.name("until"), "the last day is before the first");
+    }
     let rates = rates(&span, &mut section, problems);
     let long = section.section("long", problems).map(|mut long| {
         let above = long.integer("above", 1..=100_000_000, 1, problems);
@@ -275,6 +303,27 @@ mod tests {
         assert_eq!((row.name.as_str(), row.rates.input, row.rates.cached_input), ("p@2026-11-01/m-2*", 150_000, Some(75_000)));
         assert_eq!((row.long.map(|(above, rates)| (above, rates.output)), row.per_request), (Some((200_000, 2_000_000)), 1_000_000));
         assert_eq!((row.until_ms - row.from_ms) / DAY_MS, 31);
+    }
+
+    #[test]
+    fn rows_that_could_never_hold_are_named() {
+        let row = |provider: &str, more: &str| {
+            format!("[[prices.rows]]\nprovider = \"{provider}\"\nmodel = \"m\"\ninput = 1\noutput = 1\n{more}\n")
+        };
+        let text = [
+            "[providers.ours]\nkind = \"openai\"\n".to_string(),
+            row("ours", "from = \"2026-01-01\"\nuntil = \"2026-01-31\""),
+            row("ours", "from = \"2026-02-01\""),
+            row("azure", ""),
+            row("opnai", ""),
+            row("mock", "from = \"2026-02-01\"\nuntil = \"2026-01-31\""),
+            row("openai", "from = \"2026-02-01\""),
+            row("openai", "from = \"2026-02-01\"\nuntil = \"2026-03-01\""),
+        ];
+        let told = crate::config::Config::parse(&text.concat(), Path::new("refit.toml")).expect_err("refused").to_string();
+        for part in ["3 problems", "did you mean \"openai\"?", "the last day is before the first", "a second row for \"m\""] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
     }
 
     #[test]

@@ -81,6 +81,24 @@ pub(super) fn known_name<'c>(name: &str, configured: &'c [ProviderConfig]) -> Re
     Err(names)
 }
 
+/// What is wrong with the name of a provider, and the way out; none where nothing is.
+pub(super) fn unknown_provider(name: &str, configured: &[ProviderConfig]) -> Option<String> {
+    let names = known_name(name, configured).err()?;
+    let nearest = did_you_mean(name, names.iter().copied());
+    let way_out = if nearest.is_empty() { format!("; add [providers.{name}], or use one of {}", names.join(", ")) } else { nearest };
+    Some(format!("unknown provider \"{name}\"{way_out}"))
+}
+
+/// What is wrong with a `provider/model`, or the name of a route that may be in the database; none where nothing is.
+pub(super) fn unknown_model(name: &str, configured: &[ProviderConfig]) -> Option<String> {
+    match name.split_once('/') {
+        Some((provider, "")) => Some(format!("expected a model after \"{provider}/\"")),
+        Some((provider, _)) => unknown_provider(provider, configured),
+        None if is_slug(name) => None,
+        None => Some("expected provider/model or the name of a route".into()),
+    }
+}
+
 /// Names that Refit gives out itself.
 const RESERVED: [&str; 2] = ["local", "mock"];
 

@@ -15,6 +15,18 @@ pub struct Problem {
     pub key: String,
     /// What is wrong and what was expected.
     pub message: String,
+    /// The file, where it is another one that the configuration names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Problem { line, key, message, file } = self;
+        let file = file.as_ref().map(|file| format!("{file}, ")).unwrap_or_default();
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        write!(f, "{file}line {line}: {key}{message}")
+    }
 }
 
 /// Collects the problems of one file.
@@ -47,7 +59,7 @@ impl<'s> Problems<'s> {
     fn at(&self, span: Range<usize>, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let before = self.source.get(..span.start).unwrap_or(self.source);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        Problem { line, key: key.into(), message: message.into() }
+        Problem { line, key: key.into(), message: message.into(), file: None }
     }
 }
 

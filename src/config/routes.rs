@@ -1,7 +1,7 @@
 //! `[routes.<name>]`: a name that applications call, the targets that answer it, how one is chosen and where to go when it fails.
 
 use super::ProviderConfig;
-use super::providers::known_name;
+use super::providers::unknown_provider;
 use super::raw::{Problems, Section};
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
@@ -240,11 +240,8 @@ impl<'t, 'i> Reader<'_, 't, 'i, '_> {
             self.problems.add(span, path, format!("expected a model after \"{provider}/\""));
             return;
         }
-        if let Err(names) = known_name(provider, self.known.providers) {
-            let nearest = did_you_mean(provider, names.iter().copied());
-            let way_out =
-                if nearest.is_empty() { format!("; add [providers.{provider}], or use one of {}", names.join(", ")) } else { nearest };
-            self.problems.add(span, path, format!("unknown provider \"{provider}\"{way_out}"));
+        if let Some(why) = unknown_provider(provider, self.known.providers) {
+            self.problems.add(span, path, why);
         }
     }
 

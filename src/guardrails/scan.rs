@@ -3,9 +3,10 @@
 use super::{detect, texts};
 use crate::config::guardrails::{Action, Detector, GuardrailSet, Side, compile};
 use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::embeddings::EmbeddingRequest;
 use regex::Regex;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -249,14 +250,33 @@ pub fn request(guards: &[Arc<Guard>], request: &mut ChatRequest, names: &mut Nam
     each(guards, Side::Input, names, |each| texts::of_request(request, each))
 }
 
-/// Applies sets to values of the caller's own: variables of a prompt, texts to embed.
+/// Applies sets to values of the caller's own: the variables of a prompt.
 pub fn values(guards: &[Arc<Guard>], place: &str, value: &mut Value, names: &mut Names) -> Scanned {
     each(guards, Side::Input, names, |each| texts::of_variables(place, value, each))
 }
 
-/// Applies sets to what is to be judged: a text, several, or parts.
-pub fn parts(guards: &[Arc<Guard>], input: &mut Value, names: &mut Names) -> Scanned {
-    each(guards, Side::Input, names, |each| texts::of_value("input", input, each))
+/// Applies sets to a request for vectors. Token ids are numbers, not texts.
+pub fn embedding(guards: &[Arc<Guard>], request: &mut EmbeddingRequest, names: &mut Names) -> Scanned {
+    let is_text = request.texts().is_some();
+    each(guards, Side::Input, names, |each| {
+        let changed = is_text && texts::of_variables("input", &mut request.input, each);
+        texts::of_extra(&mut request.extra, each) || changed
+    })
+}
+
+/// Applies sets to the body of a moderation: its input is a text, several, or parts.
+pub fn moderation(guards: &[Arc<Guard>], request: &mut Map<String, Value>, names: &mut Names) -> Scanned {
+    let input = request.shift_remove("input");
+    let mut scanned = Scanned::default();
+    let input = input.map(|mut input| {
+        scanned = each(guards, Side::Input, names, |each| {
+            let changed = texts::of_value("input", &mut input, each);
+            texts::of_extra(request, each) || changed
+        });
+        input
+    });
+    request.extend(input.map(|input| ("input".to_string(), input)));
+    scanned
 }
 
 /// Applies sets to a reply.

@@ -1,9 +1,10 @@
 //! Whether a caller may make a call now: allowed names, requests and tokens per minute, budgets. What is reserved before the call is
 //! settled when its log row is written.
 
+use super::plan::Plan;
 use super::road::Road;
 use super::size::Size;
-use super::{Ask, Inference, Setup, blocking};
+use super::{Ask, Inference, Setup, blocking, cascade};
 use crate::access::Bounds;
 use crate::access::meter::{self, Meter, Moment, Need, Owner, Receipt, Refusal};
 use crate::store::usage::{self, Whose};
@@ -11,12 +12,17 @@ use crate::types::chat::ChatRequest;
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::money::MicroUsd;
 use crate::types::plain::PlainChat;
+use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// Endpoints that ask no model for an answer: they count as requests, and cost nothing.
 const WITHOUT_ANSWER: [&str; 1] = ["messages.count_tokens"];
+/// Endpoints of calls that Refit makes by itself beside a caller's: they cost, and count as no request.
+const BESIDE: [&str; 1] = [super::cache::VECTORS];
+/// Bytes of what is said to a model whose reply is to be mended, beside the reply.
+const COMPLAINT_BYTES: usize = 4_000;
 
 /// What a call has been granted; settled once, or given back when it is dropped unsettled.
 #[derive(Debug, Default)]
@@ -32,9 +38,9 @@ impl Grant {
     }
 
     /// Puts what was really used in the place of what was reserved. What costs nobody knows how much is let through for nothing.
-    pub(super) fn settle(mut self, tokens: u64, cost_micro_usd: Option<i64>) {
+    pub(super) fn settle(mut self, tokens: u64, cost_micro_usd: i64) {
         if let Some((bounds, receipt)) = self.held.take() {
-            meter::settle(&bounds.meters, &receipt, (tokens, MicroUsd(cost_micro_usd.unwrap_or(0))), Moment::now());
+            meter::settle(&bounds.meters, &receipt, (tokens, MicroUsd(cost_micro_usd)), Moment::now());
         }
     }
 }
@@ -53,29 +59,63 @@ pub(super) struct Extent {
     size: Size,
     /// Bound of the reply's tokens, as the caller named it.
     output: Option<u64>,
+    /// A bound that only some providers know: it may be more than the usual one, and is not less.
+    own_output: u64,
     /// Replies.
     replies: u64,
+    /// Whether a reply may be asked for once more.
+    repairs: bool,
+}
+
+/// The most that a call of any target of a road may need.
+struct Most {
+    /// None where a price is not known.
+    cost: Option<MicroUsd>,
+    /// The same for a second call, that is to mend the reply.
+    again: Option<MicroUsd>,
+    /// Tokens, as far as they can be guessed.
+    tokens: u64,
+    /// Tokens of all replies.
+    output: u64,
 }
 
 impl Extent {
     pub(super) fn of_chat(request: &ChatRequest) -> Self {
-        let replies = u64::from(request.n.unwrap_or(1)).max(1);
-        Extent { size: Size::of_chat(request), output: request.token_limit().map(u64::from), replies }
+        let (own_output, own_replies) = own_bounds(request);
+        let replies = u64::from(request.n.unwrap_or(1)).max(own_replies).max(1);
+        let output = request.token_limit().map(u64::from);
+        Extent { size: Size::of_chat(request), output, own_output, replies, repairs: false }
     }
 
     pub(super) fn of_plain(plain: &PlainChat) -> Self {
         let size = Size::of_texts(plain.messages, plain.text_bytes);
-        Extent { size, output: plain.token_limit.map(u64::from), replies: u64::from(plain.choices).max(1) }
+        let (output, replies) = (plain.token_limit.map(u64::from), u64::from(plain.choices).max(1));
+        Extent { size, output, own_output: 0, replies, repairs: false }
     }
 
     /// Of values that are read and not answered.
     pub(super) fn of_values<'v>(values: impl IntoIterator<Item = &'v Value>) -> Self {
-        Extent { size: Size::default().and_values(values), output: Some(0), replies: 1 }
+        Extent { size: Size::default().and_values(values), output: Some(0), own_output: 0, replies: 1, repairs: false }
     }
 
     pub(super) fn of_embedding(request: &EmbeddingRequest) -> Self {
-        Extent { size: Size::of_embedding(request), output: Some(0), replies: 1 }
+        Extent { size: Size::of_embedding(request), output: Some(0), own_output: 0, replies: 1, repairs: false }
     }
+
+    /// The same where a reply may be asked for once more.
+    pub(super) fn repairing(self, repairs: bool) -> Self {
+        Extent { repairs, ..self }
+    }
+}
+
+/// Tokens and replies that a request bounds in Gemini's words, in either spelling; 0 for none.
+fn own_bounds(request: &ChatRequest) -> (u64, u64) {
+    let config = ["generationConfig", "generation_config"].into_iter().filter_map(|name| request.extra.get(name)).collect::<Vec<_>>();
+    let most = |names: [&str; 2]| {
+        let found = config.iter().flat_map(|config| names.map(|name| config.get(name).and_then(Value::as_u64)));
+        found.flatten().max().unwrap_or(0)
+    };
+    (most(["maxOutputTokens", "max_output_tokens"]), most(["candidateCount", "candidate_count"]))
 }
 
 impl Inference {
@@ -109,9 +149,10 @@ impl Inference {
         if bounds.meters.is_empty() {
             return Ok(Grant { size: extent.size, held: None });
         }
-        let extent = self.with_releases(road, extent)?;
-        let need =
-            if WITHOUT_ANSWER.contains(&ask.endpoint) { Need { tokens: 0, cost: Some(MicroUsd(0)) } } else { need(setup, road, extent) };
+        let need = match ask.endpoint {
+            endpoint if WITHOUT_ANSWER.contains(&endpoint) => Need { requests: 1, tokens: 0, cost: Some(MicroUsd(0)) },
+            endpoint => Need { requests: u64::from(!BESIDE.contains(&endpoint)), ..self.need(setup, road, extent)? },
+        };
         let receipt = match meter::reserve(&bounds.meters, need, Moment::now()) {
             Err(Refusal::Unread { .. }) => {
                 self.read_spending(&bounds.meters).await?;
@@ -128,21 +169,62 @@ impl Inference {
         if ask.caller.bounds.as_ref().is_none_or(|bounds| bounds.names.is_none()) {
             return Ok(());
         }
-        let of_plan =
-            |plan: &Arc<super::plan::Plan>| plan.route.clone().or_else(|| plan.manifest.as_ref().map(|manifest| manifest.model.clone()));
+        let of_plan = |plan: &Arc<Plan>| plan.route.clone().or_else(|| plan.manifest.as_ref().map(|manifest| manifest.model.clone()));
         let named = road.name.clone().map_or_else(|| road.targets.iter().filter_map(of_plan).collect(), |name| vec![name]);
         named.iter().find(|name| !allows(ask, name)).map_or(Ok(()), |name| Err(not_allowed(name)))
     }
 
-    /// With what the releases on the road add to the request.
-    fn with_releases(&self, road: &Road, mut extent: Extent) -> Result<Extent, Failure> {
-        for plan in &road.targets {
-            let Some(manifest) = &plan.manifest else { continue };
-            let source = plan.prompt(&self.prompts)?.map_or(0, |prompt| prompt.source_bytes);
-            extent.size = extent.size.and_text(source).and_values(manifest.tools.iter().chain(&manifest.response_format));
-            let bound = |name| manifest.parameters.get(name).and_then(Value::as_u64);
-            extent.output = extent.output.or_else(|| bound("max_completion_tokens").or_else(|| bound("max_tokens")));
+    /// The most that the call may need, wherever on its road it is answered: by its target, after a cascade has asked others, and once
+    /// more where the reply may have to be mended.
+    fn need(&self, setup: &Setup, road: &Road, extent: Extent) -> Result<Need, Failure> {
+        let bill = Bill { setup, now: now_ms() };
+        let Most { mut cost, again, tokens, .. } = self.most(&bill, road, extent)?;
+        if extent.repairs {
+            cost = sum(cost, again);
         }
+        if let Some(cascade) = &road.cascade {
+            let first = self.most(&bill, &cascade.first, extent)?;
+            cost = sum(cost, first.cost);
+            for plan in cascade.judge.iter().flat_map(|judge| &judge.targets) {
+                let (size, output) = cascade::judging(&cascade.accept, &extent.size, first.output);
+                cost = sum(cost, bill.of(plan, &size, output));
+            }
+        }
+        Ok(Need { requests: 1, tokens, cost })
+    }
+
+    /// The most that a call of any target of a road may need, with what its release adds to the request.
+    fn most(&self, bill: &Bill<'_>, road: &Road, extent: Extent) -> Result<Most, Failure> {
+        let usual = bill.setup.config.budgets.max_output_tokens.max(extent.own_output);
+        let mut most = Most { cost: Some(MicroUsd(0)), again: Some(MicroUsd(0)), tokens: 0, output: 0 };
+        for plan in &road.targets {
+            let Extent { size, output, replies, .. } = self.with_release(plan, extent)?;
+            let most_output = output.unwrap_or(usual).saturating_mul(replies);
+            most.cost = dearer(most.cost, bill.of(plan, &size, most_output));
+            if extent.repairs {
+                let said = usize::try_from(most_output).unwrap_or(usize::MAX).saturating_add(COMPLAINT_BYTES);
+                most.again = dearer(most.again, bill.of(plan, &size.and_text(said), most_output));
+            }
+            most.output = most.output.max(most_output);
+            // Without a bound nobody knows what will be written: it is counted when it has been.
+            let tokens = size.likely_tokens().saturating_add(output.unwrap_or(0).saturating_mul(replies));
+            most.tokens = most.tokens.max(tokens);
+        }
+        Ok(most)
+    }
+
+    /// With what the release of a target adds to the request; its bound holds where the caller has none.
+    fn with_release(&self, plan: &Plan, mut extent: Extent) -> Result<Extent, Failure> {
+        let Some(manifest) = &plan.manifest else { return Ok(extent) };
+        let prompt = plan.prompt(&self.prompts)?;
+        let source = prompt.as_ref().map_or(0, |prompt| prompt.source_bytes);
+        extent.size = extent.size.and_text(source).and_values(manifest.tools.iter().chain(&manifest.response_format));
+        let of = |fields: &Map<String, Value>| {
+            ["max_completion_tokens", "max_tokens"].into_iter().filter_map(|name| fields.get(name)?.as_u64()).max()
+        };
+        let of_prompt = || prompt.as_ref().and_then(|prompt| of(&prompt.front.config));
+        extent.output = extent.output.or_else(|| of(&manifest.parameters)).or_else(of_prompt);
+        extent.replies = extent.replies.max(manifest.parameters.get("n").and_then(Value::as_u64).unwrap_or(1));
         Ok(extent)
     }
 
@@ -182,18 +264,25 @@ fn not_allowed(name: &str) -> Failure {
     failure.with_hint("GET /v1/models lists what it may call; an administrator can add names with `refit key update --route`")
 }
 
-/// The most that the call may need, wherever on its road it is answered.
-fn need(setup: &Setup, road: &Road, extent: Extent) -> Need {
-    let Extent { size, output, replies } = extent;
-    let most_output = output.unwrap_or(setup.config.budgets.max_output_tokens).saturating_mul(replies);
-    let now = crate::types::time::now_ms();
-    let mut cost = Some(MicroUsd(0));
-    for plan in &road.targets {
-        let price = setup.prices.of(&plan.provider_name, &plan.model, now).map(|price| price.most(size.most_tokens(), most_output));
-        let price = price.or(setup.config.budgets.allow_unpriced.then_some(MicroUsd(0)));
-        cost = cost.zip(price).map(|(a, b)| a.max(b));
+/// What calls cost at most, at the prices of a moment.
+struct Bill<'s> {
+    setup: &'s Setup,
+    now: i64,
+}
+
+impl Bill<'_> {
+    /// None where the price is not known and the configuration does not let it pass.
+    fn of(&self, plan: &Plan, size: &Size, output: u64) -> Option<MicroUsd> {
+        let price = self.setup.prices.of(&plan.provider_name, &plan.model, self.now);
+        let most = price.map(|price| price.most(size.most_tokens(), output));
+        most.or(self.setup.config.budgets.allow_unpriced.then_some(MicroUsd(0)))
     }
-    // Without a bound nobody knows what will be written: it is counted when it has been.
-    let tokens = size.likely_tokens().saturating_add(output.unwrap_or(0).saturating_mul(replies));
-    Need { tokens, cost }
+}
+
+fn dearer(a: Option<MicroUsd>, b: Option<MicroUsd>) -> Option<MicroUsd> {
+    a.zip(b).map(|(a, b)| a.max(b))
+}
+
+fn sum(a: Option<MicroUsd>, b: Option<MicroUsd>) -> Option<MicroUsd> {
+    a.zip(b).map(|(a, b)| MicroUsd(a.0.saturating_add(b.0)))
 }

@@ -5,9 +5,10 @@ use super::attempt::Turn;
 use super::plan::Plan;
 use super::pool::Kind;
 use super::road::Cascade;
+use super::size::Size;
 use super::ticket::{Cascaded, Ticket};
 use super::{Begun, Inference, Setup, What, blocking, whole};
-use crate::config::routes::JudgeConfig;
+use crate::config::routes::{AcceptConfig, JudgeConfig};
 use crate::guardrails::schema::faults;
 use crate::types::chat::{ChatRequest, ChatResponse, Message, Usage};
 use serde_json::Value;
@@ -20,6 +21,8 @@ const INSTRUCTION: &str = "You are given a request to an assistant and the assis
     and complete). Reply with the number alone.";
 /// Room for a judge's number, and for some words around it.
 const JUDGE_TOKENS: u32 = 256;
+/// What stands around request and answer.
+const FRAME_BYTES: usize = 256;
 
 impl Inference {
     /// The answer of the road's first model, where there is one and its answer is good enough.
@@ -98,6 +101,13 @@ impl Inference {
         beside.extend(response.usage.map(|usage| (plan, usage)));
         points
     }
+}
+
+/// What a judge may read and write: the request and an answer of so many tokens, as one text.
+pub(super) fn judging(accept: &AcceptConfig, request: &Size, answered: u64) -> (Size, u64) {
+    let instruction = accept.judge.as_ref().and_then(|judge| judge.instruction.as_deref()).unwrap_or(INSTRUCTION);
+    let answer = usize::try_from(answered).unwrap_or(usize::MAX).saturating_mul(2);
+    (request.quoted().and_text(instruction.len()).and_text(answer).and_text(FRAME_BYTES), JUDGE_TOKENS.into())
 }
 
 /// What is to be accepted or not.

@@ -96,7 +96,10 @@ impl Guards {
 
     /// What a release goes through that no route holds.
     fn of_release(&self, manifest: &Manifest) -> Result<Option<Box<Guarded>>, Failure> {
-        let named = self.sets.values().filter(|guard| guard.set.routes.contains(&manifest.model)).cloned();
+        // A set that is for a local model is for its adapters, too.
+        let model = manifest.model.split_once(':').filter(|(model, _)| model.starts_with("local/")).map(|(model, _)| model);
+        let means = |name: &String| *name == manifest.model || model == Some(name);
+        let named = self.sets.values().filter(|guard| guard.set.routes.iter().any(means)).cloned();
         let of_release = if manifest.guardrails.is_empty() { Vec::new() } else { self.held_by(None, manifest)? };
         Ok(self.gathered(named.chain(of_release)))
     }
@@ -148,10 +151,7 @@ fn plans(road: &Road) -> impl Iterator<Item = &Plan> {
 /// Whether a set says that it is for the name that was called, or for a target of it.
 fn is_for(guard: &Guard, road: &Road) -> bool {
     let named = |name: &String| {
-        let target = |plan: &Plan| {
-            plan.route.as_ref() == Some(name)
-                || name.split_once('/').is_some_and(|(provider, model)| plan.provider_name == provider && plan.model == model)
-        };
+        let target = |plan: &Plan| plan.route.as_ref() == Some(name) || plan.is_called(name);
         road.name.as_ref() == Some(name) || plans(road).any(target)
     };
     guard.set.routes.iter().any(named) || road.rules.guardrails.contains(&guard.set.name)
@@ -161,6 +161,11 @@ impl Guarded {
     /// Whether the reply must be read whole before it is passed on.
     pub(super) fn reads_output(&self) -> bool {
         self.names.restores() || self.sets.iter().any(|guard| guard.set.looks_at(Side::Output))
+    }
+
+    /// Whether a reply that does not fit its format is asked for once more.
+    pub(super) fn repairs(&self) -> bool {
+        self.sets.iter().any(|guard| guard.set.validate_output)
     }
 
     /// Whether the reply may be given to somebody else who asks the same.
@@ -246,7 +251,7 @@ impl Inference {
         if let Some(refused) = scanned.refused {
             return Err(refusal(&refused));
         }
-        if let Some(asked) = request.extra.get("response_format").filter(|_| guarded.sets.iter().any(|guard| guard.set.validate_output)) {
+        if let Some(asked) = request.extra.get("response_format").filter(|_| guarded.repairs()) {
             let (setup, asked) = (setup.clone(), asked.clone());
             let compiled = blocking(move || Ok(setup.guards.schemas.format(&asked).map(drop))).await?;
             compiled.map_err(|why| {
@@ -261,6 +266,8 @@ impl Inference {
                 (place, text)
             });
             let mut asked: Vec<_> = messages.collect();
+            let unknown = texts::unknown(&mut request.extra);
+            asked.extend(unknown.map(|(name, value)| (name.to_string(), gathered(|each| texts::of_variables("", value, each)))));
             if let Some(variables) = request.extra.get_mut("prompt").and_then(|prompt| prompt.get_mut("variables")) {
                 asked.push(("prompt.variables".into(), gathered(|each| texts::of_variables("", variables, each))));
             }
@@ -280,18 +287,15 @@ impl Inference {
         guarded: &mut Guarded,
         mut request: EmbeddingRequest,
     ) -> Result<EmbeddingRequest, Failure> {
-        // Token ids are numbers, not texts.
-        if request.texts().is_some() {
-            let scanned = scan::values(&guarded.sets, "input", &mut request.input, &mut guarded.names);
-            guarded.note(ticket, scanned.findings);
-            ticket.show(&request);
-            if let Some(refused) = scanned.refused {
-                return Err(refusal(&refused));
-            }
-            if self.asks_models(guarded, Side::Input) {
-                let text = gathered(|each| texts::of_variables("", &mut request.input, each));
-                self.moderated(setup, ticket, guarded, (Side::Input, vec![("input".into(), text)])).await?;
-            }
+        let scanned = scan::embedding(&guarded.sets, &mut request, &mut guarded.names);
+        guarded.note(ticket, scanned.findings);
+        ticket.show(&request);
+        if let Some(refused) = scanned.refused {
+            return Err(refusal(&refused));
+        }
+        if request.texts().is_some() && self.asks_models(guarded, Side::Input) {
+            let text = gathered(|each| texts::of_variables("", &mut request.input, each));
+            self.moderated(setup, ticket, guarded, (Side::Input, vec![("input".into(), text)])).await?;
         }
         Ok(request)
     }
@@ -306,8 +310,7 @@ impl Inference {
         guarded: &mut Guarded,
         request: &mut Map<String, Value>,
     ) -> Result<(), Failure> {
-        let Some(input) = request.get_mut("input") else { return Ok(()) };
-        let scanned = scan::parts(&guarded.sets, input, &mut guarded.names);
+        let scanned = scan::moderation(&guarded.sets, request, &mut guarded.names);
         ticket.show(request);
         guarded.note(ticket, scanned.findings);
         scanned.refused.map_or(Ok(()), |refused| Err(refusal(&refused)))
@@ -341,7 +344,7 @@ impl Inference {
         mut response: ChatResponse,
     ) -> Result<ChatResponse, Failure> {
         ticket.spent(response.usage.as_ref());
-        if guarded.sets.iter().any(|guard| guard.set.validate_output) {
+        if guarded.repairs() {
             response = self.fitting(ticket, guarded, answered, response).await?;
         }
         let bytes = size_of(response.choices.iter().map(|choice| &choice.message));

@@ -410,7 +410,8 @@ impl Inference {
             Err(failure) => Err(failure),
         };
         let (road, mut guarded) = self.sets_out(&setup, ticket, found, held)?;
-        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request)).await?);
+        let repairs = guarded.as_ref().is_some_and(|guarded| guarded.repairs()) && may_have_format(&road, &request);
+        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request).repairing(repairs)).await?);
         // By what the caller said: placeholders would make one of all users.
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let mut request = request;
@@ -551,6 +552,11 @@ fn whole(body: Body) -> Result<ChatResponse, Failure> {
         Body::Read(response) => Ok(response),
         Body::Bytes(..) => Err(unasked_bytes()),
     }
+}
+
+/// Whether a reply may have to be in a format: the request's, or that of a release or its prompt.
+fn may_have_format(road: &Road, request: &ChatRequest) -> bool {
+    request.extra.contains_key("response_format") || road.targets.iter().any(|plan| plan.manifest.is_some())
 }
 
 fn unasked_bytes() -> Failure {

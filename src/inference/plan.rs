@@ -32,6 +32,8 @@ pub struct Plan {
     pub provider_name: String,
     /// The provider's model.
     pub model: String,
+    /// What was written for it: `provider/model`, for an adapter `local/<model>:<reference>`.
+    pub called: String,
     /// Adapter to apply.
     pub adapter: Option<Digest>,
     /// Local models: digest of the file that has the name now.
@@ -52,6 +54,14 @@ pub struct Listed {
 }
 
 impl Plan {
+    /// Whether a `provider/model` of the configuration means this: the model, with whatever adapter, or exactly what was called. An
+    /// adapter's name means all of its versions.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let is_model = name.split_once('/') == Some((self.provider_name.as_str(), self.model.as_str()));
+        let versionless = |called: &str| called.split_once('@').is_some_and(|(adapter, _)| adapter == name && adapter.contains(':'));
+        is_model || self.called == name || (self.adapter.is_some() && versionless(&self.called))
+    }
+
     /// The manifest's prompt, compiled.
     pub(super) fn prompt(&self, library: &Library) -> Result<Option<Arc<Prompt>>, Failure> {
         let Some(reference) = self.manifest.as_ref().and_then(|manifest| manifest.prompt.as_ref()) else { return Ok(None) };
@@ -75,9 +85,9 @@ pub(super) fn for_model(store: &Store, setup: &Setup, name: &str) -> Result<Plan
         Some((model, reference)) if provider_name == "local" => (model, Some(adapter(store, model, reference)?)),
         _ => (model, None),
     };
-    let (model, named) = (model.to_string(), Named::new(&provider_name, model));
+    let (model, called, named) = (model.to_string(), name.to_string(), Named::new(&provider_name, model));
     let file = if provider_name == "local" { models::find(store.db.as_ref(), &model)?.map(|record| record.digest) } else { None };
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, adapter, file, named })
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, called, adapter, file, named })
 }
 
 /// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has
@@ -204,4 +214,37 @@ pub(super) fn listed(store: &Store, setup: &Setup) -> Result<Vec<Listed>, Failur
     all.sort_by(|a, b| (&a.id, b.created_at).cmp(&(&b.id, a.created_at)));
     all.dedup_by(|a, b| a.id == b.id);
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::providers::mock::Mock;
+
+    fn plan(called: &str, adapter: Option<Digest>) -> Plan {
+        let (provider, model) = called.split_once('/').expect("a provider");
+        let (provider_name, model) = (provider.to_string(), model.split(':').next().unwrap_or(model).to_string());
+        let named = Named::new(&provider_name, &model);
+        let provider = Arc::new(Mock);
+        let called = called.to_string();
+        Plan { route: None, release: None, manifest: None, provider, provider_name, model, called, adapter, file: None, named }
+    }
+
+    #[test]
+    fn a_name_means_its_model_and_an_adapters_name_the_adapter() {
+        let adapted = Some(Digest::of(b"a"));
+        for (called, adapter, name, is) in [
+            ("local/m:ann", adapted, "local/m:ann", true),
+            ("local/m:ann@2", adapted, "local/m:ann", true),
+            ("local/m:ann@2", adapted, "local/m:ann@2", true),
+            ("local/m:ann", adapted, "local/m", true),
+            ("local/m:ann", adapted, "local/m:bob", false),
+            ("local/m:ann@2", adapted, "local/m:ann@1", false),
+            ("local/m", None, "local/m:ann", false),
+            ("up/m", None, "up/m", true),
+            ("up/m", None, "up/n", false),
+        ] {
+            assert_eq!(plan(called, adapter).is_called(name), is, "{called} {name}");
+        }
+    }
 }

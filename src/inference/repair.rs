@@ -52,8 +52,11 @@ impl Inference {
             let complaint = complaint(&wrong);
             Box::pin(async move { Ok(provider.chat(again(call.await?, complaint)).await?) })
         };
+        ticket.mends(answered.plan);
         let (reply, _) = self.attempt(ticket, answered.road, Kind::Whole, &asking).await?;
-        let response = joined(response, whole(reply.body)?, wrong.at);
+        let second = whole(reply.body)?;
+        ticket.bills(&second);
+        let response = joined(response, second, wrong.at);
         ticket.spent(response.usage.as_ref());
         let Some(wrong) = misfit(&response, &format, &guarded.names).await? else { return Ok(response) };
         note(guarded, ticket, &wrong, "refuse");

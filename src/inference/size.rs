@@ -8,11 +8,19 @@ use serde_json::{Map, Value};
 const USUAL_BYTES: u64 = 4;
 /// Tokens that the frame of a message takes.
 const FRAME: u64 = 8;
-/// Tokens of a picture or a file: as a guess, and at most (a large picture at the dearest provider), unless it has fewer bytes.
-const MEDIA: u64 = 1_000;
-const MOST_MEDIA: u64 = 50_000;
-/// Longer texts that begin with `data:` are media.
-const DATA_URL: (&str, usize) = ("data:", 256);
+/// Tokens of a picture: as a guess, and at most (a large one at the dearest provider), unless it has fewer bytes.
+const PICTURE: u64 = 1_000;
+const MOST_PICTURE: u64 = 50_000;
+/// Tokens of any other file at most, unless it has fewer bytes: no model reads more.
+const MOST_FILE: u64 = 1_000_000;
+/// Bytes of a file that are a token, as a guess: a page of a document has some 2,000 tokens and 50 kB.
+const FILE_BYTES: u64 = 24;
+/// Fields that may hold a picture, a sound or a file.
+const MEDIA: [&str; 7] = ["url", "image_url", "audio_url", "video_url", "file_url", "file_data", "data"];
+/// Shorter values of these are counted as texts.
+const MIN_MEDIA_BYTES: usize = 256;
+/// What JSON makes of a byte of text inside a text, in the rule.
+const ESCAPED: u64 = 2;
 
 /// What a call reads, in bytes of text and tokens of everything else.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,6 +29,8 @@ pub(super) struct Size {
     frames: u64,
     media: u64,
     most_media: u64,
+    /// Bytes of what counts as media.
+    media_bytes: u64,
 }
 
 impl Size {
@@ -65,6 +75,12 @@ impl Size {
         self.text_bytes.saturating_add(self.frames).saturating_add(self.most_media)
     }
 
+    /// The same written as JSON into a text, in which media are texts, too: what a judge reads.
+    pub(super) fn quoted(&self) -> Self {
+        let text_bytes = self.text_bytes.saturating_add(self.frames.saturating_mul(USUAL_BYTES)).saturating_mul(ESCAPED);
+        Size { text_bytes: text_bytes.saturating_add(self.media_bytes), ..Size::default() }
+    }
+
     fn message(&mut self, message: &Message) {
         self.frames += FRAME;
         match &message.content {
@@ -77,12 +93,50 @@ impl Size {
 
     fn part(&mut self, part: &Value) {
         let kind = part.get("type").and_then(Value::as_str).unwrap_or_default();
-        // A picture by address is as large as the provider finds it.
-        if kind.contains("image") && !part.to_string().contains(DATA_URL.0) {
-            self.media += MEDIA;
-            self.most_media += MOST_MEDIA;
+        let before = self.media_bytes;
+        self.media_or_text(part);
+        if self.media_bytes > before {
+            return;
         }
-        self.value(part);
+        // By address or by id: as large as the provider finds it.
+        if kind.contains("image") {
+            self.media += PICTURE;
+            self.most_media += MOST_PICTURE;
+        } else if ["file", "document", "audio", "video"].iter().any(|word| kind.contains(word)) && !is_text_source(part) {
+            self.media += PICTURE;
+            self.most_media += MOST_FILE;
+        }
+    }
+
+    /// A part of a message, in which some fields hold media: only what is base64 throughout counts as such.
+    fn media_or_text(&mut self, value: &Value) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| self.media_or_text(item)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    self.text_bytes += name.len() as u64;
+                    match value {
+                        Value::String(text) if MEDIA.contains(&name.as_str()) && is_media(text, fields) => self.medium(text, fields),
+                        // What a tool was given has names of its own.
+                        value if name == "input" => self.value(value),
+                        value => self.media_or_text(value),
+                    }
+                }
+            }
+            value => self.value(value),
+        }
+    }
+
+    fn medium(&mut self, text: &str, beside: &Map<String, Value>) {
+        let bytes = text.len() as u64;
+        let kind = beside.get("media_type").and_then(Value::as_str).unwrap_or_default();
+        let (likely, most) = match text.starts_with("data:image/") || kind.starts_with("image/") {
+            true => (bytes.min(PICTURE), bytes.min(MOST_PICTURE)),
+            false => (bytes.div_ceil(FILE_BYTES), bytes.min(MOST_FILE)),
+        };
+        self.media += likely.min(most);
+        self.most_media += most;
+        self.media_bytes += bytes;
     }
 
     fn fields(&mut self, fields: &Map<String, Value>) {
@@ -94,10 +148,6 @@ impl Size {
 
     fn value(&mut self, value: &Value) {
         match value {
-            Value::String(text) if text.len() > DATA_URL.1 && text.starts_with(DATA_URL.0) => {
-                self.media += (text.len() as u64).min(MEDIA);
-                self.most_media += (text.len() as u64).min(MOST_MEDIA);
-            }
             Value::String(text) => self.text_bytes += text.len() as u64,
             Value::Array(items) => items.iter().for_each(|item| self.value(item)),
             Value::Object(fields) => self.fields(fields),
@@ -105,6 +155,22 @@ impl Size {
             _ => self.text_bytes += USUAL_BYTES,
         }
     }
+}
+
+/// Whether a value is a picture, a sound or a file, and not a text: base64 in a `data:` URL, or by itself where the part says so.
+fn is_media(text: &str, beside: &Map<String, Value>) -> bool {
+    let of_data = |data: &str| data.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte));
+    let says_base64 = || beside.get("type").is_some_and(|kind| kind == "base64") || beside.contains_key("format");
+    text.len() > MIN_MEDIA_BYTES
+        && match text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
+            Some((_, data)) => of_data(data),
+            None => says_base64() && of_data(text),
+        }
+}
+
+/// Whether a document is a text that was counted.
+fn is_text_source(part: &Value) -> bool {
+    part.pointer("/source/type").is_some_and(|kind| kind == "text" || kind == "content")
 }
 
 /// Tokens of so many bytes that were answered, as a guess.
@@ -131,10 +197,40 @@ mod tests {
         assert!(tools.likely_tokens() > 100, "{tools:?}");
         let picture = json!([{"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{}", "A".repeat(1 << 20))}}]);
         let picture = size(json!({"model": "m", "messages": [{"role": "user", "content": picture}]}));
-        assert!((MOST_MEDIA..MOST_MEDIA + 200).contains(&picture.most_tokens()), "{picture:?}");
+        assert!((MOST_PICTURE..MOST_PICTURE + 200).contains(&picture.most_tokens()), "{picture:?}");
         let address = json!([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]);
-        assert!(size(json!({"model": "m", "messages": [{"role": "user", "content": address}]})).most_tokens() > MOST_MEDIA);
+        assert!(size(json!({"model": "m", "messages": [{"role": "user", "content": address}]})).most_tokens() > MOST_PICTURE);
         let ids: EmbeddingRequest = serde_json::from_value(json!({"model": "m", "input": [[1, 2, 3], [4]]})).expect("a request");
         assert_eq!(Size::of_embedding(&ids).likely_tokens(), 4);
+    }
+
+    #[test]
+    fn only_what_is_base64_where_media_stand_counts_as_media() {
+        let part = |part: Value| size(json!({"model": "m", "messages": [{"role": "user", "content": [part]}]}));
+        let long = "word ".repeat(40_000);
+        for text in [format!("data:{long}"), format!("data:text/plain;base64,{long}")] {
+            assert!(part(json!({"type": "text", "text": text})).most_tokens() >= 200_000);
+            assert!(part(json!({"type": "image_url", "image_url": {"url": text}})).most_tokens() >= 200_000);
+            let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"url": text}}}]);
+            assert!(size(json!({"model": "m", "messages": [], "tools": tools})).most_tokens() >= 200_000);
+        }
+        let encoded = "A".repeat(200_000);
+        assert!(part(json!({"type": "tool_use", "input": {"type": "base64", "data": encoded}})).most_tokens() >= 200_000);
+        assert!(
+            part(json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": encoded}})).most_tokens() < 60_000
+        );
+        let address = part(json!({"type": "image_url", "image_url": {"url": "https://x/y.png?data:image"}}));
+        assert!(address.most_tokens() > MOST_PICTURE, "{address:?}");
+    }
+
+    #[test]
+    fn a_file_may_have_more_tokens_than_a_picture() {
+        let part = |part: Value| size(json!({"model": "m", "messages": [{"role": "user", "content": [part]}]}));
+        let file = |bytes| json!({"type": "file", "file": {"file_data": format!("data:application/pdf;base64,{}", "A".repeat(bytes))}});
+        assert!((300_000..301_000).contains(&part(file(300_000)).most_tokens()));
+        assert!((MOST_FILE..MOST_FILE + 1_000).contains(&part(file(3_000_000)).most_tokens()));
+        assert!(part(json!({"type": "file", "file": {"file_id": "f"}})).most_tokens() >= MOST_FILE);
+        assert!(part(json!({"type": "document", "source": {"type": "text", "data": "x"}})).most_tokens() < 1_000);
+        assert!(part(file(3_000_000)).quoted().most_tokens() >= 3_000_000, "a judge reads it as a text");
     }
 }

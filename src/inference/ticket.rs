@@ -77,6 +77,14 @@ struct Calls {
     /// The call of a stream under way, with its places at the gates.
     held: Option<(Trial, Permits)>,
     cascade: Option<Cascaded>,
+    mended: Option<Box<Mended>>,
+}
+
+/// A reply that had to be mended. Each of the two is paid for where it was asked.
+struct Mended {
+    first: (Arc<Plan>, Usage),
+    /// What the second one used, once it is there.
+    second: Option<Usage>,
 }
 
 /// A call that does not count.
@@ -103,6 +111,13 @@ pub(super) struct Cascaded {
 
 /// Request and reply on their way to being logged.
 pub(super) type Redacting = JoinHandle<[Option<String>; 2]>;
+
+/// What was used beside the reply that counts: tokens, what those with a known price cost, and whether that is all of them.
+struct Beside {
+    tokens: u64,
+    cost: i64,
+    known: bool,
+}
 
 /// What is asked, as far as the log is concerned.
 pub(super) struct Asked<'r, B> {
@@ -378,6 +393,28 @@ impl Ticket {
         self.row.output_tokens = usage.map(|usage| usage.completion_tokens);
     }
 
+    /// A reply of a target has to be mended: what it used is owed there, whoever is asked now.
+    pub(super) fn mends(&mut self, plan: &Arc<Plan>) {
+        let usage = self.usage.take().unwrap_or_else(|| self.guessed());
+        self.heard_bytes = 0;
+        self.calls.mended = Some(Box::new(Mended { first: (plan.clone(), usage), second: None }));
+    }
+
+    /// What the second reply used, whatever is told of both.
+    pub(super) fn bills(&mut self, second: &ChatResponse) {
+        self.heard_bytes = second.text().len() as u64;
+        let usage = second.usage.clone().unwrap_or_else(|| self.guessed());
+        if let Some(mended) = &mut self.calls.mended {
+            mended.second = Some(usage);
+        }
+    }
+
+    /// What a call used whose provider does not say, by its bytes.
+    fn guessed(&self) -> Usage {
+        let read = self.grant.as_ref().map_or(0, Grant::likely_tokens);
+        Usage::new(read, size::likely_tokens(self.heard_bytes))
+    }
+
     /// The row keeps the reply that it has, whatever the caller is told.
     pub(super) fn keep_reply(&mut self) {
         self.keeps_reply = true;
@@ -574,21 +611,32 @@ impl Ticket {
         Some(price.cost(usage).0)
     }
 
-    /// What was used beside the reply that counts: tokens, and their cost.
-    fn beside(&self) -> (u64, Option<i64>) {
-        let beside = self.calls.cascade.iter().flat_map(|cascaded| &cascaded.beside);
-        beside.fold((0, Some(0)), |(tokens, cost), (plan, usage)| {
+    /// What was used beside the reply that counts.
+    fn beside(&self) -> Beside {
+        let cascade = self.calls.cascade.iter().flat_map(|cascaded| &cascaded.beside);
+        self.used(cascade.chain(self.calls.mended.iter().map(|mended| &mended.first)))
+    }
+
+    fn used<'u>(&self, calls: impl Iterator<Item = &'u (Arc<Plan>, Usage)>) -> Beside {
+        let mut beside = Beside { tokens: 0, cost: 0, known: true };
+        for (plan, usage) in calls {
             let more = usage.prompt_tokens.saturating_add(usage.completion_tokens);
-            (tokens.saturating_add(more), cost.and_then(|cost: i64| Some(cost.saturating_add(self.price(plan, usage)?))))
-        })
+            beside.tokens = beside.tokens.saturating_add(more);
+            match self.price(plan, usage) {
+                Some(cost) => beside.cost = beside.cost.saturating_add(cost),
+                None => beside.known = false,
+            }
+        }
+        beside
     }
 
     /// What a cascade saved: less than nothing where its first model was asked in vain. None where a price is not known.
     fn saving(&self, usage: &Usage) -> Option<i64> {
-        let Cascaded { accepted, alternative, .. } = self.calls.cascade.as_ref()?;
+        let Cascaded { accepted, alternative, beside } = self.calls.cascade.as_ref()?;
+        let beside = self.used(beside.iter());
         match accepted {
-            true => Some(self.price(alternative, usage)? - self.row.cost_micro_usd?),
-            false => self.beside().1.map(|cost| -cost),
+            true => Some(self.price(alternative, usage)? - self.row.cost_micro_usd.filter(|_| beside.known)?),
+            false => beside.known.then_some(-beside.cost),
         }
     }
 
@@ -604,25 +652,28 @@ impl Ticket {
         // A provider that does not say what it counted, or whose stream was cut before it did, still sends a bill.
         let guess = || Usage::new(grant.likely_tokens(), size::likely_tokens(self.heard_bytes));
         let guessed = (self.usage.is_none() && answered && !self.free).then(guess);
-        let billed = self.usage.clone().or(guessed.clone()).filter(|_| !self.row.provider.is_empty());
-        let (tokens_beside, cost_beside) = self.beside();
+        let second = self.calls.mended.as_ref().and_then(|mended| mended.second.clone());
+        let billed = second.or_else(|| self.usage.clone()).or(guessed.clone()).filter(|_| !self.row.provider.is_empty());
+        let beside = self.beside();
         let Some(usage) = billed else {
             // Refused before anybody was asked, or failed with nothing to show for it but what was asked before.
-            self.row.cost_micro_usd = cost_beside;
-            return grant.settle(tokens_beside, cost_beside);
+            self.row.cost_micro_usd = beside.known.then_some(beside.cost);
+            return grant.settle(beside.tokens, beside.cost);
         };
-        let mark = if guessed.is_some() { " (estimated)" } else { "" };
         let price = self.prices.as_ref().and_then(|prices| prices.of(&self.row.provider, &self.row.model, self.row.at));
         let cost = price.map(|price| price.cost(&usage).0);
-        self.row.price = price.map(|price| format!("{}{mark}", price.name()));
+        let marks = [(guessed.is_some(), " (estimated)"), (!beside.known, " (in part)")];
+        let marks: String = marks.into_iter().filter_map(|(is, mark)| is.then_some(mark)).collect();
+        self.row.price = price.map(|price| format!("{}{marks}", price.name()));
         if self.is_kept() {
             (self.row.cost_micro_usd, self.row.saved_micro_usd) = (Some(0), cost);
-            return grant.settle(0, Some(0));
+            return grant.settle(0, 0);
         }
-        self.row.cost_micro_usd = cost.and_then(|cost| Some(cost.saturating_add(cost_beside?)));
+        // What is known is owed, also where something beside it has no price.
+        self.row.cost_micro_usd = cost.map(|cost| cost.saturating_add(beside.cost));
         self.row.saved_micro_usd = self.saving(&usage);
-        let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens).saturating_add(tokens_beside);
-        grant.settle(tokens, self.row.cost_micro_usd);
+        let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens).saturating_add(beside.tokens);
+        grant.settle(tokens, cost.unwrap_or(0).saturating_add(beside.cost));
     }
 
     fn elapsed_ms(&self) -> f64 {

@@ -97,3 +97,19 @@ fn told(error: StoreError) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_makes_nobody_read_anything_again() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(directory.path()).expect("store");
+        let generation = || store.db.generation().expect("a number");
+        let before = generation();
+        let look = Health::new(&store).look();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!((look.database, look.files, generation()), (None, None, before));
+    }
+}

@@ -33,6 +33,8 @@ const WRITTEN_BYTES: usize = 5 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line whose room is kept for the next one.
 const LINE_BYTES: usize = 16 << 10;
+/// Kept rows that are tried in vain each time: one that is too long for the room there is does not hold up those behind it.
+const TRIES: usize = 8;
 /// A row without its bodies, about.
 const ROW_BYTES: usize = 1_024;
 
@@ -299,7 +301,7 @@ impl Shared {
         self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
     }
 
-    /// Writes what is kept in memory, oldest first, until a write fails.
+    /// Writes what is kept in memory, oldest first. What does not fit stays kept; those behind it may fit all the same.
     fn write_kept(&self) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         if state.disk.is_none() {
@@ -308,18 +310,26 @@ impl Shared {
         let failed = |source| StoreError::Io { path: self.directory.clone(), source };
         // It may be the directory itself that somebody took away.
         std::fs::create_dir_all(&self.directory).map_err(failed)?;
-        while let Some(row) = state.kept.pop_front() {
+        let (mut refused, mut why) = (VecDeque::new(), None);
+        while refused.len() < TRIES {
+            let Some(row) = state.kept.pop_front() else { break };
             let bytes = size(&row);
             let mut shard = lock(&self.shards[of_thread()]);
             if let Err(error) = shard.append(&self.directory, &row) {
-                state.disk = Some(error.to_string());
-                state.kept.push_front(row);
-                return Err(failed(error));
+                why = Some(error);
+                refused.push_back(row);
+                continue;
             }
             shard.remember(&self.written_bytes, row);
             state.kept_bytes = state.kept_bytes.saturating_sub(bytes);
             self.metrics.log_rows_pending(1);
-            self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+        }
+        refused.append(&mut state.kept);
+        state.kept = refused;
+        self.metrics.serving.log_rows_kept.set(i64::try_from(state.kept.len()).unwrap_or(i64::MAX));
+        if let Some(error) = why {
+            state.disk = Some(error.to_string());
+            return Err(failed(error));
         }
         state.disk = None;
         self.failing.store(false, Ordering::Release);
@@ -463,7 +473,9 @@ impl Shared {
 
     /// Waits for a row, and then for more of them: together they cost one transaction. Whether to stop.
     fn wait_for_rows(&self) -> bool {
-        let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && state.kept.is_empty() && state.let_go == 0 && !state.stop;
+        // While rows cannot be written there is always something to do, also where none could be kept: to find out whether they can again.
+        let nothing_waits = |state: &State| state.kept.is_empty() && state.disk.is_none() && state.let_go == 0;
+        let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && nothing_waits(state) && !state.stop;
         let state = self.wake.wait_while(lock(&self.state), idle).unwrap_or_else(PoisonError::into_inner);
         let state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
         self.awake.store(false, Ordering::Release);

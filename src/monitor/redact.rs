@@ -5,10 +5,14 @@
 //! What looks like JSON inside a text, such as the arguments of a tool call, is read likewise. What cannot be read is searched as it is.
 
 use crate::config::LogConfig;
-use crate::config::log::compile;
+use crate::config::log::{DETECTORS, compile};
+use crate::store::requests::RequestRow;
+use crate::types::json;
+use crate::types::secrets::{KEY_SHAPES, cards};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Texts that are JSON inside a text are read so deep.
 const MAX_NESTED: usize = 4;
@@ -17,18 +21,16 @@ const MARGIN_BYTES: usize = 64 << 10;
 /// What stands in the place of a field.
 const FIELD: &str = "[redacted]";
 
-/// The detectors, with what stands in the place of their finds. They are for logs: what they find too much costs a word of the log.
-const DETECTORS: [(&str, &str); 6] = [
+/// The detectors of the log alone. They are for logs: what they find too much costs a word of the log.
+const PATTERNS: [(&str, &str); 4] = [
     ("email", r"(?i)[a-z0-9._%+'-]{1,64}@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+"),
     ("phone", r"(?:\+|\b00)[1-9](?:[ ./()-]{0,2}[0-9]){6,14}\b|\(?\b[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}\b"),
-    ("card", r"\b(?:[0-9][ -]?){12,18}[0-9]\b"),
     ("iban", r"(?i)\b[a-z]{2}[0-9]{2}(?: ?[a-z0-9]{4}){2,7}(?: ?[a-z0-9]{1,4})?\b"),
     ("ip", r"\b(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\b"),
-    (
-        "secret",
-        r"\b(?:sk|rk|pk|xox[abprs]|gh[pousr]|glpat|hf)[_-][A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[0-9A-Za-z_-]{35}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
-    ),
 ];
+/// What may be a key besides those that have a known shape.
+const LIKE_KEYS: &str =
+    r"\b(?:sk|rk|pk|xox[abprs]|gh[pousr]|glpat|hf)[_-][A-Za-z0-9_-]{16,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*";
 
 /// Takes out of bodies what the log is not to have.
 #[derive(Debug)]
@@ -40,11 +42,36 @@ pub struct Redactor {
 
 #[derive(Debug)]
 struct Finder {
-    pattern: Regex,
+    find: Find,
     /// What stands in the place of a find.
     label: String,
-    /// Only numbers with the check digit of payment cards.
-    checked: bool,
+}
+
+#[derive(Debug)]
+enum Find {
+    Pattern(Regex),
+    Cards,
+}
+
+impl Find {
+    /// A detector by its name in the configuration.
+    fn named(name: &str) -> Option<Self> {
+        let pattern = match name {
+            "card" => return Some(Find::Cards),
+            "secret" => &[&KEY_SHAPES[..], &[LIKE_KEYS]].concat().join("|"),
+            _ => PATTERNS.iter().find(|(known, _)| *known == name)?.1,
+        };
+        compile(pattern).ok().map(Find::Pattern)
+    }
+
+    fn places(&self, text: &str) -> Vec<Range<usize>> {
+        let mut found = Vec::new();
+        match self {
+            Find::Pattern(pattern) => found.extend(pattern.find_iter(text).map(|find| find.range())),
+            Find::Cards => cards(text, &mut found),
+        }
+        found
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -56,11 +83,9 @@ enum Step {
 impl Redactor {
     /// What a configuration asks for; none where it asks for nothing.
     pub fn of(config: &LogConfig) -> Option<Self> {
-        let named = DETECTORS.iter().filter(|(name, _)| config.redact.iter().any(|asked| asked == name));
-        let named = named.filter_map(|(name, pattern)| {
-            Some(Finder { pattern: compile(pattern).ok()?, label: format!("[{name}]"), checked: *name == "card" })
-        });
-        let own = |pattern: &String| Some(Finder { pattern: compile(pattern).ok()?, label: FIELD.to_string(), checked: false });
+        let asked = DETECTORS.iter().filter(|name| config.redact.iter().any(|asked| asked == *name));
+        let named = asked.filter_map(|name| Some(Finder { find: Find::named(name)?, label: format!("[{name}]") }));
+        let own = |pattern: &String| Some(Finder { find: Find::Pattern(compile(pattern).ok()?), label: FIELD.to_string() });
         let finders: Vec<_> = config.redact_patterns.iter().filter_map(own).chain(named).collect();
         let fields: Vec<_> = config.redact_fields.iter().map(|path| steps(path)).collect();
         let max_bytes = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
@@ -83,12 +108,13 @@ impl Redactor {
             return text;
         }
         let mut left = if self.max_bytes == 0 { usize::MAX } else { self.max_bytes };
-        let Ok(mut value) = serde_json::from_str::<Value>(&text) else {
+        let Ok((mut value, repeats)) = json::read_noting_repeats(text.as_bytes(), json::MAX_VALUES) else {
             // Where a field ends cannot be told.
             let searched = |left: &mut usize| self.found(&text, MAX_NESTED, left).into_owned();
             return if self.fields.is_empty() { searched(&mut left) } else { json!(FIELD).to_string() };
         };
-        let mut changed = false;
+        // Of a key that stands twice only the last value was looked at, so that only it is kept.
+        let mut changed = repeats;
         for path in &self.fields {
             changed |= take_out(&mut value, path);
         }
@@ -148,9 +174,9 @@ impl Redactor {
         }
         if nested < MAX_NESTED
             && text.trim_start().starts_with(['{', '['])
-            && let Ok(mut value) = serde_json::from_str::<Value>(text)
+            && let Ok((mut value, repeats)) = json::read_noting_repeats(text.as_bytes(), json::MAX_VALUES)
         {
-            return if self.walk(&mut value, nested + 1, left) { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
+            return if self.walk(&mut value, nested + 1, left) | repeats { Cow::Owned(value.to_string()) } else { Cow::Borrowed(text) };
         }
         // A find may begin in what is kept and end behind it.
         let (searched, rest) = text.split_at(text.floor_char_boundary(left.saturating_add(MARGIN_BYTES)));
@@ -178,25 +204,16 @@ impl Redactor {
 
 impl Finder {
     fn replaced(&self, text: &str) -> Option<String> {
-        let taken = |find: &str| !self.checked || is_card(find);
-        if !self.pattern.find_iter(text).any(|find| taken(find.as_str())) {
-            return None;
+        let places = self.find.places(text);
+        let (mut written, mut end) = (String::with_capacity(text.len()), 0);
+        for place in &places {
+            written.push_str(&text[end..place.start]);
+            written.push_str(&self.label);
+            end = place.end;
         }
-        let replaced = self.pattern.replace_all(
-            text,
-            |find: &regex::Captures<'_>| {
-                if taken(&find[0]) { self.label.clone() } else { find[0].to_string() }
-            },
-        );
-        Some(replaced.into_owned())
+        written.push_str(&text[end..]);
+        (!places.is_empty()).then_some(written)
     }
-}
-
-/// Whether the digits have the check digit of payment cards (ISO/IEC 7812-1, annex B).
-fn is_card(text: &str) -> bool {
-    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
-    let doubled = |(at, digit): (usize, &u32)| if at % 2 == 0 { *digit } else { digit * 2 / 10 + digit * 2 % 10 };
-    digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
 }
 
 fn steps(path: &str) -> Vec<Step> {
@@ -243,18 +260,20 @@ mod tests {
     #[test]
     fn every_detector_of_the_configuration_finds_its_kind_and_leaves_the_rest() {
         assert!(Redactor::of(&LogConfig::default()).is_none());
-        assert_eq!(DETECTORS.map(|(name, _)| name), crate::config::log::DETECTORS);
-        assert!(DETECTORS.iter().all(|(_, pattern)| compile(pattern).is_ok()));
-        let all = named(&crate::config::log::DETECTORS);
+        assert!(DETECTORS.iter().all(|name| Find::named(name).is_some()));
+        let all = named(&DETECTORS);
         for (text, kept) in [
             ("write to ann.o'neil+x@mail.example.org now", "write to [email] now"),
             ("call +49 (30) 1234-5678 or 212-555-0187", "call [phone] or [phone]"),
             // The test numbers that card schemes publish.
             ("paid with 4111 1111 1111 1111", "paid with [card]"),
             ("order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),
+            ("pay 4111 1111 1111 1111 12/27, 2026 4111 1111 1111 1111", "pay [card] 12/27, 2026 [card]"),
             ("to GB82 WEST 1234 5698 7654 32.", "to [iban]."),
             ("from 192.168.10.254, not 1.2.3", "from [ip], not 1.2.3"),
             ("key sk-proj-abcdefghijklmnop1234 and AKIAIOSFODNN7EXAMPLE", "key [secret] and [secret]"),
+            (format!("github_pat_{}, gsk_{}", "a1".repeat(11), "b2".repeat(20)).as_str(), "[secret], [secret]"),
+            (format!("npm_{}, ASIA{}", "c3".repeat(18), "D4".repeat(8)).as_str(), "[secret], [secret]"),
             ("in 2024 the 17 people of room 4 met at 10:30", "in 2024 the 17 people of room 4 met at 10:30"),
         ] {
             assert_eq!(all.text(text), kept);
@@ -271,6 +290,16 @@ mod tests {
         let plain = r#"{ "spelling":  1.50, "stays": "as it was" }"#;
         assert_eq!(all.redacted(plain.to_string()), plain);
         assert_eq!(all.redacted("{broken: a@b.example".to_string()), "{broken: [email]");
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_hides_nothing() {
+        let mails = named(&["email"]);
+        assert_eq!(mails.redacted(r#"{"a": "x@b.example", "a": "b"}"#.to_string()), r#"{"a":"b"}"#);
+        let nested = json!({"arguments": r#"{"a": "x@b.example", "a": "b"}"#}).to_string();
+        assert_eq!(mails.redacted(nested), json!({"arguments": r#"{"a":"b"}"#}).to_string());
+        let fields = redactor(LogConfig { redact_fields: vec!["user".into()], ..LogConfig::default() });
+        assert_eq!(fields.redacted(r#"{"user": "ann", "user": "bob"}"#.to_string()), json!({"user": FIELD}).to_string());
     }
 
     #[test]

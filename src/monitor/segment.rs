@@ -26,9 +26,11 @@ pub type Rows = Vec<Box<RequestRow>>;
 pub struct Segment {
     file: File,
     path: PathBuf,
-    /// The last write failed half way: the next one begins a new line.
+    /// Bytes of whole lines.
+    length: u64,
+    /// The last write failed half way, and what it wrote could not be cut off: the next one begins a new line.
     torn: bool,
-    /// A write failed half way: the file may have lines that are no rows.
+    /// That happened: the file may have lines that are no rows.
     pub spoilt: bool,
 }
 
@@ -44,19 +46,26 @@ impl Segment {
         let file = OpenOptions::new().append(true).create_new(true).open(&unnamed)?;
         file.try_lock()?;
         fs::rename(&unnamed, &path)?;
-        Ok(Segment { file, path, torn: false, spoilt: false })
+        Ok(Segment { file, path, length: 0, torn: false, spoilt: false })
     }
 
     /// Appends a [line](super::line::write); when this returns, the row outlives this process.
     ///
     /// # Errors
-    /// What the file system says; half a line may stand in the file then, which readers skip.
+    /// What the file system says. Half a line takes no room that a shorter row may need; where it cannot be cut off, readers skip it.
     pub fn append(&mut self, line: Pieces<'_>) -> std::io::Result<()> {
+        let bytes = line.iter().map(|piece| piece.len() as u64).sum::<u64>() - u64::from(!self.torn);
         let mut slices = line.map(IoSlice::new);
         let mut left = &mut slices[..];
         IoSlice::advance_slices(&mut left, usize::from(!self.torn));
         let written = write_all(&mut self.file, left);
-        self.torn = written.is_err();
+        match &written {
+            // Behind half a line nobody has counted.
+            Ok(()) if self.torn => self.length = self.file.metadata()?.len(),
+            Ok(()) => self.length += bytes,
+            Err(_) => {}
+        }
+        self.torn = written.is_err() && self.file.set_len(self.length).is_err();
         self.spoilt |= self.torn;
         written
     }
@@ -254,7 +263,7 @@ impl<'s> Lines<'s> {
         rows.iter().for_each(|row| sums.add(row));
         let mut statements = sums.take();
         statements.push(usage::move_lines(self.segment, self.moved, self.read));
-        statements.push(usage::forget_segments(self.segment, self.standing));
+        statements.extend(usage::forget_segments(self.segment, self.standing));
         self.store.db.batch_apart(&requests::insert_once(rows.iter().map(Box::as_ref)), &statements)?;
         self.moved = Some(self.read);
         self.drained.rows += rows.len();
@@ -386,6 +395,33 @@ mod tests {
         drain_abandoned(&directory, &store, &|| true).expect("drains");
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_1").expect("a row"), None);
         assert_eq!(usage::moved_lines(store.db.as_ref(), "log_2").expect("a row"), Some(1));
+    }
+
+    /// As after an outage of the database that lasted for days.
+    #[test]
+    fn however_many_segments_stand_their_rows_are_moved() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let database = Store::open(data.path()).expect("store");
+        let segment = Segment::create(data.path()).expect("segment");
+        let standing: Vec<_> = (0..40_000).map(|number| format!("log_{number}")).collect();
+        let stored = store(&[Box::new(row("req_a"))], &segment, &standing, &database, &|| true);
+        assert!(stored.expect("stored"));
+        assert_eq!(requests::count(database.db.as_ref()).expect("count"), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_half_way_gives_its_room_back() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let mut segment = Segment::create(data.path()).expect("segment");
+        append(&mut segment, "req_a");
+        let length = fs::metadata(&segment.path).expect("a file").len();
+        segment.file = OpenOptions::new().read(true).open(&segment.path).expect("a file that takes no writes");
+        assert!(segment.append(crate::monitor::line::write(&row("req_b"), &mut Vec::new())).is_err() && segment.torn);
+        segment.file = OpenOptions::new().append(true).open(&segment.path).expect("one that takes them");
+        segment.file.write_all(b"{\"id\":\"req_ha").expect("half a row");
+        append(&mut segment, "req_c");
+        let whole = fs::metadata(&segment.path).expect("a file").len();
+        assert!(segment.length == whole && whole > 2 * length && !segment.torn && segment.spoilt, "{whole}");
     }
 
     #[test]

@@ -5,13 +5,15 @@ use crate::store::requests::RequestRow;
 use arc_swap::ArcSwap;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Sets of labels that are told apart; further ones are counted together.
 pub const MAX_SERIES: usize = 2_000;
+/// Models of one provider that are told apart.
+const MAX_MODELS: usize = 100;
 /// What stands in the place of labels beyond that, and of models that never answered.
 pub const OTHER: &str = "other";
 /// Kinds of findings and error codes that one series tells apart.
@@ -441,6 +443,7 @@ impl AllSeries {
 
     fn add(&self, key: &Key<'_>) -> Arc<Series> {
         let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = &if self.has_many_models(key) { Key { model: OTHER, ..*key } } else { *key };
         let full = self.table.load().values().map(Vec::len).sum::<usize>() >= self.limit;
         let rest = Key { endpoint: OTHER, project: OTHER, route: OTHER, release: None, provider: OTHER, model: OTHER };
         let key = if full { rest } else { *key };
@@ -452,6 +455,15 @@ impl AllSeries {
         table.entry(self.hasher.hash_one(key)).or_default().push(series.clone());
         self.table.store(Arc::new(table));
         series
+    }
+
+    /// Whether a provider has answered to so many names that this one, which is none of them, is told apart no more: some servers answer
+    /// to any.
+    fn has_many_models(&self, key: &Key<'_>) -> bool {
+        let table = self.table.load();
+        let of_provider = table.values().flatten().map(|series| &series.labels).filter(|labels| labels.provider == key.provider);
+        let models: HashSet<&str> = of_provider.map(|labels| labels.model.as_str()).collect();
+        models.len() >= MAX_MODELS && !models.contains(key.model)
     }
 
     /// All of them, in the order of their labels.
@@ -490,6 +502,19 @@ mod tests {
         all.record(&row("real", 502));
         let models: Vec<_> = all.all().iter().map(|series| (series.labels.model.clone(), series.read().statuses)).collect();
         assert_eq!(models, [("other".to_string(), [0, 0, 0, 0, 50, 0]), ("real".to_string(), [0, 0, 1, 0, 0, 1])]);
+    }
+
+    #[test]
+    fn a_server_that_answers_to_any_name_leaves_room_for_others() {
+        let all = AllSeries::new(2_000);
+        (0..3_000).for_each(|i| all.record(&row(&format!("made-up-{i}"), 200)));
+        all.record(&RequestRow { provider: "b".into(), ..row("real", 200) });
+        let read = all.all();
+        assert_eq!(read.len(), MAX_MODELS + 2);
+        let of =
+            |provider: &str, model: &str| read.iter().find(|series| (&*series.labels.provider, &*series.labels.model) == (provider, model));
+        let counted = |provider, model| of(provider, model).map(|series| series.read().statuses[2]);
+        assert_eq!((counted("up", OTHER), counted("b", "real")), (Some(3_000 - MAX_MODELS as u64), Some(1)));
     }
 
     #[test]

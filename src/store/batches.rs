@@ -1,7 +1,7 @@
 //! Rows of `batches`: many requests in one file, answered when there is time. The lease on the work is the row of `jobs` that each
 //! names; status and counters live here.
 
-use super::db::{Db, Row, Statement, StoreError, Value};
+use super::db::{Bulk, Db, Row, Statement, StoreError, Value};
 use super::jobs;
 use crate::types::Digest;
 use crate::types::time::now_ms;
@@ -238,13 +238,12 @@ pub fn reading(db: &dyn Db, file: &str) -> Result<Option<String>, StoreError> {
     Ok(db.query(&sql, &[file.into()])?.first().map(|row| row.text(0)))
 }
 
-/// Stores how far a batch is.
+/// Stores how far a batch is, without a new generation: nothing in memory is made of it.
 ///
 /// # Errors
 /// When the database fails.
 pub fn count(db: &dyn Db, id: &str, counts: &Counts) -> Result<(), StoreError> {
-    let statement = counting(id, counts);
-    db.execute(&statement.sql, &statement.params).map(drop)
+    db.batch_apart(&Bulk::empty(), &[counting(id, counts)])
 }
 
 /// The statement of [`count`].

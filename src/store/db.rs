@@ -126,6 +126,13 @@ pub struct Bulk<'a> {
     pub values: Vec<Bound<'a>>,
 }
 
+impl Bulk<'_> {
+    /// No rows: for statements that are run apart.
+    pub fn empty() -> Self {
+        Bulk { sql: "SELECT 1", columns: 1, values: Vec::new() }
+    }
+}
+
 /// One row of a result. Columns are read by position, in the order of the SELECT list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row(pub Vec<Value>);

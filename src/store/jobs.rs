@@ -1,7 +1,7 @@
 //! The `jobs` table: a queue with leases. A worker claims a job, keeps its lease alive with heartbeats and ends it; a job whose worker
 //! died is found by its expired lease. Every change is a compare-and-swap, so two workers never own one job.
 
-use super::db::{Db, Row, Statement, StoreError, Value};
+use super::db::{Bulk, Db, Row, Statement, StoreError, Value};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use serde::Serialize;
@@ -109,15 +109,19 @@ pub fn claim_one(db: &dyn Db, lease: Lease<'_>) -> Result<Option<JobRecord>, Sto
     if changed == 1 { get(db, lease.job).map(Some) } else { Ok(None) }
 }
 
-/// Keeps the lease alive and stores the progress; returns whether somebody asked to cancel.
+/// Keeps the lease alive and stores the progress, each second and without a new generation: nothing in memory is made of it. Returns
+/// whether somebody asked to cancel.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when the lease was lost: the worker must stop.
 pub fn heartbeat(db: &dyn Db, lease: Lease<'_>, progress: &serde_json::Value) -> Result<bool, StoreError> {
     let sql = "UPDATE jobs SET lease_until = ?, progress = ? WHERE id = ? AND owner = ? AND status = 'running'";
-    let changed = db.execute(sql, &[(now_ms() + lease.lease_ms).into(), progress.into(), lease.job.into(), lease.owner.into()])?;
-    if changed == 0 {
-        return Err(StoreError::Conflict(format!("job {} is no longer held by {}", lease.job, lease.owner)));
+    let params = [(now_ms() + lease.lease_ms).into(), progress.into(), lease.job.into(), lease.owner.into()];
+    match db.batch_apart(&Bulk::empty(), &[Statement::new(sql, params).expecting(1)]) {
+        Err(StoreError::Conflict(_)) => {
+            return Err(StoreError::Conflict(format!("job {} is no longer held by {}", lease.job, lease.owner)));
+        }
+        other => other?,
     }
     Ok(get(db, lease.job)?.cancel_requested)
 }
@@ -299,6 +303,20 @@ mod tests {
         let failed = reap(db, &["tune"], 2).expect("reaped");
         assert!(failed[0].status == "failed" && failed[0].error.as_deref().unwrap_or("").contains("w9"));
         assert_eq!(requeue(db, &job.id).expect("again").status, "queued");
+    }
+
+    #[test]
+    fn a_beat_makes_nobody_read_anything_again() {
+        let (_directory, store) = store();
+        let db = store.db.as_ref();
+        let job = enqueue(db, "batch", &json!({})).expect("queued");
+        let lease = Lease { job: &job.id, owner: "w", lease_ms: 60_000 };
+        claim_one(db, lease).expect("a claim").expect("the job");
+        let before = db.generation().expect("a number");
+        heartbeat(db, lease, &json!({"done": 1})).expect("alive");
+        crate::store::batches::count(db, "batch_x", &crate::store::batches::Counts::default()).expect("counted");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!((db.generation().expect("a number"), get(db, &job.id).expect("there").progress), (before, json!({"done": 1})));
     }
 
     #[test]

@@ -97,22 +97,26 @@ pub fn insert(key: &KeyRow) -> Statement {
     Statement::new(format!("INSERT INTO api_keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), params)
 }
 
-/// The statement that puts a key's row in the place of the one with its id; a conflict when that was revoked or changed its hash since
-/// `hash` was read.
-pub fn update(key: &KeyRow, hash: &str) -> Statement {
-    let sql = "UPDATE api_keys SET name = ?, role = ?, hint = ?, hash = ?, routes = ?, expires_at = ?, requests_per_minute = ?, \
-        tokens_per_minute = ?, budget_micro_usd = ?, budget_period = ? WHERE id = ? AND hash = ? AND revoked_at IS NULL";
-    let mut params = vec![
-        Value::from(&key.name),
-        (&key.role).into(),
-        (&key.hint).into(),
-        (&key.hash).into(),
-        key.routes.clone().into(),
-        key.expires_at.into(),
-    ];
-    params.extend(key.limits.params());
-    params.extend([Value::from(&key.id), hash.into()]);
+/// The statement that takes a key from one row to another, but for its secret; a conflict when anything of it is not as in `before` any
+/// more, or it was revoked.
+pub fn update(before: &KeyRow, after: &KeyRow) -> Statement {
+    const CHANGEABLE: [&str; 8] =
+        ["name", "role", "routes", "expires_at", "requests_per_minute", "tokens_per_minute", "budget_micro_usd", "budget_period"];
+    let of = |key: &KeyRow| {
+        let own = [Value::from(&key.name), (&key.role).into(), key.routes.clone().into(), key.expires_at.into()];
+        own.into_iter().chain(key.limits.params())
+    };
+    let set = CHANGEABLE.map(|column| format!("{column} = ?")).join(", ");
+    let same = CHANGEABLE.map(|column| format!("{column} IS NOT DISTINCT FROM ?")).join(" AND ");
+    let sql = format!("UPDATE api_keys SET {set} WHERE id = ? AND revoked_at IS NULL AND {same}");
+    let params: Vec<Value> = of(after).chain([Value::from(&after.id)]).chain(of(before)).collect();
     Statement::new(sql, params).expecting(1)
+}
+
+/// The statement that gives a key the secret of this row; a conflict when it was revoked, or its hash is not `hash` any more.
+pub fn rotate(key: &KeyRow, hash: &str) -> Statement {
+    let sql = "UPDATE api_keys SET hint = ?, hash = ? WHERE id = ? AND hash = ? AND revoked_at IS NULL";
+    Statement::new(sql, [Value::from(&key.hint), (&key.hash).into(), (&key.id).into(), hash.into()]).expecting(1)
 }
 
 /// All keys, oldest first, revoked ones too.

@@ -37,15 +37,17 @@ pub fn list(db: &dyn Db) -> Result<Vec<ProjectRow>, StoreError> {
     Ok(db.query(sql, &[])?.iter().map(read).collect())
 }
 
-/// The statement that gives a project these limits.
-pub fn set(name: &str, limits: &LimitsRow, at: i64) -> Statement {
+/// The statement that takes a project from some limits to others; a conflict when it has others than `before` by now.
+pub fn set(name: &str, before: &LimitsRow, after: &LimitsRow, at: i64) -> Statement {
+    let columns: Vec<_> = LIMITS.split(", ").collect();
+    let set = columns.iter().map(|column| format!("{column} = excluded.{column}")).collect::<Vec<_>>().join(", ");
+    let same = columns.iter().map(|column| format!("projects.{column} IS NOT DISTINCT FROM ?")).collect::<Vec<_>>().join(" AND ");
     let sql = format!(
-        "INSERT INTO projects (name, {LIMITS}, created_at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET \
-         requests_per_minute = excluded.requests_per_minute, tokens_per_minute = excluded.tokens_per_minute, \
-         budget_micro_usd = excluded.budget_micro_usd, budget_period = excluded.budget_period"
+        "INSERT INTO projects (name, {LIMITS}, created_at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET {set} WHERE {same}"
     );
     let mut params = vec![Value::from(name)];
-    params.extend(limits.params());
+    params.extend(after.params());
     params.push(at.into());
-    Statement::new(sql, params)
+    params.extend(before.params());
+    Statement::new(sql, params).expecting(1)
 }

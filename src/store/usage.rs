@@ -247,11 +247,18 @@ pub fn move_lines(segment: &str, before: Option<i64>, after: i64) -> Statement {
     }
 }
 
+/// Files that are named in one statement: a database takes some ten thousand parameters, and those that are forgotten can wait.
+const MAX_STANDING: usize = 500;
+
 /// The statement that forgets the segments before this one that are not among the `standing`: their files are gone. Names of segments
-/// are sorted by time, so that what another process makes meanwhile comes after.
-pub fn forget_segments(before: &str, standing: &[String]) -> Statement {
+/// are sorted by time, so that what another process makes meanwhile comes after. None where so many stand, as after a long outage,
+/// that it is left to a later transaction.
+pub fn forget_segments(before: &str, standing: &[String]) -> Option<Statement> {
+    if standing.len() > MAX_STANDING {
+        return None;
+    }
     let marks = vec!["?"; standing.len()].join(", ");
     let sql = format!("DELETE FROM log_segments WHERE name < ? AND name NOT IN ({marks})");
     let params: Vec<Value> = [before.into()].into_iter().chain(standing.iter().map(Value::from)).collect();
-    Statement::new(sql, params)
+    Some(Statement::new(sql, params))
 }

@@ -12,6 +12,7 @@ pub mod json;
 pub mod messages;
 pub mod money;
 pub mod plain;
+pub mod secrets;
 pub mod shard;
 pub mod text;
 pub mod time;

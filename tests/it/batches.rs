@@ -401,6 +401,23 @@ fn a_revoked_key_asks_no_further_line() {
 }
 
 #[test]
+fn names_and_limits_that_a_key_gets_meanwhile_hold_for_the_lines_that_are_left() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[batches]\nconcurrency = 1\n");
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    let reader = refit.run(&["key", "create", "reader", "--json"]).expect(0).json()["key"].as_str().expect("a key").to_string();
+    let slow: Vec<_> =
+        ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| (name, CHAT, chat(name, json!({"mock": {"delay_ms": 700}})))).to_vec();
+    let id = made(&server, &key, &upload(&server, &key, &lines(&slow)), CHAT);
+    wait(&server, &key, &id, |batch| batch["request_counts"]["completed"].as_u64() >= Some(1));
+    refit.run(&["key", "update", "test", "--route", "openai/*"]).expect(0);
+    let batch = wait(&server, &reader, &id, is_over);
+    let refused = answers(&server, &reader, &batch, "error_file_id");
+    assert!(!refused.is_empty(), "{batch}");
+    assert!(refused.iter().all(|(_, line)| line["response"]["status_code"] == 403), "{refused:?}");
+}
+
+#[test]
 fn a_busy_provider_is_asked_again_when_it_says() {
     let whole = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index": 0,
         "message": {"role": "assistant", "content": "late"}, "finish_reason": "stop"}]});

@@ -2,6 +2,7 @@
 
 use crate::keys::{chat, key};
 use crate::limits::at_once;
+use crate::places::{Act, Place, behind, completion, place, says};
 use crate::support::{Refit, Reply, Server};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -262,4 +263,136 @@ fn metrics_tell_how_much_of_a_budget_is_spent() {
     let lines = lines();
     assert!(lines.len() == 2 && lines[0] == "project=\"default\",api_key=\"\"} 0.05", "{lines:?}");
     assert!(lines[1].starts_with("project=\"default\",api_key=\"key_") && lines[1].ends_with("\"} 0.2"), "{lines:?}");
+}
+
+/// Whole dollars a token of what these models write; what they read costs nothing. The rest have no price.
+fn dollars(models: &[(&str, u32)]) -> String {
+    let row = |(provider, dollars): &(&str, u32)| {
+        format!("[[prices.rows]]\nprovider = \"{provider}\"\nmodel = \"*\"\ninput = 0\noutput = \"{dollars}000000\"\n")
+    };
+    models.iter().map(row).collect()
+}
+
+const CASCADE: &str = "[routes.r]\ntargets = [\"large/m\"]\n[routes.r.cascade]\nfirst = \"small/m\"\n";
+
+/// Asks for two tokens at most under a budget, as often as it says; the replies, with the log row of each.
+fn under_budget(places: &[(&str, &Place)], config: &str, (budget, times): (&str, usize), fields: &Value) -> Vec<(Reply, Value)> {
+    let ports: Vec<_> = places.iter().map(|(name, place)| (*name, place.port)).collect();
+    let refit = behind(&ports, config);
+    let key = key(&refit, &["--budget", budget]);
+    let server = refit.serve(&[]);
+    let mut body = crate::places::body("r", json!({"max_tokens": 2}));
+    body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+    let ask = |_| {
+        let reply = ask(&server, &key, &body);
+        let row = row(&refit, &reply);
+        (reply, row)
+    };
+    (0..times).map(ask).collect()
+}
+
+#[test]
+fn what_a_cascade_asks_first_and_its_judge_are_reserved_too() {
+    let (small, large, judge) = (says("small"), says("large"), says("0.9"));
+    let places = [("small", &small), ("large", &large), ("judge", &judge)];
+    let route = format!("{CASCADE}accept = {{ judge = \"judge/m\" }}\n");
+    let with = |prices: &[(&str, u32)]| format!("{route}{}", dollars(prices));
+    // Two tokens of the first, two of the target, and the judge's 256.
+    let priced = with(&[("small", 1), ("large", 3), ("judge", 1)]);
+    for (budget, status) in [("263", 429), ("264", 200)] {
+        let (got, _) = under_budget(&places, &priced, (budget, 1), &json!({})).remove(0);
+        assert_eq!(got.status, status, "{budget}: {got:?}");
+    }
+    for missing in ["small", "judge"] {
+        let rest: Vec<_> = [("small", 1), ("large", 1), ("judge", 1)].into_iter().filter(|(name, _)| *name != missing).collect();
+        let (got, _) = under_budget(&places, &with(&rest), ("1000", 1), &json!({})).remove(0);
+        assert_eq!((got.status, code(&got)), (403, json!("price_unknown")), "{missing}: {got:?}");
+    }
+}
+
+#[test]
+fn a_first_model_without_a_price_does_not_make_the_rest_free() {
+    let (small, large) = (says("small"), says("large"));
+    let config = format!("{CASCADE}accept = {{ min_logprob = -0.4 }}\n[budgets]\nunpriced = \"allow\"\n{}", dollars(&[("large", 1)]));
+    let mut asked = under_budget(&[("small", &small), ("large", &large)], &config, ("3", 2), &json!({}));
+    let (second, (first, row)) = (asked.remove(1).0, asked.remove(0));
+    assert_eq!((first.status, &row["cost_micro_usd"]), (200, &json!(2_000_000)), "{row}");
+    assert!(row["price"].as_str().is_some_and(|price| price.ends_with("(in part)")), "{row}");
+    assert_eq!((second.status, code(&second)), (429, json!("budget_exceeded")), "two of three dollars are spent");
+}
+
+const MENDED: &str = "[guardrails]\ndefault = [\"fit\"]\n[guardrails.fit]\nvalidate_output = true\n\
+    [routes.r]\ntargets = [\"large/m\"]\nfallbacks = [\"other/m\"]\n";
+
+#[test]
+fn a_reply_that_may_be_asked_for_again_is_reserved_twice() {
+    let (large, other) = (says("{}"), says("{}"));
+    let config = format!("{MENDED}{}", dollars(&[("large", 1), ("other", 1)]));
+    let format = json!({"response_format": {"type": "json_object"}});
+    for (budget, fields, status) in [("3", &format, 429), ("4", &format, 200), ("2", &json!({}), 200)] {
+        let (got, _) = under_budget(&[("large", &large), ("other", &other)], &config, (budget, 1), fields).remove(0);
+        assert_eq!(got.status, status, "{budget} {fields}: {got:?}");
+    }
+}
+
+/// Three tokens are read and two are written, both times.
+#[test]
+fn each_reply_is_paid_for_where_it_was_asked() {
+    let large = place(|n, _| match n {
+        0 => Act::Json(completion("no JSON")),
+        _ => Act::Refuse("500 Oops", "", json!({"error": {"message": "oops"}})),
+    });
+    let other = says("{}");
+    let config = format!("{MENDED}{}", dollars(&[("large", 1), ("other", 10)]));
+    let format = json!({"response_format": {"type": "json_object"}});
+    let (got, row) = under_budget(&[("large", &large), ("other", &other)], &config, ("1000", 1), &format).remove(0);
+    assert_eq!((got.status, &row["provider"], &row["output_tokens"]), (200, &json!("other"), &json!(4)), "{row}");
+    assert_eq!(row["cost_micro_usd"], json!(2_000_000 + 20_000_000), "{row}");
+}
+
+#[test]
+fn vectors_for_the_cache_are_on_the_budget_of_the_project() {
+    let up = place(|_, body| match body.get("input") {
+        Some(_) => Act::Json(json!({"object": "list", "model": "e", "data": [{"object": "embedding", "index": 0, "embedding": [1.0]}],
+            "usage": {"prompt_tokens": 5, "total_tokens": 5}})),
+        None => Act::Say("hi"),
+    });
+    let cache = "[cache]\nenabled = true\n[cache.semantic]\nenabled = true\nmodel = \"up/e\"\n";
+    let prices = "[[prices.rows]]\nprovider = \"up\"\nmodel = \"m\"\ninput = 0\noutput = 0\n\
+        [[prices.rows]]\nprovider = \"up\"\nmodel = \"e\"\ninput = \"1000000\"\noutput = 0\n";
+    let refit = behind(&[("up", up.port)], &format!("{cache}{prices}"));
+    refit.run(&["project", "set", "default", "--budget", "40", "--rpm", "3"]).expect(0);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    // Thirty-some bytes may be as many tokens, which are a dollar each; five are counted.
+    for (question, vectors) in
+        [("what does it cost to send it?", 1), ("and what does it cost to bring it?", 2), ("what is it, and why is that so dear?", 2)]
+    {
+        let mut body = chat("up/m", question);
+        body["temperature"] = json!(0);
+        assert_eq!(ask(&server, &key, &body).status, 200, "{question}");
+        let made = up.bodies().iter().filter(|body| body.get("input").is_some()).count();
+        assert_eq!(made, vectors, "{question}");
+    }
+    assert_eq!(ask(&server, &key, &chat("up/m", "hi")).status, 429, "the vectors are no requests of the caller's: three were made");
+}
+
+#[test]
+fn the_bound_of_a_reply_is_the_one_that_its_provider_goes_by() {
+    let refit = Refit::new();
+    refit.write("refit.toml", format!("[budgets]\nmax_output_tokens = 6\n{DOLLAR_A_WORD}"));
+    refit.write("wordy.prompt", "---\nmodel: mock/echo\nconfig:\n  max_tokens: 20\n---\n{{role \"user\"}}a b c");
+    refit.run(&["prompt", "publish", "wordy.prompt"]).expect(0);
+    let key = key(&refit, &["--budget", "10"]);
+    let server = refit.serve(&[]);
+    let mut cases = vec![json!({"model": "wordy", "messages": [], "prompt": {"id": "wordy"}})];
+    for config in [json!({"maxOutputTokens": 20}), json!({"candidateCount": 2}), json!({"max_output_tokens": 20, "candidate_count": 1})] {
+        let mut body = chat("mock/echo", "a b c");
+        body["generationConfig"] = config;
+        cases.push(body);
+    }
+    for body in cases {
+        let refused = ask(&server, &key, &body);
+        assert_eq!((refused.status, code(&refused)), (429, json!("budget_exceeded")), "{body}: {refused:?}");
+    }
+    assert_eq!(ask(&server, &key, &chat("mock/echo", "a b c")).status, 200);
 }

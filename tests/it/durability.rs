@@ -115,6 +115,37 @@ fn on_a_full_disk_answers_go_on_and_their_rows_are_written_once_there_is_room() 
     assert_eq!(rows_in(&refit.data_dir()), (23, "ok".to_string()));
 }
 
+/// A row that fits neither on the disk nor into the memory for such rows is lost, and nothing else is.
+#[test]
+fn a_row_that_fits_nowhere_does_not_end_the_log() {
+    let refit = Refit::new();
+    let faulty = Faulty::new(&refit);
+    let (key, viewer, server) = (refit.key(), viewer(&refit), faulty.serve(&refit));
+    faulty.fail("open,write", EIO, ALL, "requests");
+    id(&ask(&server, &key, &"x".repeat(9 << 20)));
+    assert_eq!(server.get("/status", Some(&viewer)).json()["log"]["dropped"], 1);
+    faulty.heal();
+    let after = id(&ask(&server, &key, "after"));
+    wait_for("the row", || ids(&refit).contains(&after));
+    assert_eq!(server.get("/ready", None).status, 200);
+}
+
+/// A long row must not take the room of the short ones behind it, with half of itself either.
+#[test]
+fn a_long_row_on_a_nearly_full_disk_does_not_hold_up_the_short_ones() {
+    let refit = Refit::new();
+    let disk = Disk::new(&refit, 24);
+    let (key, viewer, server) = (refit.key(), viewer(&refit), disk.serve(&refit));
+    disk.fill();
+    let long = id(&ask(&server, &key, &"x".repeat(3 << 20)));
+    let short = id(&ask(&server, &key, "short"));
+    disk.free_some(2 << 20);
+    wait_for("the short row", || refit.run(&["logs", "show", &short, "--json"]).code == 0);
+    disk.free();
+    wait_for("all rows", || server.get("/status", Some(&viewer)).json()["log"]["kept"] == 0);
+    wait_for("the long row", || ids(&refit).contains(&long));
+}
+
 /// What is kept in memory has a bound; what is beyond it is counted.
 #[test]
 fn rows_that_fit_nowhere_are_counted_and_answers_still_go_on() {

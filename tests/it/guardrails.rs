@@ -79,7 +79,7 @@ fn before(port: u16, guardrails: &str) -> Refit {
         let key = "api_key = { env = \"UP_KEY\" }";
         format!("[providers.{name}]\nkind = \"{kind}\"\nbase_url = \"http://127.0.0.1:{port}{path}\"\n{key}\nmodels = [\"m\"]\n")
     };
-    let providers = [section("up", "compatible", "/v1"), section("claude", "anthropic", "")].concat();
+    let providers = [section("up", "compatible", "/v1"), section("claude", "anthropic", ""), section("gem", "gemini", "")].concat();
     refit.write("refit.toml", format!("{guardrails}{providers}"));
     refit
 }
@@ -180,6 +180,85 @@ fn nothing_passes_as_encoded_data_or_under_a_key_that_stands_twice() {
 }
 
 #[test]
+fn nothing_passes_beside_the_messages() {
+    let gateway = Gateway::new(PII, vec![text("ok")]);
+    let tool = json!({"type": "function", "function": {"name": "f", "description": MAIL, "parameters": {"type": "object", "title": MAIL}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "description": MAIL}}});
+    let fields = json!({"tools": [tool], "response_format": format, "stop": [MAIL], "prompt_cache_key": MAIL, "metadata": {MAIL: "x"},
+        "documents": [{"id": MAIL, "data": MAIL, "card": 4111111111111111u64, MAIL: 1}], MAIL: 1, "some_prompt": MAIL});
+    let got = gateway.ask("hi", fields);
+    assert_eq!(content(&got), "ok");
+    let seen = gateway.seen();
+    assert!(!seen.to_string().contains("canary") && !seen.to_string().contains("4111"), "{seen}");
+    assert_eq!((&seen["stop"][0], &seen["tools"][0]["function"]["name"]), (&json!("[EMAIL_1]"), &json!("f")), "{seen}");
+    gateway.keeps_nothing_of(&["canary", "4111"]);
+}
+
+#[test]
+fn a_protocols_own_words_for_messages_are_refused_beside_them() {
+    let gateway = Gateway::new("", Vec::new());
+    let contents = json!([{"role": "user", "parts": [{"text": "other"}]}]);
+    let system = json!({"parts": [{"text": "other"}]});
+    let cases = [
+        ("gem/m", "contents", json!({"contents": contents})),
+        ("gem/m", "systemInstruction", json!({"systemInstruction": system})),
+        ("gem/m", "system_instruction", json!({"system_instruction": system})),
+        ("gem/m", "generation_config", json!({"max_tokens": 5, "generationConfig": {}, "generation_config": {"maxOutputTokens": 9}})),
+        ("claude/m", "system", json!({"system": "other"})),
+        ("claude/m", "system", json!({"anthropic": {"system": "other"}})),
+        ("claude/m", "stop_sequences", json!({"stop": "a", "stop_sequences": ["b"]})),
+    ];
+    for (model, field, mut fields) in cases {
+        fields["model"] = model.into();
+        let got = gateway.ask("hi", fields);
+        let error = &got.json()["error"];
+        assert_eq!((got.status, &error["code"], &error["param"]), (400, &json!("invalid_value"), &json!(field)), "{got:?}");
+    }
+    assert!(gateway.is_quiet());
+}
+
+#[test]
+fn no_name_of_a_field_hides_what_is_in_it() {
+    let answer = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", "stop_sequence": null,
+        "content": [{"type": "text", "text": "ok"}], "usage": {"input_tokens": 1, "output_tokens": 1}});
+    let gateway = Gateway::new(PII, vec![text("ok"), reply("200 OK", "", &answer.to_string())]);
+    let parts = json!([
+        {"type": "text", "text": "see"},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": MAIL}},
+        {"type": "file", "file": {"filename": "a.txt", "file_data": MAIL}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": MAIL}},
+        {"type": "x", "data": {"id": MAIL}, MAIL: 1}]);
+    let got = gateway.post(CHAT, &json!({"model": "up/m", "messages": [{"role": "user", "content": parts}]}));
+    assert_eq!(content(&got), "ok");
+    let seen = gateway.seen().to_string();
+    assert!(!seen.contains("canary") && seen.contains("base64,iVBORw0KGgo="), "{seen}");
+    // Blocks of a tool's call, as another protocol has them.
+    let input = json!({"id": MAIL, "data": MAIL, "type": MAIL, "card": 4111111111111111u64, MAIL: 1});
+    let call = json!({"id": "u1", "type": "function", "function": {"name": "f", "arguments": input.to_string()}});
+    let blocks = json!([{"type": "server_tool_use", "id": "s1", "name": "web", "input": input},
+        {"type": "tool_use", "id": "u1", "name": "f", "input": input}]);
+    let got = gateway.post(
+        CHAT,
+        &json!({"model": "claude/m", "messages": [{"role": "user", "content": "hi"},
+        {"role": "assistant", "content": null, "tool_calls": [call], "content_blocks": blocks},
+        {"role": "tool", "tool_call_id": "u1", "content": [{"type": "document", "source": {"type": "text", "data": MAIL}}]}]}),
+    );
+    assert_eq!(got.status, 200, "{got:?}");
+    let seen = gateway.seen();
+    assert_eq!(seen["messages"][1]["content"][0]["type"], "server_tool_use", "the blocks are what is sent: {seen}");
+    assert!(!seen.to_string().contains("canary") && !seen.to_string().contains("4111"), "{seen}");
+    gateway.keeps_nothing_of(&["canary", "4111"]);
+}
+
+#[test]
+fn json_behind_white_space_stays_json() {
+    let sets = "[guardrails]\ndefault = [\"out\"]\n[guardrails.out]\ndetectors = [\"credit_card\"]\non = [\"output\"]\n";
+    let gateway = Gateway::new(sets, vec![text("\n {\"card\": 4111111111111111}")]);
+    let got: Value = serde_json::from_str(&content(&gateway.ask("who?", json!({})))).expect("JSON");
+    assert_eq!(got, json!({"card": "[CREDIT_CARD_1]"}));
+}
+
+#[test]
 fn every_endpoint_and_the_fast_lane_redact() {
     let say = format!("I am {MAIL}");
     let vectors = json!({"object": "list", "model": "m", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
@@ -194,7 +273,11 @@ fn every_endpoint_and_the_fast_lane_redact() {
         ("/v1/completions", json!({"model": "up/m", "prompt": say}), text("ok")),
         ("/v1/responses", json!({"model": "up/m", "input": say}), text("ok")),
         ("/v1/messages", json!({"model": "up/m", "max_tokens": 9, "messages": [{"role": "user", "content": say}]}), text("ok")),
-        ("/v1/embeddings", json!({"model": "up/m", "input": [say]}), reply("200 OK", "", &vectors.to_string())),
+        (
+            "/v1/embeddings",
+            json!({"model": "up/m", "input": [say], "user": MAIL, "title": MAIL}),
+            reply("200 OK", "", &vectors.to_string()),
+        ),
         ("/v1/moderations", json!({"model": "up/m", "input": [{"type": "text", "text": say}]}), judged(&[false])),
         // Large enough to be scanned elsewhere.
         (CHAT, chat(&format!("{say} {}", "word ".repeat(60_000)), json!({})), text("ok")),

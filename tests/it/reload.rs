@@ -119,6 +119,29 @@ fn a_file_with_mistakes_changes_nothing_and_status_says_why() {
 }
 
 #[test]
+fn a_price_file_is_read_again_like_the_file_that_names_it() {
+    let refit = Refit::new();
+    let price = |output: &str| {
+        let head = "provider = \"mock\"\nversion = \"1\"\nsource = \"s\"\nunit = \"USD per million tokens\"\n";
+        refit.write("own.toml", format!("{head}[[rows]]\nmodel = \"echo\"\ninput = 0\noutput = {output}\n"));
+    };
+    price("1000000");
+    refit.write("refit.toml", "[prices]\nfiles = [\"own.toml\"]\n");
+    let (key, viewer, server) = (refit.key(), viewer(&refit), refit.serve(&[]));
+    let cost = || {
+        let reply = server.post(CHAT, Some(&key), &chat("mock/echo", "x", json!({})));
+        refit.run(&["logs", "show", reply.header("x-request-id").expect("an id"), "--json"]).expect(0).json()["cost_micro_usd"].clone()
+    };
+    assert_eq!(cost(), json!(1_000_000));
+    price("\"cheap\"");
+    wait_for("the refusal", || config(&server, &viewer)["refused"]["problems"][0]["file"] == "own.toml");
+    assert_eq!(cost(), json!(1_000_000), "what was in force stays");
+    price("2000000");
+    wait_for("the reload", || config(&server, &viewer)["reloads"] == 1);
+    assert_eq!((cost(), &config(&server, &viewer)["refused"]), (json!(2_000_000), &Value::Null));
+}
+
+#[test]
 fn a_file_that_is_gone_is_a_refusal_and_one_that_comes_is_a_reload() {
     let refit = Refit::new();
     let (viewer, server) = (viewer(&refit), refit.serve(&[]));

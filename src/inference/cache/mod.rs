@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_FAILED: u32 = 2;
 /// How long a question's vector may take; a request does not wait longer for what is only to make it faster.
 const VECTOR_TIME: Duration = Duration::from_secs(3);
+/// Endpoint of the calls that make vectors of questions.
+pub(super) const VECTORS: &str = "cache.embeddings";
 /// Bytes of an average reply, for the size of tables.
 const USUAL_BYTES: u64 = 4_096;
 const MAX_SHARDS: u64 = 16;
@@ -283,7 +285,7 @@ impl Inference {
         };
         let mut question = None;
         if let Some(asked) = key.question {
-            question = self.direction(&cache.config, &ask.caller.project, asked.text).await.map(|direction| (asked.scope, direction));
+            question = self.direction(&cache.config, &ask.caller, asked.text).await.map(|direction| (asked.scope, direction));
         }
         if let Some((scope, direction)) = question.as_ref().filter(|_| wish != CacheWish::Anew) {
             let near = cache.questions.near(scope, direction, cache.config.semantic.threshold);
@@ -298,11 +300,12 @@ impl Inference {
     }
 
     /// Where a question points. None when the model fails, whose call has a row of its own in the log: then the question is asked.
-    async fn direction(&self, config: &CacheConfig, project: &str, text: String) -> Option<Direction> {
-        // The tenant's bill, but nobody's key: the caller did not choose the model.
-        let caller = Caller { project: project.to_string(), ..Caller::local("cache") };
+    async fn direction(&self, config: &CacheConfig, caller: &Caller, text: String) -> Option<Direction> {
+        // The tenant's bill and limits, but nobody's key: the caller did not choose the model.
+        let bounds = caller.bounds.as_ref().and_then(|bounds| bounds.of_project()).map(Arc::new);
+        let caller = Caller { project: caller.project.clone(), bounds, ..Caller::local("cache") };
         let request = EmbeddingRequest { model: config.semantic.model.clone(), input: text.into(), ..EmbeddingRequest::default() };
-        let embedded = timeout(VECTOR_TIME, self.embed(Ask::new(&caller, "cache.embeddings"), request)).await;
+        let embedded = timeout(VECTOR_TIME, self.embed(Ask::new(&caller, VECTORS), request)).await;
         match embedded.ok()?.ok()?.response.data.into_iter().next()?.embedding {
             Vector::Floats(vector) => Direction::of(&vector),
             Vector::Base64(_) => None,
@@ -327,10 +330,10 @@ fn is_repeatable(road: &Road, request: &ChatRequest) -> bool {
 impl Plan {
     /// What is said for the name that this stands for: a route, or `provider/model`.
     fn named<'n, T>(&self, names: &'n BTreeMap<String, T>) -> Option<&'n T> {
-        let is_model = |name: &str| name.split_once('/') == Some((self.provider_name.as_str(), self.model.as_str()));
         match &self.route {
             Some(route) => names.get(route),
-            None => names.iter().find(|(name, _)| is_model(name)).map(|(_, value)| value),
+            // What names the adapter says more than what names the model.
+            None => names.iter().filter(|(name, _)| self.is_called(name)).max_by_key(|(name, _)| name.len()).map(|(_, value)| value),
         }
     }
 }

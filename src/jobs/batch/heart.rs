@@ -3,7 +3,7 @@
 
 use super::blocking;
 use super::work::Why;
-use crate::access::Keys;
+use crate::access::{Caller, Keys};
 use crate::store::batches::{self, BatchRow, Counts};
 use crate::store::jobs::{self, Lease};
 use crate::store::{Store, StoreError};
@@ -21,6 +21,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Stops beating on drop.
 pub(super) struct Heart {
     told: watch::Receiver<Option<Why>>,
+    caller: watch::Receiver<Option<Caller>>,
     counts: Arc<Mutex<Option<Counts>>>,
     task: JoinHandle<()>,
 }
@@ -45,7 +46,8 @@ impl Heart {
     /// Begins with a first beat, so that nothing is spent on a batch whose state cannot be stored.
     pub(super) async fn start(holder: Holder, batch: &BatchRow) -> Result<Self, Failure> {
         let counts = Arc::new(Mutex::new(None));
-        let (teller, told) = watch::channel(beat(&holder, batch, None).await?);
+        let first = beat(&holder, batch, None).await?;
+        let ((teller, told), (known, caller)) = (watch::channel(first.why), watch::channel(first.caller));
         let (batch, counted) = (batch.clone(), counts.clone());
         let task = tokio::spawn(async move {
             let mut last = Instant::now();
@@ -53,8 +55,11 @@ impl Heart {
                 tokio::time::sleep(BEAT).await;
                 let counts = *lock(&counted);
                 match beat(&holder, &batch, counts).await {
-                    Ok(why) => {
+                    Ok(Beat { why, caller }) => {
                         last = Instant::now();
+                        if caller.is_some() {
+                            known.send_replace(caller);
+                        }
                         if why.is_some() {
                             teller.send_if_modified(|told| std::mem::replace(told, why.clone()) != why);
                         }
@@ -64,12 +69,18 @@ impl Heart {
                 }
             }
         });
-        Ok(Heart { told, counts, task })
+        Ok(Heart { told, caller, counts, task })
     }
 
     /// Why to stop, when there is a reason.
     pub(super) fn told(&self) -> watch::Receiver<Option<Why>> {
         self.told.clone()
+    }
+
+    /// Whom the batch acts for, as of the newest beat: a key's names and limits may change meanwhile. None where its key had ended
+    /// before the first.
+    pub(super) fn caller(&self) -> watch::Receiver<Option<Caller>> {
+        self.caller.clone()
     }
 
     /// Puts the newest counters in place.
@@ -88,22 +99,31 @@ fn lock(counts: &Mutex<Option<Counts>>) -> std::sync::MutexGuard<'_, Option<Coun
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn beat(holder: &Holder, batch: &BatchRow, counts: Option<Counts>) -> Result<Option<Why>, Failure> {
+/// What a beat found.
+struct Beat {
+    /// Why to stop.
+    why: Option<Why>,
+    caller: Option<Caller>,
+}
+
+async fn beat(holder: &Holder, batch: &BatchRow, counts: Option<Counts>) -> Result<Beat, Failure> {
+    let stopping = |why| Ok(Beat { why: Some(why), caller: None });
     let (holder, id, key) = (holder.clone(), batch.id.clone(), batch.api_key.clone());
     let beaten = blocking(move || {
         let db = holder.store.db.as_ref();
         let progress = counts.map(|counts| json!({"done": counts.completed + counts.failed, "total": counts.total}));
         let cancelled = match jobs::heartbeat(db, holder.lease(), &progress.unwrap_or_else(|| json!({}))) {
-            Err(StoreError::Conflict(_)) => return Ok(Some(Why::Lost)),
+            Err(StoreError::Conflict(_)) => return stopping(Why::Lost),
             other => other?,
         };
         if let Some(counts) = counts {
             batches::count(db, &id, &counts)?;
         }
         if cancelled {
-            return Ok(Some(Why::Cancelled));
+            return stopping(Why::Cancelled);
         }
-        Ok(holder.keys.caller_of(&key)?.is_none().then_some(Why::Revoked))
+        let caller = holder.keys.caller_of(&key)?;
+        Ok(Beat { why: caller.is_none().then_some(Why::Revoked), caller })
     });
     // Whatever else goes wrong may pass.
     beaten.await.map_err(|failure| Failure::new(Code::STORAGE, failure.to_string()))

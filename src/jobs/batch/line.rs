@@ -56,7 +56,8 @@ pub(super) struct Waiting {
 #[derive(Clone)]
 pub(super) struct Asker {
     pub(super) endpoint: Arc<dyn Endpoint>,
-    pub(super) caller: Caller,
+    /// Whom lines are asked for, as of now.
+    pub(super) caller: watch::Receiver<Option<Caller>>,
     pub(super) path: &'static str,
     /// Largest line, in bytes.
     pub(super) limit: usize,
@@ -82,7 +83,9 @@ impl Asker {
         };
         drop(bytes);
         for tries in 1.. {
-            let request = LineRequest { caller: self.caller.clone(), path: self.path, body: body.clone() };
+            // Never none: a batch whose key had ended before the first beat asks nothing.
+            let caller = self.caller.borrow().clone()?;
+            let request = LineRequest { caller, path: self.path, body: body.clone() };
             let reply = self.endpoint.answer(request).await;
             drop(slot);
             let Some(pause) = pause(&reply, tries) else { return Some(Outcome::answered(custom_id, reply)) };

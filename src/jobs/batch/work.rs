@@ -154,12 +154,10 @@ impl Work {
         if let Some(why) = first.or((left == 0).then_some(Why::Expired)) {
             return Ok(why);
         }
-        let (keys, key) = (self.desk.keys.clone(), batch.api_key.clone());
-        let Some(caller) = blocking(move || Ok(keys.caller_of(&key)?)).await? else { return Ok(Why::Revoked) };
         let (halter, halt) = watch::channel(false);
         let asker = Asker {
             endpoint: self.endpoint.clone(),
-            caller,
+            caller: heart.caller(),
             path: known(batch),
             limit: self.desk.max_line_bytes(),
             slots: self.desk.slots.clone(),

@@ -79,6 +79,13 @@ pub(super) fn of_chat(request: ChatRequest, version: &str, source: &Source) -> R
         extra.shift_remove("service_tier");
     }
     HINTS.iter().chain(openai::OWN_FIELDS.iter()).for_each(|name| drop(extra.shift_remove(*name)));
+    if extra.contains_key("system") || side.contains_key("system") {
+        return Err(refuse.wrong("system", "say it in a message of role \"system\""));
+    }
+    // What was looked at, and what a release says, is not written over.
+    if let Some(name) = extra.keys().find(|name| body.contains_key(*name)) {
+        return Err(refuse.wrong(name, "another field of the request says this already"));
+    }
     body.extend(extra);
     for (name, value) in side {
         body.entry(name).or_insert(value);

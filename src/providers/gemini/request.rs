@@ -28,6 +28,9 @@ const HINTS: &[&str] = &[
 /// Fields without any counterpart.
 const UNKNOWN: &[&str] = &["logit_bias", "audio", "functions", "function_call", "web_search_options"];
 
+/// Fields in which the service takes what messages say here.
+const CONVERSATION: &[&str] = &["contents", "systemInstruction"];
+
 /// Stands for a signature that nobody has: the call was made by another model. (Gemini API, "Thought signatures".)
 const NO_SIGNATURE: &str = "skip_thought_signature_validator";
 
@@ -96,7 +99,7 @@ pub(super) fn of_chat(request: ChatRequest, model: &str, source: &Source) -> Res
             return Err(refuse.unsupported(name));
         }
     }
-    let mut config = match extra.shift_remove("generationConfig") {
+    let mut config = match extra.shift_remove("generationConfig").or_else(|| extra.shift_remove("generation_config")) {
         Some(Value::Object(config)) => config,
         _ => Body::new(),
     };
@@ -123,8 +126,27 @@ pub(super) fn of_chat(request: ChatRequest, model: &str, source: &Source) -> Res
     }
     tools(&mut body, &mut extra, &refuse)?;
     HINTS.iter().chain(openai::OWN_FIELDS.iter()).for_each(|name| drop(extra.shift_remove(*name)));
+    // What was looked at, and what a release says, is not written over, nor said beside.
+    if let Some(name) = extra.keys().find(|name| CONVERSATION.contains(&camel_case(name).as_str())) {
+        return Err(refuse.wrong(name, "say it in messages"));
+    }
+    if let Some(name) = extra.keys().find(|name| body.contains_key(&camel_case(name))) {
+        return Err(refuse.wrong(name, "another field of the request says this already"));
+    }
     body.extend(extra);
     Ok(body)
+}
+
+/// The service takes each name in both spellings: `system_instruction` is `systemInstruction`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_').filter(|word| !word.is_empty());
+    let mut written = words.next().unwrap_or_default().to_string();
+    for word in words {
+        let (first, rest) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
+        written.push_str(&first.to_uppercase());
+        written.push_str(rest);
+    }
+    written
 }
 
 struct Refuse<'a> {
