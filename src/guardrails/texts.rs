@@ -49,6 +49,11 @@ pub fn of_request(request: &mut ChatRequest, each: &mut Each<'_>) -> bool {
     if let Some(variables) = request.extra.get_mut("prompt").and_then(|prompt| prompt.get_mut("variables")) {
         changed |= of_variables("prompt.variables", variables, each);
     }
+    // Parts under names that callers made up.
+    let media = request.extra.get_mut("prompt").and_then(|prompt| prompt.get_mut("media")).and_then(Value::as_object_mut);
+    for (name, part) in media.into_iter().flatten() {
+        changed |= of_value(&format!("prompt.variables.{name}"), part, each);
+    }
     if let Some(metadata) = request.extra.get_mut("metadata") {
         changed |= of_variables("metadata", metadata, each);
     }

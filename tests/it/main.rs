@@ -41,6 +41,7 @@ mod observability;
 mod origins;
 mod places;
 mod prices;
+mod prompt_calls;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]

@@ -75,6 +75,10 @@ names! {
     REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens";
     /// Conversation.
     CONVERSATION = "gen_ai.conversation.id";
+    /// Prompt that was rendered.
+    PROMPT = "gen_ai.prompt.name";
+    /// Number of its version.
+    PROMPT_VERSION = "refit.prompt.version";
     /// Messages, where content is exported.
     INPUT_MESSAGES = "gen_ai.input.messages";
     /// Replies, where content is exported.
