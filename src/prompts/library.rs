@@ -270,7 +270,7 @@ impl Library {
         let (from, to) = match trail[..] {
             [.., to] if is_removed => (None, to),
             [.., to, from] => (Some(from), to),
-            _ if moves.is_empty() => return Err(LibraryError::label(name, label, "it was never set")),
+            _ if moves.is_empty() => return Err(self.unknown(&format!("{name}@{label}")).into()),
             _ => return Err(LibraryError::label(name, label, "there is no earlier version to go back to")),
         };
         self.step(name, rows::label_move(label, from, to, Kind::Rollback), by)

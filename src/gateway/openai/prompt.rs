@@ -98,7 +98,7 @@ fn take_litellm(fields: &mut Fields) -> Result<(), Failure> {
 
 /// One version: by its number, its digest or a label.
 fn check_selector(prompt: &mut Fields) -> Result<(), Failure> {
-    if let Some(number) = prompt.get("version").and_then(Value::as_u64) {
+    if let Some(number) = prompt.get("version").and_then(Value::as_i64).filter(|number| *number > 0) {
         let number = number.to_string();
         prompt.insert("version".into(), number.into());
     }

@@ -1,6 +1,6 @@
 //! Labels over HTTP: pointed at a version, put back, taken away.
 
-use super::{Two, at_least, library, two_of};
+use super::{Two, at_least, library, selector, two_of};
 use crate::access::{Caller, Role, audit};
 use crate::evals::protect::{self, Promotion};
 use crate::gateway::Gateway;
@@ -25,12 +25,7 @@ pub async fn promote(
 ) -> Result<Json<Value>, ApiError> {
     let (name, label) = two_of(path)?;
     let mut fields = Fields::of(&gateway, request).await?;
-    let version = match fields.take("version") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(word)) => Some(word),
-        Some(Value::Number(number)) => Some(number.to_string()),
-        Some(_) => return Err(wrong("version", "a version's number, its digest or a label").into()),
-    };
+    let version = selector(&mut fields, "version", "a version's number, its digest or a label")?;
     let (message, force) = (fields.text("message")?.unwrap_or_default(), fields.switch("force")?);
     fields.finish()?;
     at_least(&caller, if force { Role::Admin } else { Role::Developer })?;

@@ -41,7 +41,7 @@ pub async fn show(State(gateway): State<Gateway>, name: Name, uri: Uri) -> Resul
 /// `GET /api/public/v2/prompts?name=&label=&page=&limit=`.
 pub async fn list(State(gateway): State<Gateway>, uri: Uri) -> Result<Json<Value>, ApiError> {
     let query = Query::of(&uri);
-    let (limit, page) = (query.limit(50, 100)?, query.text("page").and_then(|page| page.parse::<usize>().ok()).unwrap_or(1).max(1));
+    let (limit, page) = (query.limit(50, 100)?, page(&query)?);
     let wanted = |field: &str| query.text(field).map(str::to_string);
     let (name, label) = (wanted("name"), wanted("label"));
     let all = blocking(move || {
@@ -66,6 +66,13 @@ pub async fn list(State(gateway): State<Gateway>, uri: Uri) -> Result<Json<Value
     let data: Vec<_> = all.into_iter().skip((page - 1).saturating_mul(limit)).take(limit).collect();
     let meta = json!({"page": page, "limit": limit, "totalItems": total, "totalPages": total.div_ceil(limit)});
     Ok(Json(json!({"data": data, "meta": meta})))
+}
+
+/// The number of a page, from 1.
+fn page(query: &Query) -> Result<usize, Failure> {
+    let Some(text) = query.text("page") else { return Ok(1) };
+    let page = text.parse().ok().filter(|page| *page > 0);
+    page.ok_or_else(|| Failure::on(Code::INVALID_VALUE, "page", "page: expected a whole number from 1"))
 }
 
 fn prompt(version: &PromptVersion, compiled: &Prompt, labels: &[String]) -> Result<Value, Failure> {

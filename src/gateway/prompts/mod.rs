@@ -44,12 +44,7 @@ pub async fn publish(
     let mut fields = Fields::of(&gateway, request).await?;
     let (name, source) = (fields.needed("name")?, fields.needed("source")?);
     let message = fields.text("message")?.unwrap_or_default();
-    let parent = match fields.take("parent") {
-        None | Some(Value::Null) => matched,
-        Some(Value::String(word)) => Some(word),
-        Some(Value::Number(number)) => Some(number.to_string()),
-        Some(_) => return Err(wrong("parent", PARENT).into()),
-    };
+    let parent = selector(&mut fields, "parent", PARENT)?.or(matched);
     fields.finish()?;
     let shown = blocking(move || {
         let (library, commit) = (library(&gateway), audit::commit(&gateway.app.store));
@@ -128,6 +123,16 @@ fn at_least(caller: &Caller, role: Role) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Code::FORBIDDEN, format!("the key's role {} may not do this; {role} may", caller.role)))
+}
+
+/// A version as a body names it: a text or a number.
+fn selector(fields: &mut Fields, field: &str, expected: &str) -> Result<Option<String>, Failure> {
+    match fields.take(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(word)) => Ok(Some(word)),
+        Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number > 0) => Ok(Some(number.to_string())),
+        Some(_) => Err(wrong(field, expected)),
+    }
 }
 
 /// The version that a body was edited from, as HTTP says it.
