@@ -42,6 +42,7 @@ mod origins;
 mod places;
 mod prices;
 mod prompt_calls;
+mod prompt_registry;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]
