@@ -7,6 +7,7 @@ pub mod diff;
 pub mod helpers;
 pub mod library;
 pub mod library_error;
+pub mod lint;
 pub mod parse;
 pub mod plain;
 pub mod references;

@@ -118,13 +118,22 @@ impl<'s> Folder<'s> {
         Ok(Folder { store, library: Library::new(store), path })
     }
 
+    /// Every prompt file of the folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>, Failure> {
+        let mut files = Vec::new();
+        collect(&self.path, MAX_DEPTH, &mut files)?;
+        Ok(files)
+    }
+
     /// Every prompt of the folder and of the library, by name.
     ///
     /// # Errors
     /// When the folder or the store cannot be read; a file that cannot is an [`Item`].
     pub fn look(&self) -> Result<Vec<Item>, Failure> {
-        let mut files = Vec::new();
-        collect(&self.path, MAX_DEPTH, &mut files)?;
+        let files = self.files()?;
         let mut items: BTreeMap<String, Item> = BTreeMap::new();
         for file in files {
             let item = self.item(file)?;

@@ -20,6 +20,12 @@ pub(super) fn each<'t>(template: &'t Template, visit: &mut dyn FnMut(&'t Templat
 }
 
 impl Prompt {
+    /// The body of the source that this was read from.
+    pub fn body_of<'s>(&self, source: &'s str) -> &'s str {
+        let before: usize = source.split_inclusive('\n').take(self.body_line.saturating_sub(1)).map(str::len).sum();
+        source[before..].trim()
+    }
+
     /// Whether the template says where earlier messages stand (`{{history}}`).
     pub fn places_history(&self) -> bool {
         let mut found = false;

@@ -42,6 +42,7 @@ mod origins;
 mod places;
 mod prices;
 mod prompt_calls;
+mod prompt_lint;
 mod prompt_registry;
 mod prompts;
 mod releases;

@@ -1,15 +1,17 @@
 //! `refit prompt …`: publish, list, show, render, compare, check and label prompts.
 
 mod change;
+mod compare;
+mod lint;
 mod read;
 mod sync;
 
-use super::{Context, output};
+use super::Context;
 use crate::prompts::Library;
 use crate::types::{Code, Failure};
 use change::Changing;
 use clap::Subcommand;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -59,17 +61,17 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Compare two versions as text
-    #[command(after_help = "Example:\n  refit prompt diff greet@1 greet")]
-    Diff {
-        /// Older version
-        old: String,
-        /// Newer version
-        new: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    /// Compare two versions or files: as text, by what callers notice, and rendered on the same inputs
+    #[command(
+        after_help = "Examples:\n  refit prompt diff greet@1 greet\n  refit prompt diff greet prompts/greet.prompt --var name=Ada\n  \
+        refit prompt diff greet@production greet --dataset greetings --limit 3"
+    )]
+    Diff(compare::Args),
+    /// Say what is wrong with prompts, and what to do about it
+    #[command(
+        after_help = "Exit code 1: there is an error.\n\nExamples:\n  refit prompt lint prompts\n  refit prompt lint greet@production --json"
+    )]
+    Lint(lint::Args),
     /// Store a file as the next version; the same content is the same version
     #[command(after_help = "Refused when somebody published another version since the file was edited.\n\n\
         Example:\n  refit prompt publish prompts/greet.prompt -m 'friendlier'")]
@@ -123,7 +125,8 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::Show { reference, json } => read::show(&library()?, &reference, json),
         Verb::Render { prompt, variables, json } => read::render(context, &prompt, &variables, json),
         Verb::History { name, json } => read::history(&library()?, &name, json),
-        Verb::Diff { old, new, json } => diff(&library()?, &old, &new, json),
+        Verb::Diff(args) => compare::run(&args, context),
+        Verb::Lint(args) => return lint::run(&args, context),
         Verb::Publish(args) => Changing::open(context)?.publish(&args),
         Verb::Promote(args) => Changing::open(context)?.promote(&args),
         Verb::Rollback(args) => Changing::open(context)?.rollback(&args),
@@ -131,18 +134,6 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::Sync(args) => return sync::run(&args, context),
     }?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn diff(library: &Library, old: &str, new: &str, json: bool) -> Result<(), Failure> {
-    let text = library.diff(old, new)?;
-    if json {
-        let (old, new) = (library.get(old)?, library.get(new)?);
-        return output::json(&json!({"old": old, "new": new, "equal": text.is_empty(), "diff": text}));
-    }
-    if text.is_empty() {
-        output::note("the two versions are equal");
-    }
-    output::bytes(text.as_bytes())
 }
 
 impl Variables {
