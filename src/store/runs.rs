@@ -213,7 +213,7 @@ pub fn targets(db: &dyn Db, run: &str) -> Result<Vec<RunTarget>, StoreError> {
 pub fn measuring(db: &dyn Db, suite: &str, prompt: &Digest) -> Result<Vec<(RunRecord, RunTarget)>, StoreError> {
     let mut found = Vec::new();
     for run in list(db, Some(suite))?.into_iter().filter(|run| run.status == FINISHED) {
-        let is_of = |target: &RunTarget| target.manifest["prompt"]["digest"] == Json::from(prompt.to_string());
+        let is_of = |target: &RunTarget| target.manifest["prompt"]["digest"] == prompt.to_string();
         found.extend(targets(db, &run.id)?.into_iter().filter(is_of).map(|target| (run.clone(), target)));
     }
     Ok(found)

@@ -33,6 +33,9 @@ pub struct Args {
     json: bool,
 }
 
+/// Variables with a name.
+type Given = (String, Map<String, Value>);
+
 /// One side.
 struct Side {
     name: String,
@@ -88,7 +91,7 @@ fn side(store: &Store, named: &str) -> Result<Side, Failure> {
 }
 
 /// What both sides are rendered with, each with a name; nothing where nothing is given.
-fn inputs(args: &Args, store: &Store) -> Result<Vec<(String, Map<String, Value>)>, Failure> {
+fn inputs(args: &Args, store: &Store) -> Result<Vec<Given>, Failure> {
     let Some(dataset) = &args.dataset else {
         let given = args.variables.read()?;
         return Ok(if given.is_empty() { Vec::new() } else { vec![("the given variables".to_string(), given)] });

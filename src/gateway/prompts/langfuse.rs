@@ -33,7 +33,7 @@ pub async fn show(State(gateway): State<Gateway>, name: Name, uri: Uri) -> Resul
         let library = library(&gateway);
         let version = library.get(&format!("{name}@{selector}"))?;
         let newest = library.newest(&name)?.map_or(0, |newest| newest.version);
-        Ok(prompt(&version, library.compile(&version)?.as_ref(), &labels_of(&library.labels(&name)?, version.version, newest))?)
+        prompt(&version, library.compile(&version)?.as_ref(), &labels_of(&library.labels(&name)?, version.version, newest))
     });
     Ok(Json(shown.await?))
 }

@@ -164,6 +164,7 @@ pub fn endpoint(word: &str) -> Endpoint {
         "messages.count_tokens" => (Some("/v1/messages/count_tokens"), "count_tokens"),
         "completions" => (Some("/v1/completions"), "text_completion"),
         "embeddings" => (Some("/v1/embeddings"), "embeddings"),
+        "prompts.completions" => (Some("/v1/prompts/{name}/completions"), "chat"),
         _ => (None, "chat"),
     };
     Endpoint { path, operation }

@@ -66,7 +66,7 @@ pub fn lint(name: &str, source: &str) -> Vec<Finding> {
     let uses = template::uses(&prompt, source);
     front::check(&prompt, source, &uses, &mut findings);
     template::check(&prompt, &uses, &mut findings);
-    findings.sort_by(|a, b| (a.line, a.column, a.severity).cmp(&(b.line, b.column, b.severity)));
+    findings.sort_by_key(|one| (one.line, one.column, one.severity));
     findings.dedup();
     findings
 }
