@@ -228,16 +228,6 @@ fn read_move(row: &Row) -> Result<LabelMove, StoreError> {
     })
 }
 
-/// What a file and the library agreed on last; of every file below a folder (an absolute path that ends in `/`).
-///
-/// # Errors
-/// [`StoreError`] when the database fails.
-pub fn synced_below(db: &dyn Db, folder: &str) -> Result<Vec<SyncedFile>, StoreError> {
-    let sql = "SELECT path, prompt, digest FROM prompt_files WHERE SUBSTR(path, 1, ?) = ? ORDER BY path";
-    let read = |row: &Row| Ok(SyncedFile { path: row.text(0), prompt: row.text(1), digest: row.digest(2)? });
-    db.query(sql, &[folder.chars().count().into(), folder.into()])?.iter().map(read).collect()
-}
-
 /// What one file and the library agreed on last.
 ///
 /// # Errors
