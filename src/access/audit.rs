@@ -3,7 +3,7 @@
 
 use super::AccessError;
 use crate::store::audit::{self as rows, AuditRow};
-use crate::store::{Statement, Store, StoreError};
+use crate::store::{Change, Statement, Store, StoreError};
 use crate::types::Digest;
 use crate::types::time::now_ms;
 use serde_json::{Value, json};
@@ -67,6 +67,15 @@ pub fn append_with(store: &Store, entry: Entry<'_>, changes: &[Statement]) -> Re
         }
     }
     Err(StoreError::Conflict(format!("the audit chain moved {ATTEMPTS} times while one row was to be appended")))
+}
+
+/// What applies changes of other rooms together with their rows of the chain.
+pub fn commit(store: &Store) -> impl Fn(&Change) -> Result<(), StoreError> + Clone + Send + Sync + 'static {
+    let store = store.clone();
+    move |change| {
+        let Change { actor, action, subject, detail, statements } = change;
+        append_with(&store, Entry { actor, action, subject, detail }, statements)
+    }
 }
 
 /// Walks the whole chain; returns the number of rows.

@@ -1,16 +1,16 @@
 //! `refit release …`: make, list, show, promote and roll back releases.
 
 use super::{Context, output};
-use crate::access::audit;
+use crate::access::audit::commit;
 use crate::models;
 use crate::prompts::library::Library;
 use crate::releases::create::{self, Authorship};
 use crate::releases::manifest::PromptRef;
 use crate::releases::route::{self, Decided, Expected, Promotion, Stage};
-use crate::releases::{Change, Manifest, ReleaseError};
+use crate::releases::{Manifest, ReleaseError};
 use crate::store::releases::{ReleaseRecord, get, list as all_releases};
 use crate::store::routes::{StageRecord, all_stages, proofs};
-use crate::store::{Store, StoreError, adapters};
+use crate::store::{Store, adapters};
 use crate::types::error::did_you_mean;
 use crate::types::time::rfc3339;
 use crate::types::{Code, Failure};
@@ -126,14 +126,6 @@ struct Create {
     /// Print the release as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Applies changes of `releases` with their audit rows.
-pub fn commit(store: &Store) -> impl Fn(&Change) -> Result<(), StoreError> + '_ {
-    |change| {
-        let Change { actor, action, subject, detail, statements } = change;
-        audit::append_with(store, audit::Entry { actor, action, subject, detail }, statements)
-    }
 }
 
 /// Runs the verb.

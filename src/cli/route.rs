@@ -1,7 +1,7 @@
 //! `refit route …`: make, list and show routes: the names that applications put in `model`.
 
-use super::release::commit;
 use super::{Context, output};
+use crate::access::audit::commit;
 use crate::datasets::Datasets;
 use crate::releases::{Condition, Gate, route};
 use crate::store::Store;

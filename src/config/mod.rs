@@ -11,6 +11,7 @@ pub mod live;
 pub mod local;
 pub mod log;
 pub mod prices;
+pub mod prompts;
 pub mod providers;
 pub mod raw;
 pub mod resilience;
@@ -28,6 +29,7 @@ pub use live::Live;
 pub use local::LocalConfig;
 pub use log::LogConfig;
 pub use prices::PricesConfig;
+pub use prompts::PromptsConfig;
 pub use providers::ProviderConfig;
 pub use raw::Problem;
 pub use resilience::{BreakerConfig, ResilienceConfig};
@@ -60,6 +62,8 @@ pub struct Config {
     pub guardrails: GuardrailsConfig,
     /// `[cache]`
     pub cache: CacheConfig,
+    /// `[prompts]`
+    pub prompts: PromptsConfig,
     /// `[routes.<name>]`, by name.
     pub routes: Vec<RouteConfig>,
     /// `[resilience]`
@@ -147,6 +151,7 @@ impl Config {
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
             ("cache", section(toml::Value::try_from(&self.cache))),
+            ("prompts", section(toml::Value::try_from(&self.prompts))),
             ("log", section(toml::Value::try_from(&self.log))),
             ("guardrails", section(toml::Value::try_from(&self.guardrails))),
             ("providers", toml::Value::Table(providers)),
@@ -176,6 +181,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let known = providers.as_deref().unwrap_or_default();
     let cache = root.section("cache", problems).map(|section| cache::read(section, known, problems));
     let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, known, problems));
+    let prompts = root.section("prompts", problems).map(|section| prompts::read(section, problems));
     let sets: Vec<_> = guardrails.iter().flat_map(|guardrails| guardrails.sets.keys().map(String::as_str)).collect();
     let routes = root.section("routes", problems);
     let routes = routes.map(|section| routes::read(&section, (known, &sets), problems));
@@ -192,6 +198,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         batches: batches.unwrap_or_default(),
         guardrails: guardrails.unwrap_or_default(),
         cache: cache.unwrap_or_default(),
+        prompts: prompts.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
         resilience: resilience.unwrap_or_default(),
         budgets: budgets.unwrap_or_default(),
@@ -285,7 +292,7 @@ mod tests {
         let config = Config::parse(include_str!("../../refit.toml"), Path::new("refit.toml")).expect("valid");
         assert_eq!((config.server, config.local, config.log), (ServerConfig::default(), LocalConfig::default(), LogConfig::default()));
         assert_eq!((config.budgets, config.prices), (BudgetsConfig::default(), PricesConfig::default()));
-        assert_eq!(config.cache, CacheConfig::default());
+        assert_eq!((config.cache, config.prompts), (CacheConfig::default(), PromptsConfig::default()));
         assert_eq!(config.resilience, ResilienceConfig::default());
         assert_eq!((config.batches, config.guardrails), (BatchesConfig::default(), GuardrailsConfig::default()));
     }

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod gate;
 pub mod metrics;
 pub mod prepare;
+pub mod protect;
 pub mod report;
 pub mod respond;
 pub mod runner;

@@ -3,10 +3,11 @@
 
 use super::EvalError;
 use super::suite::{Suite, Target};
+use crate::access::audit;
 use crate::datasets::import::Replace;
 use crate::datasets::{Datasets, Sample};
-use crate::prompts::library::Note;
-use crate::prompts::{Library, Prompt};
+use crate::prompts::library::By;
+use crate::prompts::{Library, Prompt, sync};
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
 use crate::store::runs::RunRecord;
@@ -14,7 +15,7 @@ use crate::store::{Store, adapters, models, runs};
 use crate::types::error::did_you_mean;
 use crate::types::{Code, Digest, Failure};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What to change of a suite for one run.
@@ -80,7 +81,9 @@ pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &
     variables_fit(&suite, &samples, &prompts)?;
     for found in prompts.iter().flatten() {
         if let Some(source) = &found.source {
-            library.publish(&found.prompt.name, source, Note { author, message: &format!("suite {}", suite.name) })?;
+            let by = By { author, message: &format!("suite {}", suite.name), commit: &audit::commit(store) };
+            let published = library.publish(&found.prompt.name, source, by)?;
+            sync::remember(store, &found.path, &found.prompt.name, published.version.digest)?;
         }
     }
     let (dataset_digest, name) = (dataset.row.digest, dataset.row.dataset.clone());
@@ -151,18 +154,19 @@ fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
 struct Found {
     prompt: Arc<Prompt>,
     source: Option<String>,
+    path: PathBuf,
 }
 
 fn prompt_of(suite: &Suite, library: &Library, target: &Target) -> Result<Option<Found>, Failure> {
     let Some(reference) = &target.prompt else { return Ok(None) };
     if !reference.ends_with(".prompt") {
-        return Ok(Some(Found { prompt: library.open(reference)?, source: None }));
+        return Ok(Some(Found { prompt: library.open(reference)?, source: None, path: PathBuf::new() }));
     }
     let path = suite.path(reference);
     let read = |cause| EvalError::Read { file: path.display().to_string(), cause };
     let source = std::fs::read_to_string(&path).map_err(read)?;
     let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Some(Found { prompt: Arc::new(Prompt::parse(&name, &source)?), source: Some(source) }))
+    Ok(Some(Found { prompt: Arc::new(Prompt::parse(&name, &source)?), source: Some(source), path }))
 }
 
 /// The manifest that a target stands for.

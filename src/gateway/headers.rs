@@ -9,6 +9,7 @@ const TARGET: HeaderName = HeaderName::from_static("x-refit-target");
 const PROVIDER: HeaderName = HeaderName::from_static("x-refit-provider");
 const ROUTE: HeaderName = HeaderName::from_static("x-refit-route");
 const RELEASE: HeaderName = HeaderName::from_static("x-refit-release");
+const PROMPT: HeaderName = HeaderName::from_static("x-refit-prompt");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-refit-attempts");
 /// What the cache had; of a request, what is wanted of it.
 pub const CACHE: HeaderName = HeaderName::from_static("x-refit-cache");
@@ -20,7 +21,7 @@ const QUEUE: HeaderName = HeaderName::from_static("x-refit-queue-ms");
 const UNKNOWN: HeaderValue = HeaderValue::from_static("unknown");
 
 /// As many headers as a reply of a model call has, with those of limits.
-const MOST: usize = 16;
+const MOST: usize = 17;
 
 /// Writes what is told about a call into a reply's headers. What is not known has no header; a name that a header cannot carry neither.
 pub fn tell(headers: &mut HeaderMap, told: &Told) {
@@ -31,6 +32,7 @@ pub fn tell(headers: &mut HeaderMap, told: &Told) {
     }
     put(headers, ROUTE, told.route.as_deref().and_then(text));
     put(headers, RELEASE, told.release.as_deref().and_then(text));
+    put(headers, PROMPT, told.prompt.as_ref().and_then(|prompt| text(&format!("{}@{}", prompt.name, prompt.version))));
     put(headers, CACHE, told.cache.as_deref().and_then(text));
     put(headers, CASCADE, told.cascade.map(HeaderValue::from_static));
     put(headers, ATTEMPTS, told.attempts.and_then(count));

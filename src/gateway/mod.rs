@@ -18,6 +18,7 @@ mod middleware;
 mod openai;
 pub mod openapi;
 mod operations;
+mod prompts;
 mod query;
 pub mod reload;
 pub mod routes;

@@ -5,7 +5,9 @@ use super::admin::schema as admin;
 use super::body::Json;
 use super::openai::check;
 use super::openai::files::{EXPIRES_S, PURPOSES};
+use super::prompts::schema as prompts;
 use super::routes::{Access, access_of};
+use crate::access::Role;
 use crate::jobs::batch::ENDPOINTS;
 use serde_json::{Map, Value, json};
 
@@ -24,6 +26,8 @@ pub struct Operation {
     kind: &'static str,
     /// Also answers `text/event-stream`.
     streams: bool,
+    /// Role that it needs, where that is more than the route's.
+    role: Option<Role>,
 }
 
 /// What a request brings.
@@ -37,7 +41,7 @@ enum Body {
 const JSON: &str = "application/json";
 
 const fn get(route: &'static str, id: &'static str, summary: &'static str, reply: fn() -> Value) -> Operation {
-    Operation { route, method: "get", id, summary, body: None, reply, kind: JSON, streams: false }
+    Operation { route, method: "get", id, summary, body: None, reply, kind: JSON, streams: false, role: None }
 }
 
 const fn post(route: &'static str, id: &'static str, summary: &'static str, body: fn() -> Value, reply: fn() -> Value) -> Operation {
@@ -52,6 +56,10 @@ const fn patch(route: &'static str, id: &'static str, summary: &'static str, bod
     Operation { method: "patch", ..post(route, id, summary, body, reply) }
 }
 
+const fn changes(operation: Operation) -> Operation {
+    Operation { role: Some(Role::Developer), ..operation }
+}
+
 const fn streams(operation: Operation) -> Operation {
     Operation { streams: true, ..operation }
 }
@@ -59,6 +67,8 @@ const fn streams(operation: Operation) -> Operation {
 const CHAT: &str = "Answer a conversation";
 const COMPLETION: &str = "Continue a text (older API)";
 const EMBEDDINGS: &str = "Make vectors of texts";
+const LABEL: &str = "/v1/prompts/{name}/labels/{label}";
+const ROLLBACK: &str = "/v1/prompts/{name}/labels/{label}/rollback";
 const RESPONSE: &str = "Answer input items; a prompt may be called by name";
 
 /// What stands under Azure's paths, too: in front of `/v1`, and whether a deployment can be named there, or nothing but `/openai`.
@@ -99,6 +109,18 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/feedback", "createFeedback", "Say what a logged request was worth", feedback_schema, feedback_reply),
     get("/v1/feedback", "listFeedback", "What was said of a request", feedbacks_reply),
     Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },
+    get("/v1/prompts", "listPrompts", "Prompts with their newest version and labels", prompts::versions),
+    changes(post("/v1/prompts", "publishPrompt", "Publish another version", prompts::new_version, prompts::version)),
+    get("/v1/prompts/{name}", "getPrompt", "Versions and labels of one of them", prompts::prompt),
+    get("/v1/prompts/{name}/versions/{version}", "getPromptVersion", "One version with its source", prompts::version),
+    get("/v1/prompts/{name}/history", "listPromptMoves", "Every move of its labels", prompts::label_moves),
+    changes(post(LABEL, "promotePrompt", "Point a label at a version", prompts::promotion, prompts::label_move)),
+    changes(delete(LABEL, "removePromptLabel", "Take a label away", prompts::label_move)),
+    changes(post(ROLLBACK, "rollbackPrompt", "Point a label back to where it stood", prompts::rollback, prompts::label_move)),
+    post("/v1/prompts/{name}/render", "renderPrompt", "Fill in variables", prompts::call, prompts::rendered),
+    streams(post("/v1/prompts/{name}/completions", "completePrompt", "Call a prompt", prompts::completion, chat_reply)),
+    get("/api/public/v2/prompts", "listPromptsV2", "Prompts, for Langfuse's clients", prompts::langfuse_list),
+    get("/api/public/v2/prompts/{name}", "getPromptV2", "One of them, for Langfuse's clients", prompts::langfuse),
     get("/admin/v1/keys", "listKeys", "Every key, revoked ones too; the secrets are not kept", admin::keys),
     post("/admin/v1/keys", "createKey", "Make a key; its secret is in this reply alone", admin::new_key, admin::key_with_secret),
     get("/admin/v1/keys/{id}", "getKey", "One of them", admin::key),
@@ -146,6 +168,7 @@ pub fn document() -> Value {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
                 "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+                "basic": {"type": "http", "scheme": "basic", "description": "The password is the key"},
             },
             "schemas": {"Error": error_schema(), "MessagesError": messages_error_schema()},
         },
@@ -189,10 +212,11 @@ fn described(operation: &Operation, path: &str, id: &str) -> Value {
     }
     let access = access_of(operation.route);
     if let Some(Access::Key(role)) = access {
-        entry["x-refit-role"] = role.word().into();
+        entry["x-refit-role"] = operation.role.unwrap_or(role).word().into();
     }
     let public = access == Some(Access::Public);
-    entry["security"] = if public { json!([]) } else { json!([{"bearer": []}, {"x-api-key": []}, {"api-key": []}]) };
+    let keys = || json!([{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"basic": []}]);
+    entry["security"] = if public { json!([]) } else { keys() };
     entry
 }
 
@@ -203,6 +227,9 @@ fn queries(id: &str) -> Vec<(&'static str, Value)> {
         "listFiles" => vec![("purpose", text()), ("after", text()), limit(10_000), ("order", json!({"enum": ["asc", "desc"]}))],
         "readUsage" => admin::usage_query(),
         "listBatches" => vec![("after", text()), limit(100)],
+        "removePromptLabel" => vec![("message", text()), ("force", json!({"enum": ["true", "false"]}))],
+        "listPromptsV2" => vec![("name", text()), ("label", text()), ("page", json!({"type": "integer", "minimum": 1})), limit(100)],
+        "getPromptV2" => vec![("version", text()), ("label", text())],
         "listFeedback" => ["request_id", "completion_id", "trace_id", "conversation_id"].map(|name| (name, text())).to_vec(),
         _ => Vec::new(),
     }

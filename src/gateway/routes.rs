@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, admin, anthropic, drain, feedback, openai, openapi, operations, status};
+use super::{Gateway, admin, anthropic, drain, feedback, openai, openapi, operations, prompts, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -31,7 +31,7 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     let route = |path, access, handler| Route { path, access, handler };
     let app = Access::Key(Role::App);
-    let administrator = Access::Key(Role::Admin);
+    let (viewer, administrator) = (Access::Key(Role::Viewer), Access::Key(Role::Admin));
     vec![
         route("/health", Access::Public, get(operations::health)),
         route("/ready", Access::Public, get(status::ready)),
@@ -54,12 +54,22 @@ pub fn table() -> Vec<Route> {
         route("/v1/feedback", app, get(feedback::list).post(feedback::create)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
+        route("/v1/prompts", viewer, get(prompts::list).post(prompts::publish)),
+        route("/v1/prompts/{name}", viewer, get(prompts::show)),
+        route("/v1/prompts/{name}/versions/{version}", viewer, get(prompts::version)),
+        route("/v1/prompts/{name}/history", viewer, get(prompts::history)),
+        route("/v1/prompts/{name}/labels/{label}", viewer, post(prompts::labels::promote).delete(prompts::labels::remove)),
+        route("/v1/prompts/{name}/labels/{label}/rollback", viewer, post(prompts::labels::rollback)),
+        route("/v1/prompts/{name}/render", viewer, post(prompts::render::render)),
+        route("/v1/prompts/{name}/completions", app, post(prompts::render::completions)),
+        route("/api/public/v2/prompts", viewer, get(prompts::langfuse::list)),
+        route("/api/public/v2/prompts/{name}", viewer, get(prompts::langfuse::show)),
         route("/admin/v1/keys", administrator, get(admin::keys::list).post(admin::keys::create)),
         route("/admin/v1/keys/{id}", administrator, get(admin::keys::show).patch(admin::keys::update).delete(admin::keys::revoke)),
         route("/admin/v1/keys/{id}/rotate", administrator, post(admin::keys::rotate)),
         route("/admin/v1/projects", administrator, get(admin::projects::list)),
         route("/admin/v1/projects/{name}", administrator, get(admin::projects::show).patch(admin::projects::update)),
-        route("/admin/v1/usage", Access::Key(Role::Viewer), get(admin::usage::show)),
+        route("/admin/v1/usage", viewer, get(admin::usage::show)),
     ]
 }
 

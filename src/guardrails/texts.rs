@@ -80,12 +80,21 @@ pub fn of_request(request: &mut ChatRequest, each: &mut Each<'_>) -> bool {
     of_extra(&mut request.extra, each) || changed
 }
 
+/// Visits the variables of a prompt that is called by name, and its parts under names that callers made up.
+fn of_prompt(prompt: &mut Value, each: &mut Each<'_>) -> bool {
+    let mut changed = prompt.get_mut("variables").is_some_and(|variables| of_variables("prompt.variables", variables, each));
+    for (name, part) in prompt.get_mut("media").and_then(Value::as_object_mut).into_iter().flatten() {
+        changed |= of_value(&format!("prompt.variables.{name}"), part, each);
+    }
+    changed
+}
+
 /// Visits the fields of a request that its type does not name: they travel on, so that whatever they are called, they are looked at.
 pub fn of_extra(extra: &mut Map<String, Value>, each: &mut Each<'_>) -> bool {
     let mut changed = of_names("body", extra, each);
     for (name, value) in extra.iter_mut().filter(|(name, _)| !SETTINGS.contains(&name.as_str())) {
         changed |= match name.as_str() {
-            "prompt" => value.get_mut("variables").is_some_and(|variables| of_variables("prompt.variables", variables, each)),
+            "prompt" => of_prompt(value, each),
             "metadata" => of_variables(name, value, each),
             structured if STRUCTURED.contains(&structured) => of_value(name, value, each),
             _ if is_unknown(name, value) => inside(name, value, each),

@@ -6,11 +6,13 @@ mod admission;
 mod assemble;
 mod attempt;
 mod cache;
+mod called;
 mod cascade;
 mod choice;
 mod embed;
 mod express;
 mod guard;
+mod media;
 mod moderate;
 pub mod plan;
 mod pool;
@@ -28,6 +30,7 @@ pub use embed::Embedded;
 pub use moderate::Moderated;
 pub use plan::Listed;
 pub use pool::TargetStatus;
+pub use render::{Filled, rendered};
 pub use setup::Setup;
 pub use stream::AnswerStream;
 
@@ -42,6 +45,7 @@ use crate::types::blocking::blocking;
 use crate::types::chat::{ChatRequest, ChatResponse};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
+use crate::types::told::NamedPrompt;
 use crate::types::trace::TraceParent;
 use crate::types::{Code, Digest, Failure, Told};
 use admission::Extent;
@@ -139,6 +143,8 @@ pub struct Answer {
     pub adapter: Option<Digest>,
     /// Release that answered, when a route or a manifest was called.
     pub release: Option<Digest>,
+    /// Prompt that was rendered.
+    pub prompt: Option<Arc<NamedPrompt>>,
     /// Milliseconds in all.
     pub latency_ms: f64,
     /// Milliseconds to the first token, where the provider says.
@@ -203,6 +209,11 @@ impl Inference {
     /// The targets that were called, with the state of their breakers, by name.
     pub fn targets(&self) -> Vec<TargetStatus> {
         self.pool.status(&self.setup().resilience)
+    }
+
+    /// The prompts; what is compiled of them is shared with the calls.
+    pub fn library(&self) -> &Library {
+        &self.prompts
     }
 
     /// What the configuration says now.
@@ -500,7 +511,7 @@ impl Inference {
 /// A reply on its way to the caller: its log row is written.
 fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
-    let (provider, adapter, release) = (plan.provider_name.clone(), plan.adapter, plan.release);
+    let (provider, adapter, release, prompt) = (plan.provider_name.clone(), plan.adapter, plan.release, plan.prompt.clone());
     match body {
         Body::Bytes(body, glance) => {
             let told = ticket.passed(&body, glance);
@@ -510,7 +521,8 @@ fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
             let request_id = ticket.request_id().to_string();
             let (latency_ms, told) = ticket.succeed(&response);
             let (model, first_token_ms) = (plan.model.clone(), None);
-            let answer = Answer { request_id, response, native, provider, model, adapter, release, latency_ms, first_token_ms, told };
+            let answer =
+                Answer { request_id, response, native, provider, model, adapter, release, prompt, latency_ms, first_token_ms, told };
             Passed::Answer(Box::new(answer))
         }
     }

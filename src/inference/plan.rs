@@ -6,13 +6,11 @@ use crate::prompts::parse::Prompt;
 use crate::providers::Provider;
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
-use crate::store::{Store, StoreError, adapters, models, releases, routes};
-use crate::types::chat::ChatRequest;
+use crate::store::{Store, StoreError, adapters, models, prompts, releases, routes};
 use crate::types::error::did_you_mean;
 use crate::types::ids::{is_safe_name, is_slug};
-use crate::types::told::Named;
+use crate::types::told::{Named, NamedPrompt};
 use crate::types::{Code, Digest, Failure};
-use serde_json::Map;
 use std::sync::Arc;
 
 const LIVE: &str = "live";
@@ -40,6 +38,8 @@ pub struct Plan {
     pub file: Option<Digest>,
     /// What callers are told that it is.
     pub named: Named,
+    /// The version of the manifest's prompt, as callers are told.
+    pub prompt: Option<Arc<NamedPrompt>>,
 }
 
 /// Something that may be named in `model`.
@@ -87,55 +87,20 @@ pub(super) fn for_model(store: &Store, setup: &Setup, name: &str) -> Result<Plan
     };
     let (model, called, named) = (model.to_string(), name.to_string(), Named::new(&provider_name, model));
     let file = if provider_name == "local" { models::find(store.db.as_ref(), &model)?.map(|record| record.digest) } else { None };
-    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, called, adapter, file, named })
-}
-
-/// Plans a chat request: of what it names in `model`, or of a prompt of the library that it names in `prompt.id`. Where a route has
-/// the prompt's name its live release answers.
-pub(super) fn for_request(store: &Store, setup: &Setup, library: &Library, request: &ChatRequest) -> Result<Plan, Failure> {
-    let field = |name: &str| request.extra.get("prompt")?.get(name)?.as_str();
-    let Some(id) = field("id") else { return for_model(store, setup, &request.model) };
-    let selector = field("version").or_else(|| field("label"));
-    if is_slug(&request.model) && routes::find(store.db.as_ref(), &request.model)?.is_some() {
-        if request.model != id || selector.is_some() {
-            let message = format!("the route \"{}\" answers with the prompt of its live release", request.model);
-            return Err(
-                Failure::on(Code::INVALID_VALUE, "prompt", message).with_hint("leave prompt.id and its version out, or name a model")
-            );
-        }
-        return for_model(store, setup, &request.model);
-    }
-    let reference = selector.map_or_else(|| id.to_string(), |selector| format!("{id}@{selector}"));
-    let version = library.get(&reference).map_err(|error| Failure::on(Code::UNKNOWN_NAME, "prompt.id", error.to_string()))?;
-    let prompt = library.by_digest(&version.prompt, &version.digest)?;
-    let model = match &prompt.front.model {
-        _ if request.model != id => request.model.clone(),
-        Some(model) => model.clone(),
-        None => {
-            let message = format!("the prompt \"{id}\" names no model");
-            return Err(
-                Failure::on(Code::MISSING_FIELD, "model", message).with_hint("send \"model\", or put it into the prompt's front matter")
-            );
-        }
-    };
-    let manifest = Manifest {
-        model,
-        model_digest: None,
-        adapter: None,
-        prompt: Some(PromptRef { name: version.prompt, digest: version.digest }),
-        parameters: Map::new(),
-        tools: Vec::new(),
-        response_format: None,
-        guardrails: Vec::new(),
-    };
-    // Nobody proved this pair: it is a model called with a prompt, no release.
-    Ok(Plan { release: None, ..for_manifest(store, setup, manifest)? })
+    Ok(Plan { route: None, release: None, manifest: None, provider, provider_name, model, called, adapter, file, named, prompt: None })
 }
 
 /// Plans a call of a manifest that no route holds.
 pub(super) fn for_manifest(store: &Store, setup: &Setup, manifest: Manifest) -> Result<Plan, Failure> {
     let plan = for_model_only(store, setup, &manifest)?;
-    Ok(Plan { release: Some(manifest.digest()), manifest: Some(manifest), ..plan })
+    let prompt = manifest.prompt.as_ref().map(|prompt| named_prompt(store, prompt)).transpose()?.flatten();
+    Ok(Plan { release: Some(manifest.digest()), manifest: Some(manifest), prompt, ..plan })
+}
+
+/// The version of a manifest's prompt; none where it is not stored, which rendering it will tell.
+fn named_prompt(store: &Store, prompt: &PromptRef) -> Result<Option<Arc<NamedPrompt>>, StoreError> {
+    let stored = prompts::by_digest(store.db.as_ref(), Some(&prompt.name), &prompt.digest)?;
+    Ok(stored.map(|stored| Arc::new(NamedPrompt { name: stored.prompt, version: stored.version, digest: stored.digest })))
 }
 
 fn for_model_only(store: &Store, setup: &Setup, manifest: &Manifest) -> Result<Plan, Failure> {
@@ -227,7 +192,19 @@ mod tests {
         let named = Named::new(&provider_name, &model);
         let provider = Arc::new(Mock);
         let called = called.to_string();
-        Plan { route: None, release: None, manifest: None, provider, provider_name, model, called, adapter, file: None, named }
+        Plan {
+            route: None,
+            release: None,
+            manifest: None,
+            provider,
+            provider_name,
+            model,
+            called,
+            adapter,
+            file: None,
+            named,
+            prompt: None,
+        }
     }
 
     #[test]

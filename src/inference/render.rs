@@ -1,5 +1,7 @@
-//! A release applied to a request: its prompt becomes the messages, its parameters fill what the request leaves open.
+//! A release, or a prompt called by its name, applied to a request: the prompt becomes the messages, its parameters fill what the
+//! request leaves open.
 
+use super::media::Media;
 use crate::prompts::parse::Prompt;
 use crate::prompts::render::Input;
 use crate::releases::Manifest;
@@ -7,7 +9,7 @@ use crate::types::chat::{ChatRequest, Message};
 use crate::types::{Code, Failure};
 use serde_json::{Map, Value};
 
-/// Field of the request that carries the prompt's variables: `{"prompt": {"variables": {…}}}`.
+/// Field of the request that carries the prompt's variables: `{"prompt": {"variables": {…}}}`; `media` has those that are no texts.
 const PROMPT: &str = "prompt";
 /// Parameters that a prompt's own `config` may set.
 const PARAMETERS: &[&str] = &[
@@ -20,19 +22,48 @@ const PARAMETERS: &[&str] = &[
     "presence_penalty",
     "frequency_penalty",
     "response_format",
+    "reasoning_effort",
+    "top_k",
 ];
+/// The same parameters by the names that dotprompt files use.
+const OTHER_NAMES: &[(&str, &str)] = &[("maxOutputTokens", "max_tokens"), ("topP", "top_p"), ("topK", "top_k"), ("stopSequences", "stop")];
+
+/// A prompt with its variables filled in.
+pub struct Filled {
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The parameters that the prompt sets, by their wire names.
+    pub parameters: Map<String, Value>,
+}
+
+/// Fills a prompt in as a call by its name would: with values, and with parts of messages by the names of their variables.
+///
+/// # Errors
+/// What a call would be refused for: variables that are missing or wrong.
+pub fn rendered(
+    prompt: &Prompt,
+    (variables, media): (Map<String, Value>, Map<String, Value>),
+    messages: &[Message],
+) -> Result<Filled, Failure> {
+    let given = Given { variables: Some(variables), media, is_named: true };
+    let (messages, config) = filled(prompt, given, messages)?;
+    Ok(Filled { messages, parameters: parameters(&config) })
+}
+
+/// The parameters that a prompt's `config` sets, by their wire names.
+pub(super) fn parameters(config: &Map<String, Value>) -> Map<String, Value> {
+    let own_name =
+        |name: &str| OTHER_NAMES.iter().find(|(other, _)| *other == name).map_or(name.to_string(), |(_, own)| (*own).to_string());
+    let named = config.iter().map(|(name, value)| (own_name(name), value.clone()));
+    named.filter(|(name, value)| PARAMETERS.contains(&name.as_str()) && !value.is_null()).collect()
+}
 
 /// A caller's request on a route or a model.
 pub(super) fn chat(manifest: Option<&Manifest>, prompt: Option<&Prompt>, mut request: ChatRequest) -> Result<ChatRequest, Failure> {
-    let given = take_variables(&mut request)?;
+    let given = take_given(&mut request)?;
     let mut config = Map::new();
     match prompt {
-        Some(prompt) => {
-            let (variables, history) = variables(prompt, given, &request.messages)?;
-            let rendered = prompt.render(&Input { variables: Some(&variables), history: &history, ..Input::default() })?;
-            request.messages = rendered.messages;
-            config = rendered.config;
-        }
+        Some(prompt) => (request.messages, config) = filled(prompt, given.unwrap_or_default(), &request.messages)?,
         None if given.is_some() => {
             let message = format!("\"{}\" has no prompt that takes variables", request.model);
             return Err(Failure::on(Code::INVALID_VALUE, PROMPT, message).with_hint("call a route whose release has a prompt"));
@@ -61,18 +92,51 @@ pub(super) fn run(
     fill(manifest, config, request)
 }
 
-fn take_variables(request: &mut ChatRequest) -> Result<Option<Map<String, Value>>, Failure> {
+/// The conversation, and the prompt's configuration.
+fn filled(prompt: &Prompt, given: Given, messages: &[Message]) -> Result<(Vec<Message>, Map<String, Value>), Failure> {
+    let Given { variables, media, is_named } = given;
+    let (mut variables, history) = self::variables(prompt, variables, messages)?;
+    let media = Media::mark(media, &mut variables);
+    // What is said to a prompt that is called by its name comes after it, unless the template has a place for it.
+    let follows = is_named && !prompt.places_history();
+    let earlier: &[Message] = if follows { &[] } else { &history };
+    let rendered = prompt.render(&Input { variables: Some(&variables), history: earlier, ..Input::default() })?;
+    let mut messages = rendered.messages;
+    media.place(&mut messages);
+    if follows {
+        messages.extend(history);
+    }
+    Ok((messages, rendered.config))
+}
+
+/// What a caller gives a prompt.
+#[derive(Default)]
+struct Given {
+    /// None where nothing is said of variables.
+    variables: Option<Map<String, Value>>,
+    /// Parts of messages by the names of their variables.
+    media: Map<String, Value>,
+    /// Whether the prompt was called by its name.
+    is_named: bool,
+}
+
+fn take_given(request: &mut ChatRequest) -> Result<Option<Given>, Failure> {
     let Some(prompt) = request.extra.shift_remove(PROMPT) else { return Ok(None) };
     let wrong = |message: &str| Failure::on(Code::INVALID_VALUE, "prompt.variables", message);
-    match prompt {
-        Value::Null => Ok(None),
-        Value::Object(mut prompt) => match prompt.shift_remove("variables") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(variables)) => Ok(Some(variables)),
-            Some(_) => Err(wrong("expected an object of variables")),
-        },
-        _ => Err(wrong("expected an object with \"variables\"")),
-    }
+    let Value::Object(mut prompt) = prompt else {
+        return if prompt.is_null() { Ok(None) } else { Err(wrong("expected an object with \"variables\"")) };
+    };
+    let variables = match prompt.shift_remove("variables") {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(variables)) => Some(variables),
+        Some(_) => return Err(wrong("expected an object of variables")),
+    };
+    let media = match prompt.shift_remove("media") {
+        Some(Value::Object(media)) => media,
+        _ => Map::new(),
+    };
+    let is_named = prompt.contains_key("id");
+    Ok((variables.is_some() || is_named).then_some(Given { variables, media, is_named }))
 }
 
 /// The variables of a render, and the messages that come before it in the conversation.
@@ -120,7 +184,7 @@ fn fill(manifest: Option<&Manifest>, config: Map<String, Value>, request: ChatRe
     let Value::Object(mut fields) = serde_json::to_value(request).expect("a request is strings, maps and finite numbers") else {
         return Err(Failure::new(Code::INTERNAL, "a request is not an object"));
     };
-    let own = config.into_iter().filter(|(name, _)| PARAMETERS.contains(&name.as_str()));
+    let own = parameters(&config);
     let format = manifest.response_format.clone().map(|format| ("response_format".to_string(), format));
     let tools = (!manifest.tools.is_empty()).then(|| ("tools".to_string(), Value::from(manifest.tools.clone())));
     for (name, value) in manifest.parameters.clone().into_iter().chain(format).chain(tools).chain(own) {

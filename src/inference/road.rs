@@ -1,5 +1,6 @@
 //! Where a call may go: the targets of the name that was called, and the rules by which one is chosen and another tried.
 
+use super::called;
 use super::plan::{self, Plan};
 use super::pool::{Budget, Gate, NoPlace, Permit, Pool, Target};
 use super::verdict::Refusal;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The targets of a name.
+#[derive(Clone)]
 pub struct Road {
     /// Name of the configured route, when one was called.
     pub name: Option<String>,
@@ -190,7 +192,7 @@ impl Parts {
         }
     }
 
-    fn configured(&self, route: &RouteConfig) -> Result<Road, Failure> {
+    pub(super) fn configured(&self, route: &RouteConfig) -> Result<Road, Failure> {
         if routes::find(self.store.db.as_ref(), &route.name)?.is_some() {
             return Err(Refusal::TwoMeanings { name: route.name.clone() }.into());
         }
@@ -286,24 +288,11 @@ impl Inference {
 
     /// The road of a chat request: of the name in `model`, or of the prompt of the library that it names.
     pub(super) async fn road(&self, setup: &Arc<Setup>, request: &ChatRequest) -> Result<Arc<Road>, Failure> {
-        let Some(prompt) = request.extra.get("prompt") else { return self.road_of(setup, &request.model).await };
-        if setup.config.routes.iter().any(|route| route.name == request.model) {
-            if prompt.get("id").is_some() {
-                let message = format!("the configured route \"{}\" takes no prompt of the library", request.model);
-                return Err(Failure::on(Code::INVALID_VALUE, "prompt.id", message).with_hint("name a model, or leave prompt.id out"));
-            }
+        let Some(call) = request.extra.get("prompt").and_then(|prompt| called::Call::of(&request.model, prompt)) else {
             return self.road_of(setup, &request.model).await;
-        }
+        };
         let (parts, prompts) = (self.parts(setup), self.prompts.clone());
-        // Only what planning reads of the request.
-        let model = request.model.clone();
-        let extra = request.extra.get_key_value("prompt").map(|(name, value)| (name.clone(), value.clone())).into_iter().collect();
-        blocking(move || {
-            let named = ChatRequest { model, extra, ..ChatRequest::default() };
-            let plan = plan::for_request(&parts.store, &parts.setup, &prompts, &named)?;
-            Ok(Arc::new(parts.direct(plan)))
-        })
-        .await
+        blocking(move || Ok(Arc::new(parts.of_prompt(&prompts, &call)?))).await
     }
 
     /// The road of a name for a caller: as far as the key may call it, and told no more than it may know.

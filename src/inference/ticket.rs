@@ -347,6 +347,8 @@ impl Ticket {
         self.row.provider = plan.provider_name.clone();
         self.row.model = plan.model.clone();
         self.row.adapter = plan.adapter.map(|digest| digest.to_string());
+        self.row.prompt = plan.prompt.as_ref().map(|prompt| prompt.name.clone());
+        self.row.prompt_version = plan.prompt.as_ref().map(|prompt| prompt.version);
     }
 
     pub(super) fn first_chunk(&mut self) {
@@ -534,6 +536,7 @@ impl Ticket {
             named: self.calls.planned.as_ref().map(|plan| plan.named.clone()),
             route: row.route.clone(),
             release: row.release.clone(),
+            prompt: self.calls.planned.as_ref().and_then(|plan| plan.prompt.clone()),
             attempts: row.attempts,
             cache: row.cache.clone(),
             cascade: self.cascaded(),

@@ -69,6 +69,8 @@ fn fields(out: &mut Vec<u8>, row: &RequestRow) {
     known!(upstream_ms, overhead_ms, cached_tokens, cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd);
     let RequestRow { price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation, .. } = row;
     known!(price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation);
+    let RequestRow { prompt, prompt_version, .. } = row;
+    known!(prompt, prompt_version);
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
@@ -130,7 +132,7 @@ mod tests {
                 Value::Number(_) => json!(at),
                 Value::Bool(_) => json!(true),
                 _ if name.ends_with("_ms") => json!(at as f64 + 0.25),
-                _ if name.contains("tokens") || name.contains("micro_usd") || name == "attempts" => json!(at),
+                _ if name.contains("tokens") || name.contains("micro_usd") || name == "attempts" || name == "prompt_version" => json!(at),
                 _ => json!(format!("{name} \"\\")),
             };
         }

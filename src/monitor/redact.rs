@@ -6,7 +6,6 @@
 
 use crate::config::LogConfig;
 use crate::config::log::{DETECTORS, compile};
-use crate::store::requests::RequestRow;
 use crate::types::json;
 use crate::types::secrets::{KEY_SHAPES, cards};
 use regex::Regex;

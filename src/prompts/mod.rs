@@ -3,15 +3,22 @@
 //! [`parse`] splits and checks a file, [`validate`] refuses what would overflow the stack before it is compiled, [`render`] turns
 //! variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
 
+pub mod diff;
 pub mod helpers;
 pub mod library;
+pub mod library_error;
+pub mod lint;
 pub mod parse;
+pub mod plain;
 pub mod references;
 pub mod render;
 pub mod schema;
+pub mod sync;
 pub mod validate;
+mod walk;
 
 pub use library::Library;
+pub use library_error::LibraryError;
 pub use parse::Prompt;
 pub use render::{Input, Missing, Rendered};
 
@@ -49,16 +56,6 @@ pub enum PromptError {
         reference: String,
         /// `; did you mean …`, or empty.
         nearest: String,
-    },
-    /// A label cannot be moved as asked.
-    #[error("label \"{label}\" of prompt \"{prompt}\": {reason}")]
-    Label {
-        /// Name of the prompt.
-        prompt: String,
-        /// The label.
-        label: String,
-        /// Why not.
-        reason: &'static str,
     },
     /// The store failed.
     #[error(transparent)]
@@ -144,7 +141,6 @@ impl Coded for PromptError {
         match self {
             PromptError::Name(_) => Code::INVALID_VALUE,
             PromptError::Unknown { .. } => Code::UNKNOWN_NAME,
-            PromptError::Label { .. } => Code::CONFLICT,
             PromptError::Store(error) => error.code(),
             PromptError::At { problem, .. } | PromptError::Whole { problem, .. } => match problem {
                 Problem::Missing { .. } => Code::MISSING_FIELD,

@@ -13,27 +13,10 @@ pub use conditions::{Condition, Measure, Verdict};
 pub use gate::Gate;
 pub use manifest::Manifest;
 
-use crate::store::{Statement, StoreError};
+pub use crate::store::{Change, Commit};
+
+use crate::store::StoreError;
 use crate::types::{Code, Coded, Digest};
-use serde_json::Value;
-
-/// A change of the store and what the audit log says of it.
-#[derive(Debug, Clone)]
-pub struct Change {
-    /// Who acts.
-    pub actor: String,
-    /// `noun.verb`, such as `release.promote`.
-    pub action: String,
-    /// What it is about.
-    pub subject: String,
-    /// The numbers used.
-    pub detail: Value,
-    /// Applied all or none, in one transaction with the audit row.
-    pub statements: Vec<Statement>,
-}
-
-/// Applies a [`Change`] together with its audit row.
-pub type Commit<'a> = &'a dyn Fn(&Change) -> Result<(), StoreError>;
 
 /// What can go wrong with releases and routes.
 #[derive(Debug, thiserror::Error)]

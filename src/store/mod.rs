@@ -5,6 +5,7 @@ pub mod adapters;
 pub mod audit;
 pub mod batches;
 pub mod blobs;
+pub mod change;
 pub mod datasets;
 pub mod db;
 pub mod feedback;
@@ -26,6 +27,7 @@ pub mod sqlite;
 pub mod usage;
 
 pub use blobs::Blobs;
+pub use change::{Change, Commit};
 pub use db::{Bound, Bulk, Db, Row, Statement, StoreError, Value};
 pub use fresh::Fresh;
 

@@ -1,8 +1,9 @@
-//! Prompt versions (immutable), labels, and the log of label moves.
+//! Prompt versions (immutable), labels, the log of label moves, and what files and the library agreed on last.
 
 use super::db::{Db, Row, Statement, StoreError, Value};
 use crate::types::{Digest, ids, time};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::Value as Json;
 
 /// One immutable version of a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,6 +23,8 @@ pub struct PromptVersion {
     pub message: String,
     /// When, in milliseconds.
     pub created_at: i64,
+    /// Digest of the version that it was edited from, where somebody said.
+    pub parent: Option<Digest>,
 }
 
 /// One move of a label.
@@ -33,7 +36,8 @@ pub struct LabelMove {
     pub label: String,
     /// Where it was; `None` when new.
     pub from_version: Option<i64>,
-    /// Where it is now.
+    /// Where it is now; 0, written as `null`, when it was taken away.
+    #[serde(serialize_with = "number_or_null")]
     pub to_version: i64,
     /// Who moved it.
     pub actor: String,
@@ -41,24 +45,75 @@ pub struct LabelMove {
     pub reason: String,
     /// When, in milliseconds.
     pub moved_at: i64,
+    /// What it was.
+    pub kind: Kind,
+    /// The run that proved the version, or why the gate was set aside; `null` where nothing was to be proved.
+    pub detail: Json,
 }
 
-const VERSION: &str = "SELECT prompt, version, digest, source, author, message, created_at FROM prompt_versions";
+/// What moved a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It was pointed at a version.
+    Promote,
+    /// It went back to where it stood before.
+    Rollback,
+    /// It was taken away.
+    Remove,
+}
 
-/// Stores a source as the next version.
+impl Kind {
+    /// Every kind with its word.
+    const ALL: [(Kind, &'static str); 3] = [(Kind::Promote, "promote"), (Kind::Rollback, "rollback"), (Kind::Remove, "remove")];
+
+    /// The kind's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Promote => "promote",
+            Kind::Rollback => "rollback",
+            Kind::Remove => "remove",
+        }
+    }
+}
+
+/// What a file and the library agreed on last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SyncedFile {
+    /// Absolute path.
+    pub path: String,
+    /// Name of the prompt.
+    pub prompt: String,
+    /// Digest that both had.
+    pub digest: Digest,
+}
+
+const VERSION: &str = "SELECT prompt, version, digest, source, author, message, created_at, parent FROM prompt_versions";
+const MOVE: &str = "SELECT id, label, from_version, to_version, actor, reason, moved_at, kind, detail FROM prompt_label_moves";
+
+/// What stores a version; in a batch it is a conflict when the same content or number was stored meanwhile.
+pub fn insert(version: &PromptVersion) -> Statement {
+    Statement::new(
+        "INSERT INTO prompt_versions (prompt, version, digest, source, author, message, created_at, parent) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            Value::from(&version.prompt),
+            version.version.into(),
+            version.digest.into(),
+            Value::from(&version.source),
+            Value::from(&version.author),
+            Value::from(&version.message),
+            version.created_at.into(),
+            version.parent.into(),
+        ],
+    )
+}
+
+/// The newest version of a prompt.
 ///
 /// # Errors
-/// [`StoreError::Conflict`] when the same content or number was stored meanwhile.
-pub fn insert(db: &dyn Db, prompt: &str, source: &str, author: &str, message: &str) -> Result<PromptVersion, StoreError> {
-    let rows = db.query("SELECT MAX(version) FROM prompt_versions WHERE prompt = ?", &[prompt.into()])?;
-    let version = rows.first().map_or(0, |row| row.int(0)) + 1;
-    let (digest, created_at) = (Digest::of(source), time::now_ms());
-    db.execute(
-        "INSERT INTO prompt_versions (prompt, version, digest, source, author, message, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        &[prompt.into(), version.into(), digest.into(), source.into(), author.into(), message.into(), created_at.into()],
-    )?;
-    let (prompt, source) = (prompt.to_string(), source.to_string());
-    Ok(PromptVersion { prompt, version, digest, source, author: author.into(), message: message.into(), created_at })
+/// [`StoreError`] when the database fails.
+pub fn newest_of(db: &dyn Db, prompt: &str) -> Result<Option<PromptVersion>, StoreError> {
+    Ok(rows(db, &format!("{VERSION} WHERE prompt = ? ORDER BY version DESC LIMIT 1"), &[prompt.into()])?.pop())
 }
 
 /// All versions of a prompt, newest first.
@@ -107,23 +162,25 @@ pub fn labels(db: &dyn Db, prompt: &str) -> Result<Vec<(String, i64)>, StoreErro
     Ok(rows.iter().map(|row| (row.text(0), row.int(1))).collect())
 }
 
-/// Moves a label from where the caller saw it and logs the move, in one transaction.
-///
-/// # Errors
-/// [`StoreError::Conflict`] when the label was moved meanwhile.
-pub fn move_label(db: &dyn Db, prompt: &str, step: &LabelMove) -> Result<(), StoreError> {
-    let place = match step.from_version {
-        None => Statement::new(
-            "INSERT INTO prompt_labels (prompt, label, version) VALUES (?, ?, ?)",
-            [prompt.into(), Value::from(&step.label), step.to_version.into()],
+/// What moves a label from where the caller saw it and logs the move; in a batch it is a conflict when the label was moved meanwhile.
+pub fn move_label(prompt: &str, step: &LabelMove) -> Vec<Statement> {
+    let place = match (step.from_version, step.to_version) {
+        (Some(from), 0) => Statement::new(
+            "DELETE FROM prompt_labels WHERE prompt = ? AND label = ? AND version = ?",
+            [prompt.into(), Value::from(&step.label), from.into()],
         ),
-        Some(from) => Statement::new(
+        (None, to) => Statement::new(
+            "INSERT INTO prompt_labels (prompt, label, version) VALUES (?, ?, ?)",
+            [prompt.into(), Value::from(&step.label), to.into()],
+        ),
+        (Some(from), to) => Statement::new(
             "UPDATE prompt_labels SET version = ? WHERE prompt = ? AND label = ? AND version = ?",
-            [step.to_version.into(), prompt.into(), Value::from(&step.label), from.into()],
+            [to.into(), prompt.into(), Value::from(&step.label), from.into()],
         ),
     };
     let log = Statement::new(
-        "INSERT INTO prompt_label_moves (id, prompt, label, from_version, to_version, actor, reason, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO prompt_label_moves (id, prompt, label, from_version, to_version, actor, reason, moved_at, kind, detail)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             Value::from(&step.id),
             prompt.into(),
@@ -133,9 +190,11 @@ pub fn move_label(db: &dyn Db, prompt: &str, step: &LabelMove) -> Result<(), Sto
             Value::from(&step.actor),
             Value::from(&step.reason),
             step.moved_at.into(),
+            step.kind.word().into(),
+            Value::from(&step.detail),
         ],
     );
-    db.batch(&[place.expecting(1), log])
+    vec![place.expecting(1), log]
 }
 
 /// Moves of a prompt's labels, newest first; of one label when named.
@@ -143,27 +202,59 @@ pub fn move_label(db: &dyn Db, prompt: &str, step: &LabelMove) -> Result<(), Sto
 /// # Errors
 /// [`StoreError`] when the database fails.
 pub fn moves(db: &dyn Db, prompt: &str, label: Option<&str>) -> Result<Vec<LabelMove>, StoreError> {
-    let select = "SELECT id, label, from_version, to_version, actor, reason, moved_at FROM prompt_label_moves WHERE prompt = ?";
     let found = match label {
-        Some(label) => db.query(&format!("{select} AND label = ? ORDER BY id DESC"), &[prompt.into(), label.into()])?,
-        None => db.query(&format!("{select} ORDER BY id DESC"), &[prompt.into()])?,
+        Some(label) => db.query(&format!("{MOVE} WHERE prompt = ? AND label = ? ORDER BY id DESC"), &[prompt.into(), label.into()])?,
+        None => db.query(&format!("{MOVE} WHERE prompt = ? ORDER BY id DESC"), &[prompt.into()])?,
     };
-    let read = |row: &Row| LabelMove {
+    found.iter().map(read_move).collect()
+}
+
+fn read_move(row: &Row) -> Result<LabelMove, StoreError> {
+    let reason = row.text(5);
+    let word = row.text_or_null(7);
+    let kind = word.and_then(|word| Kind::ALL.into_iter().find(|(_, known)| *known == word).map(|(kind, _)| kind));
+    // Rows from before kinds were kept say it in their reason.
+    let kind = kind.unwrap_or(if reason.starts_with("rollback") { Kind::Rollback } else { Kind::Promote });
+    Ok(LabelMove {
         id: row.text(0),
         label: row.text(1),
         from_version: row.int_or_null(2),
         to_version: row.int(3),
         actor: row.text(4),
-        reason: row.text(5),
         moved_at: row.int(6),
-    };
-    Ok(found.iter().map(read).collect())
+        detail: if row.text_or_null(8).is_some() { row.json(8)? } else { Json::Null },
+        reason,
+        kind,
+    })
+}
+
+/// What one file and the library agreed on last.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn synced(db: &dyn Db, path: &str, prompt: &str) -> Result<Option<Digest>, StoreError> {
+    let rows = db.query("SELECT digest FROM prompt_files WHERE path = ? AND prompt = ?", &[path.into(), prompt.into()])?;
+    rows.first().map(|row| row.digest(0)).transpose()
+}
+
+/// What keeps what a file and the library agree on now.
+pub fn put_synced(file: &SyncedFile) -> Statement {
+    Statement::new(
+        "INSERT INTO prompt_files (path, prompt, digest, synced_at) VALUES (?, ?, ?, ?)
+         ON CONFLICT (path, prompt) DO UPDATE SET digest = excluded.digest, synced_at = excluded.synced_at",
+        [Value::from(&file.path), Value::from(&file.prompt), file.digest.into(), time::now_ms().into()],
+    )
 }
 
 /// A new move, timed now.
-pub fn label_move(label: &str, from_version: Option<i64>, to_version: i64, actor: &str, reason: &str) -> LabelMove {
-    let (id, label, actor, reason) = (ids::new_id("move"), label.to_string(), actor.to_string(), reason.to_string());
-    LabelMove { id, label, from_version, to_version, actor, reason, moved_at: time::now_ms() }
+pub fn label_move(label: &str, from_version: Option<i64>, to_version: i64, kind: Kind) -> LabelMove {
+    let (actor, reason, detail) = (String::new(), String::new(), Json::Null);
+    let (id, label) = (ids::new_id("move"), label.to_string());
+    LabelMove { id, label, from_version, to_version, actor, reason, moved_at: time::now_ms(), kind, detail }
+}
+
+fn number_or_null<S: Serializer>(version: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(*version).filter(|version| *version > 0).serialize(serializer)
 }
 
 fn rows(db: &dyn Db, sql: &str, params: &[Value]) -> Result<Vec<PromptVersion>, StoreError> {
@@ -171,14 +262,14 @@ fn rows(db: &dyn Db, sql: &str, params: &[Value]) -> Result<Vec<PromptVersion>, 
 }
 
 fn read(row: &Row) -> Result<PromptVersion, StoreError> {
-    let digest = row.text(2).parse().map_err(|error| StoreError::Corrupt(format!("prompt_versions.digest: {error}")))?;
     Ok(PromptVersion {
         prompt: row.text(0),
         version: row.int(1),
-        digest,
+        digest: row.digest(2)?,
         source: row.text(3),
         author: row.text(4),
         message: row.text(5),
         created_at: row.int(6),
+        parent: row.text_or_null(7).map(|_| row.digest(7)).transpose()?,
     })
 }

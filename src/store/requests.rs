@@ -80,17 +80,21 @@ pub struct RequestRow {
     pub reply_id: Option<String>,
     /// Conversation that the request belongs to, where it names one.
     pub conversation: Option<String>,
+    /// Prompt that was rendered, where one was.
+    pub prompt: Option<String>,
+    /// Number of its version.
+    pub prompt_version: Option<i64>,
 }
 
 /// Columns of [`read`], in its order.
 pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
     input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply, upstream_ms, overhead_ms, cached_tokens, \
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
-    reply_id, conversation";
+    reply_id, conversation, prompt, prompt_version";
 
 /// What stores rows, but for those whose id is there.
 pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
-    const COUNT: usize = 36;
+    const COUNT: usize = 38;
     static SQL: LazyLock<String> = LazyLock::new(|| {
         let marks = ["?"; COUNT].join(", ");
         format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
@@ -133,6 +137,8 @@ pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'
             (&row.trace_id).into(),
             (&row.reply_id).into(),
             (&row.conversation).into(),
+            (&row.prompt).into(),
+            (&row.prompt_version).into(),
         ]
     };
     Bulk { sql: SQL.as_str(), columns: COUNT, values: rows.into_iter().flat_map(values).collect() }
@@ -202,5 +208,7 @@ pub(super) fn read(row: &Row) -> RequestRow {
         trace_id: row.text_or_null(33),
         reply_id: row.text_or_null(34),
         conversation: row.text_or_null(35),
+        prompt: row.text_or_null(36),
+        prompt_version: row.int_or_null(37),
     }
 }

@@ -206,6 +206,19 @@ pub fn targets(db: &dyn Db, run: &str) -> Result<Vec<RunTarget>, StoreError> {
     db.query(sql, &[run.into()])?.iter().map(read).collect()
 }
 
+/// Finished runs of a suite with a target whose prompt has this digest, newest first.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn measuring(db: &dyn Db, suite: &str, prompt: &Digest) -> Result<Vec<(RunRecord, RunTarget)>, StoreError> {
+    let mut found = Vec::new();
+    for run in list(db, Some(suite))?.into_iter().filter(|run| run.status == FINISHED) {
+        let is_of = |target: &RunTarget| target.manifest["prompt"]["digest"] == prompt.to_string();
+        found.extend(targets(db, &run.id)?.into_iter().filter(is_of).map(|target| (run.clone(), target)));
+    }
+    Ok(found)
+}
+
 /// Outcomes of a run in the order of the split.
 ///
 /// # Errors

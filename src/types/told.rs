@@ -1,7 +1,9 @@
 //! What a caller is told about a call besides its reply: what answered, what it cost, how long Refit itself took. The gateway writes it
 //! into the `x-refit-*` headers, of whole replies, of streams (what is known at the first byte) and of errors.
 
+use super::Digest;
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// A target's names as headers carry them, written once for each road and shared by its calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +19,17 @@ impl Named {
     pub fn new(provider: &str, model: &str) -> Self {
         Named { target: format!("{provider}/{model}").into(), provider: provider.to_string().into() }
     }
+}
+
+/// A version of a prompt, as callers are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPrompt {
+    /// Name in the library.
+    pub name: String,
+    /// Number of the version.
+    pub version: i64,
+    /// Digest of its source.
+    pub digest: Digest,
 }
 
 /// What a call cost.
@@ -40,6 +53,8 @@ pub struct Told {
     pub route: Option<String>,
     /// Digest of the release that answered.
     pub release: Option<String>,
+    /// Prompt that was rendered.
+    pub prompt: Option<Arc<NamedPrompt>>,
     /// Calls made to providers; none where nobody was asked.
     pub attempts: Option<u64>,
     /// What the cache said; none where it is off.

@@ -285,6 +285,9 @@ fn good(path: &str) -> Option<Value> {
         "/v1/batches" => json!({"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}),
         "/v1/feedback" => json!({"target": {"request_id": "req_none"}, "name": "n", "value": 1}),
         "/admin/v1/keys" => json!({"name": "n"}),
+        "/v1/prompts" => json!({"name": "q", "source": "x"}),
+        "/v1/prompts/{name}/labels/{label}" => json!({"version": 1}),
+        "/v1/prompts/{name}/render" | "/v1/prompts/{name}/completions" => json!({"variables": {}}),
         _ => return None,
     })
 }
@@ -294,6 +297,8 @@ fn good(path: &str) -> Option<Value> {
 fn numbers_that_no_field_can_hold_are_refused_by_the_fields_name_everywhere() {
     let refit = Refit::new();
     let key = refit.run(&["key", "create", "a", "--role", "admin"]).expect(0).stdout.trim().to_string();
+    refit.write("p.prompt", "---\nmodel: mock/echo\n---\nx");
+    refit.run(&["prompt", "publish", "p.prompt"]).expect(0);
     let server = refit.serve(&[]);
     let document = server.get("/openapi.json", None).json();
     let (mut tried, mut fields) = (0, Vec::new());
@@ -312,7 +317,8 @@ fn numbers_that_no_field_can_hold_are_refused_by_the_fields_name_everywhere() {
                 let mut body = good.clone();
                 body[&number.field] = json!("@");
                 let body = body.to_string().replace("\"@\"", &text);
-                let reply = server.post_bytes(&number.path, Some(&key), body.as_bytes());
+                let filled = number.path.replace("{name}", "p").replace("{label}", "l");
+                let reply = server.post_bytes(&filled, Some(&key), body.as_bytes());
                 let case = format!("{path} {}: {text}: {reply:?}", number.field);
                 assert!((400..500).contains(&reply.status), "{case}");
                 let error = &reply.json()["error"];
@@ -330,7 +336,8 @@ fn numbers_that_no_field_can_hold_are_refused_by_the_fields_name_everywhere() {
 #[test]
 fn numbers_that_no_query_can_hold_are_refused_by_the_fields_name() {
     let refit = Refit::new();
-    let (key, server) = (refit.key(), refit.serve(&[]));
+    let key = refit.run(&["key", "create", "v", "--role", "viewer"]).expect(0).stdout.trim().to_string();
+    let server = refit.serve(&[]);
     let document = server.get("/openapi.json", None).json();
     let mut tried = 0;
     for (path, methods) in document["paths"].as_object().expect("paths") {

@@ -468,7 +468,9 @@ fn a_prompts_variables_are_texts_and_images() {
     let reply = ask(text.clone(), image.clone());
     assert_eq!((reply.status, &reply.json()["output"][0]["content"][0]["text"]), (200, &json!("What is this? ")), "{reply:?}");
     let refused = |what: &Value, picture: Value| error(&ask(what.clone(), picture)).2.unwrap_or_default();
-    assert_eq!(refused(&text, json!({"type": "input_file", "file_id": "f"})), "prompt.variables.picture");
+    assert_eq!(ask(text.clone(), json!({"type": "input_file", "file_id": "f"})).status, 200, "files are parts, too");
+    assert_eq!(refused(&text, json!({"type": "input_file", "file_url": "https://x/y"})), "prompt.variables.picture.file_url");
+    assert_eq!(refused(&text, json!({"type": "input_file"})), "prompt.variables.picture.file_data");
     assert_eq!(refused(&text, json!({"type": "input_image", "file_id": "f"})), "prompt.variables.picture.image_url");
     assert_eq!(refused(&json!({"type": "input_text"}), image), "prompt.variables.what.text");
 }

@@ -41,6 +41,9 @@ mod observability;
 mod origins;
 mod places;
 mod prices;
+mod prompt_calls;
+mod prompt_lint;
+mod prompt_registry;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]

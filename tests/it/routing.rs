@@ -292,10 +292,16 @@ fn callers_of_every_protocol_fall_over() {
 }
 
 #[test]
-fn a_prompt_of_the_library_does_not_go_to_a_configured_route() {
-    let (_a, _b, up) = two("[routes.r]\ntargets = [\"a/m\"]\n");
-    let got = up.server.post(CHAT, Some(&up.key), &body("r", json!({"prompt": {"id": "p"}})));
-    assert_eq!((got.status, &got.json()["error"]["param"]), (400, &json!("prompt.id")), "{got:?}");
+fn a_prompt_of_the_library_goes_to_a_configured_route_like_any_request() {
+    let (a, b, up) = two("[routes.r]\ntargets = [\"a/m\"]\nfallbacks = [\"b/m\"]\n");
+    up.refit.write("p.prompt", "{{role \"system\"}}Rhyme.{{role \"user\"}}Say {{what}}");
+    up.refit.run(&["prompt", "publish", "p.prompt"]).expect(0);
+    let prompt = json!({"prompt": {"id": "p", "variables": {"what": "hi"}}, "messages": []});
+    let got = up.server.post(CHAT, Some(&up.key), &body("r", prompt));
+    assert_eq!((got.status, got.header("x-refit-route"), got.header("x-refit-prompt")), (200, Some("r"), Some("p@1")), "{got:?}");
+    assert_eq!(a.calls() + b.calls(), 1);
+    let got = up.server.post(CHAT, Some(&up.key), &body("r", json!({"prompt": {"id": "q"}})));
+    assert_eq!((got.status, &got.json()["error"]["param"]), (404, &json!("prompt.id")), "{got:?}");
 }
 
 #[test]

@@ -228,6 +228,22 @@ fn a_request_that_is_sent_on_as_written_has_its_parameters_in_the_span() {
 }
 
 #[test]
+fn a_prompt_that_is_called_by_its_name_is_named_in_the_span() {
+    let collector = Collector::new();
+    let refit = quick(before(vec![counted("chatcmpl-9")], &collector.config("")));
+    refit.write("greet.prompt", "Say {{what}}");
+    refit.run(&["prompt", "publish", "greet.prompt"]).expect(0);
+    let (key, server) = (refit.key(), refit.serve(&[]));
+    ask(&server, &key, &sampled(), &body(json!({"prompt": {"id": "greet", "variables": {"what": "hi"}}, "messages": []})));
+    let of_call = attributes(&collector.wait(2)[1].attributes);
+    assert_eq!(
+        (of_call.get("gen_ai.prompt.name"), of_call.get("refit.prompt.version")),
+        (Some(&json!("greet")), Some(&json!(1))),
+        "{of_call:?}"
+    );
+}
+
+#[test]
 fn resource_scope_and_headers_are_as_configured_and_the_secret_stays_secret() {
     let collector = Collector::new();
     let more = "headers = { x-token = { env = \"OTLP_TOKEN\" } }\nservice_name = \"gateway-7\"";

@@ -2,8 +2,8 @@
 
 use super::Story;
 use super::example::Example;
+use crate::access::audit::commit;
 use crate::app::App;
-use crate::cli::release::commit;
 use crate::cli::{Context, output, tune};
 use crate::datasets::{Datasets, Plan, check};
 use crate::evals::compare::{Difference, difference};
@@ -13,7 +13,7 @@ use crate::evals::{Report, Runner, Suite, prepare};
 use crate::jobs::tune::{TuneResult, enqueue};
 use crate::models::pull::{Wanted, pull};
 use crate::prompts::Library;
-use crate::prompts::library::Note;
+use crate::prompts::library::By;
 use crate::releases::create::{self, Authorship};
 use crate::releases::route::{self, Expected, Promotion, Stage};
 use crate::releases::{Gate, Manifest, ReleaseError};
@@ -203,7 +203,8 @@ impl<'a> Demo<'a> {
         for (name, path) in &self.example.prompts {
             let source = std::fs::read_to_string(path)
                 .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read {}: {error}", path.display())))?;
-            library.publish(name, &source, Note { author: &self.context.actor(), message: "refit demo" })?;
+            let by = By { author: &self.context.actor(), message: "refit demo", commit: &commit(&self.app.store) };
+            library.publish(name, &source, by)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ pub mod usage;
 use super::Gateway;
 use super::body;
 use crate::access::limits::LimitChanges;
-use crate::types::blocking::blocking;
+pub(in crate::gateway) use crate::types::blocking::blocking;
 use crate::types::ids::is_safe_name;
 use crate::types::money::MicroUsd;
 use crate::types::{Code, Failure};
@@ -19,11 +19,11 @@ use axum::extract::rejection::PathRejection;
 use serde_json::{Map, Value};
 
 /// Fields of a body, read one by one; what nobody read is unknown.
-struct Fields(Map<String, Value>);
+pub(in crate::gateway) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Reads the body of a request.
-    async fn of(gateway: &Gateway, request: Request) -> Result<Self, Failure> {
+    pub(in crate::gateway) async fn of(gateway: &Gateway, request: Request) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
         let most = gateway.app.config().server.max_body_bytes;
         match body::read_json(&parts.headers, body, most).await? {
@@ -32,23 +32,37 @@ impl Fields {
         }
     }
 
-    fn take(&mut self, name: &str) -> Option<Value> {
+    pub(in crate::gateway) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.shift_remove(name)
     }
 
     /// A text that has to be there.
-    fn needed(&mut self, name: &str) -> Result<String, Failure> {
+    pub(in crate::gateway) fn needed(&mut self, name: &str) -> Result<String, Failure> {
         let missing = || Failure::on(Code::MISSING_FIELD, name, format!("{name} is missing"));
         self.text(name)?.ok_or_else(missing)
     }
 
     /// A text.
-    fn text(&mut self, name: &str) -> Result<Option<String>, Failure> {
+    pub(in crate::gateway) fn text(&mut self, name: &str) -> Result<Option<String>, Failure> {
         match self.take(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(wrong(name, "a text")),
         }
+    }
+
+    /// True or false; false where nothing is said.
+    pub(in crate::gateway) fn switch(&mut self, name: &str) -> Result<bool, Failure> {
+        match self.take(name) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(on)) => Ok(on),
+            Some(_) => Err(wrong(name, "true or false")),
+        }
+    }
+
+    /// All fields that are left.
+    pub(in crate::gateway) fn rest(self) -> Map<String, Value> {
+        self.0
     }
 
     /// A whole number; null takes it away.
@@ -79,7 +93,7 @@ impl Fields {
     }
 
     /// Refuses what nobody read.
-    fn finish(self) -> Result<(), Failure> {
+    pub(in crate::gateway) fn finish(self) -> Result<(), Failure> {
         let Some(name) = self.0.keys().next() else { return Ok(()) };
         let name: String = name.chars().take(64).collect();
         Err(Failure::on(Code::INVALID_VALUE, name.clone(), format!("{name:?} is no field of this request")))
@@ -90,12 +104,12 @@ fn money(text: &str) -> Result<MicroUsd, Failure> {
     MicroUsd::parse(text).ok_or_else(|| wrong("budget_usd", "dollars such as \"25.00\", with at most six places"))
 }
 
-fn wrong(name: &str, expected: &str) -> Failure {
+pub(in crate::gateway) fn wrong(name: &str, expected: &str) -> Failure {
     Failure::on(Code::INVALID_VALUE, name, format!("{name}: expected {expected}"))
 }
 
 /// The id of a path; what cannot be one names nothing.
-fn id_of(id: Result<Path<String>, PathRejection>, what: &str) -> Result<String, Failure> {
+pub(in crate::gateway) fn id_of(id: Result<Path<String>, PathRejection>, what: &str) -> Result<String, Failure> {
     let id = id.ok().map(|Path(id)| id).filter(|id| is_safe_name(id));
     id.ok_or_else(|| Failure::new(Code::UNKNOWN_NAME, format!("no {what} has such an id")))
 }

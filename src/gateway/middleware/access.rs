@@ -1,6 +1,6 @@
 //! Who may pass. The rule comes from the route table; a matched path without a rule is refused. One caller is resolved from
 //! whichever header the key came in, before any rule is looked at; two different keys are refused. An empty value is no key: SDKs
-//! send the header of a key that was not set.
+//! send the header of a key that was not set. With Basic authentication the password is the key, whatever the name says.
 
 use crate::access::meter::Moment;
 use crate::access::{Bounds, Caller, Role};
@@ -13,10 +13,15 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 
 const KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+/// Where Portkey's clients put their key; looked at where no other header has one.
+const PORTKEY_HEADER: HeaderName = HeaderName::from_static("x-portkey-api-key");
 
 const LEFT_REQUESTS: [&str; 3] = ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
 const LEFT_TOKENS: [&str; 3] = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
@@ -32,7 +37,7 @@ pub async fn check(State(gateway): State<Gateway>, mut request: Request, next: N
         Some(Access::Key(role)) => role,
         None => return Err(Failure::new(Code::FORBIDDEN, "this path has no access rule").into()),
     };
-    let caller = permitted(&gateway, presented_key(request.headers())?, least).await?;
+    let caller = permitted(&gateway, &presented_key(request.headers())?, least).await?;
     let limits = Left::of(&caller);
     request.extensions_mut().insert(caller);
     Ok(limits.told(next.run(request).await))
@@ -93,7 +98,7 @@ fn duration(ms: u64) -> String {
 /// # Errors
 /// [`Code::MISSING_KEY`], [`Code::INVALID_KEY`], [`Code::FORBIDDEN`]; [`Code::INVALID_REQUEST`] for two different keys.
 pub async fn caller(gateway: &Gateway, headers: &HeaderMap, least: Role) -> Result<Caller, Failure> {
-    permitted(gateway, presented_key(headers)?, least).await
+    permitted(gateway, &presented_key(headers)?, least).await
 }
 
 async fn permitted(gateway: &Gateway, key: &str, least: Role) -> Result<Caller, Failure> {
@@ -108,7 +113,7 @@ async fn permitted(gateway: &Gateway, key: &str, least: Role) -> Result<Caller, 
 /// Who asks, on a route that is open to everybody but tells some more; none when no key was sent.
 pub async fn known_caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
     match presented_key(headers) {
-        Ok(key) => Ok(Some(resolve(gateway, key).await?)),
+        Ok(key) => Ok(Some(resolve(gateway, &key).await?)),
         Err(failure) if failure.code() == Code::MISSING_KEY => Ok(None),
         Err(failure) => Err(failure.into()),
     }
@@ -125,22 +130,28 @@ async fn resolve(gateway: &Gateway, key: &str) -> Result<Caller, Failure> {
 }
 
 /// The one key that the headers present, in any of their forms.
-fn presented_key(headers: &HeaderMap) -> Result<&str, Failure> {
+fn presented_key(headers: &HeaderMap) -> Result<Cow<'_, str>, Failure> {
     let not_bearer = || Failure::on(Code::INVALID_KEY, "authorization", "the Authorization header is not \"Bearer KEY\"");
-    let bearer = headers.get_all(header::AUTHORIZATION).iter().map(|value| {
+    let authorization = headers.get_all(header::AUTHORIZATION).iter().map(|value| {
         let text = value.to_str().unwrap_or("").trim();
         let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
-        if scheme.eq_ignore_ascii_case("bearer") || text.is_empty() { Ok(key.trim()) } else { Err(not_bearer()) }
+        if scheme.eq_ignore_ascii_case("bearer") || text.is_empty() {
+            return Ok(Cow::Borrowed(key.trim()));
+        }
+        let password = if scheme.eq_ignore_ascii_case("basic") { basic_password(key.trim()) } else { None };
+        password.map(Cow::Owned).ok_or_else(not_bearer)
     });
     // What is no text is a key that nobody has.
-    let others = KEY_HEADERS.into_iter().flat_map(|name| headers.get_all(name)).map(|value| Ok(value.to_str().unwrap_or("?").trim()));
+    let others =
+        KEY_HEADERS.into_iter().flat_map(|name| headers.get_all(name)).map(|value| Ok(Cow::Borrowed(value.to_str().unwrap_or("?").trim())));
     let mut found = None;
-    for key in bearer.chain(others) {
-        let key = key?;
-        if !key.is_empty() && found.replace(key).is_some_and(|before| before != key) {
+    for key in authorization.chain(others) {
+        let key: Cow<'_, str> = key?;
+        if !key.is_empty() && found.replace(key.clone()).is_some_and(|before| before != key) {
             return Err(Failure::on(Code::INVALID_REQUEST, "authorization", "two different API keys were sent; send one"));
         }
     }
+    let found = found.or_else(|| headers.get(PORTKEY_HEADER).and_then(|value| value.to_str().ok()).map(|key| Cow::Borrowed(key.trim())));
     match found {
         Some(key) => Ok(key),
         None if headers.contains_key(header::AUTHORIZATION) => Err(not_bearer()),
@@ -151,13 +162,19 @@ fn presented_key(headers: &HeaderMap) -> Result<&str, Failure> {
     }
 }
 
+/// The password of Basic authentication (RFC 7617), which is the key.
+fn basic_password(encoded: &str) -> Option<String> {
+    let text = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    text.split_once(':').map(|(_, password)| password.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn presented(headers: &[(&'static str, &'static str)]) -> Result<String, &'static str> {
         let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a header value")));
-        presented_key(&headers.collect::<HeaderMap>()).map(str::to_string).map_err(|failure| failure.code().name)
+        presented_key(&headers.collect::<HeaderMap>()).map(Cow::into_owned).map_err(|failure| failure.code().name)
     }
 
     #[test]
@@ -168,6 +185,10 @@ mod tests {
         assert_eq!(presented(&[("api-key", "k1"), ("x-api-key", "k2")]), Err("invalid_request"));
         assert_eq!(presented(&[("authorization", "Basic k1")]), Err("invalid_api_key"));
         assert_eq!(presented(&[]), Err("missing_api_key"));
+        // `pk:k1`
+        assert_eq!(presented(&[("authorization", "Basic cGs6azE=")]).as_deref(), Ok("k1"));
+        assert_eq!(presented(&[("authorization", "Basic cGs6azE="), ("x-api-key", "k2")]), Err("invalid_request"));
+        assert_eq!(presented(&[("x-portkey-api-key", "k1")]).as_deref(), Ok("k1"));
     }
 
     #[test]

@@ -1,20 +1,22 @@
 //! `POST /v1/chat/completions`, plain and streamed.
 
-use super::check;
+use super::{check, prompt};
 use crate::gateway::Gateway;
-use crate::gateway::answer::tell;
+use crate::gateway::answer::{self, tell};
 use crate::gateway::body::Json;
 use crate::gateway::entry::{CHAT, Entry};
 use crate::gateway::error::ApiError;
 use crate::gateway::sse::{self, Encode, data, forwarded};
-use crate::inference::{AnswerStream, Passed};
+use crate::inference::{Answer, AnswerStream, Ask, Passed};
 use crate::providers::{Piece, Protocol};
 use crate::types::Failure;
+use crate::types::chat::ChatRequest;
 use crate::types::plain::PlainChat;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 
 /// The handler.
 pub async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
@@ -37,12 +39,31 @@ pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiErro
 
 /// Answers a request that has to be read.
 async fn read(entry: Entry) -> Result<Response, ApiError> {
-    let (gateway, ask, chat) = entry.read(|fields, _| check::chat(fields)).await?;
+    let checked = entry.read(|fields, _| Ok((prompt::is_litellm(&fields), check::chat(fields)?)));
+    let (gateway, ask, (is_litellm, chat)) = checked.await?;
+    let answered = if prompt::is_called(&chat.extra) { called(&gateway, ask, chat).await } else { read_chat(&gateway, ask, chat).await };
+    answered.map_err(|ApiError(failure)| if is_litellm { prompt::litellm_names().told(failure) } else { failure }.into())
+}
+
+async fn read_chat(gateway: &Gateway, ask: Ask, chat: ChatRequest) -> Result<Response, ApiError> {
     if chat.stream.unwrap_or(false) {
         let encoder = Chunks { wants_usage: chat.wants_usage() };
-        return sse::open(&gateway, ask, chat, encoder).await;
+        return sse::open(gateway, ask, chat, encoder).await;
     }
     Ok(written(gateway.app.inference.pass(ask, chat).await?))
+}
+
+/// Answers a request that calls a prompt by its name; a whole reply says which version was rendered, a stream in its header.
+pub(in crate::gateway) async fn called(gateway: &Gateway, ask: Ask, chat: ChatRequest) -> Result<Response, ApiError> {
+    let encoder = Chunks { wants_usage: chat.wants_usage() };
+    let whole = |answer: Answer| {
+        let mut reply = answer.response;
+        if let Some(prompt) = &answer.prompt {
+            reply.extra.insert("prompt".into(), prompt::echoed(prompt));
+        }
+        json!(reply)
+    };
+    answer::chat(gateway, ask, chat, whole, encoder).await
 }
 
 async fn stream_plain(entry: Entry, plain: PlainChat) -> Result<Response, ApiError> {

@@ -2,6 +2,7 @@
 //! field at fault named as a path. Fields that are not in the table travel on as they are.
 
 use super::names::Names;
+use super::prompt;
 use crate::types::chat::ChatRequest;
 use crate::types::embeddings::EmbeddingRequest;
 use crate::types::{Code, Failure};
@@ -58,6 +59,16 @@ const MAX_MODEL_BYTES: usize = 256;
 /// # Errors
 /// [`Code::MISSING_FIELD`] or [`Code::INVALID_VALUE`] with the field's path.
 pub fn chat(mut fields: Map<String, Value>) -> Result<ChatRequest, Failure> {
+    let is_litellm = prompt::is_litellm(&fields);
+    let read = prompt::read(&mut fields).and_then(|()| read_chat(fields));
+    read.map_err(|failure| if is_litellm { prompt::litellm_names().told(failure) } else { failure })
+}
+
+/// As [`chat`], where what is said of a prompt was read already.
+///
+/// # Errors
+/// As [`chat`].
+pub fn read_chat(mut fields: Map<String, Value>) -> Result<ChatRequest, Failure> {
     fields.retain(|_, value| !value.is_null());
     model(&fields)?;
     messages(&fields)?;
@@ -113,7 +124,7 @@ pub fn completion(mut fields: Map<String, Value>) -> Result<Completion, Failure>
     }
     let echo = (echo == Some(Value::Bool(true))).then(|| prompt.clone());
     fields.insert("messages".into(), serde_json::json!([{"role": "user", "content": prompt}]));
-    let chat = chat(fields).map_err(|failure| completion_names().told(failure))?;
+    let chat = read_chat(fields).map_err(|failure| completion_names().told(failure))?;
     Ok(Completion { chat, echo })
 }
 

@@ -10,6 +10,7 @@ pub mod files;
 pub mod models;
 pub mod moderations;
 pub mod names;
+pub mod prompt;
 pub mod responses;
 
 use crate::types::blocking::blocking;

@@ -75,6 +75,10 @@ names! {
     REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens";
     /// Conversation.
     CONVERSATION = "gen_ai.conversation.id";
+    /// Prompt that was rendered.
+    PROMPT = "gen_ai.prompt.name";
+    /// Number of its version.
+    PROMPT_VERSION = "refit.prompt.version";
     /// Messages, where content is exported.
     INPUT_MESSAGES = "gen_ai.input.messages";
     /// Replies, where content is exported.
@@ -160,6 +164,7 @@ pub fn endpoint(word: &str) -> Endpoint {
         "messages.count_tokens" => (Some("/v1/messages/count_tokens"), "count_tokens"),
         "completions" => (Some("/v1/completions"), "text_completion"),
         "embeddings" => (Some("/v1/embeddings"), "embeddings"),
+        "prompts.completions" => (Some("/v1/prompts/{name}/completions"), "chat"),
         _ => (None, "chat"),
     };
     Endpoint { path, operation }

@@ -209,6 +209,8 @@ impl Frame<'_> {
             attributes.put(names::STREAM, Any::BoolValue(true));
         }
         attributes.text(names::CONVERSATION, row.conversation.as_deref());
+        attributes.text(names::PROMPT, row.prompt.as_deref());
+        attributes.whole(names::PROMPT_VERSION, row.prompt_version);
         attributes.text(names::RESPONSE_ID, row.reply_id.as_deref());
         attributes.texts(names::FINISH_REASONS, &row.finish_reason.iter().cloned().collect::<Vec<_>>());
         attributes.count(names::INPUT_TOKENS, row.input_tokens);

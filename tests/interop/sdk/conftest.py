@@ -27,10 +27,19 @@ MODELS = {
 CAPABLE = ["openai", "azure", "anthropic", "gemini", "row"]
 
 
+PROMPTS = {
+    "greet": "---\nmodel: mock/echo\ninput:\n  schema:\n    who: string\n---\nHello {{who}}!\n",
+    "chat": '---\nmodel: mock/echo\n---\n{{role "system"}}Be {{tone}}.\n{{history}}{{role "user"}}{{question}}',
+    "look": "---\nmodel: mock/echo\n---\nCompare {{what}}: {{media url=picture}}{{document}}",
+}
+
+
 @dataclass
 class Refit:
     url: str
     key: str
+    # A key that may also read prompts.
+    reader: str
     vendors: Vendors
 
 
@@ -62,11 +71,13 @@ def refit():
         run = lambda *arguments: subprocess.run([*base, *arguments], check=True, capture_output=True, text=True, env=environment).stdout
         run("model", "pull", model, "--name", MODEL)
         run("model", "pull", embedder_folder(directory), "--name", EMBEDDER)
-        prompt = os.path.join(directory, "greet.prompt")
-        with open(prompt, "w") as file:
-            file.write("---\nmodel: mock/echo\ninput:\n  schema:\n    who: string\n---\nHello {{who}}!\n")
-        run("prompt", "publish", prompt)
-        key = json.loads(run("key", "create", "sdk", "--json"))["key"]
+        for name, text in PROMPTS.items():
+            prompt = os.path.join(directory, f"{name}.prompt")
+            with open(prompt, "w") as file:
+                file.write(text)
+            run("prompt", "publish", prompt)
+        run("prompt", "promote", "greet@1", "production")
+        key, reader = (json.loads(run("key", "create", role, "--role", role, "--json"))["key"] for role in ("app", "viewer"))
         server = subprocess.Popen([*base, "serve"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         url = None
         for line in server.stdout:
@@ -75,7 +86,7 @@ def refit():
                 break
         assert url, "refit did not start"
         try:
-            yield Refit(url, key, vendors)
+            yield Refit(url, key, reader, vendors)
         finally:
             server.terminate()
             server.wait(30)

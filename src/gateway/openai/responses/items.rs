@@ -188,7 +188,11 @@ fn content(content: Value, path: &str) -> Result<Value, Failure> {
     }
 }
 
-fn part(part: Value, path: &str) -> Result<Value, Failure> {
+/// A part in the shape of chat completions. `path` is its own.
+///
+/// # Errors
+/// [`Code::MISSING_FIELD`], [`Code::INVALID_VALUE`] or [`Code::UNSUPPORTED`] with the field's path.
+pub fn part(part: Value, path: &str) -> Result<Value, Failure> {
     let text = |field: &str| match part.get(field) {
         Some(Value::String(text)) => Ok(text),
         None | Some(Value::Null) => Err(missing(&format!("{path}.{field}"), "a text is needed")),
@@ -226,7 +230,7 @@ fn part(part: Value, path: &str) -> Result<Value, Failure> {
 }
 
 /// The URL of an image.
-pub(super) fn image<'a>(part: &'a Value, path: &str) -> Result<&'a str, Failure> {
+fn image<'a>(part: &'a Value, path: &str) -> Result<&'a str, Failure> {
     part.get("image_url").and_then(Value::as_str).ok_or_else(|| {
         let field = format!("{path}.image_url");
         let message = format!("{field}: an image is sent as a URL; files by id are not known here");

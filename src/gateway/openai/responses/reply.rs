@@ -4,6 +4,7 @@ use super::seal;
 use crate::types::chat::{ChatResponse, Choice, Usage};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
+use crate::types::told::NamedPrompt;
 use serde_json::{Map, Value, json};
 
 /// Fields that a response repeats from its request, with their values where the request had none.
@@ -84,6 +85,13 @@ impl Frame {
         }
         object.insert("usage".into(), usage.map_or(Value::Null, self::usage));
         object.into()
+    }
+
+    /// Says which version of the prompt was rendered.
+    pub(super) fn rendered(&mut self, prompt: Option<&NamedPrompt>) {
+        if let (Some(prompt), Some(echoed)) = (prompt, self.echoed.get_mut("prompt").filter(|echoed| echoed.is_object())) {
+            echoed["version"] = prompt.version.to_string().into();
+        }
     }
 
     /// The response object of a whole answer.

@@ -1,6 +1,6 @@
 //! A responses request read as a chat request. What chat completions cannot do is refused by name.
 
-use super::items::{self, Turns};
+use super::items::Turns;
 use crate::gateway::openai::check;
 use crate::gateway::openai::names::Names;
 use crate::types::chat::ChatRequest;
@@ -95,7 +95,7 @@ pub(super) fn to_chat(mut fields: Fields) -> Result<Read, Failure> {
     tools(&mut fields, &mut chat, &mut turns.names)?;
     chat.extend(fields);
     let names = turns.names;
-    let chat = check::chat(chat).map_err(|failure| names.told(failure))?;
+    let chat = check::read_chat(chat).map_err(|failure| names.told(failure))?;
     Ok(Read { chat, echoed, names })
 }
 
@@ -129,28 +129,10 @@ fn input(fields: &mut Fields, has_prompt: bool, turns: &mut Turns) -> Result<(),
 /// A prompt by name: without `model` the name is what is called, a route or a prompt of the library.
 fn prompt(chat: &mut Fields) -> Result<(), Failure> {
     let Some(prompt) = chat.get("prompt") else { return Ok(()) };
-    let Some(Value::String(id)) = prompt.get("id").cloned() else {
+    if prompt.get("id").is_none_or(Value::is_null) {
         return Err(missing("prompt.id", "the name of a route or of a prompt is needed"));
-    };
-    chat.entry("model").or_insert(id.into());
-    let variables = chat.get_mut("prompt").and_then(|prompt| prompt.get_mut("variables")).and_then(Value::as_object_mut);
-    for (name, variable) in variables.into_iter().flatten() {
-        let field = format!("prompt.variables.{name}");
-        match variable.get("type").and_then(Value::as_str) {
-            Some("input_text") => match variable["text"].take() {
-                text @ Value::String(_) => *variable = text,
-                _ => return Err(missing(&format!("{field}.text"), "a text is needed")),
-            },
-            // `{{media url=NAME}}` shows it where the prompt wants it.
-            Some("input_image") => *variable = items::image(variable, &field)?.into(),
-            Some("input_file") => {
-                let message = format!("{field}: texts and images are taken; a prompt cannot show files yet");
-                return Err(Failure::on(Code::UNSUPPORTED, field, message).with_hint("send the file in input"));
-            }
-            _ => {}
-        }
     }
-    Ok(())
+    crate::gateway::openai::prompt::read(chat)
 }
 
 fn text(text: Option<Value>, chat: &mut Fields) -> Result<(), Failure> {

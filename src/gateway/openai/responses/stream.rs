@@ -304,6 +304,7 @@ impl Encode for Events {
             self.finish_item(at, &mut out);
         }
         let output = self.items.iter().filter_map(|item| item.ended.clone()).collect();
+        self.frame.rendered(stream.told.prompt.as_deref());
         let response = self.frame.ended(&self.model, self.finish.as_deref().unwrap_or("stop"), output, stream.usage());
         let event = if response["status"] == "incomplete" { "response.incomplete" } else { "response.completed" };
         out.push_str(&self.write(event, json!({"response": response})));
