@@ -67,10 +67,10 @@ fn imports(path: &str, text: &str) -> Vec<String> {
     rooms_named(path, text).into_iter().filter_map(complain).collect()
 }
 
-/// `engine` is named only by itself, `tuning` and `providers/local.rs`.
+/// `engine` is named only by itself, `tuning` and `providers/local.rs` with its parts.
 fn engine_is_private(path: &str, text: &str) -> Vec<String> {
     let room = room_of(path);
-    if ["engine", "tuning", "lib.rs"].contains(&room.as_str()) || path == "providers/local.rs" {
+    if ["engine", "tuning", "lib.rs"].contains(&room.as_str()) || path == "providers/local.rs" || path.starts_with("providers/local/") {
         return Vec::new();
     }
     let named = rooms_named(path, text).into_iter().filter(|(_, named)| named == "engine");
@@ -326,6 +326,8 @@ fn rule_engine_is_private_catches_other_rooms() {
     assert_eq!(engine_is_private("app.rs", "use crate::{engine, config};\n").len(), 1);
     assert_eq!(engine_is_private("providers/mock.rs", "use crate::engine;\n").len(), 1);
     assert!(engine_is_private("providers/local.rs", "use crate::engine;\n").is_empty());
+    assert!(engine_is_private("providers/local/embed.rs", "use crate::engine;\n").is_empty());
+    assert!(!engine_is_private("providers/locale.rs", "use crate::engine;\n").is_empty());
 }
 
 #[test]

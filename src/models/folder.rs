@@ -73,7 +73,7 @@ impl Folder {
 
     /// Digest of the list: the model's name among all models.
     pub fn digest(&self) -> Digest {
-        Digest::of(&self.bytes())
+        Digest::of(self.bytes())
     }
 
     /// The list that a blob holds; none where the blob is something else, or not there.

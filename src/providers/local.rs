@@ -12,6 +12,7 @@ use crate::engine::sequence::{Event, Finish, Generate};
 use crate::engine::{Adapter, Embedder, Encoder, Engine, EngineError, Model};
 use crate::models::{Files, open};
 use crate::store::{Store, adapters, models};
+use crate::types::blocking::blocking;
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
 use crate::types::embeddings::EmbeddingResponse;
 use crate::types::ids::new_id;
@@ -66,11 +67,6 @@ impl<T: Send + Sync + 'static> Loaded<T> {
         let loaded = cell.get_or_try_init(|| async { blocking(load).await.map(Arc::new) }).await?;
         Ok(loaded.clone())
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the loader stopped: {error}"))))
 }
 
 impl Local {
