@@ -196,7 +196,8 @@ fn a_folder_that_is_no_model_is_refused_and_nothing_is_stored() {
     let refit = Refit::new();
     let header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let weights = |bytes: usize| [&(header.len() as u64).to_le_bytes()[..], header, &vec![0u8; bytes][..]].concat();
-    let cases: [(&str, Vec<(&str, Vec<u8>)>, &str); 6] = [
+    type Files = Vec<(&'static str, Vec<u8>)>;
+    let cases: [(&str, Files, &str); 6] = [
         ("empty", vec![], "this one has none"),
         ("tokenless", vec![("config.json", b"{}".to_vec())], "tokenizer.json"),
         ("weightless", vec![("config.json", b"{}".to_vec()), ("tokenizer.json", b"{}".to_vec())], "no .safetensors weights"),
