@@ -1,14 +1,16 @@
 //! Prompts: named templates in the dotprompt format (YAML front matter, Handlebars body), kept as immutable numbered versions.
 //!
-//! [`parse`] splits and checks a file, [`validate`] refuses what would overflow the stack before it is compiled, [`render`] turns
-//! variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
+//! [`parse`] splits and checks a file ([`front`]: its front matter, [`template`]: its body), [`validate`] bounds what a body may draw in,
+//! [`render`] turns variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
 
+pub mod front;
 pub mod helpers;
 pub mod library;
 pub mod parse;
 pub mod references;
 pub mod render;
 pub mod schema;
+pub mod template;
 pub mod validate;
 
 pub use library::Library;
@@ -22,12 +24,14 @@ use crate::types::{Code, Coded};
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// A problem at a line of the prompt's file.
-    #[error("prompt \"{prompt}\", line {line}: {problem}")]
+    #[error("prompt \"{prompt}\", line {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
     At {
-        /// Name of the prompt.
+        /// Name of the prompt, or of the partial in whose text the problem is.
         prompt: String,
         /// Line in the file, from 1.
         line: usize,
+        /// Character in the line, from 1.
+        column: Option<usize>,
         /// What is wrong.
         problem: Problem,
     },
@@ -122,7 +126,11 @@ pub enum Problem {
 
 impl Problem {
     fn at(self, prompt: &str, line: usize) -> PromptError {
-        PromptError::At { prompt: prompt.to_string(), line, problem: self }
+        PromptError::At { prompt: prompt.to_string(), line, column: None, problem: self }
+    }
+
+    fn at_place(self, prompt: &str, place: template::tree::Place) -> PromptError {
+        PromptError::At { prompt: prompt.to_string(), line: place.line, column: Some(place.column), problem: self }
     }
 
     fn of(self, prompt: &str) -> PromptError {

@@ -12,6 +12,7 @@ mod clients;
 mod config;
 mod datasets;
 #[cfg(target_os = "linux")]
+mod dotprompt;
 mod drain;
 #[cfg(target_os = "linux")]
 mod durability;
