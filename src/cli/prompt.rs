@@ -1,6 +1,7 @@
 //! `refit prompt …`: publish, list, show, render, compare and label prompts.
 
 use super::{Context, output};
+use crate::prompts::front::SCHEMA;
 use crate::prompts::library::Note;
 use crate::prompts::{Input, Library, Prompt};
 use crate::store::prompts::{LabelMove, PromptVersion};
@@ -110,6 +111,9 @@ enum Verb {
         #[arg(long, short, default_value = "")]
         message: String,
     },
+    /// Print the JSON Schema of the front matter, for editors
+    #[command(after_help = "Example:\n  refit prompt schema > prompt.schema.json")]
+    Schema,
     /// Versions of a prompt and every move of its labels
     #[command(after_help = "Example:\n  refit prompt history greet")]
     History {
@@ -129,6 +133,10 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     if let Verb::Render { prompt, variables, vars, json } = args.verb {
         return render(context, &prompt, &variables_of(&variables, vars.as_deref())?, json);
     }
+    if let Verb::Schema = args.verb {
+        output::line(SCHEMA.trim_end())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let library = Library::new(&context.open_store()?);
     let author = context.actor();
     let note = |message| Note { author: &author, message };
@@ -140,7 +148,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::Promote { reference, label, message } => moved(&library.promote(&reference, &label, note(&message))?),
         Verb::Rollback { name, label, message } => moved(&library.rollback(&name, &label, note(&message))?),
         Verb::History { name, json } => history(&library, &name, json),
-        Verb::Render { .. } => Ok(()),
+        Verb::Render { .. } | Verb::Schema => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

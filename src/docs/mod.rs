@@ -18,6 +18,9 @@ pub mod decisions {}
 #[doc = include_str!("observability.md")]
 pub mod observability {}
 
+#[doc = include_str!("prompts.md")]
+pub mod prompts {}
+
 #[doc = include_str!("guardrails.md")]
 pub mod guardrails {}
 

@@ -80,6 +80,9 @@ pub(super) fn read(yaml: &str, surroundings: &dyn Surroundings) -> Result<FrontM
         Some(Value::Array(names)) => names.iter().map(|name| name.as_str().map(String::from)).collect(),
         Some(_) => None,
     };
+    if raw.get("toolDefs").is_some_and(|tools| !tools.is_array() && !tools.is_null()) {
+        return Err(wrong("toolDefs", "a list of definitions"));
+    }
     Ok(FrontMatter {
         model: text("model")?,
         description: text("description")?,

@@ -1,9 +1,12 @@
 //! The public conformance suite of the dotprompt specification, case by case, compared as strictly as the JavaScript reference runner
-//! does: messages with their parts, and every key of the metadata, nothing more and nothing less.
+//! does: messages with their parts, and every key of the metadata, nothing more and nothing less. And what is written about the format:
+//! the examples of the page, the schema for editors.
 
-use crate::support::skip;
+use crate::support::{Refit, skip};
+use refit::prompts::front::SCHEMA;
 use refit::prompts::parse::Surroundings;
 use refit::prompts::render::{Part, Turn};
+use refit::prompts::schema::to_json_schema;
 use refit::prompts::{Input, Missing, Prompt};
 use refit::types::chat::{Content, Message};
 use serde_json::{Map, Value, json};
@@ -72,6 +75,10 @@ impl Surroundings for Suite<'_> {
 fn run(suite: &Value, case: &Value) -> Result<(), String> {
     let template = suite["template"].as_str().ok_or("no template")?;
     let prompt = Prompt::parse_with("case", template, &Suite(suite)).map_err(|error| error.to_string())?;
+    let editors = jsonschema::validator_for(&serde_json::from_str(SCHEMA).expect("JSON")).expect("a schema");
+    if !editors.is_valid(&Value::Object(prompt.front.raw.clone())) {
+        return Err("the schema for editors refuses the front matter".into());
+    }
     // The case's data lies over the suite's.
     let mut data = suite["data"].as_object().cloned().unwrap_or_default();
     data.extend(case["data"].as_object().cloned().unwrap_or_default());
@@ -141,4 +148,77 @@ fn part(part: &Part) -> Value {
         Part::Media { url, content_type: Some(kind) } => json!({"media": {"url": url, "contentType": kind}}),
         Part::Section(name) => json!({"metadata": {"purpose": name, "pending": true}}),
     }
+}
+
+/// The fenced blocks of a page: language and text.
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let mut blocks: Vec<(String, String)> = Vec::new();
+    let mut is_open = false;
+    for line in page.lines() {
+        match line.strip_prefix("```") {
+            Some(language) => {
+                is_open = !is_open;
+                if is_open {
+                    blocks.push((language.to_string(), String::new()));
+                }
+            }
+            None if is_open => blocks.iter_mut().last().into_iter().for_each(|(_, text)| *text += &format!("{line}\n")),
+            None => {}
+        }
+    }
+    blocks
+}
+
+#[test]
+fn the_examples_of_the_page_run() {
+    let blocks = blocks(include_str!("../../src/docs/prompts.md"));
+    let (refit, mut count) = (Refit::new(), 0);
+    for (i, (language, text)) in blocks.iter().enumerate() {
+        let following = |expected: &str, ahead: usize| match blocks.get(i + ahead) {
+            Some((language, text)) if language == expected => text,
+            other => panic!("behind this stands no block of {expected} but {other:?}:\n{text}"),
+        };
+        match language.as_str() {
+            "handlebars" => {
+                refit.write("example.prompt", text.trim_end_matches('\n'));
+                refit.write("example.json", following("json", 1));
+                let done = refit.run(&["prompt", "render", "example.prompt", "--vars", "example.json"]).expect(0);
+                assert_eq!(&done.stdout, following("text", 2), "{text}");
+                count += 1;
+            }
+            "yaml" => {
+                let schema = to_json_schema(&serde_norway::from_str(text).expect("YAML")).expect("expands");
+                let expected: Value = serde_json::from_str(following("json", 1)).expect("JSON");
+                same(text, &schema, &expected).expect("as the page says");
+                count += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(count >= 7, "only {count} examples were found");
+}
+
+#[test]
+fn the_editor_schema_is_printed_served_and_takes_every_front_matter() {
+    let refit = Refit::new();
+    let printed = refit.run(&["prompt", "schema"]).expect(0).json();
+    let server = refit.serve(&[]);
+    let served = server.get("/schemas/prompt.json", None);
+    assert_eq!((served.status, served.header("content-type")), (200, Some("application/schema+json")));
+    assert_eq!((&served.json(), &printed), (&printed, &serde_json::from_str(SCHEMA).expect("JSON")));
+    let validator = jsonschema::validator_for(&printed).expect("a schema");
+    let front_matters = |source: &str| {
+        let prompt = Prompt::parse("p", source).unwrap_or_else(|error| panic!("{error}"));
+        let raw = Value::Object(prompt.front.raw);
+        assert!(validator.is_valid(&raw), "{raw}");
+    };
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/prompts")).expect("prompts") {
+        front_matters(&std::fs::read_to_string(entry.expect("an entry").path()).expect("a text"));
+    }
+    for (language, text) in blocks(include_str!("../../src/docs/prompts.md")) {
+        if language == "handlebars" {
+            front_matters(&text);
+        }
+    }
+    assert!(!validator.is_valid(&json!({"ouput": {"format": "json"}})) && !validator.is_valid(&json!({"input": {"shema": "string"}})));
 }

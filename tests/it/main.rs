@@ -54,6 +54,7 @@ mod serving;
 mod streams;
 mod support;
 mod telemetry;
+mod templates;
 mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;

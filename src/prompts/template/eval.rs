@@ -72,7 +72,7 @@ pub struct Data<'a> {
 /// # Errors
 /// [`Stop`].
 pub fn render<'a>(program: &'a Program, data: &'a Data<'a>, limits: Limits) -> Result<Vec<Piece>, Stop> {
-    let mut render = Render { data, limits, pieces: Vec::new() };
+    let mut render = Render { data, limits, pieces: Vec::new(), has_history: false };
     let scope = Scope { this: data.root.clone(), outer: None };
     let env = Env { scope: &scope, turn: None, names: None, inlines: None, defined_in: None };
     render.program(program, env)?;
@@ -121,6 +121,8 @@ struct Render<'a> {
     data: &'a Data<'a>,
     limits: Limits,
     pieces: Vec<Piece>,
+    /// The earlier messages have their place.
+    has_history: bool,
 }
 
 type Done = Result<(), Stop>;
@@ -332,7 +334,13 @@ impl<'a> Render<'a> {
     /// A helper in a tag of its own.
     fn print(&mut self, call: &'a Call, env: Env<'_, 'a>) -> Done {
         match call.helper {
-            Helper::History => self.pieces.push(Piece::History),
+            Helper::History if self.has_history => {
+                return Err(Stop::Wrong(call.place, "{{history}} has its place already: the earlier messages stand in a prompt once".into()));
+            }
+            Helper::History => {
+                self.has_history = true;
+                self.pieces.push(Piece::History);
+            }
             Helper::Role => {
                 let role = self.text_of(call, 0, "role", env)?;
                 helpers::role(&role).map_err(|problem| Stop::Wrong(call.place, problem))?;
