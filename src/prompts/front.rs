@@ -5,6 +5,7 @@
 use super::parse::Surroundings;
 use super::{Problem, schema};
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 /// JSON Schema of the front matter, for editors.
 pub const SCHEMA: &str = include_str!("front_matter.schema.json");
@@ -97,7 +98,35 @@ pub(super) fn read(yaml: &str, surroundings: &dyn Surroundings) -> Result<FrontM
     })
 }
 
+/// Most brackets and braces in a front matter: what YAML's reader does with open ones grows with their square.
+const MAX_BRACKETS: usize = 1000;
+
+/// Refuses YAML that costs far more than its size.
+fn bounded(yaml: &str) -> Result<(), (usize, Problem)> {
+    let line = |at: usize| yaml[..at].matches('\n').count() + 1;
+    if let Some((at, _)) = yaml.match_indices(['[', '{']).nth(MAX_BRACKETS) {
+        return Err((line(at), Problem::FrontMatter(format!("more than {MAX_BRACKETS} brackets and braces"))));
+    }
+    // A name behind `&` and behind `*`, both where a value may begin. Text in which both stand by chance is hard to imagine.
+    let names = |sign: char| {
+        let begins = move |at: usize| !yaml[..at].ends_with(|c: char| c.is_alphanumeric());
+        yaml.match_indices(sign).map(|(at, _)| at).filter(move |at| begins(*at)).map(|at| {
+            let rest = &yaml[at + 1..];
+            (at, &rest[..rest.find(|c: char| c.is_whitespace() || ",[]{}".contains(c)).unwrap_or(rest.len())])
+        })
+    };
+    let anchors: HashSet<&str> = names('&').map(|(_, name)| name).filter(|name| !name.is_empty()).collect();
+    match names('*').find(|(_, name)| anchors.contains(name)) {
+        Some((at, name)) => {
+            let text = format!("YAML's aliases (`&{name}` and `*{name}`) are not taken: write the value where it is needed");
+            Err((line(at), Problem::FrontMatter(text)))
+        }
+        None => Ok(()),
+    }
+}
+
 fn mapping(yaml: &str) -> Result<Map<String, Value>, (usize, Problem)> {
+    bounded(yaml)?;
     let broken = |error: serde_norway::Error| {
         let text = error.to_string();
         let text = text.lines().next().unwrap_or_default();
@@ -120,12 +149,17 @@ fn mapping(yaml: &str) -> Result<Map<String, Value>, (usize, Problem)> {
 /// Refuses keys that are one slip of the finger from a known one: silently left out, they would cost the most time.
 fn slips(yaml: &str, holder: &str, map: &Map<String, Value>, known: &[&str]) -> Result<(), (usize, Problem)> {
     for key in map.keys().filter(|key| !known.contains(&key.as_str()) && !key.contains('.')) {
-        let near = known.iter().find(|known| !SHORT.contains(known) && strsim::osa_distance(key, known) == 1);
+        let near = known
+            .iter()
+            .find(|known| !SHORT.contains(known) && key.len().abs_diff(known.len()) <= 4 && strsim::osa_distance(key, known) == 1);
         if let Some(near) = near {
             let place = if holder.is_empty() { String::new() } else { format!(" of `{holder}`") };
             let own = format!("a key of your own has a dot, such as `my.{key}`");
             let text = format!("`{key}` is not a key{place}; did you mean `{near}`? ({own})");
-            return Err((if holder.is_empty() { line_of(yaml, &[key]) } else { line_of(yaml, &[holder, key]) }, Problem::FrontMatter(text)));
+            return Err((
+                if holder.is_empty() { line_of(yaml, &[key]) } else { line_of(yaml, &[holder, key]) },
+                Problem::FrontMatter(text),
+            ));
         }
     }
     Ok(())
@@ -227,7 +261,10 @@ mod tests {
         for (this, last) in ["b", "c", "d", "e", "f", "g", "h"].iter().zip(["a", "b", "c", "d", "e", "f", "g"]) {
             yaml += &format!("{this}: &{this} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n");
         }
-        assert!(read(&yaml, &NoSurroundings).is_err());
+        assert!(problem(&yaml).1.contains("aliases"));
+        assert!(problem("a: &x 1\nb: *x").1.contains("`*x`"));
+        assert!(problem(&format!("a: {}", "[".repeat(2000))).1.contains("brackets"));
+        assert!(read("description: Q&A, *bold* and R&D; see &amp; and * stars\nconfig: {stop: ['&a', '**']}", &NoSurroundings).is_ok());
     }
 
     #[test]
@@ -245,7 +282,12 @@ mod tests {
                 for i in 0..key.len() {
                     let (before, rest) = key.split_at(i);
                     let swapped: String = rest[1..].chars().take(1).chain(rest.chars().take(1)).chain(rest.chars().skip(2)).collect();
-                    for slip in [format!("{before}x{}", &rest[1..]), format!("{before}{}", &rest[1..]), format!("{before}x{rest}"), format!("{before}{swapped}")] {
+                    for slip in [
+                        format!("{before}x{}", &rest[1..]),
+                        format!("{before}{}", &rest[1..]),
+                        format!("{before}x{rest}"),
+                        format!("{before}{swapped}"),
+                    ] {
                         agree(match holder {
                             None => json!({slip: null}),
                             Some(holder) => json!({holder: {slip: null}}),
@@ -254,7 +296,12 @@ mod tests {
                 }
             }
         }
-        for front in [json!({"model": 3}), json!({"config": []}), json!({"tools": "x"}), json!({"custom": 1, "a.b": {}, "input": {"schema": "string"}})] {
+        for front in [
+            json!({"model": 3}),
+            json!({"config": []}),
+            json!({"tools": "x"}),
+            json!({"custom": 1, "a.b": {}, "input": {"schema": "string"}}),
+        ] {
             agree(front);
         }
     }

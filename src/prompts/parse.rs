@@ -236,10 +236,14 @@ mod tests {
 
     #[test]
     fn partials_are_drawn_in_as_they_are_met() {
-        let around = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect::<BTreeMap<_, _>>();
+        let around =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect::<BTreeMap<_, _>>();
         let partials = around(&[("greet", "---\ndescription: x\n---\nHi {{> who}}"), ("who", "{{name}}"), ("unused", "{{#if")]);
         let prompt = Prompt::parse_with("p", "{{> greet}}!", &partials).expect("parses");
-        assert_eq!((prompt.partials.as_slice(), prompt.required_variables()), (&["greet".to_string(), "who".into()][..], vec!["name".into()]));
+        assert_eq!(
+            (prompt.partials.as_slice(), prompt.required_variables()),
+            (&["greet".to_string(), "who".into()][..], vec!["name".into()])
+        );
         let error = Prompt::parse_with("p", "{{> bad}}", &around(&[("bad", "x\n{{#if a}}")])).err().expect("refused").to_string();
         assert!(error.starts_with("prompt \"bad\", line 2"), "{error}");
         let error = Prompt::parse_with("p", "{{> a}}", &around(&[("a", "{{> b}}"), ("b", "{{> a}}")])).err().expect("refused").to_string();

@@ -5,7 +5,8 @@ use super::helpers::Helper;
 use super::template::eval::Partials;
 use super::template::read::Fault;
 use super::template::tree::{Block, Call, Expr, Head, Node, Partial, Path, Place, Program};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// A variable of the input that the template reads.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,12 +21,15 @@ pub struct Variable {
     pub optional: bool,
 }
 
+/// Most variables that may be counted through inclusions of partials: bounds what many inclusions of many variables cost.
+const MAX_NOTES: usize = 50_000;
+
 /// Variables in the order of their first appearance. Partials must be known not to lead back to themselves.
 ///
 /// # Errors
 /// The place of a `../` that leads out of the prompt or of a partial.
 pub fn variables(body: &Program, outside: &Partials) -> Result<Vec<Variable>, Fault> {
-    let mut known = Known { bodies: BTreeMap::new(), reads: BTreeMap::new() };
+    let mut known = Known { bodies: BTreeMap::new(), reads: BTreeMap::new(), notes: 0 };
     for (name, program) in outside {
         known.define(program, 0);
         known.bodies.insert(name, (program, 0, false));
@@ -45,12 +49,14 @@ pub fn variables(body: &Program, outside: &Partials) -> Result<Vec<Variable>, Fa
 struct Known<'p> {
     /// Body, number of scopes around it, and whether it stands in this prompt's own text.
     bodies: BTreeMap<&'p str, (&'p Program, usize, bool)>,
-    reads: BTreeMap<&'p str, Vec<Variable>>,
+    reads: BTreeMap<&'p str, Rc<Vec<Variable>>>,
+    /// Variables counted through inclusions so far.
+    notes: usize,
 }
 
 impl<'p> Known<'p> {
     fn define(&mut self, program: &'p Program, scope: usize) {
-        for inline in &program.inlines {
+        for inline in program.inlines.values() {
             self.bodies.insert(&inline.name, (&inline.program, scope, true));
             self.define(&inline.program, scope);
         }
@@ -62,14 +68,14 @@ impl<'p> Known<'p> {
         }
     }
 
-    fn reads_of(&mut self, name: &'p str) -> Result<Vec<Variable>, Fault> {
+    fn reads_of(&mut self, name: &'p str) -> Result<Rc<Vec<Variable>>, Fault> {
         if let Some(reads) = self.reads.get(name) {
             return Ok(reads.clone());
         }
-        let Some(&(program, around, _)) = self.bodies.get(name) else { return Ok(Vec::new()) };
+        let Some(&(program, around, _)) = self.bodies.get(name) else { return Ok(Rc::default()) };
         let mut walk = Walk::new(self, around);
         walk.program(program, 0)?;
-        let found = walk.found;
+        let found = Rc::new(walk.found);
         self.reads.insert(name, found.clone());
         Ok(found)
     }
@@ -82,11 +88,13 @@ struct Walk<'w, 'p> {
     guards: Vec<String>,
     names: Vec<&'p str>,
     found: Vec<Variable>,
+    /// Where each name stands in `found`.
+    index: HashMap<String, usize>,
 }
 
 impl<'w, 'p> Walk<'w, 'p> {
     fn new(known: &'w mut Known<'p>, around: usize) -> Self {
-        Walk { known, around, guards: Vec::new(), names: Vec::new(), found: Vec::new() }
+        Walk { known, around, guards: Vec::new(), names: Vec::new(), found: Vec::new(), index: HashMap::new() }
     }
 
     fn program(&mut self, program: &'p Program, scope: usize) -> Result<(), Fault> {
@@ -152,17 +160,30 @@ impl<'w, 'p> Walk<'w, 'p> {
         let reads = self.known.reads_of(&partial.name)?;
         let is_own = self.known.bodies.get(partial.name.as_str()).is_some_and(|(.., is_inline)| *is_inline);
         let sees_root = scope == 0 && partial.context.is_none();
-        for read in reads.into_iter().filter(|read| sees_root && !partial.hash.iter().any(|(name, _)| *name == read.name)) {
+        if !sees_root {
+            return Ok(());
+        }
+        self.known.notes += reads.len();
+        if self.known.notes > MAX_NOTES {
+            let text = "partials with many variables are included very often: include them in a loop, or less".to_string();
+            return Err((partial.place, Problem::TooNested(text)));
+        }
+        for read in reads.iter().filter(|read| !partial.hash.iter().any(|(name, _)| *name == read.name)) {
             let place = if is_own { Place { line: read.line, column: read.column } } else { partial.place };
-            self.note(read.name, place, read.optional);
+            self.note(read.name.clone(), place, read.optional);
         }
         Ok(())
     }
 
     fn path(&mut self, path: &Path, scope: usize, optional: bool) -> Result<(), Fault> {
         if !path.is_data && path.depth > scope + self.around {
-            let out = if scope + self.around == 0 { "there is no block with a `this` of its own around it" } else { "fewer blocks are around it" };
-            let text = format!("`{}` leads out: {out}; take `../` away, or give a partial what it needs, {{{{> card name=name}}}}", path.original);
+            let out = if scope + self.around == 0 {
+                "there is no block with a `this` of its own around it"
+            } else {
+                "fewer blocks are around it"
+            };
+            let text =
+                format!("`{}` leads out: {out}; take `../` away, or give a partial what it needs, {{{{> card name=name}}}}", path.original);
             return Err((path.place, Problem::Syntax(text)));
         }
         if let Some(name) = self.root_name(path, scope) {
@@ -185,10 +206,13 @@ impl<'w, 'p> Walk<'w, 'p> {
     fn note(&mut self, name: String, place: Place, optional: bool) {
         let optional = optional || self.guards.contains(&name);
         let variable = Variable { name, line: place.line, column: place.column, optional };
-        match self.found.iter_mut().find(|seen| seen.name == variable.name) {
-            Some(seen) if seen.optional && !optional => *seen = variable,
+        match self.index.get(&variable.name) {
+            Some(&at) if self.found[at].optional && !optional => self.found[at] = variable,
             Some(_) => {}
-            None => self.found.push(variable),
+            None => {
+                self.index.insert(variable.name.clone(), self.found.len());
+                self.found.push(variable);
+            }
         }
     }
 }
@@ -208,10 +232,16 @@ mod tests {
     #[test]
     fn reads_are_found_in_every_place() {
         let pairs = |pairs: &[(&str, bool)]| pairs.iter().map(|(name, optional)| (name.to_string(), *optional)).collect::<Vec<_>>();
-        assert_eq!(found("{{a.b}}{{#each c}}{{d}}{{../e}}{{@root.f}}{{/each}}", &[]), pairs(&[("a", false), ("c", true), ("e", false), ("f", false)]));
+        assert_eq!(
+            found("{{a.b}}{{#each c}}{{d}}{{../e}}{{@root.f}}{{/each}}", &[]),
+            pairs(&[("a", false), ("c", true), ("e", false), ("f", false)])
+        );
         assert_eq!(found("{{#if a}}{{a}}{{/if}}{{json b}}{{media url=c}}", &[]), pairs(&[("a", true), ("b", false), ("c", false)]));
         assert_eq!(found("{{#each l as |x|}}{{x.y}}{{z}}{{/each}}", &[]), pairs(&[("l", true)]));
-        assert_eq!(found("{{> p name=a}}{{> q}}", &[("p", "{{name}}{{tone}}"), ("q", "{{#if b}}{{b}}{{/if}}")]), pairs(&[("a", true), ("tone", false), ("b", true)]));
+        assert_eq!(
+            found("{{> p name=a}}{{> q}}", &[("p", "{{name}}{{tone}}"), ("q", "{{#if b}}{{b}}{{/if}}")]),
+            pairs(&[("a", true), ("tone", false), ("b", true)])
+        );
         assert_eq!(found("{{#*inline \"p\"}}{{a}}{{/inline}}{{#each l}}{{> p}}{{/each}}", &[]), pairs(&[("l", true)]));
         assert_eq!(found("{{> p user}}", &[("p", "{{name}}")]), pairs(&[("user", true)]));
     }

@@ -132,7 +132,9 @@ impl Prompt {
             return Err(self.missing(name, values));
         }
         match schema {
-            Some(schema) => values.layers.iter().flatten().try_for_each(|layer| schema::check(schema, layer)).map_err(|problem| problem.of(&self.name)),
+            Some(schema) => {
+                values.layers.iter().flatten().try_for_each(|layer| schema::check(schema, layer)).map_err(|problem| problem.of(&self.name))
+            }
             None => Ok(()),
         }
     }
@@ -161,7 +163,7 @@ impl<'a> Values<'a> {
         let layers = self.layers.iter().flatten().filter(|layer| !layer.is_empty());
         let lay = |base: Option<Val<'a>>, over: &&'a Map<String, Value>| match base {
             None => Some(Val::Fields(over)),
-            Some(base) => Some(Val::Merged(Rc::new(Merged { base, over: Over::Fields(over) }))),
+            Some(base) => Some(Val::Merged(Rc::new(Merged::new(base, Over::Fields(over))))),
         };
         let nothing = self.layers.iter().flatten().next();
         layers.fold(None, lay).or(nothing.map(|empty| Val::Fields(empty))).unwrap_or(Val::Undefined)

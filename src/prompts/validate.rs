@@ -27,7 +27,7 @@ pub fn inclusions(program: &Program) -> Vec<(&str, Place)> {
 /// Every partial that is defined inside of a template, at any depth.
 pub fn inlines(program: &Program) -> Vec<(&str, &Program)> {
     let mut found: Vec<(&str, &Program)> = Vec::new();
-    for inline in &program.inlines {
+    for inline in program.inlines.values() {
         found.push((&inline.name, &inline.program));
         found.extend(inlines(&inline.program));
     }
@@ -82,7 +82,8 @@ pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String
     }
     let (levels, place) = height(body, &heights);
     if levels > MAX_LEVELS {
-        let text = format!("partials and blocks are nested {levels} deep; at most {MAX_LEVELS} are taken ({MAX_DEPTH} blocks in one another)");
+        let text =
+            format!("partials and blocks are nested {levels} deep; at most {MAX_LEVELS} are taken ({MAX_DEPTH} blocks in one another)");
         return Err((None, (place, Problem::TooNested(text))));
     }
     Ok(())

@@ -28,12 +28,30 @@ fn bomb(name: &'static str, template: impl Into<String>, variables: Value, reaso
     Bomb { name, template: template.into(), variables, reason }
 }
 
+/// Two hundred partials, each of which lays sixty fields over what it was given, and a loop in the last one.
+fn layers() -> String {
+    let fields: String = (0..60).map(|i| format!(" a{i}=0")).collect();
+    let partials = (1..60).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{}{fields}}}}}{{{{/inline}}}}", i - 1));
+    format!(
+        "{{{{#*inline \"p0\"}}}}{{{{#each @root.l}}}}{{{{#if ../nothing}}}}{{{{/if}}}}{{{{/each}}}}{{{{/inline}}}}{}{{{{> p59}}}}",
+        partials.collect::<String>()
+    )
+}
+
+/// A partial that reads many variables, included many times.
+fn inclusions() -> String {
+    let reads: String = (0..4000).map(|i| format!("{{{{a{i}}}}}")).collect();
+    format!("{{{{#*inline \"p\"}}}}{reads}{{{{/inline}}}}{}", "{{> p}}".repeat(3500))
+}
+
 fn bombs() -> Vec<Bomb> {
     let none = || json!({});
     let list = || json!({"l": (0..100_000).collect::<Vec<u32>>()});
     let chain: String = (1..1500).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{}}}}}{{{{/inline}}}}", i - 1)).collect();
-    let doubling: String = (1..60).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{0}}}}}{{{{> p{0}}}}}{{{{/inline}}}}", i - 1)).collect();
-    let aliases: String = (1..9).map(|i| format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}]\n", i - 1)).collect();
+    let doubling: String =
+        (1..60).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{0}}}}}{{{{> p{0}}}}}{{{{/inline}}}}", i - 1)).collect();
+    let aliases: String =
+        (1..9).map(|i| format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}]\n", i - 1)).collect();
     vec![
         bomb("a partial in itself", "{{#*inline \"a\"}}{{> a}}{{/inline}}{{> a}}", none(), "includes itself"),
         bomb(
@@ -51,12 +69,28 @@ fn bombs() -> Vec<Bomb> {
         bomb("loops in loops", "{{#each l}}{{#each ../l}}{{#each ../../l}}x{{/each}}{{/each}}{{/each}}", list(), "steps"),
         bomb("empty loops in loops", "{{#each l}}{{#each ../l}}{{/each}}{{/each}}", list(), "steps"),
         bomb("a loop over a long list", "{{#each l}}{{this}}{{/each}}", list(), "steps"),
-        bomb("a partial with all of the input", "{{#*inline \"p\"}}{{json this}}{{/inline}}{{#each l}}{{> p @root x=1}}{{/each}}", list(), "larger than"),
+        bomb(
+            "a partial with all of the input",
+            "{{#*inline \"p\"}}{{json this}}{{/inline}}{{#each l}}{{> p @root x=1}}{{/each}}",
+            list(),
+            "larger than",
+        ),
         bomb("long texts repeated", "{{#each l}}{{@root.t}}{{/each}}", json!({"l": [1, 2, 3], "t": "x".repeat(700_000)}), "larger than"),
         bomb("a long list printed", "{{l}}{{l}}", list(), "steps"),
         bomb("a large source", "x".repeat(70_000), none(), "70000 bytes"),
-        bomb("aliases that multiply", format!("---\na0: &a0 [x, x, x, x, x, x, x, x]\n{aliases}---\nx"), none(), "front matter"),
-        bomb("deep YAML", format!("---\na: {}\n---\nx", "[".repeat(20_000)), none(), "front matter"),
+        bomb("aliases that multiply", format!("---\na0: &a0 [x, x, x, x, x, x, x, x]\n{aliases}---\nx"), none(), "aliases"),
+        bomb("deep YAML", format!("---\na: {}\n---\nx", "[".repeat(20_000)), none(), "brackets"),
+        bomb("deep YAML in dashes", format!("---\na:\n{}x\n---\nx", "- ".repeat(20_000)), none(), "front matter"),
+        bomb("many tags in one line", "{{a}}{{!-- --}}".repeat(4000) + "{{#if a}}", none(), "missing"),
+        bomb("names with many parts", format!("{{{{#each l}}}}{{{{a{}}}}}{{{{/each}}}}", ".b".repeat(20_000)), list(), "parts"),
+        bomb(
+            "looks into a long text",
+            "{{#each l}}{{lookup @root.t 600000}}{{@root.t.length}}{{lookup @root @root.t}}{{/each}}",
+            json!({"l": vec![0; 5000], "t": "x".repeat(700_000)}),
+            "steps",
+        ),
+        bomb("layers over layers", layers(), json!({"l": vec![0; 5000]}), "steps"),
+        bomb("inclusions without end", inclusions(), none(), "included very often"),
     ]
 }
 

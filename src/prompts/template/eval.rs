@@ -102,7 +102,7 @@ struct Names<'s, 'a> {
 
 /// Inline partials of a body, with what is around it.
 struct Inlines<'s, 'a> {
-    list: &'a [Inline],
+    list: &'a BTreeMap<String, Inline>,
     env: Env<'s, 'a>,
 }
 
@@ -185,28 +185,33 @@ impl<'a> Render<'a> {
     // ---- values ----
 
     fn value(&mut self, expr: &'a Expr, env: Env<'_, 'a>) -> Result<Val<'a>, Stop> {
-        Ok(match expr {
-            Expr::Undefined => Val::Undefined,
-            Expr::Literal(value) => Val::Json(value),
+        self.step(1)?;
+        match expr {
+            Expr::Undefined => Ok(Val::Undefined),
+            Expr::Literal(value) => Ok(Val::Json(value)),
             Expr::Path(path) => self.look_up(path, env),
-            Expr::Call(call) => {
-                self.step(1)?;
-                self.call(call, env)?
-            }
-        })
+            Expr::Call(call) => self.call(call, env),
+        }
     }
 
-    fn look_up(&self, path: &'a Path, env: Env<'_, 'a>) -> Val<'a> {
-        let follow = |from: Val<'a>, parts: &'a [String]| parts.iter().fold(from, |value, part| value.get(part));
+    fn follow(&mut self, mut value: Val<'a>, parts: &[String]) -> Result<Val<'a>, Stop> {
+        for part in parts {
+            self.step(value.cost() / 16 + value.weight() / 64)?;
+            value = value.get(part);
+        }
+        Ok(value)
+    }
+
+    fn look_up(&mut self, path: &'a Path, env: Env<'_, 'a>) -> Result<Val<'a>, Stop> {
         if path.is_data {
-            let Some((first, rest)) = path.parts.split_first() else { return Val::Undefined };
-            return follow(self.at_data(first, path.depth, env), rest);
+            let Some((first, rest)) = path.parts.split_first() else { return Ok(Val::Undefined) };
+            return self.follow(self.at_data(first, path.depth, env), rest);
         }
         if let (false, Some(first)) = (path.is_scoped, path.parts.first()) {
             let mut names = env.names;
             while let Some(frame) = names {
                 if let Some(at) = frame.names.iter().position(|name| name == first) {
-                    return follow(frame.values.get(at).cloned().unwrap_or(Val::Undefined), &path.parts[1..]);
+                    return self.follow(frame.values.get(at).cloned().unwrap_or(Val::Undefined), &path.parts[1..]);
                 }
                 names = frame.outer;
             }
@@ -215,7 +220,7 @@ impl<'a> Render<'a> {
         for _ in 0..path.depth {
             scope = scope.and_then(|scope| scope.outer);
         }
-        scope.map_or(Val::Undefined, |scope| follow(scope.this.clone(), &path.parts))
+        scope.map_or(Ok(Val::Undefined), |scope| self.follow(scope.this.clone(), &path.parts))
     }
 
     fn at_data(&self, name: &str, ups: usize, env: Env<'_, 'a>) -> Val<'a> {
@@ -252,6 +257,7 @@ impl<'a> Render<'a> {
         match call.helper {
             Helper::Lookup => {
                 let (holder, key) = (self.param(call, 0, env)?, self.param(call, 1, env)?);
+                self.step(holder.cost() / 16 + holder.weight() / 64 + key.weight() / 64)?;
                 Ok(match key.scalar() {
                     Some(key) if holder.is_truthy() => holder.get(&key),
                     _ if holder.is_truthy() => Val::Undefined,
@@ -266,7 +272,7 @@ impl<'a> Render<'a> {
             }
             Helper::Len => {
                 let value = self.param(call, 0, env)?;
-                self.step(value.weight() / 1024)?;
+                self.step(value.weight() / 64)?;
                 Ok(match value.kind() {
                     Kind::List(items) => Val::Count(items.len()),
                     Kind::Text(text) => Val::Count(length(text)),
@@ -335,7 +341,10 @@ impl<'a> Render<'a> {
     fn print(&mut self, call: &'a Call, env: Env<'_, 'a>) -> Done {
         match call.helper {
             Helper::History if self.has_history => {
-                return Err(Stop::Wrong(call.place, "{{history}} has its place already: the earlier messages stand in a prompt once".into()));
+                return Err(Stop::Wrong(
+                    call.place,
+                    "{{history}} has its place already: the earlier messages stand in a prompt once".into(),
+                ));
             }
             Helper::History => {
                 self.has_history = true;
@@ -461,7 +470,7 @@ impl<'a> Render<'a> {
     fn block(&mut self, block: &'a Block, env: Env<'_, 'a>) -> Done {
         let call = match &block.head {
             Head::Section(path) => {
-                let value = self.look_up(path, env);
+                let value = self.look_up(path, env)?;
                 return match value.kind() {
                     Kind::Bool(true) => self.branch(&block.program, env),
                     Kind::Bool(false) | Kind::Undefined | Kind::Null => self.branch(&block.inverse, env),
@@ -508,15 +517,13 @@ impl<'a> Render<'a> {
         }
     }
 
-    /// The first body with another `this`; the same one is not counted twice by `../`.
+    /// The first body with another `this`.
     fn inside(&mut self, block: &'a Block, this: Val<'a>, env: Env<'_, 'a>) -> Done {
         let Some(program) = &block.program else { return Ok(()) };
         let names = Names { names: &block.names, values: [this.clone(), Val::Undefined], outer: env.names };
         let names = if block.names.is_empty() { env.names } else { Some(&names) };
-        self.step(this.weight().min(env.scope.this.weight()) / 1024)?;
-        let (scope, defined_in) = (Scope { this, outer: Some(env.scope) }, Some(env.scope));
-        let scope = if scope.this.is_same(&env.scope.this) { env.scope } else { &scope };
-        self.program(program, Env { scope, names, defined_in, ..env })
+        let scope = Scope { this, outer: Some(env.scope) };
+        self.program(program, Env { scope: &scope, names, defined_in: Some(env.scope), ..env })
     }
 
     fn each(&mut self, block: &'a Block, items: Val<'a>, env: Env<'_, 'a>) -> Done {
@@ -549,14 +556,13 @@ impl<'a> Render<'a> {
     }
 
     fn turn(&mut self, block: &'a Block, (key, item): (Val<'a>, Val<'a>), (index, count): (usize, usize), env: Env<'_, 'a>) -> Done {
-        self.step(1 + item.weight().min(env.scope.this.weight()) / 1024)?;
+        self.step(1)?;
         let Some(program) = &block.program else { return Ok(()) };
         let names = Names { names: &block.names, values: [item.clone(), key.clone()], outer: env.names };
         let names = if block.names.is_empty() { env.names } else { Some(&names) };
         let turn = Turn { key, index, is_last: index + 1 == count, outer: env.turn };
-        let (scope, defined_in) = (Scope { this: item, outer: Some(env.scope) }, Some(env.scope));
-        let scope = if scope.this.is_same(&env.scope.this) { env.scope } else { &scope };
-        self.program(program, Env { scope, turn: Some(&turn), names, defined_in, ..env })
+        let scope = Scope { this: item, outer: Some(env.scope) };
+        self.program(program, Env { scope: &scope, turn: Some(&turn), names, defined_in: Some(env.scope), ..env })
     }
 
     // ---- partials ----
@@ -571,7 +577,7 @@ impl<'a> Render<'a> {
             for (name, value) in &partial.hash {
                 pairs.push((name.as_str(), self.value(value, env)?));
             }
-            this = Val::Merged(Rc::new(Merged { base: this, over: Over::Pairs(pairs) }));
+            this = Val::Merged(Rc::new(Merged::new(this, Over::Pairs(pairs))));
         }
         if partial.indent.is_empty() {
             return self.include(partial, this, env);
@@ -585,13 +591,12 @@ impl<'a> Render<'a> {
     fn include(&mut self, partial: &'a Partial, this: Val<'a>, env: Env<'_, 'a>) -> Done {
         let mut inlines = env.inlines;
         while let Some(frame) = inlines {
-            if let Some(inline) = frame.list.iter().rev().find(|inline| inline.name == partial.name) {
+            self.step(1)?;
+            if let Some(inline) = frame.list.get(&partial.name) {
                 // The body sees what is around the place where it is defined.
                 let around = frame.env.defined_in;
-                let is_around = around.is_some_and(|scope| scope.this.is_same(&this));
                 let scope = Scope { this, outer: around };
-                let scope = if is_around { around.unwrap_or(&scope) } else { &scope };
-                let env = Env { scope, turn: env.turn, names: frame.env.names, inlines: env.inlines, defined_in: around };
+                let env = Env { scope: &scope, turn: env.turn, names: frame.env.names, inlines: env.inlines, defined_in: around };
                 return self.program(&inline.program, env);
             }
             inlines = frame.env.inlines;

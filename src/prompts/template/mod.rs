@@ -17,6 +17,10 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_LEVELS: usize = 256;
 /// Deepest nesting of parentheses.
 pub const MAX_PARENTHESES: usize = 32;
+/// Most values in one tag or parenthesis.
+pub const MAX_ARGUMENTS: usize = 64;
+/// Most parts of one name.
+pub const MAX_SEGMENTS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -28,9 +32,15 @@ mod tests {
 
     fn rendered(template: &str, whole: &Value) -> Result<String, String> {
         let pairs = whole["partials"].as_object().into_iter().flatten();
-        let partials: BTreeMap<String, String> = pairs.map(|(name, text)| (name.clone(), text.as_str().unwrap_or_default().into())).collect();
+        let partials: BTreeMap<String, String> =
+            pairs.map(|(name, text)| (name.clone(), text.as_str().unwrap_or_default().into())).collect();
         let prompt = Prompt::parse_with("case", template, &partials).map_err(|error| error.to_string())?;
-        let data = Data { root: Val::Json(&whole["data"]), context: whole["context"].as_object(), metadata: &Value::Null, partials: &prompt.outside };
+        let data = Data {
+            root: Val::Json(&whole["data"]),
+            context: whole["context"].as_object(),
+            metadata: &Value::Null,
+            partials: &prompt.outside,
+        };
         let pieces = render(&prompt.body, &data, Limits { steps: 100_000, bytes: 1 << 20 }).map_err(|stop| format!("{stop:?}"))?;
         Ok(pieces.iter().map(|piece| if let Piece::Text(text) = piece { text.as_str() } else { "" }).collect())
     }
@@ -41,7 +51,11 @@ mod tests {
         let whole: Value = serde_json::from_str(include_str!("recorded.json")).expect("JSON");
         let cases = whole["cases"].as_array().expect("cases");
         let differs = |case: &&Value| rendered(case[0].as_str().expect("a template"), &whole).ok().as_deref() != case[1].as_str();
-        let different: Vec<String> = cases.iter().filter(differs).map(|case| format!("{case}: {:?}", rendered(case[0].as_str().unwrap_or_default(), &whole))).collect();
+        let different: Vec<String> = cases
+            .iter()
+            .filter(differs)
+            .map(|case| format!("{case}: {:?}", rendered(case[0].as_str().unwrap_or_default(), &whole)))
+            .collect();
         assert!(cases.len() > 300 && different.is_empty(), "{} of {} differ\n{}", different.len(), cases.len(), different.join("\n"));
     }
 

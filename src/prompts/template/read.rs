@@ -154,7 +154,10 @@ impl Parser<'_> {
             return Err((place, Problem::TooNested(format!("blocks are nested deeper than {MAX_DEPTH}"))));
         }
         if self.levels > MAX_LEVELS {
-            return Err((place, Problem::TooNested(format!("blocks and their {{{{else …}}}} branches are nested deeper than {MAX_LEVELS}"))));
+            return Err((
+                place,
+                Problem::TooNested(format!("blocks and their {{{{else …}}}} branches are nested deeper than {MAX_LEVELS}")),
+            ));
         }
         Ok(())
     }
@@ -260,7 +263,7 @@ fn fold(mut arms: Vec<Filled>, otherwise: Option<(Program, Strip)>, close: Strip
         let strip = arm.strip;
         // A branch behind a branch is closed, so to speak, by its own opening: handlebars.js has it so.
         let block = join(arm, body, inverse, if is_first_branch { close } else { strip });
-        inverse = Some((Program { body: vec![Node::Block(Box::new(block))], inlines: Vec::new(), is_chained: true }, strip));
+        inverse = Some((Program { body: vec![Node::Block(Box::new(block))], is_chained: true, ..Program::default() }, strip));
     }
     let (arm, body) = arms.remove(0);
     let mut block = join(arm, body, inverse, close);

@@ -1,12 +1,13 @@
 //! Characters to tags, names and values: the lexical part of [`super::read`].
 
-use super::MAX_PARENTHESES;
 use super::read::{Args, Fault, fault};
 use super::space::is_space;
 use super::tree::{Call, Expr, Path, Place, Strip};
+use super::{MAX_ARGUMENTS, MAX_LEVELS, MAX_PARENTHESES, MAX_SEGMENTS};
 use crate::prompts::Problem;
 use crate::prompts::helpers::{self, Asked, Position};
 use serde_json::Value;
+use std::cell::Cell;
 
 /// A position in a source.
 pub(super) struct Reader<'s> {
@@ -15,6 +16,9 @@ pub(super) struct Reader<'s> {
     start: Place,
     /// Where each line begins.
     lines: Vec<usize>,
+    /// The last place asked for: position, line, characters before it. Asking again counts only from there, so that one long line
+    /// with many tags is not counted over and over.
+    last: Cell<(usize, usize, usize)>,
 }
 
 /// What a tag is, by its first characters.
@@ -39,13 +43,18 @@ pub(super) enum Tag {
 impl<'s> Reader<'s> {
     pub(super) fn new(source: &'s str, start: Place) -> Self {
         let lines = std::iter::once(0).chain(source.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Reader { source, at: 0, start, lines }
+        Reader { source, at: 0, start, lines, last: Cell::new((0, 0, 0)) }
     }
 
     /// Where the reader stands in the file.
     pub(super) fn place(&self) -> Place {
         let line = self.lines.partition_point(|&begin| begin <= self.at) - 1;
-        let column = self.source[self.lines[line]..self.at].chars().count();
+        let (from, counted) = match self.last.get() {
+            (at, last, column) if last == line && at <= self.at => (at, column),
+            _ => (self.lines[line], 0),
+        };
+        let column = counted + self.source[from..self.at].chars().count();
+        self.last.set((self.at, line, column));
         Place { line: self.start.line + line, column: column + if line == 0 { self.start.column } else { 1 } }
     }
 
@@ -145,7 +154,8 @@ impl<'s> Reader<'s> {
         self.at += 1;
         let rest = self.rest();
         let end = if rest.starts_with("--") {
-            [rest.find("--}}").map(|n| n + 4), rest.find("--~}}").map(|n| n + 5)].into_iter().flatten().min()
+            let ends = |at: &usize| rest[..*at].ends_with("--") || rest[..*at].ends_with("--~");
+            rest.match_indices("}}").map(|(at, _)| at).find(ends).map(|at| at + 2)
         } else {
             rest.find("}}").map(|n| n + 2)
         };
@@ -244,6 +254,9 @@ impl<'s> Reader<'s> {
                 return Ok(args);
             }
             let place = self.place();
+            if args.params.len() + args.hash.len() == MAX_ARGUMENTS {
+                return Err((place, Problem::TooNested(format!("more than {MAX_ARGUMENTS} values in one tag"))));
+            }
             match self.key() {
                 Some(key) => {
                     self.skip_space();
@@ -288,6 +301,7 @@ impl<'s> Reader<'s> {
             }
             match self.name() {
                 "" => return fault(place, "names behind `as` stand between two bars: as |item|"),
+                _ if names.len() == 2 => return fault(place, "two names at most stand between the bars: as |item index|"),
                 name => names.push(name.to_string()),
             }
         }
@@ -386,6 +400,9 @@ impl<'s> Reader<'s> {
                     ".." => (path.is_scoped, path.depth) = (true, path.depth + 1),
                     name => path.parts.push(name.to_string()),
                 }
+            }
+            if path.parts.len() > MAX_SEGMENTS || path.depth > MAX_LEVELS {
+                return Err((place, Problem::TooNested(format!("a name has more than {MAX_SEGMENTS} parts"))));
             }
             if !self.eat("/") && !self.eat(".") {
                 break;

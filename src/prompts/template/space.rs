@@ -218,7 +218,7 @@ fn gather(program: &mut Program) {
         match node {
             Node::Inline(mut inline) => {
                 gather(&mut inline.program);
-                program.inlines.push(inline);
+                program.inlines.insert(inline.name.clone(), inline);
             }
             Node::Block(mut block) => {
                 [&mut block.program, &mut block.inverse].into_iter().flatten().for_each(gather);

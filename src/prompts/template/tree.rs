@@ -2,6 +2,7 @@
 
 use crate::prompts::helpers::Helper;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A place in a prompt's file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub struct Place {
 pub struct Program {
     /// Nodes in order.
     pub body: Vec<Node>,
-    /// Partials that are defined in it; known everywhere in it.
-    pub inlines: Vec<Inline>,
+    /// Partials that are defined in it, by name; known everywhere in it. Of two with one name the later one counts.
+    pub inlines: BTreeMap<String, Inline>,
     /// Made of an `{{else if …}}`: its one node is a block.
     pub is_chained: bool,
 }

@@ -33,6 +33,8 @@ pub struct Merged<'a> {
     pub base: Val<'a>,
     /// What lies above.
     pub over: Over<'a>,
+    /// Fields that a look into it may pass.
+    cost: usize,
 }
 
 /// Fields that hide those below.
@@ -149,6 +151,11 @@ impl<'a> Val<'a> {
         if let Kind::Text(text) = self.kind() { text.len() } else { 0 }
     }
 
+    /// Fields that a look into it may pass, one by one.
+    pub fn cost(&self) -> usize {
+        if let Val::Merged(merged) = self { merged.cost } else { 0 }
+    }
+
     /// A text as it is, a number or truth value as printed; nothing for anything else.
     pub fn scalar(&self) -> Option<Cow<'_, str>> {
         match self.kind() {
@@ -161,6 +168,12 @@ impl<'a> Val<'a> {
 }
 
 impl<'a> Merged<'a> {
+    /// Lays fields over a value.
+    pub fn new(base: Val<'a>, over: Over<'a>) -> Self {
+        let own = if let Over::Pairs(pairs) = &over { pairs.len() } else { 1 };
+        Merged { cost: base.cost() + own, base, over }
+    }
+
     fn get(&self, key: &str) -> Val<'a> {
         let over = match &self.over {
             Over::Fields(fields) => fields.get(key).map(Val::Json),
@@ -198,7 +211,11 @@ impl<'a> Merged<'a> {
             Kind::List(items) => items.len(),
             _ => 0,
         };
-        below + match &self.over { Over::Fields(fields) => fields.len(), Over::Pairs(pairs) => pairs.len() }
+        below
+            + match &self.over {
+                Over::Fields(fields) => fields.len(),
+                Over::Pairs(pairs) => pairs.len(),
+            }
     }
 }
 
@@ -296,8 +313,9 @@ mod tests {
     #[test]
     fn layers_hide_and_keep_places() {
         let (below, above) = (json!({"a": 1, "b": 2}), json!({"b": 3, "c": 4}));
-        let merged = Merged { base: Val::Json(&below), over: Over::Fields(above.as_object().expect("an object")) };
-        let entries: Vec<String> = merged.entries().iter().map(|(key, value)| format!("{key}={}", value.scalar().expect("a number"))).collect();
+        let merged = Merged::new(Val::Json(&below), Over::Fields(above.as_object().expect("an object")));
+        let entries: Vec<String> =
+            merged.entries().iter().map(|(key, value)| format!("{key}={}", value.scalar().expect("a number"))).collect();
         assert_eq!(entries, ["a=1", "b=3", "c=4"]);
         assert!(matches!(Val::Json(&below).get("a").get("x").kind(), Kind::Undefined));
         assert!(matches!(Val::Json(&json!([1, 2])).get("length").kind(), Kind::Number(Num::Whole(2))));
