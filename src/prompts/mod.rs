@@ -27,11 +27,11 @@ pub enum PromptError {
     #[error("prompt \"{prompt}\", line {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
     At {
         /// Name of the prompt, or of the partial in whose text the problem is.
-        prompt: String,
+        prompt: Box<str>,
         /// Line in the file, from 1.
         line: usize,
         /// Character in the line, from 1.
-        column: Option<usize>,
+        column: Option<u32>,
         /// What is wrong.
         problem: Problem,
     },
@@ -126,11 +126,11 @@ pub enum Problem {
 
 impl Problem {
     fn at(self, prompt: &str, line: usize) -> PromptError {
-        PromptError::At { prompt: prompt.to_string(), line, column: None, problem: self }
+        PromptError::At { prompt: prompt.into(), line, column: None, problem: self }
     }
 
     fn at_place(self, prompt: &str, place: template::tree::Place) -> PromptError {
-        PromptError::At { prompt: prompt.to_string(), line: place.line, column: Some(place.column), problem: self }
+        PromptError::At { prompt: prompt.into(), line: place.line, column: u32::try_from(place.column).ok(), problem: self }
     }
 
     fn of(self, prompt: &str) -> PromptError {

@@ -62,7 +62,7 @@ pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String
         inlines(program).into_iter().for_each(|(name, body)| bodies.entry(name).or_default().push(body));
     }
     for (owner, program) in texts() {
-        for (name, place) in inclusions(program).into_iter().filter(|(name, _)| !bodies.contains_key(name)) {
+        if let Some((name, place)) = inclusions(program).into_iter().find(|(name, _)| !bodies.contains_key(name)) {
             let nearest = did_you_mean(name, bodies.keys().copied());
             return Err((owner.cloned(), (place, Problem::Syntax(format!("there is no partial \"{name}\"{nearest}")))));
         }

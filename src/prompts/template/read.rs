@@ -125,7 +125,8 @@ impl Parser<'_> {
             None if params.is_empty() && hash.is_empty() => None,
             None => return fault(place, format!("\"{}\" is a variable: nothing can stand behind it in its tag", path.original)),
         };
-        if !names.is_empty() && !(position == Position::Block && matches!(helper, Some(Helper::Each | Helper::With))) {
+        let takes_names = position == Position::Block && matches!(helper, Some(Helper::Each | Helper::With));
+        if !names.is_empty() && !takes_names {
             return fault(place, "names between | and | go with {{#each …}} and {{#with …}} only");
         }
         let head = match helper {
@@ -195,8 +196,7 @@ impl Parser<'_> {
                     next
                 }
                 End::File => return fault(place, format!("{{{{#{title}}}}} is never closed: {{{{/{title}}}}} is missing")),
-                End::Close(name, strip, at) if name != title => {
-                    let _ = strip;
+                End::Close(name, _, at) if name != title => {
                     return fault(at, format!("{{{{/{name}}}}} closes {{{{#{title}}}}} of line {}: write {{{{/{title}}}}}", place.line));
                 }
                 End::Close(_, strip, _) => {

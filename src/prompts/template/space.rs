@@ -106,13 +106,13 @@ fn block(block: &mut Block) -> Asks {
         program(body, false);
     }
     let (open, middle, close) = (block.open, block.middle, block.close);
-    let (mut first, mut second) = match (&mut block.program, &mut block.inverse) {
+    let (first, second) = match (&mut block.program, &mut block.inverse) {
         (None, only) => (only.as_mut(), None),
         (first, second) => (first.as_mut(), second.as_mut()),
     };
-    let Some(first) = first.as_deref_mut() else { return Asks::default() };
+    let Some(first) = first else { return Asks::default() };
     let opens_line = line_ends(&first.body, false);
-    let Some(second) = second.as_deref_mut() else {
+    let Some(second) = second else {
         let closes_line = line_starts(&first.body, false);
         if open.close {
             omit_right(&mut first.body, true);
