@@ -1,10 +1,13 @@
 //! The language of a prompt's body: Handlebars as handlebars.js 4 defines it, read once into a tree and evaluated from there.
 //!
-//! [`read`] makes the tree, [`space`] takes away the white space that tags swallow, [`eval`] walks the tree with variables, [`value`] is
+//! [`read`] makes the tree (`scan`: its characters), [`space`] takes away the white space that tags swallow, [`eval`] walks the tree with
+//! variables (`blocks`: bodies and partials, `output`: text and structure), [`value`] is
 //! what JavaScript does with values. Left out on purpose, and refused when a prompt is read: partials with a block, names that are
 //! computed, helpers of one's own. What a helper does stands in [`super::helpers`].
 
+mod blocks;
 pub mod eval;
+mod output;
 pub mod read;
 mod scan;
 pub mod space;
