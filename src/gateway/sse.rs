@@ -63,6 +63,8 @@ struct Events<E> {
     keep_alive: Duration,
     /// When silence is filled: only what is sent puts it off, not what comes and makes no bytes.
     due: Instant,
+    /// Whether an event was sent: the first one leaves alone, because somebody waits for it.
+    begun: bool,
 }
 
 /// Opens the stream. While nothing has been sent an error has its own status; once silence had to be filled it is an event.
@@ -83,7 +85,7 @@ pub(super) async fn open_with(gateway: &Gateway, mut opening: Opening, encoder: 
         }
         Err(_) => (State::Opening(opening), None),
     };
-    let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive, due: Instant::now() + keep_alive });
+    let response = reply(Events { state, encoder, cut: gateway.cut.clone(), keep_alive, due: Instant::now() + keep_alive, begun: false });
     Ok(match told {
         Some(told) => tell(response, &told),
         None => response,
@@ -158,10 +160,11 @@ impl<E: Encode> Events<E> {
                 }
                 Next::Came(None) => self.ended(),
             };
-            let text = self.gather(text);
+            let text = if self.begun { self.gather(text) } else { text };
             let silent = text.is_empty() && !matches!(self.state, State::Over) && Instant::now() >= self.due;
             let text = if silent { self.encoder.keep_alive().to_string() } else { text };
             if !text.is_empty() {
+                self.begun = true;
                 self.due = Instant::now() + self.keep_alive;
                 return Some(text.into());
             }
