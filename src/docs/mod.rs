@@ -21,6 +21,9 @@ pub mod observability {}
 #[doc = include_str!("registry.md")]
 pub mod registry {}
 
+#[doc = include_str!("prompts.md")]
+pub mod prompts {}
+
 #[doc = include_str!("guardrails.md")]
 pub mod guardrails {}
 

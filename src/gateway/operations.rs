@@ -7,6 +7,7 @@ use super::middleware::access;
 use crate::access::Role;
 use crate::monitor::exposition::View;
 use crate::monitor::metrics::CONTENT_TYPE;
+use crate::prompts::front;
 use crate::types::error::did_you_mean;
 use crate::types::{Code, Failure};
 use axum::extract::State;
@@ -17,6 +18,11 @@ use serde_json::{Value, json};
 /// `GET /health`: this process answers.
 pub async fn health() -> Json<Value> {
     Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// `GET /schemas/prompt.json`: JSON Schema of a prompt's front matter, for editors.
+pub async fn prompt_schema() -> Response {
+    ([(header::CONTENT_TYPE, "application/schema+json")], front::SCHEMA).into_response()
 }
 
 /// `GET /metrics`: OpenMetrics text. Without a key, or with one of the role app, nothing about projects, routes and models is told; an

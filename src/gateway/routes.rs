@@ -38,6 +38,7 @@ pub fn table() -> Vec<Route> {
         route("/status", Access::Public, get(status::status)),
         route("/metrics", Access::Public, get(operations::metrics)),
         route("/openapi.json", Access::Public, get(openapi::serve)),
+        route("/schemas/prompt.json", Access::Public, get(operations::prompt_schema)),
         route("/v1/chat/completions", app, post(openai::chat::create)),
         route("/v1/completions", app, post(openai::completions::create)),
         route("/v1/embeddings", app, post(openai::embeddings::create)),
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn everything_under_v1_takes_a_key_and_little_else_is_public() {
         let public: Vec<_> = table().into_iter().filter(|route| route.access == Access::Public).map(|route| route.path).collect();
-        assert_eq!(public, ["/health", "/ready", "/status", "/metrics", "/openapi.json"]);
+        assert_eq!(public, ["/health", "/ready", "/status", "/metrics", "/openapi.json", "/schemas/prompt.json"]);
         assert!(table().iter().all(|route| access_of(route.path) == Some(route.access)));
         assert_eq!(access_of("/v1/other"), None);
     }

@@ -11,7 +11,7 @@ use crate::types::{Code, Coded};
 pub enum LibraryError {
     /// The prompt itself.
     #[error(transparent)]
-    Prompt(#[from] PromptError),
+    Prompt(Box<PromptError>),
     /// A label cannot be moved as asked.
     #[error("label \"{label}\" of prompt \"{prompt}\": {reason}")]
     Label {
@@ -71,9 +71,15 @@ impl LibraryError {
     }
 }
 
+impl From<PromptError> for LibraryError {
+    fn from(error: PromptError) -> Self {
+        LibraryError::Prompt(Box::new(error))
+    }
+}
+
 impl From<StoreError> for LibraryError {
     fn from(error: StoreError) -> Self {
-        LibraryError::Prompt(error.into())
+        PromptError::from(error).into()
     }
 }
 

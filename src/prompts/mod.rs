@@ -1,9 +1,10 @@
 //! Prompts: named templates in the dotprompt format (YAML front matter, Handlebars body), kept as immutable numbered versions.
 //!
-//! [`parse`] splits and checks a file, [`validate`] refuses what would overflow the stack before it is compiled, [`render`] turns
-//! variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
+//! [`parse`] splits and checks a file ([`front`]: its front matter, [`template`]: its body), [`validate`] bounds what a body may draw in,
+//! [`render`] turns variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
 
 pub mod diff;
+pub mod front;
 pub mod helpers;
 pub mod library;
 pub mod library_error;
@@ -14,8 +15,9 @@ pub mod references;
 pub mod render;
 pub mod schema;
 pub mod sync;
+pub mod template;
 pub mod validate;
-mod walk;
+pub mod walk;
 
 pub use library::Library;
 pub use library_error::LibraryError;
@@ -29,12 +31,14 @@ use crate::types::{Code, Coded};
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// A problem at a line of the prompt's file.
-    #[error("prompt \"{prompt}\", line {line}: {problem}")]
+    #[error("prompt \"{prompt}\", line {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
     At {
-        /// Name of the prompt.
-        prompt: String,
+        /// Name of the prompt, or of the partial in whose text the problem is.
+        prompt: Box<str>,
         /// Line in the file, from 1.
         line: usize,
+        /// Character in the line, from 1.
+        column: Option<u32>,
         /// What is wrong.
         problem: Problem,
     },
@@ -119,7 +123,11 @@ pub enum Problem {
 
 impl Problem {
     fn at(self, prompt: &str, line: usize) -> PromptError {
-        PromptError::At { prompt: prompt.to_string(), line, problem: self }
+        PromptError::At { prompt: prompt.into(), line, column: None, problem: self }
+    }
+
+    fn at_place(self, prompt: &str, place: template::tree::Place) -> PromptError {
+        PromptError::At { prompt: prompt.into(), line: place.line, column: u32::try_from(place.column).ok(), problem: self }
     }
 
     fn of(self, prompt: &str) -> PromptError {

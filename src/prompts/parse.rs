@@ -1,40 +1,46 @@
-//! A prompt file, read: YAML front matter, compiled body, and the variables it wants. What the user wrote stays in `raw`.
+//! A prompt file, read: YAML front matter, the body as a tree, and the variables it wants.
 
+use super::front::{self, FrontMatter};
 use super::references::{self, Variable};
-use super::{Problem, PromptError, helpers, schema, validate};
+use super::template::eval::Partials;
+use super::template::read::{Fault, read};
+use super::template::tree::{Place, Program};
+use super::{Problem, PromptError, schema, validate};
 use crate::types::Digest;
-use handlebars::template::TemplateElement;
-use handlebars::{Handlebars, Template, TemplateError};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-const RESERVED: &[&str] =
-    &["name", "variant", "version", "description", "model", "config", "input", "output", "tools", "toolDefs", "metadata", "ext"];
+/// What a prompt may refer to by name and does not contain. All of it is optional.
+pub trait Surroundings {
+    /// The text of a partial; its front matter, where it has one, is left out.
+    fn partial(&self, _name: &str) -> Option<String> {
+        None
+    }
 
-/// The front matter's known keys, checked.
-#[derive(Debug, Clone, Default)]
-pub struct FrontMatter {
-    /// `model`: a suggestion that targets and routes may override.
-    pub model: Option<String>,
-    /// `description`, for lists.
-    pub description: Option<String>,
-    /// `config`: decoding parameters by their wire names.
-    pub config: Map<String, Value>,
-    /// `input.default`.
-    pub defaults: Map<String, Value>,
-    /// `input.schema` as JSON Schema.
-    pub input_schema: Option<Value>,
-    /// `output.schema` as JSON Schema.
-    pub output_schema: Option<Value>,
-    /// `output.format`: `json` or `text`.
-    pub output_format: Option<String>,
-    /// Keys with a dot (`team.owner: x`), as nested objects.
-    pub ext: Map<String, Value>,
-    /// Everything, as written.
-    pub raw: Map<String, Value>,
+    /// JSON Schema of a name that a Picoschema uses as a type.
+    fn schema(&self, _name: &str) -> Option<Value> {
+        None
+    }
+
+    /// Definition of a tool.
+    fn tool(&self, _name: &str) -> Option<Value> {
+        None
+    }
 }
 
-/// A prompt ready to render. Cheap to render many times; compiled once.
+/// Nothing around.
+pub struct NoSurroundings;
+
+impl Surroundings for NoSurroundings {}
+
+/// Partials by name.
+impl Surroundings for BTreeMap<String, String> {
+    fn partial(&self, name: &str) -> Option<String> {
+        self.get(name).cloned()
+    }
+}
+
+/// A prompt ready to render. Cheap to render many times; read once.
 pub struct Prompt {
     /// Name in the library.
     pub name: String,
@@ -44,11 +50,16 @@ pub struct Prompt {
     pub front: FrontMatter,
     /// Length of the source: about what it adds to a request, besides its variables.
     pub source_bytes: usize,
-    /// Variables that the body reads, with file lines.
+    /// Variables that the body reads, also through partials, with file lines.
     pub variables: Vec<Variable>,
-    pub(super) registry: Handlebars<'static>,
-    pub(super) body: Template,
-    pub(super) body_line: usize,
+    /// Names of the partials from outside that it draws in, directly or through others.
+    pub partials: Vec<String>,
+    pub(super) body: Program,
+    pub(super) outside: Partials,
+    /// Value of `@metadata`.
+    pub(super) metadata: Value,
+    /// What [`Prompt::required_variables`] says.
+    pub(super) required: Vec<String>,
 }
 
 impl Prompt {
@@ -57,43 +68,48 @@ impl Prompt {
     /// # Errors
     /// [`PromptError`] with the line of the first problem.
     pub fn parse(name: &str, source: &str) -> Result<Self, PromptError> {
-        Self::parse_with(name, source, &BTreeMap::new())
+        Self::parse_with(name, source, &NoSurroundings)
     }
 
-    /// As [`Prompt::parse`], with named partials (their front matter is ignored).
+    /// As [`Prompt::parse`], with what the prompt may refer to by name. Partials are asked for as they are met.
     ///
     /// # Errors
-    /// [`PromptError`] with the line of the first problem.
-    pub fn parse_with(name: &str, source: &str, partials: &BTreeMap<String, String>) -> Result<Self, PromptError> {
+    /// [`PromptError`] with the line of the first problem; a partial's problem names the partial.
+    pub fn parse_with(name: &str, source: &str, surroundings: &dyn Surroundings) -> Result<Self, PromptError> {
         if source.len() > validate::MAX_SOURCE_BYTES {
             return Err(Problem::SourceTooLarge(source.len()).of(name));
         }
         let parts = split(source);
-        let front = front_matter(parts.yaml).map_err(|(line, problem)| problem.at(name, parts.yaml_line + line.saturating_sub(1)))?;
-        let located = |(line, problem): (usize, Problem)| problem.at(name, parts.body_line + line.max(1) - 1);
-        let mut body = compile(parts.body).map_err(located)?;
-        let mut registry = helpers::registry();
-        for (partial, text) in partials {
-            let text = split(text).body;
-            let template = compile(text).map_err(|(line, problem)| problem.at(partial, line))?;
-            registry.register_template(partial, template);
-        }
-        validate::partials(&body, registry.get_templates().iter().map(|(name, template)| (name.as_str(), template))).map_err(located)?;
-        let mut variables = references::variables(&body, helpers::is_helper, helpers::NAMES).map_err(located)?;
-        variables.iter_mut().for_each(|variable| variable.line += parts.body_line - 1);
-        meter(&mut body);
-        for partial in partials.keys() {
-            let mut template = registry.get_template(partial).cloned().unwrap_or_default();
-            meter(&mut template);
-            registry.register_template(partial, template);
-        }
-        let (digest, source_bytes) = (Digest::of(source), source.len());
-        Ok(Prompt { name: name.into(), digest, source_bytes, front, variables, registry, body, body_line: parts.body_line })
+        let in_yaml = |(line, problem): (usize, Problem)| problem.at(name, parts.yaml_line + line.saturating_sub(1));
+        let front = front::read(parts.yaml, surroundings).map_err(in_yaml)?;
+        let body = read(parts.body, parts.body_place).map_err(|fault| located(fault, name))?;
+        let outside = outside(&body, surroundings)?;
+        validate::partials(&body, &outside).map_err(|(owner, fault)| located(fault, owner.as_deref().unwrap_or(name)))?;
+        let variables = references::variables(&body, &outside).map_err(|fault| located(fault, name))?;
+        let metadata = json!({"prompt": front::metadata(&front, surroundings)});
+        let mut prompt = Prompt {
+            name: name.into(),
+            digest: Digest::of(source),
+            source_bytes: source.len(),
+            variables,
+            partials: outside.keys().cloned().collect(),
+            required: Vec::new(),
+            front,
+            body,
+            outside,
+            metadata,
+        };
+        prompt.required = prompt.required_names();
+        Ok(prompt)
     }
 
     /// Names of the variables that a caller must give: required by the schema, or read by the body when there is no schema;
     /// those with a default are left out.
     pub fn required_variables(&self) -> Vec<String> {
+        self.required.clone()
+    }
+
+    fn required_names(&self) -> Vec<String> {
         let mut names = match &self.front.input_schema {
             Some(schema) => schema::required(schema),
             None => self.variables.iter().filter(|variable| !variable.optional).map(|variable| variable.name.clone()).collect(),
@@ -101,18 +117,70 @@ impl Prompt {
         names.retain(|name| !self.front.defaults.contains_key(name));
         names
     }
+
+    /// The front matter as dotprompt's metadata (known keys, `config`, `ext`, `raw`, schemas expanded), with `runtime` laid over it:
+    /// `config` key by key, everything else whole.
+    ///
+    /// # Errors
+    /// [`Problem::Schema`] for a schema in `runtime`.
+    pub fn metadata(&self, runtime: &Map<String, Value>) -> Result<Map<String, Value>, PromptError> {
+        let mut metadata = self.metadata["prompt"].as_object().cloned().unwrap_or_default();
+        for (key, value) in runtime {
+            let mut value = value.clone();
+            if let (true, Some(given)) = (key == "input" || key == "output", value.get("schema").filter(|schema| !schema.is_null())) {
+                value["schema"] = schema::to_json_schema(given).map_err(|problem| problem.of(&self.name))?;
+            }
+            match (key.as_str(), metadata.get_mut(key), value) {
+                ("config", Some(Value::Object(config)), Value::Object(over)) => config.extend(over),
+                (_, _, value) => drop(metadata.insert(key.clone(), value)),
+            }
+        }
+        Ok(metadata)
+    }
 }
 
+fn located((place, problem): Fault, owner: &str) -> PromptError {
+    problem.at_place(owner, place)
+}
+
+/// Reads the partials that a body includes, and those that they include.
+fn outside(body: &Program, surroundings: &dyn Surroundings) -> Result<Partials, PromptError> {
+    let mut outside = Partials::new();
+    let mut wanted: Vec<String> = validate::inclusions(body).iter().map(|(name, _)| name.to_string()).collect();
+    while let Some(name) = wanted.pop() {
+        if outside.contains_key(&name) {
+            continue;
+        }
+        // A name that nobody knows may be an inline partial's; whether it is, is checked with the whole.
+        let Some(source) = surroundings.partial(&name) else { continue };
+        if source.len() > validate::MAX_SOURCE_BYTES {
+            return Err(Problem::SourceTooLarge(source.len()).of(&name));
+        }
+        if outside.len() == validate::MAX_PARTIALS {
+            let text = format!("more than {} partials are included", validate::MAX_PARTIALS);
+            return Err(Problem::TooNested(text).of(&name));
+        }
+        let parts = split(&source);
+        let program = read(parts.body, parts.body_place).map_err(|fault| located(fault, &name))?;
+        wanted.extend(validate::inclusions(&program).iter().map(|(name, _)| name.to_string()));
+        outside.insert(name, program);
+    }
+    Ok(outside)
+}
+
+/// A file in its two parts.
 struct Parts<'a> {
     yaml: &'a str,
     yaml_line: usize,
     body: &'a str,
-    body_line: usize,
+    body_place: Place,
 }
 
-/// Cuts a file at its `---` lines. Comment and empty lines may stand above the first one (a licence header).
+/// Cuts a file at its `---` lines. Comment and empty lines may stand above the first one (a licence header). Without them all of it is
+/// the body, to the byte; with them the body has no white space around it.
 fn split(source: &str) -> Parts<'_> {
-    let whole = Parts { yaml: "", yaml_line: 1, body: source, body_line: 1 };
+    let start = Place { line: 1, column: 1 };
+    let whole = Parts { yaml: "", yaml_line: 1, body: source, body_place: start };
     let (mut yaml, mut at) = (None, 0);
     for (number, line) in source.split_inclusive('\n').enumerate() {
         let text = line.trim_end();
@@ -123,96 +191,16 @@ fn split(source: &str) -> Parts<'_> {
             None => return whole,
             Some((start, yaml_line)) if text == "---" => {
                 let body = &source[next..];
-                let lead = body.len() - body.trim_start().len();
-                let body_line = number + 2 + body[..lead].matches('\n').count();
-                return Parts { yaml: &source[start..at], yaml_line, body: body.trim(), body_line };
+                let lead = &body[..body.len() - body.trim_start().len()];
+                let column = lead.rsplit('\n').next().map_or(0, |indent| indent.chars().count()) + 1;
+                let body_place = Place { line: number + 2 + lead.matches('\n').count(), column };
+                return Parts { yaml: &source[start..at], yaml_line, body: super::template::value::trimmed(body), body_place };
             }
             Some(_) => {}
         }
         at = next;
     }
     whole
-}
-
-fn front_matter(yaml: &str) -> Result<FrontMatter, (usize, Problem)> {
-    if yaml.trim().is_empty() {
-        return Ok(FrontMatter::default());
-    }
-    let value: Value = serde_norway::from_str(yaml)
-        .map_err(|error| (error.location().map_or(1, |at| at.line()), Problem::FrontMatter(first_line(&error.to_string()))))?;
-    let raw = match value {
-        Value::Null => Map::new(),
-        Value::Object(map) => map,
-        other => return Err((1, Problem::FrontMatter(format!("expected keys and values, not {other}")))),
-    };
-    let line = |key: &str| yaml.lines().position(|line| line.trim_start().starts_with(key)).map_or(1, |i| i + 1);
-    let wrong = |key: &str, expected: &str| (line(key), Problem::FrontMatter(format!("`{key}` must be {expected}")));
-    let text = |key: &str| match raw.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(wrong(key, "a text")),
-    };
-    let map = |key: &str, value: Option<&Value>| match value {
-        None | Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map.clone()),
-        Some(_) => Err(wrong(key, "a map")),
-    };
-    let (input, output) = (map("input", raw.get("input"))?, map("output", raw.get("output"))?);
-    let schema_of = |holder: &Map<String, Value>, key: &str| match holder.get("schema") {
-        None | Some(Value::Null) => Ok(None),
-        Some(schema) => schema::to_json_schema(schema).map(Some).map_err(|problem| (line(key), problem)),
-    };
-    Ok(FrontMatter {
-        model: text("model")?,
-        description: text("description")?,
-        config: map("config", raw.get("config"))?,
-        defaults: map("default", input.get("default"))?,
-        input_schema: schema_of(&input, "input")?,
-        output_schema: schema_of(&output, "output")?,
-        output_format: output.get("format").and_then(Value::as_str).map(String::from),
-        ext: extensions(&raw),
-        raw,
-    })
-}
-
-fn extensions(raw: &Map<String, Value>) -> Map<String, Value> {
-    let mut ext = Map::new();
-    for (key, value) in raw.iter().filter(|(key, _)| !RESERVED.contains(&key.as_str())) {
-        if let Some((space, field)) = key.rsplit_once('.')
-            && let Value::Object(fields) = ext.entry(space).or_insert_with(|| Value::Object(Map::new()))
-        {
-            fields.insert(field.to_string(), value.clone());
-        }
-    }
-    ext
-}
-
-fn compile(body: &str) -> Result<Template, (usize, Problem)> {
-    validate::scan(body)?;
-    Template::compile(body).map_err(|error: TemplateError| {
-        let line = error.pos().map_or(1, |(line, _)| line);
-        (line, Problem::Syntax(first_line(&error.reason().to_string())))
-    })
-}
-
-/// Puts a call of the step counter in front of every template, block body and partial, so that loops end.
-fn meter(template: &mut Template) {
-    for element in &mut template.elements {
-        match element {
-            TemplateElement::HelperBlock(helper) => [&mut helper.template, &mut helper.inverse].into_iter().flatten().for_each(meter),
-            TemplateElement::DecoratorBlock(inline) => inline.template.iter_mut().for_each(meter),
-            _ => {}
-        }
-    }
-    let step = Template::compile(helpers::STEP_TAG).expect("a constant template of one tag");
-    // The step has the place of what it stands before, so that lines in errors stay right.
-    let place = template.mapping.first().or(step.mapping.first()).cloned();
-    template.elements.splice(0..0, step.elements);
-    template.mapping.splice(0..0, place);
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_string()
 }
 
 #[cfg(test)]
@@ -228,7 +216,8 @@ mod tests {
         .expect("parses");
         assert_eq!(prompt.front.model.as_deref(), Some("mock/echo"));
         assert_eq!(prompt.required_variables(), ["a"]);
-        assert_eq!(prompt.variables.iter().map(|v| (v.name.as_str(), v.line)).collect::<Vec<_>>(), [("a", 10), ("b", 11)]);
+        let places = prompt.variables.iter().map(|v| (v.name.as_str(), v.line, v.column)).collect::<Vec<_>>();
+        assert_eq!(places, [("a", 10, 6), ("b", 11, 3)]);
     }
 
     #[test]
@@ -239,20 +228,34 @@ mod tests {
             Ok(_) => panic!("parsed: {source}"),
         };
         assert_eq!(line("---\na: 1\nb: [\n---\nx"), 4);
-        assert_eq!(line("---\nmodel: x\ninput:\n  schema: {a: sting}\n---\nx"), 3);
+        assert_eq!(line("---\nmodel: x\ninput:\n  schema: {a: sting}\n---\nx"), 4);
         assert_eq!(line("---\nmodel: x\n---\none\n{{#if a}}never closed"), 5);
         assert_eq!(line("one\n{{jsn a}}"), 2);
         assert_eq!(line("one\n\n{{> nowhere}}"), 3);
     }
 
     #[test]
-    fn partials_that_lead_back_are_refused() {
-        for source in [
-            "{{#*inline \"a\"}}{{> a}}{{/inline}}{{> a}}",
-            "{{#*inline \"a\"}}{{> b}}{{/inline}}{{#*inline \"b\"}}{{#if x}}{{> a}}{{/if}}{{/inline}}{{> a}}",
-        ] {
-            assert!(matches!(Prompt::parse("p", source), Err(PromptError::At { problem: Problem::Recursive(_), .. })), "{source}");
-        }
-        assert!(Prompt::parse("p", "{{#*inline \"a\"}}x{{/inline}}{{> a}}{{> a}}").is_ok());
+    fn partials_are_drawn_in_as_they_are_met() {
+        let around =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect::<BTreeMap<_, _>>();
+        let partials = around(&[("greet", "---\ndescription: x\n---\nHi {{> who}}"), ("who", "{{name}}"), ("unused", "{{#if")]);
+        let prompt = Prompt::parse_with("p", "{{> greet}}!", &partials).expect("parses");
+        assert_eq!(
+            (prompt.partials.as_slice(), prompt.required_variables()),
+            (&["greet".to_string(), "who".into()][..], vec!["name".into()])
+        );
+        let error = Prompt::parse_with("p", "{{> bad}}", &around(&[("bad", "x\n{{#if a}}")])).err().expect("refused").to_string();
+        assert!(error.starts_with("prompt \"bad\", line 2"), "{error}");
+        let error = Prompt::parse_with("p", "{{> a}}", &around(&[("a", "{{> b}}"), ("b", "{{> a}}")])).err().expect("refused").to_string();
+        assert!(error.contains("includes itself"), "{error}");
+    }
+
+    #[test]
+    fn runtime_metadata_lies_over_the_front_matter() {
+        let prompt = Prompt::parse("p", "---\nmodel: a\nconfig: {temperature: 0, seed: 1}\nx.y: 1\n---\nz").expect("parses");
+        let over = json!({"model": "b", "config": {"seed": 2}, "output": {"schema": {"n": "integer"}}});
+        let metadata = prompt.metadata(over.as_object().expect("an object")).expect("merges");
+        assert_eq!((&metadata["model"], &metadata["config"]), (&json!("b"), &json!({"temperature": 0, "seed": 2})));
+        assert_eq!((&metadata["ext"], &metadata["output"]["schema"]["type"]), (&json!({"x": {"y": 1}}), &json!("object")));
     }
 }

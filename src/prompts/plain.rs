@@ -1,9 +1,10 @@
 //! A prompt as plain texts with `{{name}}` in them, for clients that fill in variables by themselves. Only what such a text can say is
 //! given away; a condition, a loop or a default would be lost without a word.
 
+use super::helpers::Helper;
 use super::parse::Prompt;
-use super::{Problem, PromptError, walk};
-use handlebars::template::{HelperTemplate, Parameter, TemplateElement};
+use super::template::tree::{Expr, Node, Path, Place};
+use super::{Problem, PromptError};
 use serde_json::Value;
 
 /// A piece of a conversation.
@@ -36,69 +37,71 @@ impl Prompt {
     /// [`Problem::Unsupported`] at the first tag that is more than a variable, a role or the history.
     pub fn plain(&self) -> Result<Plain, PromptError> {
         let mut plain = Plain { pieces: Vec::new(), is_chat: false };
-        let (mut role, mut text, mut first) = ("user".to_string(), String::new(), None);
-        walk::each(&self.body, &mut |element, (line, _)| {
-            let step = match element {
-                TemplateElement::RawString(raw) if raw.contains("{{") => Err("a text with braces of its own"),
-                TemplateElement::RawString(raw) => {
-                    text.push_str(raw);
-                    Ok(None)
-                }
-                TemplateElement::Comment(_) => Ok(None),
-                TemplateElement::Expression(helper) | TemplateElement::HtmlExpression(helper) => self.tag(helper).map(Some),
-                _ => Err("a block or a partial"),
-            };
-            match step {
-                Ok(None | Some(Tag::Step)) => {}
-                Ok(Some(Tag::Variable(name))) => text.push_str(&format!("{{{{{name}}}}}")),
-                Ok(Some(tag)) => {
+        let (mut role, mut text) = ("user".to_string(), String::new());
+        for node in &self.body.body {
+            match self.tag(node).map_err(|(what, place)| self.unfit(what, place))? {
+                Tag::Text(raw) => text.push_str(raw),
+                Tag::Variable(name) => text.push_str(&format!("{{{{{name}}}}}")),
+                Tag::Role(next) => {
                     plain.is_chat = true;
                     push(&mut plain.pieces, &role, &mut text);
-                    match tag {
-                        Tag::Role(next) => role = next,
-                        _ => {
-                            plain.pieces.push(PlainPiece::History);
-                            role = "assistant".into();
-                        }
-                    }
+                    role = next.to_string();
                 }
-                Err(what) => {
-                    let line = self.body_line + line - 1;
-                    first.get_or_insert_with(|| {
-                        Problem::Unsupported(format!("{what}, which cannot be filled in by a client,")).at(&self.name, line)
-                    });
+                Tag::History => {
+                    plain.is_chat = true;
+                    push(&mut plain.pieces, &role, &mut text);
+                    plain.pieces.push(PlainPiece::History);
+                    role = "assistant".into();
                 }
             }
-        });
+        }
         push(&mut plain.pieces, &role, &mut text);
-        first.map_or(Ok(plain), Err)
+        Ok(plain)
     }
 
-    fn tag(&self, helper: &HelperTemplate) -> Result<Tag, &'static str> {
-        let name = helper.name.as_name().unwrap_or_default();
-        match (name, helper.params.as_slice()) {
-            ("__step", _) => Ok(Tag::Step),
-            ("history", []) => Ok(Tag::History),
-            ("role", [Parameter::Literal(Value::String(role))]) => {
-                Ok(Tag::Role(if role == "model" { "assistant".into() } else { role.clone() }))
-            }
-            (name, []) if self.front.defaults.contains_key(name) => Err("a variable with a default"),
-            (name, [])
-                if helper.hash.is_empty() && !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') =>
-            {
-                Ok(Tag::Variable(name.to_string()))
-            }
-            _ => Err("a tag that is more than a variable"),
+    fn unfit(&self, what: &str, place: Option<Place>) -> PromptError {
+        let problem = Problem::Unsupported(format!("{what}, which cannot be filled in by a client,"));
+        match place {
+            Some(place) => problem.at(&self.name, place.line),
+            None => problem.of(&self.name),
+        }
+    }
+
+    fn tag<'t>(&self, node: &'t Node) -> Result<Tag<'t>, (&'static str, Option<Place>)> {
+        match node {
+            Node::Text(text) if text.value.contains("{{") => Err(("a text with braces of its own", None)),
+            Node::Text(text) => Ok(Tag::Text(&text.value)),
+            Node::Comment(_) | Node::Inline(_) => Ok(Tag::Text("")),
+            Node::Block(block) => Err(("a block", Some(block.place))),
+            Node::Partial(partial) => Err(("a partial", Some(partial.place))),
+            Node::Print(print) => match &print.value {
+                Expr::Path(path) if self.front.defaults.contains_key(&path.original) => {
+                    Err(("a variable with a default", Some(path.place)))
+                }
+                Expr::Path(path) if is_plain(path) => Ok(Tag::Variable(&path.parts[0])),
+                Expr::Path(path) => Err(("a tag that is more than a variable", Some(path.place))),
+                Expr::Call(call) => match (call.helper, call.params.as_slice()) {
+                    (Helper::History, []) => Ok(Tag::History),
+                    (Helper::Role, [Expr::Literal(Value::String(role))]) => Ok(Tag::Role(if role == "model" { "assistant" } else { role })),
+                    _ => Err(("a tag that is more than a variable", Some(call.place))),
+                },
+                Expr::Undefined | Expr::Literal(_) => Err(("a tag that is more than a variable", None)),
+            },
         }
     }
 }
 
-enum Tag {
-    /// Counts steps; not the author's.
-    Step,
+/// Whether a path is one name that such clients know as a variable.
+fn is_plain(path: &Path) -> bool {
+    let is_word = |name: &String| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    !path.is_data && !path.is_scoped && path.depth == 0 && path.parts.len() == 1 && path.parts.iter().all(is_word)
+}
+
+enum Tag<'t> {
+    Text(&'t str),
     History,
-    Role(String),
-    Variable(String),
+    Role(&'t str),
+    Variable(&'t str),
 }
 
 /// A message, unless there is nothing but white space in it.
@@ -133,7 +136,7 @@ mod tests {
             "{{#*inline \"i\"}}b{{/inline}}\n{{> i}}",
             "a\n\\{{x}}",
         ] {
-            assert!(plain(source).is_err_and(|error| error.contains("line")), "{source}");
+            assert!(plain(source).is_err_and(|error| error.contains("filled in by a client")), "{source}");
         }
         assert!(plain("---\ninput: {default: {x: 1}, schema: {x: integer}}\n---\n{{x}}").is_err());
     }

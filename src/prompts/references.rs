@@ -1,240 +1,256 @@
-//! What a parsed template refers to: variables of the input, helpers, partials. A walk over the Handlebars tree.
+//! Which variables of the input a template reads, through its partials as well: a walk over the tree.
 
 use super::Problem;
-use crate::types::error::did_you_mean;
-use handlebars::Template;
-use handlebars::template::{DecoratorTemplate, HelperTemplate, Parameter, Subexpression, TemplateElement};
-use std::collections::{BTreeMap, BTreeSet};
+use super::helpers::Helper;
+use super::template::eval::Partials;
+use super::template::read::Fault;
+use super::template::tree::{Block, Call, Expr, Head, Node, Partial, Path, Place, Program};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// A variable of the input that the template reads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Variable {
     /// Its first path segment.
     pub name: String,
-    /// Line in the body, from 1.
+    /// Line in the prompt's file, from 1.
     pub line: usize,
+    /// Character in that line, from 1.
+    pub column: usize,
     /// Read only by a condition, or inside one that asks for it: an empty text is meant when it is missing.
     pub optional: bool,
 }
 
-/// Variables in the order of their first appearance.
+/// Most variables that may be counted through inclusions of partials: bounds what many inclusions of many variables cost.
+const MAX_NOTES: usize = 50_000;
+
+/// Variables in the order of their first appearance. Partials must be known not to lead back to themselves.
 ///
 /// # Errors
-/// The line and [`Problem::Unsupported`] for a helper that does not exist.
-pub fn variables(template: &Template, known: impl Fn(&str) -> bool, helpers: &[&str]) -> Result<Vec<Variable>, (usize, Problem)> {
-    let mut walk = Walk { known: &known, helpers, guards: Vec::new(), found: Vec::new() };
-    walk.template(template, 0)?;
-    Ok(walk.found)
+/// The place of a `../` that leads out of the prompt or of a partial.
+pub fn variables(body: &Program, outside: &Partials) -> Result<Vec<Variable>, Fault> {
+    let mut known = Known { bodies: BTreeMap::new(), reads: BTreeMap::new(), notes: 0 };
+    for (name, program) in outside {
+        known.define(program, 0);
+        known.bodies.insert(name, (program, 0, false));
+    }
+    known.define(body, 0);
+    let mut walk = Walk::new(&mut known, 0);
+    walk.program(body, 0)?;
+    let found = walk.found;
+    let inlines: Vec<&str> = known.bodies.iter().filter(|(_, (.., is_inline))| *is_inline).map(|(name, _)| *name).collect();
+    for name in inlines {
+        known.reads_of(name)?;
+    }
+    Ok(found)
 }
 
-struct Walk<'a> {
-    known: &'a dyn Fn(&str) -> bool,
-    helpers: &'a [&'a str],
+/// The partials, and what each reads of the `this` that it is given.
+struct Known<'p> {
+    /// Body, number of scopes around it, and whether it stands in this prompt's own text.
+    bodies: BTreeMap<&'p str, (&'p Program, usize, bool)>,
+    reads: BTreeMap<&'p str, Rc<Vec<Variable>>>,
+    /// Variables counted through inclusions so far.
+    notes: usize,
+}
+
+impl<'p> Known<'p> {
+    fn define(&mut self, program: &'p Program, scope: usize) {
+        for inline in program.inlines.values() {
+            self.bodies.insert(&inline.name, (&inline.program, scope, true));
+            self.define(&inline.program, scope);
+        }
+        for node in &program.body {
+            if let Node::Block(block) = node {
+                block.program.iter().for_each(|body| self.define(body, scope + usize::from(block.has_scope())));
+                block.inverse.iter().for_each(|body| self.define(body, scope));
+            }
+        }
+    }
+
+    fn reads_of(&mut self, name: &'p str) -> Result<Rc<Vec<Variable>>, Fault> {
+        if let Some(reads) = self.reads.get(name) {
+            return Ok(reads.clone());
+        }
+        let Some(&(program, around, _)) = self.bodies.get(name) else { return Ok(Rc::default()) };
+        let mut walk = Walk::new(self, around);
+        walk.program(program, 0)?;
+        let found = Rc::new(walk.found);
+        self.reads.insert(name, found.clone());
+        Ok(found)
+    }
+}
+
+struct Walk<'w, 'p> {
+    known: &'w mut Known<'p>,
+    /// Scopes around the text itself.
+    around: usize,
     guards: Vec<String>,
+    names: Vec<&'p str>,
     found: Vec<Variable>,
+    /// Where each name stands in `found`.
+    index: HashMap<String, usize>,
 }
 
-impl Walk<'_> {
-    fn template(&mut self, template: &Template, scope: usize) -> Result<(), (usize, Problem)> {
-        for (i, element) in template.elements.iter().enumerate() {
-            let line = line_of(template, i);
-            match element {
-                TemplateElement::Expression(helper) | TemplateElement::HtmlExpression(helper) => self.expression(helper, line, scope)?,
-                TemplateElement::HelperBlock(helper) => self.block(helper, line, scope)?,
-                TemplateElement::PartialExpression(partial) => self.parameters(&partial.params, &partial.hash, line, scope)?,
+impl<'w, 'p> Walk<'w, 'p> {
+    fn new(known: &'w mut Known<'p>, around: usize) -> Self {
+        Walk { known, around, guards: Vec::new(), names: Vec::new(), found: Vec::new(), index: HashMap::new() }
+    }
+
+    fn program(&mut self, program: &'p Program, scope: usize) -> Result<(), Fault> {
+        for node in &program.body {
+            match node {
+                Node::Print(print) => match &print.value {
+                    Expr::Path(path) => self.path(path, scope, false)?,
+                    Expr::Call(call) => self.call(call, scope)?,
+                    _ => {}
+                },
+                Node::Block(block) => self.block(block, scope)?,
+                Node::Partial(partial) => self.partial(partial, scope)?,
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn expression(&mut self, helper: &HelperTemplate, line: usize, scope: usize) -> Result<(), (usize, Problem)> {
-        let name = helper.name.as_name().unwrap_or_default();
-        if helper.params.is_empty() && helper.hash.is_empty() {
-            if !(self.known)(name) {
-                self.note(name, line, scope, false);
-            }
-            return self.parameter(&helper.name, line, scope);
-        }
-        self.helper_exists(name, line)?;
-        self.parameters(&helper.params, &helper.hash, line, scope)
-    }
-
-    fn block(&mut self, helper: &HelperTemplate, line: usize, scope: usize) -> Result<(), (usize, Problem)> {
-        let name = helper.name.as_name().unwrap_or_default();
-        let is_section = helper.params.is_empty() && helper.hash.is_empty() && !(self.known)(name);
+    fn block(&mut self, block: &'p Block, scope: usize) -> Result<(), Fault> {
         let guards = self.guards.len();
-        if is_section {
-            self.note(name, line, scope, true);
-        } else {
-            self.helper_exists(name, line)?;
-            self.parameters(&helper.params, &helper.hash, line, scope)?;
-            self.guards.extend(helper.params.iter().filter_map(Parameter::as_name).filter_map(|raw| root_name(raw, scope)));
+        match &block.head {
+            Head::Section(path) => self.path(path, scope, true)?,
+            Head::Call(call) => {
+                self.call(call, scope)?;
+                let paths = call.params.iter().filter_map(|param| if let Expr::Path(path) = param { Some(path) } else { None });
+                let asked: Vec<String> = paths.filter_map(|path| self.root_name(path, scope)).collect();
+                self.guards.extend(asked);
+            }
         }
-        let inside = if is_section || matches!(name, "each" | "with") { scope + 1 } else { scope };
-        if let Some(body) = &helper.template {
-            self.template(body, inside)?;
+        self.names.extend(block.names.iter().map(String::as_str));
+        if let Some(body) = &block.program {
+            self.program(body, scope + usize::from(block.has_scope()))?;
         }
-        if let Some(inverse) = &helper.inverse {
-            self.template(inverse, scope)?;
+        self.names.truncate(self.names.len() - block.names.len());
+        if let Some(body) = &block.inverse {
+            self.program(body, scope)?;
         }
         self.guards.truncate(guards);
         Ok(())
     }
 
-    fn parameters<'p>(
-        &mut self,
-        params: &'p [Parameter],
-        hash: impl IntoIterator<Item = (&'p String, &'p Parameter)>,
-        line: usize,
-        scope: usize,
-    ) -> Result<(), (usize, Problem)> {
-        for parameter in params.iter().chain(hash.into_iter().map(|(_, value)| value)) {
-            if let Parameter::Path(_) = parameter {
-                self.note(parameter.as_name().unwrap_or_default(), line, scope, true);
-            }
-            self.parameter(parameter, line, scope)?;
+    /// Conditions and loops may do without a value; what writes one needs it.
+    fn call(&mut self, call: &'p Call, scope: usize) -> Result<(), Fault> {
+        let optional = !matches!(call.helper, Helper::Json | Helper::Role | Helper::Section | Helper::Media);
+        for value in call.params.iter().chain(call.hash.iter().map(|(_, value)| value)) {
+            self.value(value, scope, optional)?;
         }
         Ok(())
     }
 
-    fn parameter(&mut self, parameter: &Parameter, line: usize, scope: usize) -> Result<(), (usize, Problem)> {
-        let Parameter::Subexpression(inner) = parameter else { return Ok(()) };
-        let TemplateElement::Expression(helper) = Subexpression::as_element(inner) else { return Ok(()) };
-        if let Some(name) = helper.name.as_name().filter(|_| !helper.params.is_empty() || !helper.hash.is_empty()) {
-            self.helper_exists(name, line)?;
+    fn value(&mut self, value: &'p Expr, scope: usize, optional: bool) -> Result<(), Fault> {
+        match value {
+            Expr::Path(path) => self.path(path, scope, optional),
+            Expr::Call(call) => self.call(call, scope),
+            Expr::Undefined | Expr::Literal(_) => Ok(()),
         }
-        self.parameters(&helper.params, &helper.hash, line, scope)
     }
 
-    fn helper_exists(&self, name: &str, line: usize) -> Result<(), (usize, Problem)> {
-        if (self.known)(name) {
+    fn partial(&mut self, partial: &'p Partial, scope: usize) -> Result<(), Fault> {
+        for value in partial.context.iter().chain(partial.hash.iter().map(|(_, value)| value)) {
+            self.value(value, scope, true)?;
+        }
+        let reads = self.known.reads_of(&partial.name)?;
+        let is_own = self.known.bodies.get(partial.name.as_str()).is_some_and(|(.., is_inline)| *is_inline);
+        let sees_root = scope == 0 && partial.context.is_none();
+        if !sees_root {
             return Ok(());
         }
-        let nearest = did_you_mean(name, self.helpers.iter().copied());
-        Err((line, Problem::Syntax(format!("there is no helper \"{name}\"{nearest}"))))
+        self.known.notes += reads.len();
+        if self.known.notes > MAX_NOTES {
+            let text = "partials with many variables are included very often: include them in a loop, or less".to_string();
+            return Err((partial.place, Problem::TooNested(text)));
+        }
+        for read in reads.iter().filter(|read| !partial.hash.iter().any(|(name, _)| *name == read.name)) {
+            let place = if is_own { Place { line: read.line, column: read.column } } else { partial.place };
+            self.note(read.name.clone(), place, read.optional);
+        }
+        Ok(())
     }
 
-    fn note(&mut self, raw: &str, line: usize, scope: usize, optional: bool) {
-        let Some(name) = root_name(raw, scope) else { return };
+    fn path(&mut self, path: &Path, scope: usize, optional: bool) -> Result<(), Fault> {
+        if !path.is_data && path.depth > scope + self.around {
+            let out = if scope + self.around == 0 {
+                "there is no block with a `this` of its own around it"
+            } else {
+                "fewer blocks are around it"
+            };
+            let text =
+                format!("`{}` leads out: {out}; take `../` away, or give a partial what it needs, {{{{> card name=name}}}}", path.original);
+            return Err((path.place, Problem::Syntax(text)));
+        }
+        if let Some(name) = self.root_name(path, scope) {
+            self.note(name, path.place, optional);
+        }
+        Ok(())
+    }
+
+    /// First segment of a path when it reads the text's own input, `None` for inner scopes, names from `as |…|` and `@` values.
+    fn root_name(&self, path: &Path, scope: usize) -> Option<String> {
+        let (first, second) = (path.parts.first()?, path.parts.get(1));
+        match path.is_data {
+            true if first == "root" => second.cloned(),
+            true => None,
+            false if !path.is_scoped && self.names.contains(&first.as_str()) => None,
+            false => (path.depth == scope).then(|| first.clone()),
+        }
+    }
+
+    fn note(&mut self, name: String, place: Place, optional: bool) {
         let optional = optional || self.guards.contains(&name);
-        match self.found.iter_mut().find(|variable| variable.name == name) {
-            Some(seen) if seen.optional && !optional => *seen = Variable { name, line, optional },
+        let variable = Variable { name, line: place.line, column: place.column, optional };
+        match self.index.get(&variable.name) {
+            Some(&at) if self.found[at].optional && !optional => self.found[at] = variable,
             Some(_) => {}
-            None => self.found.push(Variable { name, line, optional }),
-        }
-    }
-}
-
-/// First segment of a path when it reads the template's own input, `None` for inner scopes and `@` variables.
-fn root_name(raw: &str, scope: usize) -> Option<String> {
-    let mut path = raw;
-    let mut ups = 0;
-    if let Some(rest) = path.strip_prefix("@root.").or_else(|| path.strip_prefix("@root/")) {
-        (path, ups) = (rest, scope);
-    }
-    while let Some(rest) = path.strip_prefix("../") {
-        (path, ups) = (rest, ups + 1);
-    }
-    let path = path.strip_prefix("./").or_else(|| path.strip_prefix("this.")).or_else(|| path.strip_prefix("this/")).unwrap_or(path);
-    if ups != scope || path.starts_with('@') || matches!(path, "this" | "." | "") {
-        return None;
-    }
-    let path = path.strip_prefix('[').map_or(path, |inner| inner.split(']').next().unwrap_or(inner));
-    let end = path.find(['.', '/', '[']).unwrap_or(path.len());
-    (end > 0).then(|| path[..end].to_string())
-}
-
-/// Which partial includes which.
-#[derive(Debug, Default)]
-pub struct Partials {
-    defined: BTreeSet<String>,
-    /// Includer ("" is the prompt itself) to what it includes, with the line.
-    uses: BTreeMap<String, Vec<(String, usize)>>,
-}
-
-impl Partials {
-    /// Says that a partial of that name exists.
-    pub fn define(&mut self, name: &str) {
-        self.defined.insert(name.to_string());
-    }
-
-    /// Checks that every partial exists and that none leads back to itself.
-    ///
-    /// # Errors
-    /// The line of the inclusion and what is wrong with it.
-    pub fn check(&self) -> Result<(), (usize, Problem)> {
-        for (name, line) in self.uses.values().flatten() {
-            if !self.defined.contains(name) {
-                let nearest = did_you_mean(name, self.defined.iter().map(String::as_str));
-                return Err((*line, Problem::Syntax(format!("there is no partial \"{name}\"{nearest}"))));
+            None => {
+                self.index.insert(variable.name.clone(), self.found.len());
+                self.found.push(variable);
             }
         }
-        // Kahn's algorithm: what is left when no partial without open inclusions remains lies on or leads to a cycle.
-        let mut open: BTreeMap<&str, BTreeSet<&str>> =
-            self.uses.iter().map(|(from, to)| (from.as_str(), to.iter().map(|(name, _)| name.as_str()).collect())).collect();
-        loop {
-            let done: Vec<&str> =
-                open.iter().filter(|(_, to)| to.iter().all(|name| !open.contains_key(name))).map(|(from, _)| *from).collect();
-            if done.is_empty() {
-                break;
-            }
-            open.retain(|from, _| !done.contains(from));
-        }
-        let on_cycle = open.keys().find(|name| !name.is_empty()).copied();
-        let Some(name) = on_cycle else { return Ok(()) };
-        let line = self.uses[name].iter().find(|(to, _)| open.contains_key(to.as_str())).map_or(1, |(_, line)| *line);
-        Err((line, Problem::Recursive(name.to_string())))
     }
 }
 
-/// Adds the inclusions of a template to the graph; `owner` is the partial it is the body of, "" for the prompt.
-///
-/// # Errors
-/// The line and [`Problem::Unsupported`] for block partials and partials whose name is computed.
-pub fn partials(template: &Template, owner: &str, graph: &mut Partials) -> Result<(), (usize, Problem)> {
-    for (i, element) in template.elements.iter().enumerate() {
-        let line = line_of(template, i);
-        match element {
-            TemplateElement::PartialExpression(partial) => {
-                let name = plain_name(partial, line)?;
-                graph.uses.entry(owner.to_string()).or_default().push((name, line));
-            }
-            TemplateElement::PartialBlock(_) => return Err((line, Problem::Unsupported("a partial with a block ({{#> …}})".into()))),
-            TemplateElement::DecoratorBlock(inline) => {
-                let name = inline_name(inline, line)?;
-                graph.define(&name);
-                // An inline body counts for the partial and for the template around it, whichever of them runs it.
-                if let Some(body) = &inline.template {
-                    partials(body, &name, graph)?;
-                }
-            }
-            TemplateElement::DecoratorExpression(_) => return Err((line, Problem::Unsupported("a decorator ({{* …}})".into()))),
-            TemplateElement::HelperBlock(helper) => {
-                for inner in [&helper.template, &helper.inverse].into_iter().flatten() {
-                    partials(inner, owner, graph)?;
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompts::template::read::read;
 
-fn plain_name(partial: &DecoratorTemplate, line: usize) -> Result<String, (usize, Problem)> {
-    match partial.name.as_name() {
-        Some(name) if !name.starts_with('@') => Ok(name.to_string()),
-        _ => Err((line, Problem::Unsupported("a partial whose name is computed".into()))),
+    fn found(source: &str, outside: &[(&str, &str)]) -> Vec<(String, bool)> {
+        let read = |text: &str| read(text, Place { line: 1, column: 1 }).expect("reads");
+        let outside: Partials = outside.iter().map(|(name, text)| (name.to_string(), read(text))).collect();
+        let variables = variables(&read(source), &outside).expect("walks");
+        variables.into_iter().map(|variable| (variable.name, variable.optional)).collect()
     }
-}
 
-fn inline_name(inline: &DecoratorTemplate, line: usize) -> Result<String, (usize, Problem)> {
-    match (inline.name.as_name(), inline.params.first()) {
-        (Some("inline"), Some(Parameter::Literal(serde_json::Value::String(name)))) => Ok(name.clone()),
-        _ => Err((line, Problem::Unsupported("a block decorator other than {{#*inline \"name\"}}".into()))),
+    #[test]
+    fn reads_are_found_in_every_place() {
+        let pairs = |pairs: &[(&str, bool)]| pairs.iter().map(|(name, optional)| (name.to_string(), *optional)).collect::<Vec<_>>();
+        assert_eq!(
+            found("{{a.b}}{{#each c}}{{d}}{{../e}}{{@root.f}}{{/each}}", &[]),
+            pairs(&[("a", false), ("c", true), ("e", false), ("f", false)])
+        );
+        assert_eq!(found("{{#if a}}{{a}}{{/if}}{{json b}}{{media url=c}}", &[]), pairs(&[("a", true), ("b", false), ("c", false)]));
+        assert_eq!(found("{{#each l as |x|}}{{x.y}}{{z}}{{/each}}", &[]), pairs(&[("l", true)]));
+        assert_eq!(
+            found("{{> p name=a}}{{> q}}", &[("p", "{{name}}{{tone}}"), ("q", "{{#if b}}{{b}}{{/if}}")]),
+            pairs(&[("a", true), ("tone", false), ("b", true)])
+        );
+        assert_eq!(found("{{#*inline \"p\"}}{{a}}{{/inline}}{{#each l}}{{> p}}{{/each}}", &[]), pairs(&[("l", true)]));
+        assert_eq!(found("{{> p user}}", &[("p", "{{name}}")]), pairs(&[("user", true)]));
     }
-}
 
-fn line_of(template: &Template, element: usize) -> usize {
-    template.mapping.get(element).map_or(1, |mapping| mapping.0)
+    #[test]
+    fn steps_out_of_the_prompt_are_refused() {
+        let refuse = |source: &str| variables(&read(source, Place { line: 1, column: 1 }).expect("reads"), &Partials::new()).is_err();
+        assert!(refuse("{{../a}}") && refuse("{{#if x}}{{../a}}{{/if}}") && refuse("{{#each x}}{{../../a}}{{/each}}"));
+        assert!(refuse("{{#*inline \"p\"}}{{../a}}{{/inline}}"));
+        assert!(!refuse("{{#each x}}{{#if y}}{{../a}}{{/if}}{{/each}}"));
+    }
 }

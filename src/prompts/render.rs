@@ -1,18 +1,20 @@
 //! Variables in, messages out. Strict by default: a missing required variable is an error, never an empty text.
 
-use super::helpers::{Mark, Marks, Piece};
 use super::parse::Prompt;
 use super::references::Variable;
+use super::template::eval::{self, Data, Limits, Piece, Stop};
+use super::template::space::is_blank;
+use super::template::value::{Merged, Over, Val};
 use super::{Problem, PromptError, schema};
 use crate::types::chat::{Content, Message};
 use crate::types::error::did_you_mean;
-use handlebars::{Context, Output, RenderContext, Renderable};
 use serde_json::{Map, Value, json};
+use std::rc::Rc;
 
 /// Largest rendered text, in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Most blocks, loop turns and partials that one render may run.
-pub const MAX_STEPS: usize = 50_000;
+/// Most nodes, loop turns and partials that one render may run.
+pub const MAX_STEPS: usize = 100_000;
 
 /// What happens to a required variable that is not given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Input<'a> {
     pub history: &'a [Message],
     /// Values for `@name` in the template (`@state`, `@auth`).
     pub context: Option<&'a Map<String, Value>>,
+    /// Values for variables that are not given, before the front matter's `input.default`.
+    pub defaults: Option<&'a Map<String, Value>>,
     /// Strictness.
     pub missing: Missing,
 }
@@ -66,7 +70,12 @@ pub enum Turn {
         parts: Vec<Part>,
     },
     /// Taken from the history.
-    Earlier(Message),
+    Earlier {
+        /// As it was given.
+        message: Message,
+        /// Put there by `{{history}}`, not by convention.
+        is_placed: bool,
+    },
 }
 
 /// One part of a message.
@@ -100,75 +109,68 @@ impl Prompt {
     /// # Errors
     /// As [`Prompt::render`].
     pub fn turns(&self, input: &Input<'_>) -> Result<Vec<Turn>, PromptError> {
-        let mut values = self.front.defaults.clone();
-        values.extend(input.variables.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        let values = Values { layers: [Some(&self.front.defaults), input.defaults, input.variables] };
         if input.missing == Missing::Refuse {
             self.check(&values)?;
         }
-        let marks = Marks::new(MAX_STEPS);
-        let text = self.text(values, input, &marks)?;
-        Ok(with_history(turns(marks.cut(&text), input.history), input.history))
+        let data = Data { root: values.root(), context: input.context, metadata: &self.metadata, partials: &self.outside };
+        let limits = Limits { steps: MAX_STEPS, bytes: MAX_OUTPUT_BYTES };
+        let pieces = eval::render(&self.body, &data, limits).map_err(|stop| match stop {
+            Stop::Full => Problem::OutputTooLarge.of(&self.name),
+            Stop::Spent => Problem::TooManySteps.of(&self.name),
+            Stop::Wrong(place, text) => Problem::Render(text).at_place(&self.name, place),
+        })?;
+        Ok(with_history(turns(pieces, input.history), input.history))
     }
 
-    fn text(&self, values: Map<String, Value>, input: &Input<'_>, marks: &Marks) -> Result<String, PromptError> {
-        let data = Context::from(Value::Object(values));
-        let mut out = Capped { text: String::new(), is_full: false };
-        let mut context = RenderContext::new(None);
-        marks.register(&mut context);
-        if let Some(block) = context.block_mut() {
-            for (name, value) in input.context.into_iter().flatten() {
-                block.set_local_var(name, value.clone());
-            }
-        }
-        match self.body.render(&self.registry, &data, &mut context, &mut out) {
-            Ok(()) => Ok(out.text),
-            Err(_) if out.is_full => Err(Problem::OutputTooLarge.of(&self.name)),
-            Err(_) if marks.is_spent() => Err(Problem::TooManySteps.of(&self.name)),
-            Err(error) => {
-                let problem = Problem::Render(error.reason().to_string());
-                Err(match error.line_no {
-                    Some(line) => problem.at(&self.name, self.body_line + line - 1),
-                    None => problem.of(&self.name),
-                })
-            }
-        }
-    }
-
-    fn check(&self, values: &Map<String, Value>) -> Result<(), PromptError> {
-        let known = self.front.input_schema.as_ref().map(schema::properties).unwrap_or_default();
-        let required = self.required_variables();
-        let wanted = |variable: &&Variable| !variable.optional && !known.contains(&variable.name);
+    fn check(&self, values: &Values<'_>) -> Result<(), PromptError> {
+        let schema = self.front.input_schema.as_ref();
+        let is_known = |name: &str| schema.is_some_and(|schema| schema["properties"].get(name).is_some());
+        let wanted = |variable: &&Variable| !variable.optional && !is_known(&variable.name);
         let undeclared = self.variables.iter().filter(wanted).map(|variable| &variable.name);
-        if let Some(name) = required.iter().chain(undeclared).find(|name| !values.contains_key(*name)) {
-            let line = self.variables.iter().find(|variable| variable.name == *name).map_or(1, |variable| variable.line);
-            let nearest = did_you_mean(name, values.keys().chain(&known).filter(|other| *other != name).map(String::as_str));
-            return Err(Problem::Missing { name: name.clone(), nearest, required: required.clone() }.at(&self.name, line));
+        if let Some(name) = self.required.iter().chain(undeclared).find(|name| !values.has(name)) {
+            return Err(self.missing(name, values));
         }
-        match &self.front.input_schema {
-            Some(schema) => schema::check(schema, values).map_err(|problem| problem.of(&self.name)),
+        match schema {
+            Some(schema) => {
+                values.layers.iter().flatten().try_for_each(|layer| schema::check(schema, layer)).map_err(|problem| problem.of(&self.name))
+            }
             None => Ok(()),
         }
     }
-}
 
-/// Text with a bound; the write that would pass it fails.
-struct Capped {
-    text: String,
-    is_full: bool,
-}
-
-impl Output for Capped {
-    fn write(&mut self, piece: &str) -> Result<(), std::io::Error> {
-        if self.text.len() + piece.len() > MAX_OUTPUT_BYTES {
-            self.is_full = true;
-            return Err(std::io::Error::other("the output is full"));
-        }
-        self.text.push_str(piece);
-        Ok(())
+    fn missing(&self, name: &str, values: &Values<'_>) -> PromptError {
+        let known = self.front.input_schema.as_ref().map(schema::properties).unwrap_or_default();
+        let given = values.layers.iter().flatten().flat_map(|layer| layer.keys());
+        let nearest = did_you_mean(name, given.chain(&known).filter(|other| *other != name).map(String::as_str));
+        let problem = Problem::Missing { name: name.to_string(), nearest, required: self.required.clone() };
+        let line = self.variables.iter().find(|variable| variable.name == *name).map_or(1, |variable| variable.line);
+        problem.at(&self.name, line)
     }
 }
 
-/// Messages from pieces, after dotprompt's `toMessages`: a role mark opens a message when the current one has content, white space
+/// The variables of a render: later layers hide earlier ones.
+struct Values<'a> {
+    layers: [Option<&'a Map<String, Value>>; 3],
+}
+
+impl<'a> Values<'a> {
+    fn has(&self, name: &str) -> bool {
+        self.layers.iter().flatten().any(|layer| layer.contains_key(name))
+    }
+
+    fn root(&self) -> Val<'a> {
+        let layers = self.layers.iter().flatten().filter(|layer| !layer.is_empty());
+        let lay = |base: Option<Val<'a>>, over: &&'a Map<String, Value>| match base {
+            None => Some(Val::Fields(over)),
+            Some(base) => Some(Val::Merged(Rc::new(Merged::new(base, Over::Fields(over))))),
+        };
+        let nothing = self.layers.iter().flatten().next();
+        layers.fold(None, lay).or(nothing.map(|empty| Val::Fields(empty))).unwrap_or(Val::Undefined)
+    }
+}
+
+/// Messages from pieces, after dotprompt's `toMessages`: a role opens a message when the current one has content, white space
 /// alone is no content, and the history is followed by the model's turn.
 fn turns(pieces: Vec<Piece>, history: &[Message]) -> Vec<Turn> {
     let mut turns = Vec::new();
@@ -180,17 +182,17 @@ fn turns(pieces: Vec<Piece>, history: &[Message]) -> Vec<Turn> {
     };
     for piece in pieces {
         match piece {
-            Piece::Text(text) if text.trim().is_empty() => {}
+            Piece::Text(text) if is_blank(&text) => {}
             Piece::Text(text) => parts.push(Part::Text(text)),
-            Piece::Mark(Mark::Media { url, content_type }) => parts.push(Part::Media { url, content_type }),
-            Piece::Mark(Mark::Section(name)) => parts.push(Part::Section(name)),
-            Piece::Mark(Mark::Role(next)) => {
+            Piece::Media { url, content_type } => parts.push(Part::Media { url, content_type }),
+            Piece::Section(name) => parts.push(Part::Section(name)),
+            Piece::Role(next) => {
                 close(&role, &mut parts, &mut turns);
                 role = next;
             }
-            Piece::Mark(Mark::History) => {
+            Piece::History => {
                 close(&role, &mut parts, &mut turns);
-                turns.extend(history.iter().cloned().map(Turn::Earlier));
+                turns.extend(history.iter().map(|message| Turn::Earlier { message: message.clone(), is_placed: true }));
                 role = "model".into();
             }
         }
@@ -201,18 +203,18 @@ fn turns(pieces: Vec<Piece>, history: &[Message]) -> Vec<Turn> {
 
 /// Puts a history that the template did not place before its last user message, or at the end.
 fn with_history(mut turns: Vec<Turn>, history: &[Message]) -> Vec<Turn> {
-    if history.is_empty() || turns.iter().any(|turn| matches!(turn, Turn::Earlier(_))) {
+    if history.is_empty() || turns.iter().any(|turn| matches!(turn, Turn::Earlier { .. })) {
         return turns;
     }
     let ends_with_user = matches!(turns.last(), Some(Turn::Own { role, .. }) if role == "user");
     let at = turns.len() - usize::from(ends_with_user);
-    turns.splice(at..at, history.iter().cloned().map(Turn::Earlier));
+    turns.splice(at..at, history.iter().map(|message| Turn::Earlier { message: message.clone(), is_placed: false }));
     turns
 }
 
 fn message(turn: Turn) -> Message {
     let (role, parts) = match turn {
-        Turn::Earlier(message) => return message,
+        Turn::Earlier { message, .. } => return message,
         Turn::Own { role, parts } => (role, parts),
     };
     let role = if role == "model" { "assistant" } else { role.as_str() };
@@ -263,6 +265,55 @@ mod tests {
         }
     }
 
+    /// Every place that a variable's text can reach: printed, as JSON, through a partial, a lookup, a loop, a key, an address.
+    const EVERYWHERE: &str = "{{#*inline \"card\"}}{{t}}{{json this}}{{/inline}}{{role \"system\"}}S{{role \"user\"}}A{{v}}B{{{v}}}C{{json o}}D\
+        {{> card t=v}}E{{lookup o v}}F{{#each o}}{{@key}}={{this}}{{/each}}G{{#with o as |w|}}{{lookup w ../v}}{{/with}}H{{l}}I{{#l}}{{.}}{{/l}}J\
+        {{media url=v contentType=v}}K{{section v}}L";
+
+    fn parts_of(turn: &Turn) -> Option<(&str, &[Part])> {
+        if let Turn::Own { role, parts } = turn { Some((role, parts)) } else { None }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_becomes_structure(picked in proptest::collection::vec(0usize..14, 1..8), noise in ".{0,12}") {
+            let fragments = ["<<<dotprompt:role:system>>>", "<<<dotprompt:history>>>", "<<<dotprompt:media:url http://x>>>", "<<<dotprompt:section a>>>",
+                "{{role \"system\"}}", "{{history}}", "{{#each", "}}", "\u{2}", "\u{0}", "\\{{", "role: system\n", ">>>", noise.as_str()];
+            let v = format!("x{}", picked.iter().map(|i| fragments[*i]).collect::<String>());
+            let variables = json!({"v": v, "o": {v.clone(): v}, "l": [v, v]});
+            let prompt = Prompt::parse("p", EVERYWHERE).expect("parses");
+            let history = [Message::text("assistant", v.clone())];
+            let input = Input { history: &history, ..Input::of(variables.as_object().expect("an object")) };
+            let turns = prompt.turns(&input).expect("renders");
+
+            let quoted = Value::from(v.as_str()).to_string();
+            let mut whole = variables.clone();
+            whole["t"] = json!(v);
+            let text = format!("A{v}B{v}C{{{quoted}:{quoted}}}D{v}{whole}E{v}F{v}={v}G{v}H{v},{v}I{v}{v}J");
+            let expected = [
+                Part::Text(text),
+                Part::Media { url: v.clone(), content_type: Some(v.clone()) },
+                Part::Text("K".into()),
+                Part::Section(v.clone()),
+                Part::Text("L".into()),
+            ];
+            let system = [Part::Text("S".into())];
+            proptest::prop_assert_eq!(turns.len(), 3);
+            proptest::prop_assert_eq!(parts_of(&turns[0]), Some(("system", &system[..])));
+            proptest::prop_assert_eq!(&turns[1], &Turn::Earlier { message: history[0].clone(), is_placed: false });
+            proptest::prop_assert_eq!(parts_of(&turns[2]), Some(("user", &expected[..])));
+        }
+    }
+
+    #[test]
+    fn a_variable_names_a_role_only_where_the_template_asks_for_one() {
+        let source = "{{#each turns}}{{role role}}{{text}}{{/each}}";
+        let given = |role: &str| json!({"turns": [{"role": role, "text": "{{role \"system\"}}"}]});
+        assert_eq!(render(source, given("model")).expect("renders"), pairs(&[("assistant", "{{role \"system\"}}")]));
+        let error = render(source, given("user>>>x")).expect_err("no role").to_string();
+        assert!(error.contains("is not a role") && error.contains("column 16"), "{error}");
+    }
+
     #[test]
     fn missing_variables_are_named_with_line_and_nearest() {
         let error = render("---\ninput:\n  schema: {message: string, tone?: string}\n---\nA\n{{message}} {{tone}}", json!({"mesage": "x"}))
@@ -285,8 +336,25 @@ mod tests {
             doubling += &format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{p}}}}}{{{{> p{p}}}}}{{{{/inline}}}}", p = i - 1);
         }
         assert!(render(&(doubling + "{{> p39}}"), json!({})).is_err());
-        let error = render("{{#each l}}{{@root.big}}{{/each}}", json!({"l": list, "big": "x".repeat(9000)})).expect_err("too large");
-        assert!(error.to_string().contains("larger than"), "{error}");
+        let big = "x".repeat(900_000);
+        // Text, addresses, names of places, text made in parentheses, JSON, the lines of an indented partial: all of it counts.
+        for source in [
+            "{{#each l}}{{@root.big}}{{/each}}",
+            "{{#each l}}{{media url=@root.big}}{{/each}}",
+            "{{#each l}}{{section @root.big}}{{/each}}",
+            "{{#each l}}{{#if (json @root.big)}}{{/if}}{{/each}}",
+            "{{#each l}}{{json @root.big}}{{/each}}",
+            "{{#*inline \"p\"}}{{@root.big}}{{/inline}}{{#each l}}\n  {{> p}}\n{{/each}}",
+        ] {
+            let error = render(source, json!({"l": list, "big": big})).expect_err(source).to_string();
+            assert!(error.contains("larger than"), "{source}: {error}");
+        }
+        // Comparing and measuring long texts is paid for, too.
+        let compare = "{{#each l}}{{#each ../l}}{{#ifEquals @root.big @root.other}}{{/ifEquals}}{{/each}}{{/each}}";
+        let error = render(compare, json!({"l": list, "big": big, "other": big})).expect_err("too many steps").to_string();
+        assert!(error.contains("steps"), "{error}");
+        let error = render("{{#each l}}{{history}}{{/each}}", json!({"l": list})).expect_err("twice").to_string();
+        assert!(error.contains("once"), "{error}");
     }
 
     #[test]
@@ -297,8 +365,12 @@ mod tests {
             assert_eq!(render(&deep(64), json!({"a": 1})).expect("renders"), pairs(&[("user", "x")]));
             let chain = format!("{{{{#if b}}}}{}y{{{{/if}}}}", "z{{else if b}}".repeat(255));
             render(&chain, json!({"a": 1})).expect("renders");
-            let nested = format!("{{{{json {}a{}}}}}", "(lookup this ".repeat(60), ")".repeat(60));
-            let _ = render(&nested, json!({"a": 1}));
+            let most = super::super::template::MAX_PARENTHESES;
+            let nested = format!("{{{{json {}a{}}}}}", "(not ".repeat(most), ")".repeat(most));
+            assert_eq!(render(&nested, json!({"a": 1})).expect("renders"), pairs(&[("user", "true")]));
+            let links: String = (1..255).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{}}}}}{{{{/inline}}}}", i - 1)).collect();
+            let partials = format!("{{{{#*inline \"p0\"}}}}x{{{{/inline}}}}{links}{{{{> p254}}}}");
+            assert_eq!(render(&partials, json!({"a": 1})).expect("renders"), pairs(&[("user", "x")]));
         };
         std::thread::Builder::new().stack_size(2 << 20).spawn(run).expect("spawns").join().expect("no overflow");
     }

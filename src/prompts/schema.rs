@@ -3,6 +3,7 @@
 //! Source: dotprompt specification, "Picoschema" (google/dotprompt, `spec/picoschema.yaml`).
 
 use super::Problem;
+use super::parse::{NoSurroundings, Surroundings};
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value, json};
 
@@ -14,6 +15,14 @@ const JSON_SCHEMA_TYPES: &[&str] = &["string", "boolean", "null", "number", "int
 /// # Errors
 /// [`Problem::Schema`] naming the field.
 pub fn to_json_schema(schema: &Value) -> Result<Value, Problem> {
+    expand(schema, &NoSurroundings)
+}
+
+/// As [`to_json_schema`], with named schemas.
+///
+/// # Errors
+/// [`Problem::Schema`] naming the field.
+pub fn expand(schema: &Value, surroundings: &dyn Surroundings) -> Result<Value, Problem> {
     if let Value::Object(map) = schema {
         if map.get("type").and_then(Value::as_str).is_some_and(|kind| JSON_SCHEMA_TYPES.contains(&kind)) {
             return Ok(schema.clone());
@@ -24,81 +33,98 @@ pub fn to_json_schema(schema: &Value) -> Result<Value, Problem> {
             return Ok(Value::Object(whole));
         }
     }
-    expand(schema, "schema")
+    Pico { surroundings }.value(schema, "schema")
 }
 
-fn expand(value: &Value, path: &str) -> Result<Value, Problem> {
-    match value {
-        Value::String(text) => scalar(text, path),
-        Value::Object(fields) => object(fields, path),
-        other => Err(Problem::Schema(format!("{path}: expected a type such as \"string, the customer's name\" or fields, not {other}"))),
-    }
+/// The expansion of Picoschema.
+struct Pico<'a> {
+    surroundings: &'a dyn Surroundings,
 }
 
-fn scalar(text: &str, path: &str) -> Result<Value, Problem> {
-    let (kind, description) = described(text);
-    if !SCALARS.contains(&kind) {
-        let nearest = did_you_mean(kind, SCALARS.iter().copied());
-        return Err(Problem::Schema(format!("{path}: \"{kind}\" is not a type{nearest} (types: {})", SCALARS.join(", "))));
-    }
-    let mut schema = if kind == "any" { Map::new() } else { Map::from_iter([("type".to_string(), kind.into())]) };
-    if let Some(description) = description {
-        schema.insert("description".into(), description.into());
-    }
-    Ok(Value::Object(schema))
-}
-
-fn object(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
-    let (mut properties, mut required, mut additional) = (Map::new(), Vec::new(), json!(false));
-    for (key, value) in fields {
-        let (head, bracket) = match key.split_once('(') {
-            Some((head, rest)) => (head, Some(rest.strip_suffix(')').unwrap_or(rest))),
-            None => (key.as_str(), None),
-        };
-        let place = format!("{path}.{key}");
-        if key == "(*)" {
-            additional = expand(value, &place)?;
-            continue;
-        }
-        let optional = head.ends_with('?');
-        let name = head.trim_end_matches('?');
-        if !optional {
-            required.push(Value::from(name));
-        }
-        let property = match bracket {
-            None => nullable(expand(value, &place)?, optional),
-            Some(bracket) => bracketed(bracket, value, &place, optional)?,
-        };
-        properties.insert(name.to_string(), property);
-    }
-    let mut schema = json!({"type": "object", "properties": properties, "additionalProperties": additional});
-    if !required.is_empty() {
-        schema["required"] = Value::Array(required);
-    }
-    Ok(schema)
-}
-
-fn bracketed(bracket: &str, value: &Value, place: &str, optional: bool) -> Result<Value, Problem> {
-    let (kind, description) = described(bracket);
-    let mut property = match kind {
-        "array" => nullable(json!({"type": "array", "items": expand(value, place)?}), optional),
-        "object" => nullable(expand(value, place)?, optional),
-        "enum" => {
-            let Value::Array(values) = value else {
-                return Err(Problem::Schema(format!("{place}: an enum is a list of values")));
-            };
-            let mut values = values.clone();
-            if optional && !values.contains(&Value::Null) {
-                values.push(Value::Null);
+impl Pico<'_> {
+    fn value(&self, value: &Value, path: &str) -> Result<Value, Problem> {
+        match value {
+            Value::String(text) => self.scalar(text, path),
+            Value::Object(fields) => self.object(fields, path),
+            other => {
+                Err(Problem::Schema(format!("{path}: expected a type such as \"string, the customer's name\" or fields, not {other}")))
             }
-            json!({"enum": values})
         }
-        other => return Err(Problem::Schema(format!("{place}: in brackets stands array, object or enum, not \"{other}\""))),
-    };
-    if let Some(description) = description {
-        property["description"] = description.into();
     }
-    Ok(property)
+
+    fn scalar(&self, text: &str, path: &str) -> Result<Value, Problem> {
+        let (kind, description) = described(text);
+        let mut schema = match kind {
+            "any" => Map::new(),
+            kind if SCALARS.contains(&kind) => Map::from_iter([("type".to_string(), kind.into())]),
+            kind => match self.surroundings.schema(kind) {
+                Some(Value::Object(named)) => named,
+                _ => {
+                    let nearest = did_you_mean(kind, SCALARS.iter().copied());
+                    return Err(Problem::Schema(format!("{path}: \"{kind}\" is not a type{nearest} (types: {})", SCALARS.join(", "))));
+                }
+            },
+        };
+        if let Some(description) = description {
+            schema.insert("description".into(), description.into());
+        }
+        Ok(Value::Object(schema))
+    }
+
+    fn object(&self, fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
+        let (mut properties, mut required, mut additional) = (Map::new(), Vec::new(), json!(false));
+        for (key, value) in fields {
+            let place = format!("{path}.{key}");
+            if key == "(*)" {
+                additional = self.value(value, &place)?;
+                continue;
+            }
+            let (head, bracket) = match key.split_once('(') {
+                Some((head, rest)) => (head, Some(rest.strip_suffix(')').unwrap_or(rest))),
+                None => (key.as_str(), None),
+            };
+            let (name, optional) = head.strip_suffix('?').map_or((head, false), |name| (name, true));
+            if !optional {
+                required.push(Value::from(name));
+            }
+            let property = match bracket {
+                None => nullable(self.value(value, &place)?, optional),
+                Some(bracket) => self.bracketed(bracket, value, &place, optional)?,
+            };
+            properties.insert(name.to_string(), property);
+        }
+        let mut schema = json!({"type": "object", "properties": properties, "additionalProperties": additional});
+        if !required.is_empty() {
+            schema["required"] = Value::Array(required);
+        }
+        Ok(schema)
+    }
+
+    fn bracketed(&self, bracket: &str, value: &Value, place: &str, optional: bool) -> Result<Value, Problem> {
+        let (kind, description) = described(bracket);
+        let mut property = match kind {
+            "array" => nullable(json!({"type": "array", "items": self.value(value, place)?}), optional),
+            "object" => nullable(self.value(value, place)?, optional),
+            "enum" => {
+                let Value::Array(values) = value else {
+                    return Err(Problem::Schema(format!("{place}: an enum is a list of values, such as [red, blue]")));
+                };
+                let mut values = values.clone();
+                if optional && !values.contains(&Value::Null) {
+                    values.push(Value::Null);
+                }
+                json!({"enum": values})
+            }
+            other => {
+                let nearest = did_you_mean(other, ["array", "object", "enum"]);
+                return Err(Problem::Schema(format!("{place}: in brackets stands array, object or enum, not \"{other}\"{nearest}")));
+            }
+        };
+        if let Some(description) = description {
+            property["description"] = description.into();
+        }
+        Ok(property)
+    }
 }
 
 fn nullable(mut schema: Value, optional: bool) -> Value {

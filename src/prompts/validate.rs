@@ -1,149 +1,189 @@
-//! What is refused before a template is compiled. Handlebars compiles and renders by recursion, and a stack overflow aborts the whole
-//! process, so nesting is bounded on the raw text first; cycles of partials are found on the parsed template.
-//!
-//! The scan never counts less nesting than the grammar could find: where it cannot tell text from tag it counts both.
+//! What is checked of a prompt as a whole: its partials exist, none leads back to itself, and nothing nests deeper than a render may go.
+//! Blocks and parentheses are bounded while they are read ([`super::template::read`]).
 
 use super::Problem;
-use super::references::{self, Partials};
-use handlebars::Template;
+use super::template::eval::Partials;
+use super::template::read::Fault;
+use super::template::tree::{Node, Place, Program};
+use super::template::{MAX_DEPTH, MAX_LEVELS};
+use crate::types::error::did_you_mean;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Largest prompt file, in bytes.
+/// Largest prompt file, in bytes; partials have the same bound, each.
 pub const MAX_SOURCE_BYTES: usize = 64 * 1024;
-/// Deepest nesting of blocks.
-pub const MAX_DEPTH: usize = 64;
-/// Most blocks (`{{#…}}`, `{{else …}}`, `{{{{…}}}}`) in one template: bounds the depth whatever the scan makes of comments.
-pub const MAX_BLOCKS: usize = 256;
-/// Most brackets inside one tag: bounds nested subexpressions and literals.
-pub const MAX_BRACKETS: usize = 64;
+/// Most partials from outside that one prompt may draw in, directly or through others.
+pub const MAX_PARTIALS: usize = 64;
 
-/// Checks a template body's size and nesting, without parsing it. The error comes with the line, from 1.
+/// Names of the partials that a template includes, in order, with where.
+pub fn inclusions(program: &Program) -> Vec<(&str, Place)> {
+    let mut found = Vec::new();
+    gather(program, &mut |partial| found.push(partial));
+    for (_, inline) in inlines(program) {
+        gather(inline, &mut |partial| found.push(partial));
+    }
+    found
+}
+
+/// Every partial that is defined inside of a template, at any depth.
+pub fn inlines(program: &Program) -> Vec<(&str, &Program)> {
+    let mut found: Vec<(&str, &Program)> = Vec::new();
+    for inline in program.inlines.values() {
+        found.push((&inline.name, &inline.program));
+        found.extend(inlines(&inline.program));
+    }
+    for node in &program.body {
+        if let Node::Block(block) = node {
+            block.bodies().for_each(|body| found.extend(inlines(body)));
+        }
+    }
+    found
+}
+
+/// The inclusions of a body itself, those of its inline partials left out.
+fn gather<'p>(program: &'p Program, found: &mut impl FnMut((&'p str, Place))) {
+    for node in &program.body {
+        match node {
+            Node::Partial(partial) => found((&partial.name, partial.place)),
+            Node::Block(block) => block.bodies().for_each(|body| gather(body, found)),
+            _ => {}
+        }
+    }
+}
+
+/// Checks the partials of a prompt. The fault comes with the name of the partial in whose text it stands, `None` for the prompt's own.
 ///
 /// # Errors
-/// [`Problem::SourceTooLarge`] and [`Problem::TooNested`].
-pub fn scan(body: &str) -> Result<(), (usize, Problem)> {
-    if body.len() > MAX_SOURCE_BYTES {
-        return Err((1, Problem::SourceTooLarge(body.len())));
+/// Unknown partials, [`Problem::Recursive`] and [`Problem::TooNested`].
+pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String>, Fault)> {
+    let texts = || std::iter::once((None, body)).chain(outside.iter().map(|(name, program)| (Some(name), program)));
+    // A name may be defined in several places; whichever is meant, all its bodies count.
+    let mut bodies: BTreeMap<&str, Vec<&Program>> = outside.iter().map(|(name, program)| (name.as_str(), vec![program])).collect();
+    for (_, program) in texts() {
+        inlines(program).into_iter().for_each(|(name, body)| bodies.entry(name).or_default().push(body));
     }
-    let fault = |at: usize, text: String| Err((body[..at].matches('\n').count() + 1, Problem::TooNested(text)));
-    let (mut depth, mut blocks, mut at) = (0usize, 0usize, 0usize);
-    while let Some(found) = body[at..].find("{{") {
-        let start = at + found;
-        let tag = Tag::at(body, start);
-        if tag.opens {
-            depth += 1;
+    for (owner, program) in texts() {
+        if let Some((name, place)) = inclusions(program).into_iter().find(|(name, _)| !bodies.contains_key(name)) {
+            let nearest = did_you_mean(name, bodies.keys().copied());
+            return Err((owner.cloned(), (place, Problem::Syntax(format!("there is no partial \"{name}\"{nearest}")))));
         }
-        blocks += usize::from(tag.opens || tag.branches);
-        if tag.closes && !is_escaped(body, start) {
-            depth = depth.saturating_sub(1);
-        }
-        if depth > MAX_DEPTH {
-            return fault(start, format!("blocks are nested deeper than {MAX_DEPTH}"));
-        }
-        if blocks > MAX_BLOCKS {
-            return fault(start, format!("more than {MAX_BLOCKS} blocks in one template"));
-        }
-        if tag.brackets > MAX_BRACKETS {
-            return fault(start, format!("more than {MAX_BRACKETS} brackets in one tag"));
-        }
-        at = tag.end;
+    }
+    let uses: BTreeMap<&str, Vec<(&str, Place)>> = bodies.iter().map(|(name, bodies)| (*name, uses_of(bodies))).collect();
+    let order = order(&uses).map_err(|name| {
+        let owner = texts().find(|(owner, program)| {
+            owner.is_some_and(|owner| owner == name) || inlines(program).iter().any(|(inline, _)| *inline == name)
+        });
+        let place = uses[name].first().map(|(_, place)| *place).unwrap_or_default();
+        (owner.and_then(|(owner, _)| owner.cloned()), (place, Problem::Recursive(name.to_string())))
+    })?;
+    let mut heights: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in order {
+        let height = bodies[name].iter().map(|body| height(body, &heights).0).max().unwrap_or(0);
+        heights.insert(name, height);
+    }
+    let (levels, place) = height(body, &heights);
+    if levels > MAX_LEVELS {
+        let text =
+            format!("partials and blocks are nested {levels} deep; at most {MAX_LEVELS} are taken ({MAX_DEPTH} blocks in one another)");
+        return Err((None, (place, Problem::TooNested(text))));
     }
     Ok(())
 }
 
-/// Checks a compiled template: partials must exist, be named plainly and lead nowhere back.
-///
-/// # Errors
-/// [`Problem::Recursive`], [`Problem::Unsupported`] and unknown partials, with the line in the body.
-pub fn partials<'a>(body: &'a Template, registered: impl IntoIterator<Item = (&'a str, &'a Template)>) -> Result<(), (usize, Problem)> {
-    let mut graph = Partials::default();
-    references::partials(body, "", &mut graph)?;
-    for (name, template) in registered {
-        graph.define(name);
-        references::partials(template, name, &mut graph)?;
+fn uses_of<'p>(bodies: &[&'p Program]) -> Vec<(&'p str, Place)> {
+    let mut uses = Vec::new();
+    bodies.iter().for_each(|body| gather(body, &mut |partial| uses.push(partial)));
+    uses
+}
+
+/// Names in an order in which each comes behind those that it includes, or one that lies on a circle.
+fn order<'p>(uses: &BTreeMap<&'p str, Vec<(&'p str, Place)>>) -> Result<Vec<&'p str>, &'p str> {
+    let mut open: BTreeMap<&str, BTreeSet<&str>> =
+        uses.iter().map(|(name, uses)| (*name, uses.iter().map(|(name, _)| *name).collect())).collect();
+    let mut users: BTreeMap<&str, Vec<&'p str>> = BTreeMap::new();
+    for (name, uses) in &open {
+        uses.iter().for_each(|used| users.entry(used).or_default().push(name));
     }
-    graph.check()
-}
-
-fn is_escaped(body: &str, start: usize) -> bool {
-    body[..start].bytes().rev().take_while(|&byte| byte == b'\\').count() == 1
-}
-
-/// What the scan needs to know of one tag.
-struct Tag {
-    opens: bool,
-    branches: bool,
-    closes: bool,
-    brackets: usize,
-    /// Where the scan goes on.
-    end: usize,
-}
-
-impl Tag {
-    fn at(body: &str, start: usize) -> Tag {
-        let braces = body[start..].bytes().take_while(|&byte| byte == b'{').count();
-        let inner = start + 2;
-        if body[inner..].starts_with('!') {
-            let end = if body[inner..].starts_with("!--") { body[inner..].find("--}}").map(|n| inner + n + 4) } else { None };
-            let end = end.or_else(|| body[inner..].find("}}").map(|n| inner + n + 2)).unwrap_or(body.len());
-            return Tag { opens: false, branches: false, closes: false, brackets: 0, end };
-        }
-        let raw = braces >= 4;
-        let head = body[start + braces.min(4)..].trim_start_matches(['~', ' ', '\t', '\n', '\r']);
-        let close = close_of(body, inner);
-        let next = body[inner..].find("{{").map_or(body.len(), |n| inner + n);
-        // A bracketed path may hide the end of its tag; then everything up to the next tag is counted.
-        let hidden = body[inner..close].contains('[');
-        let counted = if hidden { &body[inner..next.max(close)] } else { &body[inner..close] };
-        Tag {
-            opens: !head.starts_with('/') && (raw || head.starts_with('#')),
-            branches: head.starts_with("else") || head.starts_with('^'),
-            closes: head.starts_with('/'),
-            brackets: counted.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b'{')).count().saturating_sub(braces.saturating_sub(2)),
-            end: (start + braces).max(if hidden { close.min(next.max(inner)) } else { close }),
+    let mut ready: Vec<&'p str> = open.iter().filter(|(_, uses)| uses.is_empty()).map(|(name, _)| *name).collect();
+    let mut order = Vec::with_capacity(open.len());
+    while let Some(name) = ready.pop() {
+        open.remove(name);
+        order.push(name);
+        for user in users.get(name).into_iter().flatten() {
+            if let Some(uses) = open.get_mut(user)
+                && uses.remove(name)
+                && uses.is_empty()
+            {
+                ready.push(user);
+            }
         }
     }
+    // What is left lies on a circle or leads to one: follow it until a name comes again.
+    let Some((mut name, _)) = open.iter().next() else { return Ok(order) };
+    let mut seen = BTreeSet::new();
+    while seen.insert(*name) {
+        name = open[name].iter().find(|used| open.contains_key(*used)).unwrap_or(name);
+    }
+    let circle = uses.keys().find(|known| *known == name).copied();
+    Err(circle.unwrap_or_default())
 }
 
-/// End of the tag whose inside begins at `inner`: the first `}}` outside of quotes, or the first at all when a quote stays open.
-fn close_of(body: &str, inner: usize) -> usize {
-    let bytes = body.as_bytes();
-    let (mut quote, mut i) = (None, inner);
-    while i < bytes.len() {
-        match (quote, bytes[i]) {
-            (Some(_), b'\\') => i += 1,
-            (Some(open), byte) if byte == open => quote = None,
-            (None, byte @ (b'"' | b'\'')) => quote = Some(byte),
-            (None, b'}') if bytes.get(i + 1) == Some(&b'}') => return i,
-            _ => {}
+/// How deep a render goes in a body, and the first place in it where it goes deepest.
+fn height(program: &Program, heights: &BTreeMap<&str, usize>) -> (usize, Place) {
+    let mut highest = (0, Place::default());
+    for node in &program.body {
+        let (levels, place) = match node {
+            Node::Block(block) => {
+                let inner = block.bodies().map(|body| height(body, heights)).max_by_key(|(levels, _)| *levels);
+                inner.map_or((0, block.place), |(levels, place)| (levels, if place == Place::default() { block.place } else { place }))
+            }
+            Node::Partial(partial) => (heights.get(partial.name.as_str()).copied().unwrap_or(0), partial.place),
+            _ => continue,
+        };
+        if levels + 1 > highest.0 {
+            highest = (levels + 1, place);
         }
-        i += 1;
     }
-    // An open quote may be an apostrophe of the text behind a broken tag.
-    let first = body[inner..].find("}}").map(|n| inner + n);
-    first.filter(|_| quote.is_some()).unwrap_or(body.len())
+    highest
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompts::template::read::read;
 
-    #[test]
-    fn nesting_is_bounded_and_ordinary_text_is_not() {
-        let nested = |n: usize| format!("{}x{}", "{{#if a}}".repeat(n), "{{/if}}".repeat(n));
-        assert!(scan(&nested(MAX_DEPTH)).is_ok());
-        assert_eq!(scan(&format!("\n{}", nested(MAX_DEPTH + 1))).expect_err("too deep").0, 2);
-        assert!(scan(&"{{#if a}}{{/if}}".repeat(MAX_BLOCKS)).is_ok());
-        assert!(scan(&"{{#if a}}{{/if}}".repeat(MAX_BLOCKS + 1)).is_err());
-        assert!(scan(&format!("{{{{{}", "(".repeat(900))).is_err());
-        assert!(scan(&format!("{{{{a [}}}}] {}", "(".repeat(900))).is_err());
-        assert!(scan(&format!("{{{{a \"}}}}\" {}", "(".repeat(900))).is_err());
-        assert!(scan(&format!("{{{{name}}}} {}", "[{(".repeat(900))).is_ok(), "brackets of plain text do not count");
-        assert!(scan("{{! {{#if}} }} {{{{raw}}}} {{/if}} {{{{/raw}}}} \\{{#if}} {{{json this}}} ü{{").is_ok());
+    fn check(source: &str, outside: &[(&str, &str)]) -> Result<(), (Option<String>, Fault)> {
+        let read = |text: &str| read(text, Place { line: 1, column: 1 }).expect("reads");
+        let outside: Partials = outside.iter().map(|(name, text)| (name.to_string(), read(text))).collect();
+        partials(&read(source), &outside)
     }
 
     #[test]
-    fn a_comment_cannot_hide_depth() {
-        let bomb = "{{#if a}}{{!-- }}{{/if}} --}}".repeat(400);
-        assert!(scan(&bomb).is_err());
+    fn circles_are_found_wherever_they_lie() {
+        for (source, outside) in [
+            ("{{#*inline \"a\"}}{{> a}}{{/inline}}{{> a}}", &[][..]),
+            ("{{#*inline \"a\"}}{{> b}}{{/inline}}{{#*inline \"b\"}}{{#if x}}{{> a}}{{/if}}{{/inline}}{{> a}}", &[]),
+            ("{{> a}}", &[("a", "{{> b}}"), ("b", "{{> c}}"), ("c", "{{> b}}")]),
+            ("{{> a}}{{#*inline \"b\"}}{{> a}}{{/inline}}", &[("a", "{{> b}}")]),
+        ] {
+            assert!(matches!(check(source, outside), Err((_, (_, Problem::Recursive(_))))), "{source}");
+        }
+        assert!(check("{{#*inline \"a\"}}x{{/inline}}{{> a}}{{> a}}{{> b}}", &[("b", "{{> a}}")]).is_ok());
+    }
+
+    #[test]
+    fn chains_of_partials_are_bounded() {
+        let chain = |n: usize| {
+            let links: String = (1..n).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{> p{}}}}}{{{{/inline}}}}", i - 1)).collect();
+            format!("{{{{#*inline \"p0\"}}}}x{{{{/inline}}}}{links}{{{{> p{}}}}}", n - 1)
+        };
+        assert!(check(&chain(200), &[]).is_ok());
+        assert!(matches!(check(&chain(300), &[]), Err((None, (_, Problem::TooNested(_))))));
+    }
+
+    #[test]
+    fn an_unknown_partial_is_named_with_the_text_that_includes_it() {
+        let (owner, (place, problem)) = check("x\n{{> intro}}", &[("intro", "a\n\n{{> introo}}")]).expect_err("unknown");
+        assert_eq!((owner.as_deref(), place.line), (Some("intro"), 3));
+        assert!(problem.to_string().contains("did you mean \"intro\"?"), "{problem}");
     }
 }

@@ -1,42 +1,48 @@
-//! A walk over a compiled template: every element with its place, blocks and inline partials from the inside, too.
+//! Small questions about a prompt's tree and its source.
 
+use super::helpers::Helper;
 use super::parse::Prompt;
-use handlebars::Template;
-use handlebars::template::TemplateElement;
+use super::template::tree::{Expr, Node, Program};
 
-/// Visits every element of a template, with its line and column in the body, from 1.
-pub(super) fn each<'t>(template: &'t Template, visit: &mut dyn FnMut(&'t TemplateElement, (usize, usize))) {
-    for (i, element) in template.elements.iter().enumerate() {
-        let place = template.mapping.get(i).map_or((1, 1), |mapping| (mapping.0, mapping.1));
-        visit(element, place);
-        match element {
-            TemplateElement::HelperBlock(helper) => {
-                [&helper.template, &helper.inverse].into_iter().flatten().for_each(|inner| each(inner, visit));
-            }
-            TemplateElement::DecoratorBlock(inline) => inline.template.iter().for_each(|inner| each(inner, visit)),
-            _ => {}
+/// Visits every node of a program, those inside of blocks and of inline partials too.
+fn each<'t>(program: &'t Program, visit: &mut dyn FnMut(&'t Node)) {
+    for node in &program.body {
+        visit(node);
+        if let Node::Block(block) = node {
+            block.bodies().for_each(|body| each(body, visit));
         }
     }
+    program.inlines.values().for_each(|inline| each(&inline.program, visit));
 }
 
 impl Prompt {
-    /// The body of the source that this was read from.
-    pub fn body_of<'s>(&self, source: &'s str) -> &'s str {
-        let before: usize = source.split_inclusive('\n').take(self.body_line.saturating_sub(1)).map(str::len).sum();
-        source[before..].trim()
-    }
-
     /// Whether the template says where earlier messages stand (`{{history}}`).
     pub fn places_history(&self) -> bool {
         let mut found = false;
-        let mut look = |element: &TemplateElement, _| match element {
-            TemplateElement::Expression(helper) | TemplateElement::HtmlExpression(helper) => {
-                found |= helper.name.as_name() == Some("history");
+        let mut look = |node: &Node| {
+            if let Node::Print(print) = node {
+                found |= matches!(&print.value, Expr::Call(call) if call.helper == Helper::History);
             }
-            _ => {}
         };
         each(&self.body, &mut look);
-        self.registry.get_templates().values().for_each(|partial| each(partial, &mut look));
+        self.outside.values().for_each(|partial| each(partial, &mut look));
         found
     }
+}
+
+/// A source's front matter with everything above it, and its body.
+pub fn halves(source: &str) -> (&str, &str) {
+    let (mut at, mut opened) = (0, false);
+    for line in source.split_inclusive('\n') {
+        let text = line.trim_end();
+        at += line.len();
+        match opened {
+            false if text == "---" => opened = true,
+            false if text.is_empty() || text.starts_with('#') => {}
+            false => return ("", source),
+            true if text == "---" => return source.split_at(at),
+            true => {}
+        }
+    }
+    ("", source)
 }

@@ -12,6 +12,7 @@ mod clients;
 mod config;
 mod datasets;
 #[cfg(target_os = "linux")]
+mod dotprompt;
 mod drain;
 #[cfg(target_os = "linux")]
 mod durability;
@@ -56,6 +57,7 @@ mod serving;
 mod streams;
 mod support;
 mod telemetry;
+mod templates;
 mod tenancy;
 #[cfg(feature = "local")]
 mod tuning;

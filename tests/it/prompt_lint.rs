@@ -13,8 +13,8 @@ fn a_mistake_is_told_with_line_column_and_the_way_out() {
     refit.run(&["prompt", "lint", "prompts/good.prompt"]).expect(0);
     let done = refit.run(&["prompt", "lint", "prompts"]).expect(1);
     let expected = [
-        "prompts/bad.prompt:8:4: error: \"nmae\" is used here, but it is not among the prompt's variables; did you mean \"name\"?",
-        "prompts/bad.prompt:8:14: warning: \"tags\" is a list",
+        "prompts/bad.prompt:8:6: error: \"nmae\" is used here, but it is not among the prompt's variables; did you mean \"name\"?",
+        "prompts/bad.prompt:8:16: warning: \"tags\" is a list",
         "Write {{json tags}}",
         "prompts/bad.prompt:5:5: warning: \"name\" is among the prompt's variables, but the text below does not use it",
         "tokens for mock/echo (about, by its length; no tokenizer of this model is here)",

@@ -4,7 +4,7 @@ use super::of_file;
 use crate::cli::{Context, GATE_MISSED, output};
 use crate::prompts::lint::{self, Change, Finding, Severity};
 use crate::prompts::sync::Folder;
-use crate::prompts::{Library, Prompt};
+use crate::prompts::{Library, Prompt, walk};
 use crate::types::Failure;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ fn report(args: &Args, context: &Context, (place, name): (String, String), sourc
     let mut report = Report { prompt: name, place, findings, tokens: Vec::new(), published: None, changes: Vec::new() };
     let Ok(prompt) = Prompt::parse(&report.prompt, source) else { return Ok(report) };
     let models = if args.models.is_empty() { prompt.front.model.iter().cloned().collect() } else { args.models.clone() };
-    report.tokens = models.into_iter().map(|model| counted(context, model, &prompt, source)).collect();
+    report.tokens = models.into_iter().map(|model| counted(context, model, source)).collect();
     let library = Library::new(&context.open_store()?);
     if let Some(newest) = library.newest(&report.prompt)? {
         report.published = Some(newest.version);
@@ -106,8 +106,8 @@ fn report(args: &Args, context: &Context, (place, name): (String, String), sourc
 }
 
 /// The tokens of a prompt's text: counted where the model is here, a guess from its bytes where it is not.
-fn counted(context: &Context, model: String, prompt: &Prompt, source: &str) -> Tokens {
-    let text = prompt.body_of(source);
+fn counted(context: &Context, model: String, source: &str) -> Tokens {
+    let text = walk::halves(source).1.trim();
     let counter = model.starts_with("local/").then(|| context.app().ok().zip(context.runtime().ok())).flatten();
     let counter = counter.and_then(|(app, runtime)| runtime.block_on(app.providers().counter(&model)).ok());
     match counter {

@@ -6,8 +6,9 @@ mod lint;
 mod read;
 mod sync;
 
-use super::Context;
+use super::{Context, output};
 use crate::prompts::Library;
+use crate::prompts::front::SCHEMA;
 use crate::types::{Code, Failure};
 use change::Changing;
 use clap::Subcommand;
@@ -92,6 +93,9 @@ enum Verb {
     /// Take a label away; whoever asks for it is told that it does not exist
     #[command(after_help = "Example:\n  refit prompt unlabel greet staging")]
     Unlabel(change::Unlabel),
+    /// Print the JSON Schema of the front matter, for editors
+    #[command(after_help = "Example:\n  refit prompt schema > prompt.schema.json")]
+    Schema,
     /// Versions of a prompt and every move of its labels
     #[command(after_help = "Example:\n  refit prompt history greet")]
     History {
@@ -121,6 +125,7 @@ pub struct Variables {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let library = || Ok::<_, Failure>(Library::new(&context.open_store()?));
     match args.verb {
+        Verb::Schema => output::line(SCHEMA.trim_end()),
         Verb::List { json } => read::list(&library()?, json),
         Verb::Show { reference, json } => read::show(&library()?, &reference, json),
         Verb::Render { prompt, variables, json } => read::render(context, &prompt, &variables, json),

@@ -3,7 +3,7 @@
 use super::template::Use;
 use super::{Finding, Place, Severity, finding};
 use crate::prompts::parse::Prompt;
-use crate::prompts::{Problem, schema};
+use crate::prompts::{Problem, schema, walk};
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ const PARAMETERS: &[(&str, Option<(f64, f64)>)] = &[
 
 /// Everything about the front matter.
 pub(super) fn check(prompt: &Prompt, source: &str, uses: &[Use], findings: &mut Vec<Finding>) {
-    let lines = Lines(source.lines().take(prompt.body_line.saturating_sub(1)).collect());
+    let lines = Lines(walk::halves(source).0.lines().collect());
     let used: BTreeSet<&str> = uses.iter().map(|one| one.path[0].as_str()).collect();
     match &prompt.front.input_schema {
         Some(schema) => unused(&lines, &schema::properties(schema), &used, findings),

@@ -63,7 +63,7 @@ pub fn lint(name: &str, source: &str) -> Vec<Finding> {
         Err(error) => return vec![unreadable(source, &error)],
     };
     let mut findings = Vec::new();
-    let uses = template::uses(&prompt, source);
+    let uses = template::uses(&prompt);
     front::check(&prompt, source, &uses, &mut findings);
     template::check(&prompt, &uses, &mut findings);
     findings.sort_by_key(|one| (one.line, one.column, one.severity));
@@ -76,13 +76,13 @@ fn finding((line, column): Place, severity: Severity, rule: &'static str, (messa
 }
 
 fn unreadable(source: &str, error: &PromptError) -> Finding {
-    let (line, problem) = match error {
-        PromptError::At { line, problem, .. } => (*line, Some(problem)),
-        PromptError::Whole { problem, .. } => (1, Some(problem)),
-        _ => (1, None),
+    let (line, column, problem) = match error {
+        PromptError::At { line, column, problem, .. } => (*line, *column, Some(problem)),
+        PromptError::Whole { problem, .. } => (1, None, Some(problem)),
+        _ => (1, None, None),
     };
     let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-    let column = text.find("{{").unwrap_or(text.len() - text.trim_start().len()) + 1;
+    let column = column.map_or(text.len() - text.trim_start().len() + 1, |column| column as usize);
     let way_out = match problem {
         Some(Problem::FrontMatter(_)) => {
             "Correct the part between the two --- lines. Indentation counts, and a text with a colon needs quotes."
@@ -117,12 +117,12 @@ mod tests {
         let body = |body: &str| found(&format!("{FRONT}---\n  {body}"));
         let all = "{{name}}{{#each tags}}{{this}}{{/each}}{{#if address}}{{address.city}}{{/if}}";
         assert_eq!(body(all), []);
-        assert_eq!(body(&format!("{all} {{{{nam}}}}")), [("undefined-variable", 10, 81)]);
+        assert_eq!(body(&format!("{all} {{{{nam}}}}")), [("undefined-variable", 10, 83)]);
         assert_eq!(body("{{name}} {{address.city}}"), [("unused-variable", 6, 5)]);
-        assert_eq!(body(&format!("{all}\n{{{{tags}}}}")), [("printed-value", 11, 1)]);
-        assert_eq!(body(&format!("{all}\n{{{{json tags}}}} {{{{address.town}}}}")), [("unknown-field", 11, 15)]);
-        assert_eq!(body(&format!("{all}\n{{{{#each name}}}}x{{{{/each}}}}")), [("not-a-list", 11, 1)]);
-        assert_eq!(body(&format!("{all}\n{{{{name.first}}}}")), [("unknown-field", 11, 1)]);
+        assert_eq!(body(&format!("{all}\n{{{{tags}}}}")), [("printed-value", 11, 3)]);
+        assert_eq!(body(&format!("{all}\n{{{{json tags}}}} {{{{address.town}}}}")), [("unknown-field", 11, 17)]);
+        assert_eq!(body(&format!("{all}\n{{{{#each name}}}}x{{{{/each}}}}")), [("not-a-list", 11, 9)]);
+        assert_eq!(body(&format!("{all}\n{{{{name.first}}}}")), [("unknown-field", 11, 3)]);
         assert_eq!(body(&format!("{all}{{{{#each tags as |tag|}}}}{{{{tag}}}}{{{{/each}}}}")), []);
     }
 

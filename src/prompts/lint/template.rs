@@ -1,11 +1,11 @@
 //! The body of a prompt: which variables it reads, where and how, held against the input schema; partials that nothing includes.
 
 use super::{Finding, Place, Severity, finding};
+use crate::prompts::helpers::Helper;
 use crate::prompts::parse::Prompt;
-use crate::prompts::{helpers, schema};
+use crate::prompts::schema;
+use crate::prompts::template::tree::{Block, Call, Expr, Head, Node, Path, Place as TreePlace, Program};
 use crate::types::error::did_you_mean;
-use handlebars::Template;
-use handlebars::template::{HelperTemplate, Parameter, Subexpression, TemplateElement};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -32,121 +32,87 @@ pub(super) struct Use {
 }
 
 /// Every variable that the body reads.
-pub(super) fn uses(prompt: &Prompt, source: &str) -> Vec<Use> {
-    let first = source.lines().nth(prompt.body_line.saturating_sub(1)).unwrap_or_default();
-    let lead = first.chars().count() - first.trim_start().chars().count();
-    let mut walk = Walk { locals: Vec::new(), found: Vec::new(), in_partial: false, first_line: prompt.body_line, lead };
-    walk.template(&prompt.body, 0);
+pub(super) fn uses(prompt: &Prompt) -> Vec<Use> {
+    let mut walk = Walk { names: Vec::new(), found: Vec::new(), in_partial: false };
+    walk.program(&prompt.body, 0);
+    // Partials from outside have places of their own files.
+    walk.in_partial = true;
+    prompt.outside.values().for_each(|partial| walk.program(partial, 0));
     walk.found
 }
 
 struct Walk {
     /// Names that a block gives to what it goes through.
-    locals: Vec<String>,
+    names: Vec<String>,
     found: Vec<Use>,
     in_partial: bool,
-    first_line: usize,
-    /// White space before the body's first character, which the template does not have.
-    lead: usize,
 }
 
 impl Walk {
-    fn place(&self, (line, column): Place) -> Place {
-        (line + self.first_line - 1, if line == 1 { column + self.lead } else { column })
-    }
-
-    fn template(&mut self, template: &Template, scope: usize) {
-        for (i, element) in template.elements.iter().enumerate() {
-            let place = self.place(template.mapping.get(i).map_or((1, 1), |mapping| (mapping.0, mapping.1)));
-            match element {
-                TemplateElement::Expression(helper) | TemplateElement::HtmlExpression(helper) => {
-                    let name = helper.name.as_name().unwrap_or_default();
-                    if helper.params.is_empty() && helper.hash.is_empty() && !helpers::is_helper(name) {
-                        self.note(&helper.name, place, scope, How::Printed);
-                    }
-                    self.arguments(helper, place, scope, How::Given);
-                }
-                TemplateElement::HelperBlock(helper) => self.block(helper, place, scope),
-                TemplateElement::PartialExpression(partial) => {
-                    partial.params.iter().chain(partial.hash.values()).for_each(|given| self.note(given, place, scope, How::Given));
-                }
-                TemplateElement::DecoratorBlock(inline) => {
-                    let before = std::mem::replace(&mut self.in_partial, true);
-                    inline.template.iter().for_each(|body| self.template(body, scope));
-                    self.in_partial = before;
+    fn program(&mut self, program: &Program, scope: usize) {
+        for node in &program.body {
+            match node {
+                Node::Print(print) => self.value(&print.value, scope, How::Printed),
+                Node::Block(block) => self.block(block, scope),
+                Node::Partial(partial) => {
+                    let given = partial.context.iter().chain(partial.hash.iter().map(|(_, value)| value));
+                    given.for_each(|value| self.value(value, scope, How::Given));
                 }
                 _ => {}
             }
         }
+        let before = std::mem::replace(&mut self.in_partial, true);
+        program.inlines.values().for_each(|inline| self.program(&inline.program, scope));
+        self.in_partial = before;
     }
 
-    fn block(&mut self, helper: &HelperTemplate, place: Place, scope: usize) {
-        let name = helper.name.as_name().unwrap_or_default();
-        let is_section = helper.params.is_empty() && helper.hash.is_empty() && !helpers::is_helper(name);
-        if is_section {
-            self.note(&helper.name, place, scope, How::Given);
-        } else {
-            self.arguments(helper, place, scope, if name == "each" { How::Looped } else { How::Given });
+    fn block(&mut self, block: &Block, scope: usize) {
+        match &block.head {
+            Head::Section(path) => self.note(path, scope, How::Given),
+            Head::Call(call) => self.call(call, scope, if call.helper == Helper::Each { How::Looped } else { How::Given }),
         }
-        let locals = self.locals.len();
-        self.locals.extend(block_names(helper));
-        let inside = if is_section || matches!(name, "each" | "with") { scope + 1 } else { scope };
-        helper.template.iter().for_each(|body| self.template(body, inside));
-        self.locals.truncate(locals);
-        helper.inverse.iter().for_each(|body| self.template(body, scope));
+        let names = self.names.len();
+        self.names.extend(block.names.iter().cloned());
+        block.program.iter().for_each(|body| self.program(body, scope + usize::from(block.has_scope())));
+        self.names.truncate(names);
+        block.inverse.iter().for_each(|body| self.program(body, scope));
     }
 
-    fn arguments(&mut self, helper: &HelperTemplate, place: Place, scope: usize, how: How) {
-        for given in helper.params.iter().chain(helper.hash.values()) {
-            self.note(given, place, scope, how);
+    fn call(&mut self, call: &Call, scope: usize, how: How) {
+        let given = call.params.iter().chain(call.hash.iter().map(|(_, value)| value));
+        given.for_each(|value| self.value(value, scope, how));
+    }
+
+    fn value(&mut self, value: &Expr, scope: usize, how: How) {
+        match value {
+            Expr::Path(path) => self.note(path, scope, how),
+            Expr::Call(call) => self.call(call, scope, How::Given),
+            Expr::Undefined | Expr::Literal(_) => {}
         }
     }
 
-    fn note(&mut self, given: &Parameter, place: Place, scope: usize, how: How) {
-        match given {
-            Parameter::Subexpression(inner) => {
-                if let TemplateElement::Expression(helper) = Subexpression::as_element(inner) {
-                    self.arguments(helper, place, scope, How::Given);
-                }
-            }
-            Parameter::Literal(_) => {}
-            _ => {
-                let Some(path) = root_path(given.as_name().unwrap_or_default(), scope) else { return };
-                // In a partial, a plain name may be that of whatever includes it.
-                if !self.locals.contains(&path[0]) {
-                    self.found.push(Use { path, place, how, in_partial: self.in_partial });
-                }
-            }
+    fn note(&mut self, path: &Path, scope: usize, how: How) {
+        let Some(names) = root_path(path, scope) else { return };
+        let is_local = !path.is_data && !path.is_scoped && path.depth == 0 && self.names.contains(&names[0]);
+        if !is_local {
+            self.found.push(Use { path: names, place: at(path.place), how, in_partial: self.in_partial });
         }
     }
 }
 
-/// Names after `as |…|`.
-fn block_names(helper: &HelperTemplate) -> Vec<String> {
-    use handlebars::template::BlockParam;
-    let names: Vec<&Parameter> = match &helper.block_param {
-        Some(BlockParam::Single(one)) => vec![one],
-        Some(BlockParam::Pair((one, two))) => vec![one, two],
-        _ => Vec::new(),
+fn at(place: TreePlace) -> Place {
+    (place.line, place.column)
+}
+
+/// Name and fields of a path that reads the prompt's own input; none for inner scopes and `@` values.
+fn root_path(path: &Path, scope: usize) -> Option<Vec<String>> {
+    let names = match path.is_data {
+        true if path.parts.first().is_some_and(|first| first == "root") => &path.parts[1..],
+        true => return None,
+        false if path.depth == scope => &path.parts[..],
+        false => return None,
     };
-    names.into_iter().filter_map(|name| name.as_name().map(str::to_string)).collect()
-}
-
-/// Name and fields of a path that reads the template's own input; none for inner scopes and `@` variables.
-fn root_path(raw: &str, scope: usize) -> Option<Vec<String>> {
-    let (mut path, mut ups) = (raw, 0);
-    if let Some(rest) = path.strip_prefix("@root.").or_else(|| path.strip_prefix("@root/")) {
-        (path, ups) = (rest, scope);
-    }
-    while let Some(rest) = path.strip_prefix("../") {
-        (path, ups) = (rest, ups + 1);
-    }
-    let path = path.strip_prefix("./").or_else(|| path.strip_prefix("this.")).unwrap_or(path);
-    if ups != scope || path.starts_with('@') || matches!(path, "this" | "." | "") {
-        return None;
-    }
-    let names: Vec<_> = path.split(['.', '/']).map(|name| name.trim_matches(['[', ']']).to_string()).collect();
-    (!names[0].is_empty()).then_some(names)
+    (!names.is_empty()).then(|| names.to_vec())
 }
 
 /// What the body says, held against the schema.
@@ -222,45 +188,34 @@ fn kinds(schema: &Value) -> Vec<&str> {
 
 /// Inline partials that the body never comes to.
 fn unused_partials(prompt: &Prompt, findings: &mut Vec<Finding>) {
-    let mut defined: Vec<(String, Place, &Template)> = Vec::new();
-    let mut reached: Vec<String> = Vec::new();
+    let (mut defined, mut reached) = (Vec::new(), Vec::new());
     inclusions(&prompt.body, &mut defined, &mut reached);
-    let mut at = 0;
-    while at < reached.len() {
-        let name = reached[at].clone();
-        let bodies: Vec<&Template> = defined.iter().filter(|(own, ..)| *own == name).map(|(.., body)| *body).collect();
+    let mut next = 0;
+    while next < reached.len() {
+        let name = reached[next].clone();
+        let inlines = defined.iter().filter(|(own, ..)| *own == name).map(|(.., body)| *body);
+        let bodies: Vec<&Program> = inlines.chain(prompt.outside.get(&name)).collect();
         for body in bodies {
-            let (mut inner, mut more) = (Vec::new(), Vec::new());
-            inclusions(body, &mut inner, &mut more);
-            defined.extend(inner);
+            let mut more = Vec::new();
+            inclusions(body, &mut defined, &mut more);
             reached.extend(more.into_iter().filter(|name| !reached.contains(name)).collect::<Vec<_>>());
         }
-        at += 1;
+        next += 1;
     }
-    for (name, (line, column), _) in defined.into_iter().filter(|(name, ..)| !reached.contains(name)) {
+    for (name, place, _) in defined.into_iter().filter(|(name, ..)| !reached.contains(name)) {
         let message = format!("the partial \"{name}\" is written here, but nothing includes it");
         let way_out = format!("Include it with {{{{> {name}}}}} where it belongs, or take it out.");
-        let place = (line + prompt.body_line - 1, column);
         findings.push(finding(place, Severity::Warning, "unused-partial", (message, &way_out)));
     }
 }
 
-/// Partials that a template defines, and those that it includes, not from inside of the ones it defines.
-fn inclusions<'t>(template: &'t Template, defined: &mut Vec<(String, Place, &'t Template)>, reached: &mut Vec<String>) {
-    for (i, element) in template.elements.iter().enumerate() {
-        match element {
-            TemplateElement::PartialExpression(partial) => reached.extend(partial.name.as_name().map(str::to_string)),
-            TemplateElement::DecoratorBlock(inline) => {
-                let name = inline.params.first().and_then(|name| match name {
-                    Parameter::Literal(Value::String(name)) => Some(name.clone()),
-                    _ => None,
-                });
-                let place = template.mapping.get(i).map_or((1, 1), |mapping| (mapping.0, mapping.1));
-                defined.extend(name.zip(inline.template.as_ref()).map(|(name, body)| (name, place, body)));
-            }
-            TemplateElement::HelperBlock(helper) => {
-                [&helper.template, &helper.inverse].into_iter().flatten().for_each(|inner| inclusions(inner, defined, reached));
-            }
+/// Partials that a program defines, and those that it includes, not from inside of the ones it defines.
+fn inclusions<'t>(program: &'t Program, defined: &mut Vec<(String, Place, &'t Program)>, reached: &mut Vec<String>) {
+    defined.extend(program.inlines.values().map(|inline| (inline.name.clone(), at(inline.place), &inline.program)));
+    for node in &program.body {
+        match node {
+            Node::Partial(partial) => reached.push(partial.name.clone()),
+            Node::Block(block) => block.bodies().for_each(|body| inclusions(body, defined, reached)),
             _ => {}
         }
     }
