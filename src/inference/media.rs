@@ -3,15 +3,20 @@
 
 use crate::types::chat::{Content, Message};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
-/// Parts with the marks that stand for them.
-pub(super) struct Media(Vec<(String, Value)>);
+/// What every mark begins with, and the digits behind it.
+const BEGINS: &str = "media-";
+const DIGITS: usize = 32;
+
+/// Parts by the marks that stand for them.
+pub(super) struct Media(HashMap<String, Value>);
 
 impl Media {
     /// Gives each part, by the name of its variable, a mark.
     pub(super) fn mark(parts: Map<String, Value>, variables: &mut Map<String, Value>) -> Self {
         let one = |(name, part): (String, Value)| {
-            let mark = format!("media-{:032x}", rand::random::<u128>());
+            let mark = format!("{BEGINS}{:0DIGITS$x}", rand::random::<u128>());
             variables.insert(name, mark.clone().into());
             (mark, part)
         };
@@ -39,8 +44,7 @@ impl Media {
 
     fn of_part(&self, part: Value) -> Vec<Value> {
         if let Some(url) = part.pointer("/image_url/url").and_then(Value::as_str) {
-            let found = self.0.iter().find(|(mark, _)| mark == url);
-            return vec![found.map_or(part.clone(), |(_, own)| own.clone())];
+            return vec![self.0.get(url).cloned().unwrap_or(part)];
         }
         match part.get("text").and_then(Value::as_str) {
             Some(text) => self.split(text),
@@ -51,18 +55,18 @@ impl Media {
     /// The text with its marks as parts of their own.
     fn split(&self, text: &str) -> Vec<Value> {
         let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some((at, mark, part)) =
-            self.0.iter().filter_map(|(mark, part)| Some((rest.find(mark)?, mark, part))).min_by_key(|found| found.0)
-        {
-            if at > 0 {
-                parts.push(json!({"type": "text", "text": rest[..at]}));
+        let mut done = 0;
+        for (at, _) in text.match_indices(BEGINS) {
+            let end = at + BEGINS.len() + DIGITS;
+            let Some(part) = text.get(at..end).and_then(|mark| self.0.get(mark)) else { continue };
+            if at > done {
+                parts.push(json!({"type": "text", "text": text[done..at]}));
             }
             parts.push(part.clone());
-            rest = &rest[at + mark.len()..];
+            done = end;
         }
-        if !rest.is_empty() || parts.is_empty() {
-            parts.push(json!({"type": "text", "text": rest}));
+        if done < text.len() || parts.is_empty() {
+            parts.push(json!({"type": "text", "text": text[done..]}));
         }
         parts
     }

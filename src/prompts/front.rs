@@ -112,7 +112,9 @@ fn bounded(yaml: &str) -> Result<(), (usize, Problem)> {
         let begins = move |at: usize| !yaml[..at].ends_with(|c: char| c.is_alphanumeric());
         yaml.match_indices(sign).map(|(at, _)| at).filter(move |at| begins(*at)).map(|at| {
             let rest = &yaml[at + 1..];
-            (at, &rest[..rest.find(|c: char| c.is_whitespace() || ",[]{}".contains(c)).unwrap_or(rest.len())])
+            // What the reader takes for a name: a longer one would hide the alias in it.
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            (at, &rest[..rest.find(|c: char| !is_name(c)).unwrap_or(rest.len())])
         })
     };
     let anchors: HashSet<&str> = names('&').map(|(_, name)| name).filter(|name| !name.is_empty()).collect();

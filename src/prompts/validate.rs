@@ -68,25 +68,33 @@ pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String
         }
     }
     let uses: BTreeMap<&str, Vec<(&str, Place)>> = bodies.iter().map(|(name, bodies)| (*name, uses_of(bodies))).collect();
-    let order = order(&uses).map_err(|name| {
+    let owner_of = |name: &str| {
         let owner = texts().find(|(owner, program)| {
             owner.is_some_and(|owner| owner == name) || inlines(program).iter().any(|(inline, _)| *inline == name)
         });
+        owner.and_then(|(owner, _)| owner.cloned())
+    };
+    let order = order(&uses).map_err(|name| {
         let place = uses[name].first().map(|(_, place)| *place).unwrap_or_default();
-        (owner.and_then(|(owner, _)| owner.cloned()), (place, Problem::Recursive(name.to_string())))
+        (owner_of(name), (place, Problem::Recursive(name.to_string())))
     })?;
     let mut heights: BTreeMap<&str, usize> = BTreeMap::new();
     for name in order {
-        let height = bodies[name].iter().map(|body| height(body, &heights).0).max().unwrap_or(0);
-        heights.insert(name, height);
+        // Also of partials that nobody includes: they are walked all the same.
+        let (levels, place) = bodies[name].iter().map(|body| height(body, &heights)).max_by_key(|found| found.0).unwrap_or_default();
+        within(levels).map_err(|problem| (owner_of(name), (place, problem)))?;
+        heights.insert(name, levels);
     }
     let (levels, place) = height(body, &heights);
-    if levels > MAX_LEVELS {
-        let text =
-            format!("partials and blocks are nested {levels} deep; at most {MAX_LEVELS} are taken ({MAX_DEPTH} blocks in one another)");
-        return Err((None, (place, Problem::TooNested(text))));
+    within(levels).map_err(|problem| (None, (place, problem)))
+}
+
+fn within(levels: usize) -> Result<(), Problem> {
+    if levels <= MAX_LEVELS {
+        return Ok(());
     }
-    Ok(())
+    let text = format!("partials and blocks are nested {levels} deep; at most {MAX_LEVELS} are taken ({MAX_DEPTH} blocks in one another)");
+    Err(Problem::TooNested(text))
 }
 
 fn uses_of<'p>(bodies: &[&'p Program]) -> Vec<(&'p str, Place)> {

@@ -44,6 +44,23 @@ fn inclusions() -> String {
     format!("{{{{#*inline \"p\"}}}}{reads}{{{{/inline}}}}{}", "{{> p}}".repeat(3500))
 }
 
+/// Partials that include one another from deep inside of blocks, and a prompt that includes none of them.
+fn uncalled() -> String {
+    let one = |i: usize| {
+        let (open, close) = ("{{#x}}".repeat(62), "{{/x}}".repeat(62));
+        format!("{{{{#*inline \"p{i}\"}}}}{open}{{{{>p{}}}}}{close}{{{{/inline}}}}", i + 1)
+    };
+    (0..80).map(one).collect::<String>() + "{{#*inline \"p80\"}}{{/inline}}"
+}
+
+/// A value of many layers over many fields, whose fields are counted a thousand times.
+fn recounted() -> String {
+    let fields: String = (0..4000).map(|i| format!("    a{i}: 0\n")).collect();
+    let partials = (1..200).map(|i| format!("{{{{#*inline \"p{i}\"}}}}{{{{>p{} x=1}}}}{{{{/inline}}}}", i - 1));
+    let last = format!("{{{{#*inline \"p0\"}}}}{}{{{{/inline}}}}", "{{len this}}".repeat(300));
+    format!("---\ninput:\n  default:\n{fields}---\n{last}{}{{{{>p199}}}}", partials.collect::<String>())
+}
+
 fn bombs() -> Vec<Bomb> {
     let none = || json!({});
     let list = || json!({"l": (0..100_000).collect::<Vec<u32>>()});
@@ -78,6 +95,15 @@ fn bombs() -> Vec<Bomb> {
         bomb("long texts repeated", "{{#each l}}{{@root.t}}{{/each}}", json!({"l": [1, 2, 3], "t": "x".repeat(700_000)}), "larger than"),
         bomb("a long list printed", "{{l}}{{l}}", list(), "steps"),
         bomb("a large source", "x".repeat(70_000), none(), "70000 bytes"),
+        bomb(
+            "aliases with a colon",
+            format!("---\na: &a [{}]\nb:\n{}---\nx", "1,".repeat(15_000), "- *a: 1\n".repeat(4_000)),
+            none(),
+            "aliases",
+        ),
+        bomb("a line of anchors", format!("---\nx: \"{}\"\n---\n{{{{y}}}}", "&".repeat(60_000)), none(), "missing"),
+        bomb("a deep chain that nobody includes", uncalled(), none(), "deep"),
+        bomb("layers counted again and again", recounted(), none(), "steps"),
         bomb("aliases that multiply", format!("---\na0: &a0 [x, x, x, x, x, x, x, x]\n{aliases}---\nx"), none(), "aliases"),
         bomb("deep YAML", format!("---\na: {}\n---\nx", "[".repeat(20_000)), none(), "brackets"),
         bomb("deep YAML in dashes", format!("---\na:\n{}x\n---\nx", "- ".repeat(20_000)), none(), "front matter"),

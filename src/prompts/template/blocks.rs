@@ -80,7 +80,7 @@ impl<'a> Render<'a> {
                 }
             }
             Kind::Merged(merged) => {
-                self.step(merged.size() / 16)?;
+                self.step(merged.work() / 4)?;
                 let entries = merged.entries();
                 let count = entries.len();
                 for (i, (key, value)) in entries.into_iter().enumerate() {

@@ -274,7 +274,7 @@ impl<'a> Render<'a> {
                     Kind::Text(text) => Val::Count(length(text)),
                     Kind::Fields(fields) => Val::Count(fields.len()),
                     Kind::Merged(merged) => {
-                        self.step(merged.size() / 16)?;
+                        self.step(merged.work() / 4)?;
                         Val::Count(merged.entries().len())
                     }
                     _ => Val::Count(0),

@@ -110,7 +110,7 @@ impl<'a> Render<'a> {
                 return self.json_list(fields, ('{', '}'), (indent, depth), out);
             }
             Kind::Merged(merged) => {
-                self.step(merged.size() / 16)?;
+                self.step(merged.work() / 4)?;
                 let entries = merged.entries();
                 let fields = entries.iter().filter(|(_, value)| !matches!(value, Val::Undefined));
                 return self.json_list(fields.map(|(key, value)| (Some(key.as_ref()), value.clone())), ('{', '}'), (indent, depth), out);

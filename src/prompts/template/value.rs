@@ -35,6 +35,10 @@ pub struct Merged<'a> {
     pub over: Over<'a>,
     /// Fields that a look into it may pass.
     cost: usize,
+    /// Fields at most, those that are hidden counted twice.
+    size: usize,
+    /// The sizes of all layers together.
+    work: usize,
 }
 
 /// Fields that hide those below.
@@ -170,8 +174,18 @@ impl<'a> Val<'a> {
 impl<'a> Merged<'a> {
     /// Lays fields over a value.
     pub fn new(base: Val<'a>, over: Over<'a>) -> Self {
-        let own = if let Over::Pairs(pairs) = &over { pairs.len() } else { 1 };
-        Merged { cost: base.cost() + own, base, over }
+        let (own, fields) = match &over {
+            Over::Pairs(pairs) => (pairs.len(), pairs.len()),
+            Over::Fields(fields) => (1, fields.len()),
+        };
+        let (below, work) = match base.kind() {
+            Kind::Fields(fields) => (fields.len(), 0),
+            Kind::Merged(merged) => (merged.size, merged.work),
+            Kind::List(items) => (items.len(), 0),
+            _ => (0, 0),
+        };
+        let size = below.saturating_add(fields);
+        Merged { cost: base.cost() + own, size, work: work.saturating_add(size), base, over }
     }
 
     fn get(&self, key: &str) -> Val<'a> {
@@ -203,19 +217,9 @@ impl<'a> Merged<'a> {
         entries
     }
 
-    /// Number of entries at most, without making them.
-    pub fn size(&self) -> usize {
-        let below = match self.base.kind() {
-            Kind::Fields(fields) => fields.len(),
-            Kind::Merged(merged) => merged.size(),
-            Kind::List(items) => items.len(),
-            _ => 0,
-        };
-        below
-            + match &self.over {
-                Over::Fields(fields) => fields.len(),
-                Over::Pairs(pairs) => pairs.len(),
-            }
+    /// Fields that making the [entries](Merged::entries) passes, those of every layer below again.
+    pub fn work(&self) -> usize {
+        self.work
     }
 }
 
