@@ -89,7 +89,10 @@ pub const OPERATIONS: &[Operation] = &[
     get("/status", "status", "What is in force and what is wrong; more with a key of the role viewer", status),
     Operation { kind: "application/openmetrics-text", ..get("/metrics", "metrics", "Metrics in the OpenMetrics text format", text) },
     get("/openapi.json", "openapi", "This document", object),
-    get("/schemas/prompt.json", "promptSchema", "JSON Schema of a prompt's front matter, for editors", object),
+    Operation {
+        kind: "application/schema+json",
+        ..get("/schemas/prompt.json", "promptSchema", "JSON Schema of a prompt's front matter, for editors", object)
+    },
     streams(post("/v1/chat/completions", "createChatCompletion", CHAT, check::chat_schema, chat_reply)),
     streams(post("/v1/completions", "createCompletion", COMPLETION, check::completion_schema, completion_reply)),
     post("/v1/embeddings", "createEmbedding", EMBEDDINGS, check::embedding_schema, embedding_reply),

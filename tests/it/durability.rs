@@ -361,14 +361,20 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
-/// A database as the release before left it.
-fn of_the_second_schema(refit: &Refit) {
+/// The steps of the schema.
+const STEPS: [&str; 4] = [
+    include_str!("../../src/store/migrations/0001_spine.sql"),
+    include_str!("../../src/store/migrations/0002_files_batches.sql"),
+    include_str!("../../src/store/migrations/0003_gateway.sql"),
+    include_str!("../../src/store/migrations/0004_prompts.sql"),
+];
+
+/// A database as an earlier release left it, after so many steps.
+fn of_an_earlier_schema(refit: &Refit, steps: usize) {
     std::fs::create_dir_all(refit.data_dir()).expect("a directory");
     let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("a database");
-    let steps =
-        [include_str!("../../src/store/migrations/0001_spine.sql"), include_str!("../../src/store/migrations/0002_files_batches.sql")];
     database.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE schema_version (version BIGINT PRIMARY KEY);").expect("a table");
-    for (number, step) in (1..).zip(steps) {
+    for (number, step) in (1..).zip(&STEPS[..steps]) {
         database.execute_batch(step).expect("the schema");
         database.execute("INSERT INTO schema_version (version) VALUES (?)", [number]).expect("its number");
     }
@@ -388,15 +394,20 @@ fn schema(refit: &Refit) -> (i64, usize, i64) {
 #[test]
 fn a_change_of_the_schema_that_breaks_off_is_as_if_it_had_not_begun() {
     let whole = Refit::new();
-    of_the_second_schema(&whole);
-    let before = schema(&whole);
+    of_an_earlier_schema(&whole, 2);
     drop(whole.serve(&[]));
     let after = schema(&whole);
-    assert!(after.0 > before.0 && after.1 > before.1, "{before:?} {after:?}");
+    // Each step is done or not: nothing lies between these.
+    let states = [2, 3, STEPS.len()].map(|steps| {
+        let refit = Refit::new();
+        of_an_earlier_schema(&refit, steps);
+        schema(&refit)
+    });
+    assert!(after == states[2] && states.windows(2).all(|pair| pair[1].0 > pair[0].0 && pair[1].1 > pair[0].1), "{states:?} {after:?}");
     let mut broken = 0;
     for nth in if full() { (1..=120).collect::<Vec<_>>() } else { (1..=61).step_by(6).collect() } {
         let refit = Refit::new();
-        of_the_second_schema(&refit);
+        of_an_earlier_schema(&refit, 2);
         let faulty = Faulty::new(&refit);
         faulty.fail("write,sync", EIO, nth..=1_000_000, "refit.db");
         let output = faulty.command(&refit, &["key", "list", "--json"]).output().expect("runs");
@@ -404,7 +415,7 @@ fn a_change_of_the_schema_that_breaks_off_is_as_if_it_had_not_begun() {
         broken += usize::from(output.status.code() == Some(2));
         assert!(matches!(output.status.code(), Some(0 | 2)) && !told.contains("panicked"), "{nth}: {told}");
         let left = schema(&refit);
-        assert!(left == before || left == after, "{nth}: {left:?}");
+        assert!(states.contains(&left), "{nth}: {left:?} is none of {states:?}");
         // The next start does it.
         assert_eq!(refit.serve(&[]).get("/ready", None).status, 200);
         assert_eq!(schema(&refit), after, "{nth}");
