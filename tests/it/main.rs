@@ -43,6 +43,8 @@ mod origins;
 mod places;
 mod prices;
 mod prompt_calls;
+#[cfg(target_os = "linux")]
+mod prompt_examples;
 mod prompt_lint;
 mod prompt_registry;
 mod prompts;
