@@ -46,6 +46,8 @@ mod prompt_calls;
 #[cfg(target_os = "linux")]
 mod prompt_examples;
 mod prompt_lint;
+#[cfg(target_os = "linux")]
+mod prompt_optimize;
 mod prompt_registry;
 mod prompts;
 mod releases;

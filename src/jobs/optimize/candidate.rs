@@ -64,6 +64,8 @@ impl Nursery {
 
     /// A candidate with another template and the same front matter.
     pub(super) fn with_body(&mut self, base: &Candidate, body: &str, message: &str) -> Made {
+        // A whole file was proposed: what it says above the template does not count.
+        let body = walk::halves(body).1;
         let front = match walk::halves(&base.source).0 {
             // A front matter of its own would be the candidate's otherwise.
             "" => "---\n---",

@@ -82,7 +82,7 @@ pub(super) fn key(request: &ChatRequest) -> String {
 /// Why there are none.
 pub(super) fn templates(reply: &str) -> Result<Vec<String>, String> {
     let end = |sign: char| reply.rfind(sign).map(|at| at + 1);
-    let part = |open: char, close: char| Some(reply.get(reply.find(open)?..end(close)?)?);
+    let part = |open: char, close: char| reply.get(reply.find(open)?..end(close)?);
     let found = [Some(reply.trim()), part('{', '}'), part('[', ']')].into_iter().flatten().find_map(|text| serde_json::from_str(text).ok());
     let Some(value) = found else { return Err("the reply is not JSON".into()) };
     let list = match &value {
