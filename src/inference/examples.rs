@@ -29,6 +29,15 @@ struct Pool {
     /// Dataset and split, for messages.
     name: String,
     samples: Vec<Sample>,
+    /// Places in the order of a seed.
+    orders: Mutex<HashMap<u64, Arc<[usize]>>>,
+}
+
+/// What is asked of a pool.
+struct Asked<'a> {
+    prompt: &'a Prompt,
+    variables: &'a Map<String, Value>,
+    count: usize,
 }
 
 /// What a pool holds: digest of the dataset, of the split's assignment, and the split.
@@ -54,14 +63,16 @@ impl Inference {
     pub async fn examples(&self, prompt: &Prompt, variables: &Map<String, Value>) -> Result<Vec<Message>, Failure> {
         let Some(examples) = &prompt.front.examples else { return Ok(Vec::new()) };
         let pool = self.pool(prompt, examples).await?;
-        let mut order: Vec<usize> = match &examples.choose {
-            Choose::First => (0..pool.samples.len()).collect(),
-            Choose::Ids(ids) => ids.iter().map(|id| pool.place(prompt, id)).collect::<Result<_, _>>()?,
-            Choose::Random { seed } => pool.shuffled(*seed),
-            Choose::Nearest { by, model } => self.nearest(prompt, &pool, (by, model), variables).await?,
+        let asked = Asked { prompt, variables, count: examples.count };
+        let mut order = match &examples.choose {
+            Choose::First => pool.pick(&asked, 0..pool.samples.len()),
+            Choose::Ids(ids) => {
+                let places: Vec<_> = ids.iter().map(|id| pool.place(prompt, id)).collect::<Result<_, _>>()?;
+                pool.pick(&asked, places)
+            }
+            Choose::Random { seed } => pool.pick(&asked, pool.shuffled(*seed).iter().copied()),
+            Choose::Nearest { by, model } => pool.pick(&asked, self.nearest(prompt, &pool, (by, model), variables).await?),
         };
-        order.retain(|at| !prompt.asks_the_same(&pool.samples[*at].input, variables));
-        order.truncate(examples.count);
         if matches!(examples.choose, Choose::Nearest { .. }) {
             // The nearest stands right before the question.
             order.reverse();
@@ -101,7 +112,7 @@ impl Inference {
                 let message = format!("prompt \"{name}\": examples.split: {place} has no sample with a target");
                 return Err(Failure::on(Code::INVALID_VALUE, "examples.split", message));
             }
-            let pool = Arc::new(Pool { key: key.clone(), name: place, samples });
+            let pool = Arc::new(Pool { key: key.clone(), name: place, samples, orders: Mutex::default() });
             keep(&kept.pools, key, pool.clone());
             Ok(pool)
         })
@@ -185,12 +196,23 @@ impl Pool {
         })
     }
 
+    /// The first of these places that do not ask what is asked.
+    fn pick(&self, asked: &Asked<'_>, places: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let is_other = |at: &usize| !asked.prompt.asks_the_same(&self.samples[*at].input, asked.variables);
+        places.into_iter().filter(is_other).take(asked.count).collect()
+    }
+
     /// All places in an order that content and seed decide, as with splits.
-    fn shuffled(&self, seed: u64) -> Vec<usize> {
+    fn shuffled(&self, seed: u64) -> Arc<[usize]> {
+        if let Some(order) = self.orders.lock().unwrap_or_else(PoisonError::into_inner).get(&seed) {
+            return order.clone();
+        }
         let order = |at: usize| Digest::of(format!("{seed}:{}", self.samples[at].content()));
         let mut places: Vec<_> = (0..self.samples.len()).map(|at| (order(at), at)).collect();
         places.sort_unstable();
-        places.into_iter().map(|(_, at)| at).collect()
+        let order: Arc<[usize]> = places.into_iter().map(|(_, at)| at).collect();
+        keep(&self.orders, seed, order.clone());
+        order
     }
 }
 

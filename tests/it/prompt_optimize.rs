@@ -197,6 +197,8 @@ fn a_winner_is_published_only_when_asked_with_what_shows_it() {
     refit.write("p.prompt", PROMPT.replace("Plain", "Edited"));
     let refused = optimize(&refit, &args).expect(2);
     assert!(refused.stderr.contains("the newest version of \"p\" is 1") && up.requests.load(Ordering::SeqCst) == 0, "{}", refused.stderr);
+    let nowhere = refit.run(&["prompt", "optimize", "p@1", "--suite", "s.yaml", "--with", "nowhere/w"]).expect(2);
+    assert!(nowhere.stderr.contains("nowhere/w") && up.requests.load(Ordering::SeqCst) == 0, "{}", nowhere.stderr);
     let mut all = vec!["prompt", "optimize", "p@1", "--suite", "s.yaml", "--with", "up/w"];
     all.extend(args);
     refit.run(&all).expect(0);

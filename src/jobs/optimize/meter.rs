@@ -87,6 +87,14 @@ impl Meter {
         MicroUsd(self.spent_micro_usd.load(Ordering::Relaxed))
     }
 
+    /// Refuses a model whose provider is not there; other names are routes.
+    pub(super) fn can_reach(&self, model: &str) -> Result<(), Failure> {
+        if model.contains('/') {
+            self.inference.setup().providers.resolve(model)?;
+        }
+        Ok(())
+    }
+
     /// Refuses a budget of money over models whose price is not known.
     pub(super) fn knows_price_of(&self, models: &[&str]) -> Result<(), Failure> {
         if self.limit.is_none() {

@@ -98,6 +98,7 @@ pub async fn optimize(request: Request, around: Surroundings) -> Result<Optimize
     let Surroundings { store, inference, progress, tell, interrupted } = around;
     let meter = Arc::new(Meter::new(inference, request.limits, interrupted));
     let bench = Bench::open(&request, store.clone(), meter.clone(), progress)?;
+    meter.can_reach(&request.with)?;
     meter.knows_price_of(&[&request.with, bench.model()])?;
     let nursery = Nursery::new(&store, &request)?;
     let mut work = Work { report: Optimized::new(&request, &bench), request, bench, nursery, meter, tell, standings: Vec::new() };
