@@ -22,6 +22,7 @@ A suite (evals/NAME.yaml) names a dataset, targets, scorers and a gate. Exit cod
 Examples:
   refit eval run evals/support-intake.yaml
   refit eval run evals/support-intake.yaml --split test --target base-prompt --json
+  refit eval run evals/support-intake.yaml --prompt prompts/short.prompt --prompt greet@2
   refit eval resume latest
   refit eval compare run_a/base run_b/base";
 
@@ -47,6 +48,9 @@ enum Verb {
         /// Only this target; may be repeated
         #[arg(long = "target", value_name = "NAME")]
         targets: Vec<String>,
+        /// This prompt (a .prompt file or a reference) instead of the targets' own; may be repeated: every target with every prompt
+        #[arg(long = "prompt", value_name = "PROMPT")]
+        prompts: Vec<String>,
         /// Only the first samples: a quick look that proves nothing
         #[arg(long)]
         limit: Option<usize>,
@@ -113,9 +117,10 @@ enum Verb {
 /// What `evals` says.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     match args.verb {
-        Verb::Run { suite, split, targets, limit, concurrency, json } => {
+        Verb::Run { suite, split, targets, prompts, limit, concurrency, json } => {
             let suite = Suite::open(&suite)?;
-            let selection = Selection { split, targets, limit, concurrency };
+            let prompts = prompts.iter().map(|prompt| placed(prompt)).collect::<Result<_, _>>()?;
+            let selection = Selection { split, targets, limit, concurrency, prompts };
             measure(context, json, |runner| {
                 let plan = prepare(&runner.store, suite, &selection, &context.actor())?;
                 Ok(async move { runner.run(plan, interrupted()).await })
@@ -159,7 +164,17 @@ fn verdict(report: &Report) -> Result<ExitCode, Failure> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(super::GATE_MISSED) })
 }
 
-async fn interrupted() {
+/// A prompt as it is found from anywhere: a file with its whole path, a reference as it is.
+fn placed(prompt: &str) -> Result<String, Failure> {
+    if !prompt.ends_with(".prompt") {
+        return Ok(prompt.to_string());
+    }
+    let unreadable = |error| Failure::on(Code::INVALID_FILE, "--prompt", format!("cannot read {prompt}: {error}"));
+    Ok(std::path::Path::new(prompt).canonicalize().map_err(unreadable)?.display().to_string())
+}
+
+/// Resolves at Ctrl-C.
+pub(super) async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
         // Without a signal handler a run can only be killed, which it survives as well.
         std::future::pending::<()>().await;

@@ -24,6 +24,9 @@ pub mod registry {}
 #[doc = include_str!("prompts.md")]
 pub mod prompts {}
 
+#[doc = include_str!("optimize.md")]
+pub mod optimize {}
+
 #[doc = include_str!("guardrails.md")]
 pub mod guardrails {}
 

@@ -12,6 +12,7 @@ pub mod respond;
 pub mod runner;
 pub mod scorers;
 pub mod suite;
+pub mod variants;
 
 pub use prepare::{Plan, prepare};
 pub use report::Report;

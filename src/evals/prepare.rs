@@ -3,6 +3,7 @@
 
 use super::EvalError;
 use super::suite::{Suite, Target};
+use super::variants;
 use crate::access::audit;
 use crate::datasets::import::Replace;
 use crate::datasets::{Datasets, Sample};
@@ -29,6 +30,8 @@ pub struct Selection {
     pub limit: Option<usize>,
     /// Another concurrency.
     pub concurrency: Option<usize>,
+    /// These prompts instead of the targets' own: every target with every prompt.
+    pub prompts: Vec<String>,
 }
 
 /// A run, ready to begin.
@@ -45,6 +48,8 @@ pub struct Plan {
     pub assignment: Option<Digest>,
     /// Samples asked for, when not all of the split.
     pub limit: Option<usize>,
+    /// Prompts that stand in place of the targets' own.
+    pub prompts: Vec<String>,
     /// The samples, in the order of the split.
     pub samples: Vec<Sample>,
     /// What is measured.
@@ -89,7 +94,8 @@ pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &
     let (dataset_digest, name) = (dataset.row.digest, dataset.row.dataset.clone());
     let split = suite.split.clone().unwrap_or_else(|| "all".into());
     let assignment = dataset.splits.as_ref().filter(|_| suite.split.is_some()).map(|splits| splits.assignment);
-    Ok(Plan { suite, dataset: name, dataset_digest, split, assignment, limit: selection.limit, samples, targets })
+    let (limit, prompts) = (selection.limit, selection.prompts.clone());
+    Ok(Plan { suite, dataset: name, dataset_digest, split, assignment, limit, prompts, samples, targets })
 }
 
 /// The plan of a stored run, exactly as it began.
@@ -102,6 +108,8 @@ pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
     let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
     suite.split = run.config["split"].as_str().map(String::from);
     suite.concurrency = run.config["concurrency"].as_u64().unwrap_or(suite.concurrency as u64) as usize;
+    let prompts: Vec<String> = serde_json::from_value(run.config["prompts"].clone()).unwrap_or_default();
+    variants::replace(&mut suite, &prompts)?;
     let stored = runs::targets(store.db.as_ref(), &run.id)?;
     let mut targets = Vec::new();
     for name in run.config["targets"].as_array().into_iter().flatten().filter_map(|name| name.as_str()) {
@@ -118,7 +126,7 @@ pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
     let limit = run.config["limit"].as_u64().map(|limit| limit as usize);
     let samples = dataset.part(suite.split.as_deref())?.into_iter().take(limit.unwrap_or(usize::MAX)).cloned().collect();
     let (split, dataset, dataset_digest) = (run.split.clone(), run.dataset.clone(), run.dataset_digest);
-    Ok(Plan { suite, dataset, dataset_digest, split, assignment, limit, samples, targets })
+    Ok(Plan { suite, dataset, dataset_digest, split, assignment, limit, prompts, samples, targets })
 }
 
 impl Plan {
@@ -126,7 +134,7 @@ impl Plan {
     pub(super) fn config(&self) -> serde_json::Value {
         let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
         json!({"suite_source": self.suite.source, "split": self.suite.split, "assignment": self.assignment, "limit": self.limit,
-            "concurrency": self.suite.concurrency, "targets": targets})
+            "concurrency": self.suite.concurrency, "targets": targets, "prompts": self.prompts})
     }
 }
 
@@ -147,7 +155,7 @@ fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
         // What is not measured is not judged.
         suite.gate.retain(|condition| condition.target.as_ref().is_none_or(|target| selection.targets.contains(target)));
     }
-    Ok(())
+    variants::replace(suite, &selection.prompts)
 }
 
 /// A prompt of a target; with its source when it comes from a file and has to be published.

@@ -1,7 +1,7 @@
 //! How the runner asks a model: one small trait, so that runs go the same road as production and tests need no model.
 
 use crate::access::Caller;
-use crate::inference::Inference;
+use crate::inference::{Answer, Inference};
 use crate::releases::Manifest;
 use crate::types::Failure;
 use futures_util::future::BoxFuture;
@@ -20,6 +20,19 @@ pub struct Reply {
     pub latency_ms: f64,
 }
 
+impl Reply {
+    /// What an answer of the production road comes to.
+    pub fn of(answer: &Answer) -> Self {
+        let usage = answer.response.usage.clone().unwrap_or_default();
+        Reply {
+            output: answer.response.text(),
+            input_tokens: usage.prompt_tokens,
+            output_tokens: usage.completion_tokens,
+            latency_ms: answer.latency_ms,
+        }
+    }
+}
+
 /// Answers for a manifest and the variables of its prompt.
 pub trait Respond: Send + Sync {
     /// Asks once.
@@ -31,13 +44,7 @@ impl Respond for Inference {
     fn respond<'a>(&'a self, manifest: &'a Manifest, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Reply, Failure>> {
         Box::pin(async move {
             let answer = self.run(manifest, variables, &Caller::local("eval")).await?;
-            let usage = answer.response.usage.clone().unwrap_or_default();
-            Ok(Reply {
-                output: answer.response.text(),
-                input_tokens: usage.prompt_tokens,
-                output_tokens: usage.completion_tokens,
-                latency_ms: answer.latency_ms,
-            })
+            Ok(Reply::of(&answer))
         })
     }
 }

@@ -10,6 +10,7 @@ mod called;
 mod cascade;
 mod choice;
 mod embed;
+mod examples;
 mod express;
 mod guard;
 mod media;
@@ -37,12 +38,12 @@ pub use stream::AnswerStream;
 use crate::access::Caller;
 use crate::config::Config;
 use crate::monitor::{Metrics, Recorder, Redactor, Telemetry};
-use crate::prompts::Library;
+use crate::prompts::{Library, Prompt};
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
 use crate::types::blocking::blocking;
-use crate::types::chat::{ChatRequest, ChatResponse};
+use crate::types::chat::{ChatRequest, ChatResponse, Message};
 use crate::types::glance::Glance;
 use crate::types::ids::new_id;
 use crate::types::told::NamedPrompt;
@@ -70,6 +71,8 @@ pub struct Inference {
     setup: ArcSwap<Setup>,
     /// What is known of the targets, whatever the configuration says.
     pool: Arc<Pool>,
+    /// Samples that prompts show, and what they mean.
+    shown: Arc<examples::KeptExamples>,
     /// Held by whoever reads what was spent under a budget.
     reading: tokio::sync::Mutex<()>,
 }
@@ -203,7 +206,14 @@ impl Inference {
         let prompts = Library::new(&store);
         let pool = Arc::new(Pool::default());
         pool.apply(&setup.config);
-        Inference { store, prompts, setup: ArcSwap::from_pointee(setup), pool, reading: tokio::sync::Mutex::default() }
+        Inference {
+            store,
+            prompts,
+            setup: ArcSwap::from_pointee(setup),
+            pool,
+            shown: Arc::default(),
+            reading: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The targets that were called, with the state of their breakers, by name.
@@ -487,24 +497,45 @@ impl Inference {
     async fn written(&self, plan: &Arc<Plan>, what: What) -> Result<Call, Failure> {
         let What { request, native } = what;
         if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
-            return written(plan, &self.prompts, request, native);
+            return written(plan, None, What { request, native }, &[]);
         }
         // A template may take its time.
-        let (plan, prompts) = (plan.clone(), self.prompts.clone());
-        blocking(move || written(&plan, &prompts, request, native)).await
+        let (shared, prompts) = (plan.clone(), self.prompts.clone());
+        let first = blocking(move || {
+            let (prompt, what) = (shared.prompt(&prompts)?, What { request, native });
+            match prompt {
+                Some(prompt) if prompt.front.examples.is_some() => Ok(Written::Lacks(prompt, what)),
+                prompt => written(&shared, prompt.as_deref(), what, &[]).map(Written::Whole),
+            }
+        });
+        let (prompt, what) = match first.await? {
+            Written::Whole(call) => return Ok(call),
+            Written::Lacks(prompt, what) => (prompt, what),
+        };
+        let examples = self.examples(&prompt, &render::given(&prompt, &what.request)?).await?;
+        let plan = plan.clone();
+        blocking(move || written(&plan, Some(&prompt), what, &examples)).await
     }
 
     async fn plan_run(&self, setup: &Arc<Setup>, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
         let (store, setup, prompts) = (self.store.clone(), setup.clone(), self.prompts.clone());
-        blocking(move || {
-            let request = ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() };
+        let found = blocking(move || {
             let plan = plan::for_manifest(&store, &setup, manifest)?;
             let prompt = plan.prompt(&prompts)?;
-            let request = render::run(plan.manifest.as_ref(), prompt.as_deref(), request, &variables)?;
-            let call = plan.call(request);
-            Ok((plan, call))
-        })
-        .await
+            match prompt {
+                Some(prompt) if prompt.front.examples.is_some() => Ok((plan, Err((prompt, variables)))),
+                prompt => render::run(&plan, prompt.as_deref(), &variables, &[]).map(|request| (plan, Ok(request))),
+            }
+        });
+        let (plan, request) = match found.await? {
+            (plan, Ok(request)) => (plan, request),
+            (plan, Err((prompt, variables))) => {
+                let examples = self.examples(&prompt, &variables).await?;
+                blocking(move || render::run(&plan, Some(&prompt), &variables, &examples).map(|request| (plan, request))).await?
+            }
+        };
+        let call = plan.call(request);
+        Ok((plan, call))
     }
 }
 
@@ -575,9 +606,15 @@ fn unasked_bytes() -> Failure {
     Failure::new(Code::INTERNAL, "a provider answered with bytes that nobody asked for")
 }
 
-fn written(plan: &Plan, prompts: &Library, request: ChatRequest, native: Option<Native>) -> Result<Call, Failure> {
-    let prompt = plan.prompt(prompts)?;
-    let request = render::chat(plan.manifest.as_ref(), prompt.as_deref(), request)?;
+/// A call, or what is needed for one whose prompt shows examples.
+enum Written {
+    Whole(Call),
+    Lacks(Arc<Prompt>, What),
+}
+
+fn written(plan: &Plan, prompt: Option<&Prompt>, what: What, examples: &[Message]) -> Result<Call, Failure> {
+    let What { request, native } = what;
+    let request = render::chat(plan.manifest.as_ref(), prompt, request, examples)?;
     // A release that adds to the request has to be written into it, which the caller's own body does not know.
     let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
     Ok(Call { native, ..plan.call(request) })

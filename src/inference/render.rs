@@ -2,6 +2,7 @@
 //! request leaves open.
 
 use super::media::Media;
+use super::plan::Plan;
 use crate::prompts::parse::Prompt;
 use crate::prompts::render::Input;
 use crate::releases::Manifest;
@@ -36,7 +37,8 @@ pub struct Filled {
     pub parameters: Map<String, Value>,
 }
 
-/// Fills a prompt in as a call by its name would: with values, and with parts of messages by the names of their variables.
+/// Fills a prompt in as a call by its name would: with values, with parts of messages by the names of their variables, and with the
+/// messages of its examples ([`super::Inference::examples`]).
 ///
 /// # Errors
 /// What a call would be refused for: variables that are missing or wrong.
@@ -44,9 +46,10 @@ pub fn rendered(
     prompt: &Prompt,
     (variables, media): (Map<String, Value>, Map<String, Value>),
     messages: &[Message],
+    examples: &[Message],
 ) -> Result<Filled, Failure> {
     let given = Given { variables: Some(variables), media, is_named: true };
-    let (messages, config) = filled(prompt, given, messages)?;
+    let (messages, config) = filled(prompt, given, messages, examples)?;
     Ok(Filled { messages, parameters: parameters(&config) })
 }
 
@@ -58,12 +61,25 @@ pub(super) fn parameters(config: &Map<String, Value>) -> Map<String, Value> {
     named.filter(|(name, value)| PARAMETERS.contains(&name.as_str()) && !value.is_null()).collect()
 }
 
+/// The variables that a caller's request gives a prompt.
+pub(super) fn given(prompt: &Prompt, request: &ChatRequest) -> Result<Map<String, Value>, Failure> {
+    // Only what says it is copied, not the conversation.
+    let extra = request.extra.get(PROMPT).map(|said| (PROMPT.to_string(), said.clone())).into_iter().collect();
+    let given = take_given(&mut ChatRequest { extra, ..ChatRequest::default() })?.unwrap_or_default();
+    Ok(variables(prompt, given.variables, &request.messages)?.0)
+}
+
 /// A caller's request on a route or a model.
-pub(super) fn chat(manifest: Option<&Manifest>, prompt: Option<&Prompt>, mut request: ChatRequest) -> Result<ChatRequest, Failure> {
+pub(super) fn chat(
+    manifest: Option<&Manifest>,
+    prompt: Option<&Prompt>,
+    mut request: ChatRequest,
+    examples: &[Message],
+) -> Result<ChatRequest, Failure> {
     let given = take_given(&mut request)?;
     let mut config = Map::new();
     match prompt {
-        Some(prompt) => (request.messages, config) = filled(prompt, given.unwrap_or_default(), &request.messages)?,
+        Some(prompt) => (request.messages, config) = filled(prompt, given.unwrap_or_default(), &request.messages, examples)?,
         None if given.is_some() => {
             let message = format!("\"{}\" has no prompt that takes variables", request.model);
             return Err(Failure::on(Code::INVALID_VALUE, PROMPT, message).with_hint("call a route whose release has a prompt"));
@@ -75,32 +91,45 @@ pub(super) fn chat(manifest: Option<&Manifest>, prompt: Option<&Prompt>, mut req
 
 /// A manifest with variables, as an evaluation runs it.
 pub(super) fn run(
-    manifest: Option<&Manifest>,
+    plan: &Plan,
     prompt: Option<&Prompt>,
-    mut request: ChatRequest,
     variables: &Map<String, Value>,
+    examples: &[Message],
 ) -> Result<ChatRequest, Failure> {
-    let mut config = Map::new();
-    match prompt {
-        Some(prompt) => {
-            let rendered = prompt.render(&Input::of(variables))?;
-            request.messages = rendered.messages;
-            config = rendered.config;
-        }
-        None => request.messages = bare_messages(variables)?,
-    }
-    fill(manifest, config, request)
+    let manifest = plan.manifest.as_ref();
+    let model = manifest.map(|manifest| manifest.model.clone()).unwrap_or_default();
+    let (messages, config) = measured(prompt, variables, examples)?;
+    fill(manifest, config, ChatRequest { model, messages, ..ChatRequest::default() })
+}
+
+fn measured(
+    prompt: Option<&Prompt>,
+    variables: &Map<String, Value>,
+    examples: &[Message],
+) -> Result<(Vec<Message>, Map<String, Value>), Failure> {
+    let Some(prompt) = prompt else { return Ok((bare_messages(variables)?, Map::new())) };
+    let rendered = prompt.render(&Input { history: examples, ..Input::of(variables) })?;
+    Ok((rendered.messages, rendered.config))
 }
 
 /// The conversation, and the prompt's configuration.
-fn filled(prompt: &Prompt, given: Given, messages: &[Message]) -> Result<(Vec<Message>, Map<String, Value>), Failure> {
+fn filled(
+    prompt: &Prompt,
+    given: Given,
+    messages: &[Message],
+    examples: &[Message],
+) -> Result<(Vec<Message>, Map<String, Value>), Failure> {
     let Given { variables, media, is_named } = given;
     let (mut variables, history) = self::variables(prompt, variables, messages)?;
     let media = Media::mark(media, &mut variables);
     // What is said to a prompt that is called by its name comes after it, unless the template has a place for it.
     let follows = is_named && !prompt.places_history();
-    let earlier: &[Message] = if follows { &[] } else { &history };
-    let rendered = prompt.render(&Input { variables: Some(&variables), history: earlier, ..Input::default() })?;
+    // Examples are the beginning of the conversation.
+    let mut earlier = examples.to_vec();
+    if !follows {
+        earlier.extend_from_slice(&history);
+    }
+    let rendered = prompt.render(&Input { variables: Some(&variables), history: &earlier, ..Input::default() })?;
     let mut messages = rendered.messages;
     media.place(&mut messages);
     if follows {
@@ -219,26 +248,26 @@ mod tests {
     fn one_variable_is_filled_by_the_last_user_message_and_several_are_named() {
         let one = Prompt::parse("p", "Sort: {{message}}").expect("parses");
         let body = json!({"model": "r", "messages": [{"role": "user", "content": "a"}]});
-        let rendered = chat(None, Some(&one), request(body.clone())).expect("renders");
+        let rendered = chat(None, Some(&one), request(body.clone()), &[]).expect("renders");
         assert_eq!(rendered.messages.last().map(Message::plain_text).as_deref(), Some("Sort: a"));
 
         let two = Prompt::parse("p", "{{message}} {{tone}}").expect("parses");
-        let refused = chat(None, Some(&two), request(body.clone())).expect_err("two variables");
+        let refused = chat(None, Some(&two), request(body.clone()), &[]).expect_err("two variables");
         assert!(refused.code() == Code::MISSING_FIELD && refused.to_string().contains("message, tone"), "{refused}");
 
         let mut body = body;
         body["messages"] = json!([]);
         body["prompt"] = json!({"variables": {"message": "m", "tone": "t"}});
-        let rendered = chat(None, Some(&two), request(body.clone())).expect("renders");
+        let rendered = chat(None, Some(&two), request(body.clone()), &[]).expect("renders");
         assert_eq!(rendered.messages[0].plain_text(), "m t");
-        assert!(chat(None, None, request(body)).is_err_and(|failure| failure.code() == Code::INVALID_VALUE));
+        assert!(chat(None, None, request(body), &[]).is_err_and(|failure| failure.code() == Code::INVALID_VALUE));
     }
 
     #[test]
     fn the_request_overrides_the_release_also_under_the_other_name() {
         let manifest = manifest(json!({"temperature": 0.1, "max_tokens": 9, "seed": 1}));
         let body = json!({"model": "r", "messages": [{"role": "user", "content": "a"}], "temperature": 1.0, "max_completion_tokens": 5});
-        let filled = chat(Some(&manifest), None, request(body)).expect("fills");
+        let filled = chat(Some(&manifest), None, request(body), &[]).expect("fills");
         assert_eq!((filled.temperature, filled.token_limit(), filled.max_tokens, filled.seed), (Some(1.0), Some(5), None, Some(1)));
     }
 
@@ -246,7 +275,7 @@ mod tests {
     fn a_manifest_without_prompt_takes_messages_or_one_text() {
         let text = |variables: Value| {
             let variables = variables.as_object().expect("a map").clone();
-            run(None, None, request(json!({"model": "m", "messages": []})), &variables).map(|request| request.messages[0].plain_text())
+            measured(None, &variables, &[]).map(|(messages, _)| messages[0].plain_text())
         };
         assert_eq!(text(json!({"message": "hi"})).expect("one text"), "hi");
         assert_eq!(text(json!({"messages": [{"role": "user", "content": "x"}], "more": 1})).expect("messages"), "x");

@@ -4,6 +4,7 @@
 
 pub mod batch;
 pub mod error;
+pub mod optimize;
 #[cfg(feature = "local")]
 pub mod tune;
 pub mod worker;

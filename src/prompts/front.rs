@@ -2,6 +2,7 @@
 //!
 //! Source: dotprompt's "frontmatter reference". [`SCHEMA`] says the same to editors.
 
+use super::examples::{self, Examples};
 use super::parse::Surroundings;
 use super::{Problem, schema};
 use serde_json::{Map, Value, json};
@@ -11,8 +12,22 @@ use std::collections::HashSet;
 pub const SCHEMA: &str = include_str!("front_matter.schema.json");
 
 /// Keys with a meaning. A key with a dot is an extension, any other is kept in `raw` only.
-pub const KEYS: &[&str] =
-    &["name", "variant", "version", "description", "model", "config", "input", "output", "tools", "toolDefs", "metadata", "ext", "raw"];
+pub const KEYS: &[&str] = &[
+    "name",
+    "variant",
+    "version",
+    "description",
+    "model",
+    "config",
+    "examples",
+    "input",
+    "output",
+    "tools",
+    "toolDefs",
+    "metadata",
+    "ext",
+    "raw",
+];
 /// Keys of `input`.
 pub const INPUT_KEYS: &[&str] = &["schema", "default"];
 /// Keys of `output`.
@@ -39,6 +54,8 @@ pub struct FrontMatter {
     pub output_schema: Option<Value>,
     /// `output.format`: `json` or `text`.
     pub output_format: Option<String>,
+    /// `examples`: samples of a dataset that the model is shown.
+    pub examples: Option<Examples>,
     /// Names in `tools`.
     pub tools: Vec<String>,
     /// Keys with a dot (`team.owner: x`), as nested objects.
@@ -92,6 +109,7 @@ pub(super) fn read(yaml: &str, surroundings: &dyn Surroundings) -> Result<FrontM
         input_schema: schema_of(&input, "input")?,
         output_schema: schema_of(&output, "output")?,
         output_format: output.get("format").and_then(Value::as_str).map(String::from),
+        examples: examples::read(raw.get("examples")).map_err(|problem| (line("examples"), Problem::FrontMatter(problem)))?,
         tools: tools.ok_or_else(|| wrong("tools", "a list of names"))?,
         ext: extensions(&raw),
         raw,
@@ -302,6 +320,13 @@ mod tests {
             json!({"model": 3}),
             json!({"config": []}),
             json!({"tools": "x"}),
+            json!({"examples": {"dataset": "d@1", "count": 3, "choose": "random", "seed": 1}}),
+            json!({"examples": {"dataset": "d@1", "choose": "nearest", "by": "m", "model": "up/m"}}),
+            json!({"examples": {"dataset": "d", "count": 65}}),
+            json!({"examples": {"dataset": "d", "ids": []}}),
+            json!({"examples": {"dataset": "d", "model": "m"}}),
+            json!({"examples": {"datset": "d"}}),
+            json!({"examples": ["d"]}),
             json!({"custom": 1, "a.b": {}, "input": {"schema": "string"}}),
         ] {
             agree(front);

@@ -98,6 +98,9 @@ impl Library {
             return Err(PromptError::Name(name.to_string()).into());
         }
         let prompt = Prompt::parse(name, source)?;
+        if let Some(examples) = prompt.front.examples.as_ref().filter(|examples| !examples.is_pinned()) {
+            return Err(Problem::Unpinned(examples.dataset.clone()).of(name).into());
+        }
         let db = self.db.as_ref();
         let newest = rows::newest_of(db, name)?;
         if let Some(version) = rows::by_digest(db, Some(name), &prompt.digest)? {

@@ -4,6 +4,7 @@
 //! [`render`] turns variables into messages, [`library`] keeps versions and labels. Calling a model with the result is `inference`'s work.
 
 pub mod diff;
+pub mod examples;
 pub mod front;
 pub mod helpers;
 pub mod library;
@@ -81,6 +82,9 @@ pub enum Problem {
     /// The YAML front matter cannot be read.
     #[error("front matter: {0}")]
     FrontMatter(String),
+    /// Examples from whatever version of a dataset is newest: what is published would not stay the same.
+    #[error("`examples.dataset` names no version of \"{0}\"")]
+    Unpinned(String),
     /// A schema in the front matter is neither Picoschema nor JSON Schema.
     #[error("{0}")]
     Schema(String),
@@ -173,6 +177,10 @@ impl Coded for PromptError {
             }
             (PromptError::Store(error), _) => error.hint(),
             (_, Some(Problem::Missing { required, .. })) => Some(format!("required: {}", required.join(", "))),
+            (_, Some(Problem::Unpinned(dataset))) => {
+                let name = dataset.split('@').next().unwrap_or_default();
+                Some(format!("a published prompt stays as it is: write a version, such as {name}@1 (`refit data list` shows them)"))
+            }
             (_, Some(Problem::Recursive(_))) => Some("use {{#each}} over a list instead of a partial that includes itself".into()),
             _ => None,
         }

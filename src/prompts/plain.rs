@@ -36,6 +36,9 @@ impl Prompt {
     /// # Errors
     /// [`Problem::Unsupported`] at the first tag that is more than a variable, a role or the history.
     pub fn plain(&self) -> Result<Plain, PromptError> {
+        if self.front.examples.is_some() {
+            return Err(self.unfit("examples from a dataset", None));
+        }
         let mut plain = Plain { pieces: Vec::new(), is_chat: false };
         let (mut role, mut text) = ("user".to_string(), String::new());
         for node in &self.body.body {

@@ -227,6 +227,33 @@ fn two_runs_are_compared_pair_by_pair() {
 }
 
 #[test]
+fn prompts_are_compared_on_the_same_suite() {
+    let refit = twenty();
+    refit.write("deep/loud.prompt", "{{message}}!");
+    refit.write("deep/p.prompt", "{{message}}");
+    refit.run(&["prompt", "publish", "deep/p.prompt", "--name", "plain"]).expect(0);
+    let args = ["eval", "run", "s.yaml", "--prompt", "deep/loud.prompt", "--prompt", "plain@1", "--target", "echo", "--json"];
+    let report = refit.run(&args).expect(1).json();
+    let names: Vec<_> = report["targets"].as_array().expect("targets").iter().map(|target| target["name"].clone()).collect();
+    assert_eq!(names, ["loud", "plain-1"]);
+    let paired = &report["paired"][0];
+    assert_eq!(
+        (&paired["a"], &paired["b"], &paired["wins"], &paired["losses"]),
+        (&json!("loud"), &json!("plain-1"), &json!(18), &json!(0))
+    );
+    let verdicts = report["gate"]["verdicts"].as_array().expect("verdicts").iter().map(|one| (&one["target"], &one["passed"]));
+    assert_eq!(verdicts.collect::<Vec<_>>(), [(&json!("loud"), &json!(false)), (&json!("plain-1"), &json!(true))]);
+    // Every target with every prompt.
+    let all = refit.run(&["eval", "run", "s.yaml", "--prompt", "deep/loud.prompt", "--prompt", "deep/p.prompt", "--json"]).expect(1).json();
+    let names: Vec<_> = all["targets"].as_array().expect("targets").iter().map(|target| target["name"].clone()).collect();
+    assert_eq!(names, ["echo-loud", "echo-p", "fixed-loud", "fixed-p"]);
+    let missing = refit.run(&["eval", "run", "s.yaml", "--prompt", "none.prompt"]).expect(2);
+    assert!(missing.stderr.contains("cannot read none.prompt"), "{}", missing.stderr);
+    let twice = refit.run(&["eval", "run", "s.yaml", "--prompt", "plain@1", "--prompt", "plain@1"]).expect(2);
+    assert!(twice.stderr.contains("plain@1 is named twice"), "{}", twice.stderr);
+}
+
+#[test]
 fn the_smoke_suite_runs_and_the_example_suite_asks_for_its_model() {
     let refit = Refit::new();
     let suite = |name: &str| format!("{}/evals/{name}.yaml", env!("CARGO_MANIFEST_DIR"));

@@ -43,7 +43,11 @@ mod origins;
 mod places;
 mod prices;
 mod prompt_calls;
+#[cfg(target_os = "linux")]
+mod prompt_examples;
 mod prompt_lint;
+#[cfg(target_os = "linux")]
+mod prompt_optimize;
 mod prompt_registry;
 mod prompts;
 mod releases;

@@ -3,6 +3,7 @@
 mod change;
 mod compare;
 mod lint;
+mod optimize;
 mod read;
 mod sync;
 
@@ -73,6 +74,9 @@ enum Verb {
         after_help = "Exit code 1: there is an error.\n\nExamples:\n  refit prompt lint prompts\n  refit prompt lint greet@production --json"
     )]
     Lint(lint::Args),
+    /// Let a model propose better templates, and keep one only if a suite shows that it is better
+    #[command(after_help = optimize::EXAMPLES)]
+    Optimize(optimize::Args),
     /// Store a file as the next version; the same content is the same version
     #[command(after_help = "Refused when somebody published another version since the file was edited.\n\n\
         Example:\n  refit prompt publish prompts/greet.prompt -m 'friendlier'")]
@@ -132,6 +136,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::History { name, json } => read::history(&library()?, &name, json),
         Verb::Diff(args) => compare::run(&args, context),
         Verb::Lint(args) => return lint::run(&args, context),
+        Verb::Optimize(args) => return optimize::run(args, context),
         Verb::Publish(args) => Changing::open(context)?.publish(&args),
         Verb::Promote(args) => Changing::open(context)?.promote(&args),
         Verb::Rollback(args) => Changing::open(context)?.rollback(&args),

@@ -51,7 +51,12 @@ pub fn render(context: &Context, prompt: &str, variables: &Variables, json: bool
     } else {
         Library::new(&context.open_store()?).open(prompt)?
     };
-    let rendered = prompt.render(&Input::of(&variables.read()?))?;
+    let variables = variables.read()?;
+    let examples = match &prompt.front.examples {
+        Some(_) => context.runtime()?.block_on(context.app()?.inference.examples(&prompt, &variables))?,
+        None => Vec::new(),
+    };
+    let rendered = prompt.render(&Input { history: &examples, ..Input::of(&variables) })?;
     if json {
         return output::json(&json!({"messages": rendered.messages, "config": rendered.config, "output_schema": rendered.output_schema}));
     }

@@ -13,6 +13,7 @@ use crate::types::told::NamedPrompt;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
+use tokio::runtime::Handle;
 
 /// `POST /v1/prompts/{name}/render`: `{"version" or "label": …, "variables": {…}}`. The name may carry the version: `greet@production`.
 /// Other fields override the prompt's own in `data`.
@@ -62,7 +63,8 @@ fn rendered(gateway: &Gateway, mut fields: Map<String, Value>) -> Result<Value, 
     let messages: Vec<_> = serde_json::from_value(messages).map_err(|_| wrong("messages", "a list of chat messages"))?;
     let mut object = |name: &str| call.shift_remove(name).and_then(|value| value.as_object().cloned()).unwrap_or_default();
     let (variables, media) = (object("variables"), object("media"));
-    let filled = crate::inference::rendered(&compiled, (variables, media), &messages)?;
+    let examples = Handle::current().block_on(gateway.app.inference.examples(&compiled, &variables))?;
+    let filled = crate::inference::rendered(&compiled, (variables, media), &messages, &examples)?;
     // Without a model the name of the prompt stands there.
     let model = fields.shift_remove("model").filter(|model| *model != id).unwrap_or_else(|| json!(compiled.front.model));
     let named = NamedPrompt { name: version.prompt, version: version.version, digest: version.digest };

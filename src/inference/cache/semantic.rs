@@ -7,17 +7,17 @@ use std::sync::{PoisonError, RwLock};
 
 /// The direction of a text's meaning: a vector of length 1.
 #[derive(Debug, Clone)]
-pub(super) struct Direction(Vec<f32>);
+pub(in crate::inference) struct Direction(Vec<f32>);
 
 impl Direction {
     /// Of a model's vector; none where it points nowhere.
-    pub(super) fn of(vector: &[f64]) -> Option<Self> {
+    pub(in crate::inference) fn of(vector: &[f64]) -> Option<Self> {
         let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
         (length.is_finite() && length > 0.0).then(|| Direction(vector.iter().map(|x| (x / length) as f32).collect()))
     }
 
     /// The cosine of the angle to another; none where they are of different models.
-    fn cosine(&self, other: &Direction) -> Option<f32> {
+    pub(in crate::inference) fn cosine(&self, other: &Direction) -> Option<f32> {
         const LANES: usize = 8;
         if self.0.len() != other.0.len() {
             return None;

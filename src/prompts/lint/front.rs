@@ -43,6 +43,12 @@ pub(super) fn check(prompt: &Prompt, source: &str, uses: &[Use], findings: &mut 
         }
     }
     defaults(prompt, &lines, &used, findings);
+    if let Some(examples) = prompt.front.examples.as_ref().filter(|examples| !examples.is_pinned()) {
+        let message =
+            format!("`examples` names no version of the dataset \"{}\", so that the prompt cannot be published", examples.dataset);
+        let way_out = "Write the version behind the name, such as  dataset: intake@1  (`refit data list` shows them).";
+        findings.push(finding(lines.key("dataset", "examples"), Severity::Warning, "unpinned-dataset", (message, way_out)));
+    }
     parameters(&lines, &prompt.front.config, findings);
     if prompt.front.model.is_none() {
         let message = "the prompt names no model, so that every call has to".to_string();

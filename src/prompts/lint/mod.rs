@@ -132,6 +132,9 @@ mod tests {
         assert_eq!(found(defaults), [("default-type", 5, 5), ("unused-default", 6, 5)]);
         let partials = "{{#*inline \"a\"}}{{> b}}{{/inline}}\n{{#*inline \"b\"}}x{{/inline}}\n{{#*inline \"c\"}}y{{/inline}}{{> c}}";
         assert_eq!(found(partials), [("unused-partial", 1, 1), ("unused-partial", 2, 1)]);
+        let unpinned = "---\nmodel: m/m\nexamples:\n  dataset: d\n---\nx";
+        assert_eq!(found(unpinned), [("unpinned-dataset", 4, 3)]);
+        assert_eq!(found(&unpinned.replace("d\n---", "d@1\n---")), []);
         let config = "---\nmodel: m/m\nconfig:\n  temprature: 1\n  temperature: 3\n  maxOutputTokens: 9\n---\nx";
         assert_eq!(found(config), [("unknown-parameter", 4, 3), ("parameter-range", 5, 3)]);
     }
