@@ -230,13 +230,16 @@ mod tests {
             let export = Export { timeout: Duration::from_secs(1), ..config.export().expect("an address") };
             let telemetry = Telemetry::start(export, &[], &metrics).expect("a thread");
             let count = 2 * MAX_WAITING as u64 + 2_048;
+            let begun = std::time::Instant::now();
             for _ in 0..count {
                 let row = RequestRow { id: new_id("req"), request: Some("x".repeat(body)), ..RequestRow::default() };
                 telemetry.finish(row, Traced::default());
                 assert!(telemetry.waiting_bytes.load(Ordering::Relaxed) <= MAX_WAITING_BYTES + 2 * (body + ROW_BYTES));
             }
             let dropped = metrics.telemetry.dropped.get();
-            assert!(dropped >= count - most as u64, "{dropped} of {count} were dropped");
+            // What is given up after its second makes room for others.
+            let given_up = begun.elapsed().as_secs() * most as u64;
+            assert!(dropped + given_up >= count - most as u64, "{dropped} of {count} were dropped, {given_up} given up");
             let begun = std::time::Instant::now();
             telemetry.end();
             assert!(begun.elapsed() < 5 * LAST_EXPORTS, "{:?}", begun.elapsed());
