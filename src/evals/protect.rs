@@ -1,17 +1,14 @@
 //! Protected labels of prompts: a version gets one only when a stored run of the prompt's suite measured exactly that version and
 //! passes the suite's gate. Nothing is measured here. The one door for moving labels: the command line and the gateway both go through it.
 
-use super::suite::Suite;
+use super::proof::prove;
 use crate::config::PromptsConfig;
 use crate::prompts::library::{By, check_label};
-use crate::prompts::{Library, LibraryError, Prompt};
-use crate::releases::{Manifest, Verdict};
+use crate::prompts::{Library, LibraryError};
 use crate::store::prompts::{LabelMove, PromptVersion};
-use crate::store::runs::{self, RunRecord, RunTarget};
 use crate::store::{Change, Store};
 use crate::types::{Code, Failure};
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// A label that is to move.
 #[derive(Debug, Clone, Copy)]
@@ -23,9 +20,6 @@ pub struct Promotion<'a> {
     /// Whether the gate is set aside. Only admins may, and they say why.
     pub force: bool,
 }
-
-/// What proves a version.
-type Proof = Result<Value, Vec<String>>;
 
 /// Points a label at a version, if it is free or the version is proven. A refusal is written down, too.
 ///
@@ -103,58 +97,4 @@ fn refused(version: &PromptVersion, label: &str, reasons: &[String], by: By<'_>)
         statements: Vec::new(),
     };
     Ok((by.commit)(&change)?)
-}
-
-/// The newest run that counts, or why none proves the version.
-fn prove(store: &Store, suite: &str, version: &PromptVersion, prompt: &Prompt) -> Result<Proof, Failure> {
-    let found = runs::measuring(store.db.as_ref(), suite, &version.digest)?;
-    let mut reasons = Vec::new();
-    for (run, target) in found {
-        match judge(&run, &target, version, prompt) {
-            // The newest run that counts decides: an older one that was better proves nothing about today's data.
-            Ok(verdicts) => {
-                let missed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passed).map(|verdict| verdict.reason.clone()).collect();
-                if missed.is_empty() {
-                    return Ok(Ok(
-                        json!({"suite": suite, "run": run.id, "target": target.target, "split": run.split, "verdicts": verdicts}),
-                    ));
-                }
-                reasons.extend(missed.iter().map(|reason| format!("run {}: {reason}", run.id)));
-                return Ok(Err(reasons));
-            }
-            Err(reason) if !reasons.contains(&reason) => reasons.push(reason),
-            Err(_) => {}
-        }
-    }
-    if reasons.is_empty() {
-        reasons.push(format!("no finished run of suite \"{suite}\" measured {}@{}", version.prompt, version.version));
-    }
-    Ok(Err(reasons))
-}
-
-/// The verdicts of the suite's own gate, as it stood in the run; an error says why the run does not count.
-fn judge(run: &RunRecord, target: &RunTarget, version: &PromptVersion, prompt: &Prompt) -> Result<Vec<Verdict>, String> {
-    let unreadable = |what: &str| format!("the {what} of run {} cannot be read", run.id);
-    let manifest: Manifest = serde_json::from_value(target.manifest.clone()).map_err(|_| unreadable("manifest"))?;
-    if manifest.prompt.is_none_or(|measured| measured.digest != version.digest || measured.name != version.prompt) {
-        return Err(format!("run {} measured another prompt with the same text", run.id));
-    }
-    if let Some(model) = prompt.front.model.as_ref().filter(|model| model.contains('/') && **model != manifest.model) {
-        return Err(format!("run {} measured the prompt on {}, and the prompt names {model}", run.id, manifest.model));
-    }
-    let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
-    let suite = Suite::parse(source, "suite", Path::new("")).map_err(|_| unreadable("suite"))?;
-    let split = suite.split.clone().unwrap_or_else(|| "all".into());
-    if run.split != split {
-        return Err(format!("run {} was on split \"{}\", and the suite's is \"{split}\"", run.id, run.split));
-    }
-    let asked = suite.gate.iter().filter(|condition| condition.target.as_ref().is_none_or(|named| *named == target.target));
-    let verdicts: Vec<_> = asked.map(|condition| condition.condition.check(&target.metrics)).collect();
-    if verdicts.is_empty() {
-        return Err(format!(
-            "the gate of suite \"{}\" asks nothing of target \"{}\"; add a condition to `gate`",
-            suite.name, target.target
-        ));
-    }
-    Ok(verdicts)
 }
