@@ -147,3 +147,58 @@ impl<'v> Judged<'v> {
             && selector.and_then(|word| word.parse::<i64>().ok()).is_none_or(|number| number == self.version.version)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::adapters::NewAdapter;
+
+    const SOURCE: &str = "---\nmodel: local/m:ann\n---\n{{message}}";
+
+    #[test]
+    fn a_prompt_that_names_an_adapter_is_proven_by_runs_with_that_adapter() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(directory.path()).expect("opens");
+        let prompt = Prompt::parse("p", SOURCE).expect("parses");
+        let (author, message) = (String::new(), String::new());
+        let version = PromptVersion {
+            prompt: "p".into(),
+            version: 1,
+            digest: prompt.digest,
+            source: SOURCE.into(),
+            author,
+            message,
+            created_at: 0,
+            parent: None,
+        };
+        let (ann, bob) = (Digest::of("ann"), Digest::of("bob"));
+        let sent = |adapter: Option<Digest>| {
+            let manifest = json!({"model": "local/m", "model_digest": null, "adapter": adapter, "prompt": {"name": "p", "digest": prompt.digest},
+                "parameters": {}});
+            let manifest: Manifest = serde_json::from_value(manifest.clone()).expect("a manifest");
+            let target = RunTarget { target: "t".into(), release: ann, manifest: Value::Null, metrics: Value::Null };
+            Judged::of(&store, &version, &prompt).was_sent(&run(), &target, &manifest)
+        };
+        assert!(sent(Some(ann)).is_err_and(|reason| reason.contains("ann")), "it is not stored");
+        let new = NewAdapter {
+            model: "m".into(),
+            name: "ann".into(),
+            digest: ann,
+            model_digest: ann,
+            weights: ann,
+            config: Value::Null,
+            provenance: Value::Null,
+        };
+        adapters::insert(store.db.as_ref(), &new).expect("stored");
+        assert_eq!(sent(Some(ann)), Ok(()));
+        assert!(sent(None).is_err_and(|reason| reason.contains("without an adapter")));
+        assert!(sent(Some(bob)).is_err_and(|reason| reason.contains("with adapter")));
+    }
+
+    fn run() -> RunRecord {
+        let (suite, dataset, split, status) = (String::new(), String::new(), String::new(), runs::FINISHED.to_string());
+        let (suite_digest, dataset_digest) = (Digest::of("s"), Digest::of("d"));
+        let (config, summary, id) = (Value::Null, Value::Null, "run_1".to_string());
+        RunRecord { id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at: 0, finished_at: None }
+    }
+}

@@ -10,6 +10,8 @@ use crate::store::{Change, Store};
 use crate::types::{Code, Failure};
 use serde_json::{Value, json};
 
+const BY_FORCE: &str = "`--force -m WHY`, over HTTP \"force\": true with a \"message\"";
+
 /// A label that is to move.
 #[derive(Debug, Clone, Copy)]
 pub struct Promotion<'a> {
@@ -46,13 +48,11 @@ pub fn promote(
         Ok(proof) => proof,
         Err(reasons) if force => forced(by, reasons)?,
         Err(reasons) => {
-            refused(&version, label, &reasons, by)?;
             let way_out = format!(
                 "run the suite on this version (`prompt: {pinned}` in a target of suite \"{suite}\", then `refit eval run`), and promote again; \
-                 an admin may set the gate aside with a reason: `--force -m WHY`, over HTTP \"force\": true with a \"message\""
+                 an admin may set the gate aside with a reason: {BY_FORCE}"
             );
-            let (prompt, version) = (version.prompt, version.version);
-            return Err(LibraryError::Protected { prompt, version, label: label.to_string(), reasons, way_out }.into());
+            return Err(refused(version, label, reasons, way_out, by));
         }
     };
     Ok(library.promote(&pinned, label, by, detail)?)
@@ -61,7 +61,7 @@ pub fn promote(
 /// Takes a label away; a protected one only by force.
 ///
 /// # Errors
-/// [`Code::GATE_REFUSED`] for a protected label; as [`Library::remove_label`].
+/// [`LibraryError::Protected`] for a protected label; as [`Library::remove_label`].
 pub fn remove(
     library: &Library,
     config: &PromptsConfig,
@@ -73,11 +73,47 @@ pub fn remove(
         return Ok(library.remove_label(name, label, by, Value::Null)?);
     }
     if !force {
-        let failure = Failure::on(Code::GATE_REFUSED, "label", format!("the label \"{label}\" is protected, and may not be taken away"));
-        return Err(failure.with_hint("an admin may, with a reason: `--force -m WHY`, over HTTP \"force\": true with a \"message\""));
+        let reasons = vec!["it may not be taken away".to_string()];
+        let way_out = format!("an admin may, with a reason: {BY_FORCE}");
+        return Err(refused(library.get(&format!("{name}@{label}"))?, label, reasons, way_out, by));
     }
     let detail = forced(by, Vec::new())?;
     Ok(library.remove_label(name, label, by, detail)?)
+}
+
+/// Points a label back to where it stood before its last move. A protected one goes back only to a version that came there by proof, and
+/// only from another version: what was taken away stays away.
+///
+/// # Errors
+/// [`LibraryError::Protected`] with what is missing; [`Code::MISSING_FIELD`] for a gate that is set aside without a reason; as
+/// [`Library::earlier`].
+pub fn rollback(
+    library: &Library,
+    config: &PromptsConfig,
+    (name, label): (&str, &str),
+    force: bool,
+    by: By<'_>,
+) -> Result<LabelMove, Failure> {
+    let earlier = library.earlier(name, label)?;
+    if !config.protects(label) {
+        return Ok(library.rollback(&earlier, by, Value::Null)?);
+    }
+    let mut reasons = Vec::new();
+    if earlier.from.is_none() {
+        reasons.push("it was taken away".to_string());
+    }
+    if !earlier.detail["run"].is_string() {
+        reasons.push(format!("it came to version {} without a run that passed", earlier.to));
+    }
+    if !reasons.is_empty() && !force {
+        let version = library.get(&format!("{name}@{}", earlier.to))?;
+        let way_out = format!(
+            "promote a version that is proven: `refit prompt promote {name}@VERSION {label}`; an admin may go back, with a reason: {BY_FORCE}"
+        );
+        return Err(refused(version, label, reasons, way_out, by));
+    }
+    let detail = if reasons.is_empty() { earlier.detail.clone() } else { forced(by, reasons)? };
+    Ok(library.rollback(&earlier, by, detail)?)
 }
 
 fn forced(by: By<'_>, reasons: Vec<String>) -> Result<Value, Failure> {
@@ -88,7 +124,8 @@ fn forced(by: By<'_>, reasons: Vec<String>) -> Result<Value, Failure> {
     Ok(json!({"forced": true, "missing": reasons}))
 }
 
-fn refused(version: &PromptVersion, label: &str, reasons: &[String], by: By<'_>) -> Result<(), Failure> {
+/// Writes a refusal down and returns it.
+fn refused(version: PromptVersion, label: &str, reasons: Vec<String>, way_out: String, by: By<'_>) -> Failure {
     let change = Change {
         actor: by.author.to_string(),
         action: "prompt.refuse".into(),
@@ -96,5 +133,9 @@ fn refused(version: &PromptVersion, label: &str, reasons: &[String], by: By<'_>)
         detail: json!({"version": version.version, "digest": version.digest, "reasons": reasons}),
         statements: Vec::new(),
     };
-    Ok((by.commit)(&change)?)
+    if let Err(error) = (by.commit)(&change) {
+        return error.into();
+    }
+    let (prompt, version) = (version.prompt, version.version);
+    LibraryError::Protected { prompt, version, label: label.to_string(), reasons, way_out }.into()
 }

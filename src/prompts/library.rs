@@ -64,6 +64,21 @@ pub struct By<'a> {
     pub commit: Commit<'a>,
 }
 
+/// Where a label stood before its last move.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// Name of the prompt.
+    pub prompt: String,
+    /// The label.
+    pub label: String,
+    /// Where it stands now; none where it was taken away.
+    pub from: Option<i64>,
+    /// Where it stood.
+    pub to: i64,
+    /// What let it go there: see [`LabelMove::detail`].
+    pub detail: Value,
+}
+
 /// What a new version was edited from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parent {
@@ -260,20 +275,30 @@ impl Library {
         self.step(&version.prompt, LabelMove { detail, ..step }, by)
     }
 
-    /// Points a label back to where it stood before its last move; returns the logged move. Two rollbacks go two moves back.
+    /// Where a label stood before its last move.
     ///
     /// # Errors
     /// [`LibraryError::Label`] when there is no earlier place.
-    pub fn rollback(&self, name: &str, label: &str, by: By<'_>) -> Result<LabelMove, LibraryError> {
+    pub fn earlier(&self, name: &str, label: &str) -> Result<Earlier, LibraryError> {
         let moves = rows::moves(self.db.as_ref(), name, Some(label))?;
         let (trail, is_removed) = trail(&moves);
         let (from, to) = match trail[..] {
             [.., to] if is_removed => (None, to),
-            [.., to, from] => (Some(from), to),
+            [.., to, from] => (Some(from.to_version), to),
             _ if moves.is_empty() => return Err(self.unknown(&format!("{name}@{label}")).into()),
             _ => return Err(LibraryError::label(name, label, "there is no earlier version to go back to")),
         };
-        self.step(name, rows::label_move(label, from, to, Kind::Rollback), by)
+        Ok(Earlier { prompt: name.to_string(), label: label.to_string(), from, to: to.to_version, detail: to.detail.clone() })
+    }
+
+    /// Points a label back to where it stood; returns the logged move, which keeps `detail`. Two rollbacks go two moves back. Whether it
+    /// may move is the caller's business.
+    ///
+    /// # Errors
+    /// [`LibraryError::Label`] when somebody else moved it meanwhile.
+    pub fn rollback(&self, earlier: &Earlier, by: By<'_>, detail: Value) -> Result<LabelMove, LibraryError> {
+        let step = rows::label_move(&earlier.label, earlier.from, earlier.to, Kind::Rollback);
+        self.step(&earlier.prompt, LabelMove { detail, ..step }, by)
     }
 
     /// Takes a label away; whoever asks for it from now on is told that it does not exist.
@@ -383,9 +408,9 @@ pub fn check_label(prompt: &str, label: &str) -> Result<(), LibraryError> {
     Ok(())
 }
 
-/// Versions that a label stood at and that were not undone, oldest first, and whether it was taken away since.
-fn trail(moves: &[LabelMove]) -> (Vec<i64>, bool) {
-    let (mut trail, mut is_removed): (Vec<i64>, bool) = (Vec::new(), false);
+/// Moves to the versions that a label stood at and that were not undone, oldest first, and whether it was taken away since.
+fn trail(moves: &[LabelMove]) -> (Vec<&LabelMove>, bool) {
+    let (mut trail, mut is_removed): (Vec<&LabelMove>, bool) = (Vec::new(), false);
     for step in moves.iter().rev() {
         match step.kind {
             Kind::Remove => is_removed = true,
@@ -394,9 +419,11 @@ fn trail(moves: &[LabelMove]) -> (Vec<i64>, bool) {
             Kind::Rollback => drop(trail.pop()),
             Kind::Promote => {
                 is_removed = false;
-                if trail.last() != Some(&step.to_version) {
-                    trail.push(step.to_version);
+                // The last word on why it stands there counts.
+                if trail.last().is_some_and(|last| last.to_version == step.to_version) {
+                    trail.pop();
                 }
+                trail.push(step);
             }
         }
     }
@@ -445,16 +472,17 @@ mod tests {
             for reference in ["p@1", "p@2", "p@3"] {
                 promote(reference, "production").expect("promotes");
             }
+            let back = || library.rollback(&library.earlier("p", "production")?, by, Value::Null);
             let at = || library.get("p@production").map(|version| version.version).ok();
             assert!(promote("p@3", "production").is_err() && promote("p@3", "latest").is_err());
-            library.rollback("p", "production", by).expect("back to 2");
+            back().expect("back to 2");
             assert_eq!(at(), Some(2));
             library.remove_label("p", "production", by, Value::Null).expect("takes it away");
             assert!(at().is_none() && library.remove_label("p", "production", by, Value::Null).is_err());
-            library.rollback("p", "production", by).expect("back to 2");
-            library.rollback("p", "production", by).expect("back to 1");
+            back().expect("back to 2");
+            back().expect("back to 1");
             assert_eq!(at(), Some(1));
-            assert!(library.rollback("p", "production", by).is_err());
+            assert!(back().is_err());
             assert_eq!(library.history("p").expect("history").len(), 7);
         });
     }

@@ -217,3 +217,79 @@ fn files_and_the_library_are_brought_together_and_never_over_each_other() {
     refit.write("prompts/same.prompt", "{{#if x}}");
     assert_eq!(states(sync(&[]).expect(1)).iter().find(|item| item[0] == "same").map(|item| item[1].clone()), Some(json!("unusable")));
 }
+
+/// A suite as [`with_suite`] has it, with other targets and another prompt.
+fn with_targets(refit: &Refit, targets: &str, prompt: &str) {
+    with_suite(refit);
+    let suite = std::fs::read_to_string(refit.path().join("s.yaml")).expect("a suite");
+    refit.write("s.yaml", suite.replace("  - {name: t, model: mock/echo, prompt: p}\n", targets));
+    refit.write("p.prompt", prompt);
+    publish(refit, &["p.prompt"]).expect(0);
+}
+
+#[test]
+fn every_target_of_a_run_that_measured_the_version_must_pass() {
+    let refit = Refit::new();
+    with_targets(&refit, "  - {name: a, model: mock/echo, prompt: p}\n  - {name: b, model: mock/fixed, prompt: p}\n", "{{message}}");
+    // It does not help to measure only the one that passes.
+    refit.run(&["eval", "run", "s.yaml", "--target", "a"]).expect(0);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("left target \"b\" out"), "{refused:?}");
+    refit.run(&["eval", "run", "s.yaml"]).expect(1);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("target \"b\": exact_match mean 0.0000 < 0.9"), "{refused:?}");
+}
+
+#[test]
+fn a_run_with_parameters_of_the_suite_proves_nothing() {
+    let refit = Refit::new();
+    let prompt = "---\nmodel: mock/echo\nconfig: {temperature: 0.5}\n---\n{{message}}";
+    with_targets(&refit, "  - {name: t, model: mock/echo, prompt: p, parameters: {temperature: 0}}\n", prompt);
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("another \"temperature\" than its own config has"), "{refused:?}");
+    let suite = std::fs::read_to_string(refit.path().join("s.yaml")).expect("a suite");
+    refit.write("s.yaml", suite.replace(", parameters: {temperature: 0}", ""));
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    refit.run(&["prompt", "promote", "p", "production"]).expect(0);
+}
+
+#[test]
+fn a_protected_label_goes_back_only_to_what_is_proven() {
+    let refit = Refit::new();
+    with_suite(&refit);
+    let [.., developer, admin] = keys(&refit);
+    let protected = std::fs::read_to_string(refit.path().join("refit.toml")).expect("a configuration");
+    refit.write("refit.toml", "");
+    refit.write("p.prompt", "from before {{message}}");
+    publish(&refit, &["p.prompt"]).expect(0);
+    refit.run(&["prompt", "promote", "p@1", "production"]).expect(0);
+    refit.write("refit.toml", protected);
+    for source in ["{{message}}", "---\ndescription: again\n---\n{{message}}"] {
+        refit.write("p.prompt", source);
+        publish(&refit, &["p.prompt"]).expect(0);
+        refit.run(&["eval", "run", "s.yaml"]).expect(0);
+        refit.run(&["prompt", "promote", "p", "production"]).expect(0);
+    }
+    let server = refit.serve(&[]);
+    let back = |key: &str, body: Value| post(&server, "/p/labels/production/rollback", key, body);
+    let proven = back(&developer, json!({})).json();
+    assert_eq!((&proven["to_version"], &proven["detail"]["verdicts"][0]["passed"]), (&json!(2), &json!(true)));
+    let refused = back(&developer, json!({}));
+    assert_eq!(code(&refused), (409, "gate_refused".into()), "version 1 is from before the label was protected: {refused:?}");
+    assert!(refit.run(&["prompt", "rollback", "p", "production"]).expect(1).stderr.contains("without a run that passed"));
+    assert_eq!(back(&developer, json!({"force": true, "message": "now"})).status, 403);
+    assert_eq!(code(&back(&admin, json!({"force": true}))).1, "missing_required_parameter");
+    let taken = send("DELETE", &format!("{}/v1/prompts/p/labels/production?force=true&message=x", server.url()), Some(&admin), &[], None);
+    assert_eq!(taken.status, 200, "{taken:?}");
+    let refused = back(&developer, json!({}));
+    assert!(code(&refused).0 == 409 && refused.body.contains("it was taken away"), "{refused:?}");
+    let forced = refit.run(&["prompt", "rollback", "p", "production", "--force", "-m", "a mistake", "--json"]).expect(0).json();
+    assert_eq!((&forced["to_version"], &forced["detail"]["forced"]), (&json!(2), &json!(true)));
+    refit.run(&["prompt", "unlabel", "p", "production"]).expect(1);
+    let audit = refit.run(&["audit", "list", "--json"]).expect(0).json();
+    let refusals = audit.as_array().expect("rows").iter().filter(|row| row["action"] == "prompt.refuse").collect::<Vec<_>>();
+    assert_eq!(refusals.len(), 4, "{refusals:?}");
+    assert!(audit.to_string().contains("it may not be taken away"), "{audit}");
+    refit.run(&["audit", "verify"]).expect(0);
+}
