@@ -96,10 +96,11 @@ impl Library {
         Library { db: store.db.clone(), compiled: Arc::default() }
     }
 
-    /// Stores a source as a version of `name`; content that is there already gets no second number.
+    /// Stores a source as a version of `name`; the newest version's content gets no second number.
     ///
     /// # Errors
-    /// [`PromptError`] when the source is not a valid prompt; nothing is stored then.
+    /// [`PromptError`] when the source is not a valid prompt, [`LibraryError::Older`] when an older version has the content; nothing is
+    /// stored then.
     pub fn publish(&self, name: &str, source: &str, by: By<'_>) -> Result<Published, LibraryError> {
         self.publish_from(name, source, Parent::Any, by)
     }
@@ -115,8 +116,8 @@ impl Library {
         let prompt = Prompt::parse(name, source)?;
         let db = self.db.as_ref();
         let newest = rows::newest_of(db, name)?;
-        if let Some(version) = rows::by_digest(db, Some(name), &prompt.digest)? {
-            return Ok(Published { version, is_new: false });
+        if let Some(version) = newest.as_ref().filter(|newest| newest.digest == prompt.digest) {
+            return Ok(Published { version: version.clone(), is_new: false });
         }
         let stands = newest.as_ref().map(|newest| newest.digest);
         let edited_from = match (parent, &newest) {
@@ -125,6 +126,9 @@ impl Library {
             (Parent::Version(digest), None) => return Err(self.unknown(&format!("{name}@{digest}")).into()),
             (_, Some(newest)) => return Err(LibraryError::edited(newest)),
         };
+        if let (Some(known), Some(newest)) = (rows::by_digest(db, Some(name), &prompt.digest)?, &newest) {
+            return Err(LibraryError::Older { prompt: known.prompt, version: known.version, newest: newest.version });
+        }
         let version = PromptVersion {
             prompt: name.to_string(),
             version: newest.map_or(0, |newest| newest.version) + 1,
@@ -145,9 +149,9 @@ impl Library {
         match (by.commit)(&change) {
             Ok(()) => Ok(Published { version, is_new: true }),
             // Somebody published between our look and our insert: their row decides.
-            Err(StoreError::Conflict(cause)) => match rows::by_digest(db, Some(name), &prompt.digest)? {
-                Some(version) => Ok(Published { version, is_new: false }),
-                None => Err(rows::newest_of(db, name)?.map_or(StoreError::Conflict(cause).into(), |newest| LibraryError::edited(&newest))),
+            Err(StoreError::Conflict(cause)) => match rows::newest_of(db, name)? {
+                Some(version) if version.digest == prompt.digest => Ok(Published { version, is_new: false }),
+                newest => Err(newest.map_or(StoreError::Conflict(cause).into(), |newest| LibraryError::edited(&newest))),
             },
             Err(error) => Err(error.into()),
         }
@@ -160,6 +164,14 @@ impl Library {
     pub fn list(&self) -> Result<Vec<Entry>, PromptError> {
         let newest = rows::newest(self.db.as_ref())?;
         newest.into_iter().map(|newest| Ok(Entry { labels: rows::labels(self.db.as_ref(), &newest.prompt)?, newest })).collect()
+    }
+
+    /// The version of a prompt that has a content, if there is one.
+    ///
+    /// # Errors
+    /// [`PromptError::Store`].
+    pub fn holding(&self, name: &str, content: &Digest) -> Result<Option<PromptVersion>, PromptError> {
+        Ok(rows::by_digest(self.db.as_ref(), Some(name), content)?)
     }
 
     /// The newest version of a prompt, if there is one.
@@ -447,8 +459,10 @@ mod tests {
         with_library(|library, by| {
             let first = library.publish("greet", "Hi {{name}}", by).expect("publishes");
             let second = library.publish("greet", "Hello {{name}}", by).expect("publishes");
-            let again = library.publish("greet", "Hi {{name}}", by).expect("publishes");
-            assert_eq!((first.version.version, second.version.version, again.version.version, again.is_new), (1, 2, 1, false));
+            let again = library.publish("greet", "Hello {{name}}", by).expect("publishes");
+            assert_eq!((first.version.version, second.version.version, again.version.version, again.is_new), (1, 2, 2, false));
+            let older = library.publish("greet", "Hi {{name}}", by);
+            assert!(matches!(older, Err(LibraryError::Older { version: 1, newest: 2, .. })), "{older:?}");
             assert_eq!((first.version.parent, second.version.parent), (None, Some(first.version.digest)));
             let number = |reference: &str| library.get(reference).map(|version| version.version);
             assert_eq!(number("greet").expect("newest"), 2);
