@@ -293,3 +293,62 @@ fn a_protected_label_goes_back_only_to_what_is_proven() {
     assert!(audit.to_string().contains("it may not be taken away"), "{audit}");
     refit.run(&["audit", "verify"]).expect(0);
 }
+
+#[test]
+fn older_content_is_refused_with_the_way_out_and_the_file_stays() {
+    let refit = Refit::new();
+    let [.., developer, _] = keys(&refit);
+    refit.write("prompts/p.prompt", "one");
+    publish(&refit, &["prompts/p.prompt"]).expect(0);
+    refit.write("prompts/p.prompt", "two");
+    publish(&refit, &["prompts/p.prompt"]).expect(0);
+    refit.write("prompts/p.prompt", "one");
+    let refused = publish(&refit, &["prompts/p.prompt"]).expect(2);
+    assert!(refused.stderr.contains("as version 1") && refused.stderr.contains("refit prompt promote p@1 LABEL"), "{refused:?}");
+    let synced = refit.run(&["prompt", "sync", "prompts", "--json"]).expect(1).json();
+    assert_eq!(synced[0]["state"], "went_back", "{synced}");
+    assert_eq!(std::fs::read_to_string(refit.path().join("prompts/p.prompt")).expect("a file"), "one");
+    let server = refit.serve(&[]);
+    let send = |parent: Value| post(&server, "", &developer, json!({"name": "p", "source": "one", "parent": parent}));
+    assert_eq!(
+        (send(json!(1)).json()["error"]["param"].clone(), send(json!(2)).json()["error"]["param"].clone()),
+        (json!("parent"), json!("source"))
+    );
+}
+
+#[test]
+fn an_evaluation_publishes_over_nobody() {
+    let refit = Refit::new();
+    with_targets(&refit, "  - {name: t, model: mock/echo, prompt: p.prompt}\n", "{{message}}");
+    refit.write("elsewhere/p.prompt", "theirs {{message}}");
+    publish(&refit, &["elsewhere/p.prompt", "--parent", "1"]).expect(0);
+    // An older version is measured as it is, and stays older.
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    refit.write("p.prompt", "---\ndescription: mine\n---\n{{message}}");
+    let refused = refit.run(&["eval", "run", "s.yaml"]).expect(2);
+    assert!(
+        refused.stderr.contains("newer version than the one that was edited: 2") && refused.stderr.contains("--parent 2"),
+        "{refused:?}"
+    );
+    assert_eq!(refit.run(&["prompt", "show", "p"]).expect(0).stdout, "theirs {{message}}");
+    publish(&refit, &["p.prompt", "--parent", "2"]).expect(0);
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+}
+
+#[test]
+fn one_odd_file_does_not_keep_the_others() {
+    let refit = Refit::new();
+    for name in ["README", "my prompt", "latest", "a", "z"] {
+        refit.write(&format!("prompts/{name}.prompt"), name);
+    }
+    let synced = refit.run(&["prompt", "sync", "prompts", "--json"]).expect(1).json();
+    let rows: Vec<_> = synced
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| [&row["prompt"], &row["state"], &row["done"]].map(|word| word.as_str().unwrap_or_default()))
+        .collect();
+    let odd = |name| [name, "unusable", ""];
+    assert_eq!(rows, [odd("README"), ["a", "file_new", "published"], odd("latest"), odd("my prompt"), ["z", "file_new", "published"]]);
+    assert!(synced[0]["note"].as_str().is_some_and(|note| note.contains("rename it")), "{synced}");
+}
