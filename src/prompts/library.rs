@@ -360,25 +360,18 @@ impl Library {
 
     /// The error for a reference that leads nowhere: with the nearest name, and what the prompt has.
     pub fn unknown(&self, reference: &str) -> PromptError {
-        let mut known: Vec<String> = Vec::new();
-        for entry in self.list().unwrap_or_default() {
-            known.extend(entry.labels.iter().map(|(label, _)| format!("{}@{label}", entry.newest.prompt)));
-            known.push(entry.newest.prompt);
-        }
-        let mut nearest = did_you_mean(reference, known.iter().map(String::as_str));
+        let known = rows::known(self.db.as_ref()).unwrap_or_default();
+        let full = |known: &rows::Known| known.label.as_ref().map_or(known.prompt.clone(), |label| format!("{}@{label}", known.prompt));
+        let names: Vec<_> = known.iter().map(full).collect();
+        let mut nearest = did_you_mean(reference, names.iter().map(String::as_str));
         let name = reference.split_once('@').map_or(reference, |(name, _)| name);
-        if let Ok((versions, labels)) = self.existing(name) {
-            let labels: Vec<_> = labels.into_iter().take(MOST_TOLD).map(|(label, _)| label).collect();
+        let own = || known.iter().filter(|known| known.prompt == name);
+        if let Some(newest) = own().find(|known| known.label.is_none()) {
+            let labels: Vec<_> = own().filter_map(|known| known.label.as_deref()).take(MOST_TOLD).collect();
             let labels = if labels.is_empty() { "no labels".to_string() } else { format!("the labels {}", labels.join(", ")) };
-            nearest.push_str(&format!(" (\"{name}\" has {labels}, and versions up to {versions})"));
+            nearest.push_str(&format!(" (\"{name}\" has {labels}, and versions up to {})", newest.version));
         }
         PromptError::Unknown { reference: reference.to_string(), nearest }
-    }
-
-    fn existing(&self, name: &str) -> Result<(i64, Labels), StoreError> {
-        let newest = rows::newest_of(self.db.as_ref(), name)?;
-        let number = newest.ok_or_else(|| StoreError::Conflict("no version".into()))?.version;
-        Ok((number, rows::labels(self.db.as_ref(), name)?))
     }
 
     fn label_of(&self, name: &str, label: &str) -> Result<Option<i64>, StoreError> {
