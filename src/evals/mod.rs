@@ -6,6 +6,7 @@ pub mod compare;
 pub mod gate;
 pub mod metrics;
 pub mod prepare;
+mod proof;
 pub mod protect;
 pub mod report;
 pub mod respond;

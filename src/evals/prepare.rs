@@ -87,8 +87,7 @@ pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &
     for found in prompts.iter().flatten() {
         if let Some(source) = &found.source {
             let by = By { author, message: &format!("suite {}", suite.name), commit: &audit::commit(store) };
-            let published = library.publish(&found.prompt.name, source, by)?;
-            sync::remember(store, &found.path, &found.prompt.name, published.version.digest)?;
+            publish(store, &library, found, source, by)?;
         }
     }
     let (dataset_digest, name) = (dataset.row.digest, dataset.row.dataset.clone());
@@ -96,6 +95,17 @@ pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &
     let assignment = dataset.splits.as_ref().filter(|_| suite.split.is_some()).map(|splits| splits.assignment);
     let (limit, prompts) = (selection.limit, selection.prompts.clone());
     Ok(Plan { suite, dataset: name, dataset_digest, split, assignment, limit, prompts, samples, targets })
+}
+
+/// Publishes the file of a target, as `refit prompt publish` would. What is a version already is measured as that version.
+fn publish(store: &Store, library: &Library, found: &Found, source: &str, by: By<'_>) -> Result<(), Failure> {
+    let (name, digest) = (&found.prompt.name, found.prompt.digest);
+    let is_newest = library.newest(name)?.is_some_and(|newest| newest.digest == digest);
+    if !is_newest && library.holding(name, &digest)?.is_some() {
+        return Ok(());
+    }
+    library.publish_from(name, source, sync::edited_from(store, &found.path, name)?, by)?;
+    Ok(sync::remember(store, &found.path, name, digest)?)
 }
 
 /// The plan of a stored run, exactly as it began.

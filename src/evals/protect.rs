@@ -1,17 +1,16 @@
 //! Protected labels of prompts: a version gets one only when a stored run of the prompt's suite measured exactly that version and
 //! passes the suite's gate. Nothing is measured here. The one door for moving labels: the command line and the gateway both go through it.
 
-use super::suite::Suite;
+use super::proof::prove;
 use crate::config::PromptsConfig;
 use crate::prompts::library::{By, check_label};
-use crate::prompts::{Library, LibraryError, Prompt};
-use crate::releases::{Manifest, Verdict};
+use crate::prompts::{Library, LibraryError};
 use crate::store::prompts::{LabelMove, PromptVersion};
-use crate::store::runs::{self, RunRecord, RunTarget};
 use crate::store::{Change, Store};
 use crate::types::{Code, Failure};
 use serde_json::{Value, json};
-use std::path::Path;
+
+const BY_FORCE: &str = "`--force -m WHY`, over HTTP \"force\": true with a \"message\"";
 
 /// A label that is to move.
 #[derive(Debug, Clone, Copy)]
@@ -23,9 +22,6 @@ pub struct Promotion<'a> {
     /// Whether the gate is set aside. Only admins may, and they say why.
     pub force: bool,
 }
-
-/// What proves a version.
-type Proof = Result<Value, Vec<String>>;
 
 /// Points a label at a version, if it is free or the version is proven. A refusal is written down, too.
 ///
@@ -52,13 +48,11 @@ pub fn promote(
         Ok(proof) => proof,
         Err(reasons) if force => forced(by, reasons)?,
         Err(reasons) => {
-            refused(&version, label, &reasons, by)?;
             let way_out = format!(
                 "run the suite on this version (`prompt: {pinned}` in a target of suite \"{suite}\", then `refit eval run`), and promote again; \
-                 an admin may set the gate aside with a reason: `--force -m WHY`, over HTTP \"force\": true with a \"message\""
+                 an admin may set the gate aside with a reason: {BY_FORCE}"
             );
-            let (prompt, version) = (version.prompt, version.version);
-            return Err(LibraryError::Protected { prompt, version, label: label.to_string(), reasons, way_out }.into());
+            return Err(refused(version, label, reasons, way_out, by));
         }
     };
     Ok(library.promote(&pinned, label, by, detail)?)
@@ -67,7 +61,7 @@ pub fn promote(
 /// Takes a label away; a protected one only by force.
 ///
 /// # Errors
-/// [`Code::GATE_REFUSED`] for a protected label; as [`Library::remove_label`].
+/// [`LibraryError::Protected`] for a protected label; as [`Library::remove_label`].
 pub fn remove(
     library: &Library,
     config: &PromptsConfig,
@@ -79,11 +73,47 @@ pub fn remove(
         return Ok(library.remove_label(name, label, by, Value::Null)?);
     }
     if !force {
-        let failure = Failure::on(Code::GATE_REFUSED, "label", format!("the label \"{label}\" is protected, and may not be taken away"));
-        return Err(failure.with_hint("an admin may, with a reason: `--force -m WHY`, over HTTP \"force\": true with a \"message\""));
+        let reasons = vec!["it may not be taken away".to_string()];
+        let way_out = format!("an admin may, with a reason: {BY_FORCE}");
+        return Err(refused(library.get(&format!("{name}@{label}"))?, label, reasons, way_out, by));
     }
     let detail = forced(by, Vec::new())?;
     Ok(library.remove_label(name, label, by, detail)?)
+}
+
+/// Points a label back to where it stood before its last move. A protected one goes back only to a version that came there by proof, and
+/// only from another version: what was taken away stays away.
+///
+/// # Errors
+/// [`LibraryError::Protected`] with what is missing; [`Code::MISSING_FIELD`] for a gate that is set aside without a reason; as
+/// [`Library::earlier`].
+pub fn rollback(
+    library: &Library,
+    config: &PromptsConfig,
+    (name, label): (&str, &str),
+    force: bool,
+    by: By<'_>,
+) -> Result<LabelMove, Failure> {
+    let earlier = library.earlier(name, label)?;
+    if !config.protects(label) {
+        return Ok(library.rollback(&earlier, by, Value::Null)?);
+    }
+    let mut reasons = Vec::new();
+    if earlier.from.is_none() {
+        reasons.push("it was taken away".to_string());
+    }
+    if !earlier.detail["run"].is_string() {
+        reasons.push(format!("it came to version {} without a run that passed", earlier.to));
+    }
+    if !reasons.is_empty() && !force {
+        let version = library.get(&format!("{name}@{}", earlier.to))?;
+        let way_out = format!(
+            "promote a version that is proven: `refit prompt promote {name}@VERSION {label}`; an admin may go back, with a reason: {BY_FORCE}"
+        );
+        return Err(refused(version, label, reasons, way_out, by));
+    }
+    let detail = if reasons.is_empty() { earlier.detail.clone() } else { forced(by, reasons)? };
+    Ok(library.rollback(&earlier, by, detail)?)
 }
 
 fn forced(by: By<'_>, reasons: Vec<String>) -> Result<Value, Failure> {
@@ -94,7 +124,8 @@ fn forced(by: By<'_>, reasons: Vec<String>) -> Result<Value, Failure> {
     Ok(json!({"forced": true, "missing": reasons}))
 }
 
-fn refused(version: &PromptVersion, label: &str, reasons: &[String], by: By<'_>) -> Result<(), Failure> {
+/// Writes a refusal down and returns it.
+fn refused(version: PromptVersion, label: &str, reasons: Vec<String>, way_out: String, by: By<'_>) -> Failure {
     let change = Change {
         actor: by.author.to_string(),
         action: "prompt.refuse".into(),
@@ -102,59 +133,9 @@ fn refused(version: &PromptVersion, label: &str, reasons: &[String], by: By<'_>)
         detail: json!({"version": version.version, "digest": version.digest, "reasons": reasons}),
         statements: Vec::new(),
     };
-    Ok((by.commit)(&change)?)
-}
-
-/// The newest run that counts, or why none proves the version.
-fn prove(store: &Store, suite: &str, version: &PromptVersion, prompt: &Prompt) -> Result<Proof, Failure> {
-    let found = runs::measuring(store.db.as_ref(), suite, &version.digest)?;
-    let mut reasons = Vec::new();
-    for (run, target) in found {
-        match judge(&run, &target, version, prompt) {
-            // The newest run that counts decides: an older one that was better proves nothing about today's data.
-            Ok(verdicts) => {
-                let missed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passed).map(|verdict| verdict.reason.clone()).collect();
-                if missed.is_empty() {
-                    return Ok(Ok(
-                        json!({"suite": suite, "run": run.id, "target": target.target, "split": run.split, "verdicts": verdicts}),
-                    ));
-                }
-                reasons.extend(missed.iter().map(|reason| format!("run {}: {reason}", run.id)));
-                return Ok(Err(reasons));
-            }
-            Err(reason) if !reasons.contains(&reason) => reasons.push(reason),
-            Err(_) => {}
-        }
+    if let Err(error) = (by.commit)(&change) {
+        return error.into();
     }
-    if reasons.is_empty() {
-        reasons.push(format!("no finished run of suite \"{suite}\" measured {}@{}", version.prompt, version.version));
-    }
-    Ok(Err(reasons))
-}
-
-/// The verdicts of the suite's own gate, as it stood in the run; an error says why the run does not count.
-fn judge(run: &RunRecord, target: &RunTarget, version: &PromptVersion, prompt: &Prompt) -> Result<Vec<Verdict>, String> {
-    let unreadable = |what: &str| format!("the {what} of run {} cannot be read", run.id);
-    let manifest: Manifest = serde_json::from_value(target.manifest.clone()).map_err(|_| unreadable("manifest"))?;
-    if manifest.prompt.is_none_or(|measured| measured.digest != version.digest || measured.name != version.prompt) {
-        return Err(format!("run {} measured another prompt with the same text", run.id));
-    }
-    if let Some(model) = prompt.front.model.as_ref().filter(|model| model.contains('/') && **model != manifest.model) {
-        return Err(format!("run {} measured the prompt on {}, and the prompt names {model}", run.id, manifest.model));
-    }
-    let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
-    let suite = Suite::parse(source, "suite", Path::new("")).map_err(|_| unreadable("suite"))?;
-    let split = suite.split.clone().unwrap_or_else(|| "all".into());
-    if run.split != split {
-        return Err(format!("run {} was on split \"{}\", and the suite's is \"{split}\"", run.id, run.split));
-    }
-    let asked = suite.gate.iter().filter(|condition| condition.target.as_ref().is_none_or(|named| *named == target.target));
-    let verdicts: Vec<_> = asked.map(|condition| condition.condition.check(&target.metrics)).collect();
-    if verdicts.is_empty() {
-        return Err(format!(
-            "the gate of suite \"{}\" asks nothing of target \"{}\"; add a condition to `gate`",
-            suite.name, target.target
-        ));
-    }
-    Ok(verdicts)
+    let (prompt, version) = (version.prompt, version.version);
+    LibraryError::Protected { prompt, version, label: label.to_string(), reasons, way_out }.into()
 }

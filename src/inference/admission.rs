@@ -129,13 +129,30 @@ impl Inference {
         if names_prompt || allows(ask, model) { Ok(()) } else { Err(not_allowed(model)) }
     }
 
-    /// The failure as a caller may see it who may not call every name: without a name that is near.
+    /// The failure as a caller may see it who may not call every name: without a name that is near, and without the
+    /// model that a prompt names.
     pub(super) fn told_to(&self, ask: &Ask, failure: Failure) -> Failure {
         let restricted = ask.caller.bounds.as_ref().is_some_and(|bounds| bounds.names.is_some());
-        if !restricted || failure.code() != Code::MODEL_NOT_FOUND {
+        if !restricted {
             return failure;
         }
-        Failure::on(Code::MODEL_NOT_FOUND, "model", "the model does not exist").with_hint("GET /v1/models lists what this key may call")
+        let param = failure.param().unwrap_or_default();
+        let (code, message, hint) = match failure.code() {
+            Code::MODEL_NOT_FOUND => (Code::MODEL_NOT_FOUND, "the model does not exist", "GET /v1/models lists what this key may call"),
+            Code::UNKNOWN_NAME if param.starts_with("prompt.") => (
+                Code::UNKNOWN_NAME,
+                "the prompt does not exist, or has no such version or label",
+                "ask whoever keeps the prompts for its name",
+            ),
+            Code::INVALID_VALUE if param == "prompt" => (
+                Code::INVALID_VALUE,
+                "the route answers with the prompt of its live release",
+                "call the route without prompt.id, or name a model",
+            ),
+            _ => return failure,
+        };
+        let param = if code == Code::MODEL_NOT_FOUND { "model".to_string() } else { param };
+        Failure::on(code, param, message).with_hint(hint)
     }
 
     /// Grants a call, or says why not and when again.
@@ -171,7 +188,13 @@ impl Inference {
         }
         let of_plan = |plan: &Arc<Plan>| plan.route.clone().or_else(|| plan.manifest.as_ref().map(|manifest| manifest.model.clone()));
         let named = road.name.clone().map_or_else(|| road.targets.iter().filter_map(of_plan).collect(), |name| vec![name]);
-        named.iter().find(|name| !allows(ask, name)).map_or(Ok(()), |name| Err(not_allowed(name)))
+        let Some(name) = named.iter().find(|name| !allows(ask, name)) else { return Ok(()) };
+        if road.targets.iter().any(|plan| plan.prompt.is_some()) {
+            // What the caller said himself was looked at before: this name is the prompt's.
+            let failure = Failure::on(Code::FORBIDDEN, "model", "this key may not call the model that the prompt names");
+            return Err(failure.with_hint("send a \"model\" that it may call; GET /v1/models lists them"));
+        }
+        Err(not_allowed(name))
     }
 
     /// The most that the call may need, wherever on its road it is answered: by its target, after a cascade has asked others, and once

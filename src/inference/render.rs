@@ -120,10 +120,12 @@ fn filled(
     examples: &[Message],
 ) -> Result<(Vec<Message>, Map<String, Value>), Failure> {
     let Given { variables, media, is_named } = given;
+    // Where the last message fills the prompt, the others came before it.
+    let is_given = variables.is_some() || prompt.required_variables().is_empty();
     let (mut variables, history) = self::variables(prompt, variables, messages)?;
     let media = Media::mark(media, &mut variables);
     // What is said to a prompt that is called by its name comes after it, unless the template has a place for it.
-    let follows = is_named && !prompt.places_history();
+    let follows = is_named && is_given && !prompt.places_history();
     // Examples are the beginning of the conversation.
     let mut earlier = examples.to_vec();
     if !follows {
@@ -261,6 +263,21 @@ mod tests {
         let rendered = chat(None, Some(&two), request(body.clone()), &[]).expect("renders");
         assert_eq!(rendered.messages[0].plain_text(), "m t");
         assert!(chat(None, None, request(body), &[]).is_err_and(|failure| failure.code() == Code::INVALID_VALUE));
+    }
+
+    #[test]
+    fn what_was_said_before_the_message_that_fills_the_prompt_stays_before_it() {
+        let prompt = Prompt::parse("p", "{{role \"system\"}}Be kind.\n{{role \"user\"}}Sort: {{message}}").expect("parses");
+        let said = |role: &str, text: &str| json!({"role": role, "content": text});
+        let mut body =
+            json!({"model": "p", "messages": [said("user", "a"), said("assistant", "A"), said("user", "b")], "prompt": {"id": "p"}});
+        let texts = |body: &Value| {
+            let rendered = chat(None, Some(&prompt), request(body.clone()), &[]).expect("renders");
+            rendered.messages.iter().map(|message| message.plain_text().trim().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&body), ["Be kind.", "a", "A", "Sort: b"]);
+        body["prompt"]["variables"] = json!({"message": "x"});
+        assert_eq!(texts(&body), ["Be kind.", "Sort: x", "a", "A", "b"]);
     }
 
     #[test]

@@ -64,6 +64,21 @@ pub struct By<'a> {
     pub commit: Commit<'a>,
 }
 
+/// Where a label stood before its last move.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// Name of the prompt.
+    pub prompt: String,
+    /// The label.
+    pub label: String,
+    /// Where it stands now; none where it was taken away.
+    pub from: Option<i64>,
+    /// Where it stood.
+    pub to: i64,
+    /// What let it go there: see [`LabelMove::detail`].
+    pub detail: Value,
+}
+
 /// What a new version was edited from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parent {
@@ -81,10 +96,11 @@ impl Library {
         Library { db: store.db.clone(), compiled: Arc::default() }
     }
 
-    /// Stores a source as a version of `name`; content that is there already gets no second number.
+    /// Stores a source as a version of `name`; the newest version's content gets no second number.
     ///
     /// # Errors
-    /// [`PromptError`] when the source is not a valid prompt; nothing is stored then.
+    /// [`PromptError`] when the source is not a valid prompt, [`LibraryError::Older`] when an older version has the content; nothing is
+    /// stored then.
     pub fn publish(&self, name: &str, source: &str, by: By<'_>) -> Result<Published, LibraryError> {
         self.publish_from(name, source, Parent::Any, by)
     }
@@ -103,8 +119,8 @@ impl Library {
         }
         let db = self.db.as_ref();
         let newest = rows::newest_of(db, name)?;
-        if let Some(version) = rows::by_digest(db, Some(name), &prompt.digest)? {
-            return Ok(Published { version, is_new: false });
+        if let Some(version) = newest.as_ref().filter(|newest| newest.digest == prompt.digest) {
+            return Ok(Published { version: version.clone(), is_new: false });
         }
         let stands = newest.as_ref().map(|newest| newest.digest);
         let edited_from = match (parent, &newest) {
@@ -113,6 +129,9 @@ impl Library {
             (Parent::Version(digest), None) => return Err(self.unknown(&format!("{name}@{digest}")).into()),
             (_, Some(newest)) => return Err(LibraryError::edited(newest)),
         };
+        if let (Some(known), Some(newest)) = (rows::by_digest(db, Some(name), &prompt.digest)?, &newest) {
+            return Err(LibraryError::Older { prompt: known.prompt, version: known.version, newest: newest.version });
+        }
         let version = PromptVersion {
             prompt: name.to_string(),
             version: newest.map_or(0, |newest| newest.version) + 1,
@@ -133,9 +152,9 @@ impl Library {
         match (by.commit)(&change) {
             Ok(()) => Ok(Published { version, is_new: true }),
             // Somebody published between our look and our insert: their row decides.
-            Err(StoreError::Conflict(cause)) => match rows::by_digest(db, Some(name), &prompt.digest)? {
-                Some(version) => Ok(Published { version, is_new: false }),
-                None => Err(rows::newest_of(db, name)?.map_or(StoreError::Conflict(cause).into(), |newest| LibraryError::edited(&newest))),
+            Err(StoreError::Conflict(cause)) => match rows::newest_of(db, name)? {
+                Some(version) if version.digest == prompt.digest => Ok(Published { version, is_new: false }),
+                newest => Err(newest.map_or(StoreError::Conflict(cause).into(), |newest| LibraryError::edited(&newest))),
             },
             Err(error) => Err(error.into()),
         }
@@ -148,6 +167,14 @@ impl Library {
     pub fn list(&self) -> Result<Vec<Entry>, PromptError> {
         let newest = rows::newest(self.db.as_ref())?;
         newest.into_iter().map(|newest| Ok(Entry { labels: rows::labels(self.db.as_ref(), &newest.prompt)?, newest })).collect()
+    }
+
+    /// The version of a prompt that has a content, if there is one.
+    ///
+    /// # Errors
+    /// [`PromptError::Store`].
+    pub fn holding(&self, name: &str, content: &Digest) -> Result<Option<PromptVersion>, PromptError> {
+        Ok(rows::by_digest(self.db.as_ref(), Some(name), content)?)
     }
 
     /// The newest version of a prompt, if there is one.
@@ -263,20 +290,30 @@ impl Library {
         self.step(&version.prompt, LabelMove { detail, ..step }, by)
     }
 
-    /// Points a label back to where it stood before its last move; returns the logged move. Two rollbacks go two moves back.
+    /// Where a label stood before its last move.
     ///
     /// # Errors
     /// [`LibraryError::Label`] when there is no earlier place.
-    pub fn rollback(&self, name: &str, label: &str, by: By<'_>) -> Result<LabelMove, LibraryError> {
+    pub fn earlier(&self, name: &str, label: &str) -> Result<Earlier, LibraryError> {
         let moves = rows::moves(self.db.as_ref(), name, Some(label))?;
         let (trail, is_removed) = trail(&moves);
         let (from, to) = match trail[..] {
             [.., to] if is_removed => (None, to),
-            [.., to, from] => (Some(from), to),
+            [.., to, from] => (Some(from.to_version), to),
             _ if moves.is_empty() => return Err(self.unknown(&format!("{name}@{label}")).into()),
             _ => return Err(LibraryError::label(name, label, "there is no earlier version to go back to")),
         };
-        self.step(name, rows::label_move(label, from, to, Kind::Rollback), by)
+        Ok(Earlier { prompt: name.to_string(), label: label.to_string(), from, to: to.to_version, detail: to.detail.clone() })
+    }
+
+    /// Points a label back to where it stood; returns the logged move, which keeps `detail`. Two rollbacks go two moves back. Whether it
+    /// may move is the caller's business.
+    ///
+    /// # Errors
+    /// [`LibraryError::Label`] when somebody else moved it meanwhile.
+    pub fn rollback(&self, earlier: &Earlier, by: By<'_>, detail: Value) -> Result<LabelMove, LibraryError> {
+        let step = rows::label_move(&earlier.label, earlier.from, earlier.to, Kind::Rollback);
+        self.step(&earlier.prompt, LabelMove { detail, ..step }, by)
     }
 
     /// Takes a label away; whoever asks for it from now on is told that it does not exist.
@@ -326,25 +363,18 @@ impl Library {
 
     /// The error for a reference that leads nowhere: with the nearest name, and what the prompt has.
     pub fn unknown(&self, reference: &str) -> PromptError {
-        let mut known: Vec<String> = Vec::new();
-        for entry in self.list().unwrap_or_default() {
-            known.extend(entry.labels.iter().map(|(label, _)| format!("{}@{label}", entry.newest.prompt)));
-            known.push(entry.newest.prompt);
-        }
-        let mut nearest = did_you_mean(reference, known.iter().map(String::as_str));
+        let known = rows::known(self.db.as_ref()).unwrap_or_default();
+        let full = |known: &rows::Known| known.label.as_ref().map_or(known.prompt.clone(), |label| format!("{}@{label}", known.prompt));
+        let names: Vec<_> = known.iter().map(full).collect();
+        let mut nearest = did_you_mean(reference, names.iter().map(String::as_str));
         let name = reference.split_once('@').map_or(reference, |(name, _)| name);
-        if let Ok((versions, labels)) = self.existing(name) {
-            let labels: Vec<_> = labels.into_iter().take(MOST_TOLD).map(|(label, _)| label).collect();
+        let own = || known.iter().filter(|known| known.prompt == name);
+        if let Some(newest) = own().find(|known| known.label.is_none()) {
+            let labels: Vec<_> = own().filter_map(|known| known.label.as_deref()).take(MOST_TOLD).collect();
             let labels = if labels.is_empty() { "no labels".to_string() } else { format!("the labels {}", labels.join(", ")) };
-            nearest.push_str(&format!(" (\"{name}\" has {labels}, and versions up to {versions})"));
+            nearest.push_str(&format!(" (\"{name}\" has {labels}, and versions up to {})", newest.version));
         }
         PromptError::Unknown { reference: reference.to_string(), nearest }
-    }
-
-    fn existing(&self, name: &str) -> Result<(i64, Labels), StoreError> {
-        let newest = rows::newest_of(self.db.as_ref(), name)?;
-        let number = newest.ok_or_else(|| StoreError::Conflict("no version".into()))?.version;
-        Ok((number, rows::labels(self.db.as_ref(), name)?))
     }
 
     fn label_of(&self, name: &str, label: &str) -> Result<Option<i64>, StoreError> {
@@ -386,9 +416,9 @@ pub fn check_label(prompt: &str, label: &str) -> Result<(), LibraryError> {
     Ok(())
 }
 
-/// Versions that a label stood at and that were not undone, oldest first, and whether it was taken away since.
-fn trail(moves: &[LabelMove]) -> (Vec<i64>, bool) {
-    let (mut trail, mut is_removed): (Vec<i64>, bool) = (Vec::new(), false);
+/// Moves to the versions that a label stood at and that were not undone, oldest first, and whether it was taken away since.
+fn trail(moves: &[LabelMove]) -> (Vec<&LabelMove>, bool) {
+    let (mut trail, mut is_removed): (Vec<&LabelMove>, bool) = (Vec::new(), false);
     for step in moves.iter().rev() {
         match step.kind {
             Kind::Remove => is_removed = true,
@@ -397,9 +427,11 @@ fn trail(moves: &[LabelMove]) -> (Vec<i64>, bool) {
             Kind::Rollback => drop(trail.pop()),
             Kind::Promote => {
                 is_removed = false;
-                if trail.last() != Some(&step.to_version) {
-                    trail.push(step.to_version);
+                // The last word on why it stands there counts.
+                if trail.last().is_some_and(|last| last.to_version == step.to_version) {
+                    trail.pop();
                 }
+                trail.push(step);
             }
         }
     }
@@ -423,8 +455,10 @@ mod tests {
         with_library(|library, by| {
             let first = library.publish("greet", "Hi {{name}}", by).expect("publishes");
             let second = library.publish("greet", "Hello {{name}}", by).expect("publishes");
-            let again = library.publish("greet", "Hi {{name}}", by).expect("publishes");
-            assert_eq!((first.version.version, second.version.version, again.version.version, again.is_new), (1, 2, 1, false));
+            let again = library.publish("greet", "Hello {{name}}", by).expect("publishes");
+            assert_eq!((first.version.version, second.version.version, again.version.version, again.is_new), (1, 2, 2, false));
+            let older = library.publish("greet", "Hi {{name}}", by);
+            assert!(matches!(older, Err(LibraryError::Older { version: 1, newest: 2, .. })), "{older:?}");
             assert_eq!((first.version.parent, second.version.parent), (None, Some(first.version.digest)));
             let number = |reference: &str| library.get(reference).map(|version| version.version);
             assert_eq!(number("greet").expect("newest"), 2);
@@ -448,16 +482,17 @@ mod tests {
             for reference in ["p@1", "p@2", "p@3"] {
                 promote(reference, "production").expect("promotes");
             }
+            let back = || library.rollback(&library.earlier("p", "production")?, by, Value::Null);
             let at = || library.get("p@production").map(|version| version.version).ok();
             assert!(promote("p@3", "production").is_err() && promote("p@3", "latest").is_err());
-            library.rollback("p", "production", by).expect("back to 2");
+            back().expect("back to 2");
             assert_eq!(at(), Some(2));
             library.remove_label("p", "production", by, Value::Null).expect("takes it away");
             assert!(at().is_none() && library.remove_label("p", "production", by, Value::Null).is_err());
-            library.rollback("p", "production", by).expect("back to 2");
-            library.rollback("p", "production", by).expect("back to 1");
+            back().expect("back to 2");
+            back().expect("back to 1");
             assert_eq!(at(), Some(1));
-            assert!(library.rollback("p", "production", by).is_err());
+            assert!(back().is_err());
             assert_eq!(library.history("p").expect("history").len(), 7);
         });
     }

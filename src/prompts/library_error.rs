@@ -36,6 +36,16 @@ pub enum LibraryError {
         /// ` ("why")`, or empty.
         message: String,
     },
+    /// The content is an older version's: a version does not become the newest again.
+    #[error("prompt \"{prompt}\" has this content already, as version {version}, and the newest is {newest}; nothing was published")]
+    Older {
+        /// Name of the prompt.
+        prompt: String,
+        /// Version that has the content.
+        version: i64,
+        /// Number of the newest version.
+        newest: i64,
+    },
     /// The label is protected, and nothing proves the version.
     #[error("the label \"{label}\" is protected, and {prompt}@{version} may not have it: {}", reasons.join("; "))]
     Protected {
@@ -87,7 +97,7 @@ impl Coded for LibraryError {
     fn code(&self) -> Code {
         match self {
             LibraryError::Prompt(error) => error.code(),
-            LibraryError::Label { .. } | LibraryError::Edited { .. } => Code::CONFLICT,
+            LibraryError::Label { .. } | LibraryError::Edited { .. } | LibraryError::Older { .. } => Code::CONFLICT,
             LibraryError::Protected { .. } => Code::GATE_REFUSED,
         }
     }
@@ -96,6 +106,7 @@ impl Coded for LibraryError {
         match self {
             LibraryError::Prompt(error) => error.param(),
             LibraryError::Edited { .. } => Some("parent".into()),
+            LibraryError::Older { .. } => Some("source".into()),
             LibraryError::Label { .. } | LibraryError::Protected { .. } => Some("label".into()),
         }
     }
@@ -107,6 +118,10 @@ impl Coded for LibraryError {
             LibraryError::Edited { prompt, version, .. } => Some(format!(
                 "look at it (`refit prompt show {prompt}@{version}`), bring your changes into it, and publish with it as the parent: \
                  `--parent {version}`, over HTTP \"parent\": {version}"
+            )),
+            LibraryError::Older { prompt, version, .. } => Some(format!(
+                "to go back to it, point a label at it: `refit prompt promote {prompt}@{version} LABEL`; or publish it with a changed text, \
+                 such as another description"
             )),
             LibraryError::Protected { way_out, .. } => Some(way_out.clone()),
         }

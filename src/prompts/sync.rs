@@ -1,12 +1,12 @@
 //! Files in a folder beside the library. For each prompt three contents are compared: the file, the newest version, and what the two
 //! agreed on last, which is stored. So it is known which of them changed; where both did, nothing is written.
 
-use super::library::{By, Library, Parent, Published};
+use super::library::{By, LATEST, Library, Parent, Published};
 use super::library_error::LibraryError;
 use super::parse::Prompt;
 use crate::store::prompts::{self as rows, PromptVersion, SyncedFile};
 use crate::store::{Store, StoreError};
-use crate::types::{Code, Digest, Failure};
+use crate::types::{Code, Digest, Failure, ids};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -171,6 +171,10 @@ impl<'s> Folder<'s> {
                 item.note = error.to_string();
                 return Ok(item);
             }
+        }
+        if !ids::is_slug(&item.prompt) || item.prompt == LATEST {
+            item.note = "a prompt's file is named as the prompt is: lower-case letters, digits, ., - and _, and not \"latest\"; rename it, or put _ before it".into();
+            return Ok(item);
         }
         item.newest = self.library.newest(&item.prompt)?;
         item.version = item.newest.as_ref().map(|newest| newest.version);

@@ -133,6 +133,28 @@ pub fn newest(db: &dyn Db) -> Result<Vec<PromptVersion>, StoreError> {
     rows(db, &format!("{VERSION} {newest} ORDER BY prompt"), &[])
 }
 
+/// A prompt's name with its newest version, or with a label and the version that it points at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Known {
+    /// Name.
+    pub prompt: String,
+    /// The label; none for the prompt itself.
+    pub label: Option<String>,
+    /// Number of the version.
+    pub version: i64,
+}
+
+/// Every name that a reference could say, without any source: prompts and their labels.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn known(db: &dyn Db) -> Result<Vec<Known>, StoreError> {
+    let sql = "SELECT prompt, NULL AS label, MAX(version) AS version FROM prompt_versions GROUP BY prompt
+         UNION ALL SELECT prompt, label, version FROM prompt_labels ORDER BY prompt, label";
+    let read = |row: &Row| Known { prompt: row.text(0), label: row.text_or_null(1), version: row.int(2) };
+    Ok(db.query(sql, &[])?.iter().map(read).collect())
+}
+
 /// One version by number.
 ///
 /// # Errors

@@ -131,6 +131,15 @@ fn a_prompt_does_not_lead_a_key_where_it_may_not_go() {
     let ask = |key: &str, body: Value| server.post("/v1/responses", Some(key), &body);
     assert_eq!(code(&ask(&some, json!({"prompt": {"id": "hidden"}}))).0, 403);
     assert_eq!(code(&ask(&some, json!({"model": "hidden", "prompt": {"id": "hidden"}}))).0, 403);
+    // Neither the model that the prompt names nor a name that is near is told.
+    let (all, other) = (refit.key(), |key: &str, prompt: Value| ask(key, json!({"prompt": prompt})));
+    assert!(!other(&some, json!({"id": "hidden"})).body.contains("mock/fixed"));
+    for (prompt, field) in [(json!({"id": "hiden"}), "prompt.id"), (json!({"id": "hidden", "label": "production"}), "prompt.label")] {
+        let told = other(&all, prompt.clone());
+        assert!(told.status == 404 && told.body.contains("\\\"hidden\\\""), "{told:?}");
+        let told = other(&some, prompt);
+        assert!(told.status == 404 && told.json()["error"]["param"] == field && !told.body.contains("hidden"), "{told:?}");
+    }
     assert_eq!(ask(&fixed, json!({"prompt": {"id": "hidden"}})).status, 200);
     assert_eq!(ask(&some, json!({"model": "mock/echo", "prompt": {"id": "hidden"}})).status, 200);
 }

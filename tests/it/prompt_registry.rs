@@ -217,3 +217,138 @@ fn files_and_the_library_are_brought_together_and_never_over_each_other() {
     refit.write("prompts/same.prompt", "{{#if x}}");
     assert_eq!(states(sync(&[]).expect(1)).iter().find(|item| item[0] == "same").map(|item| item[1].clone()), Some(json!("unusable")));
 }
+
+/// A suite as [`with_suite`] has it, with other targets and another prompt.
+fn with_targets(refit: &Refit, targets: &str, prompt: &str) {
+    with_suite(refit);
+    let suite = std::fs::read_to_string(refit.path().join("s.yaml")).expect("a suite");
+    refit.write("s.yaml", suite.replace("  - {name: t, model: mock/echo, prompt: p}\n", targets));
+    refit.write("p.prompt", prompt);
+    publish(refit, &["p.prompt"]).expect(0);
+}
+
+#[test]
+fn every_target_of_a_run_that_measured_the_version_must_pass() {
+    let refit = Refit::new();
+    with_targets(&refit, "  - {name: a, model: mock/echo, prompt: p}\n  - {name: b, model: mock/fixed, prompt: p}\n", "{{message}}");
+    // It does not help to measure only the one that passes.
+    refit.run(&["eval", "run", "s.yaml", "--target", "a"]).expect(0);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("left target \"b\" out"), "{refused:?}");
+    refit.run(&["eval", "run", "s.yaml"]).expect(1);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("target \"b\": exact_match mean 0.0000 < 0.9"), "{refused:?}");
+}
+
+#[test]
+fn a_run_with_parameters_of_the_suite_proves_nothing() {
+    let refit = Refit::new();
+    let prompt = "---\nmodel: mock/echo\nconfig: {temperature: 0.5}\n---\n{{message}}";
+    with_targets(&refit, "  - {name: t, model: mock/echo, prompt: p, parameters: {temperature: 0}}\n", prompt);
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    let refused = refit.run(&["prompt", "promote", "p", "production"]).expect(1);
+    assert!(refused.stderr.contains("another \"temperature\" than its own config has"), "{refused:?}");
+    let suite = std::fs::read_to_string(refit.path().join("s.yaml")).expect("a suite");
+    refit.write("s.yaml", suite.replace(", parameters: {temperature: 0}", ""));
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    refit.run(&["prompt", "promote", "p", "production"]).expect(0);
+}
+
+#[test]
+fn a_protected_label_goes_back_only_to_what_is_proven() {
+    let refit = Refit::new();
+    with_suite(&refit);
+    let [.., developer, admin] = keys(&refit);
+    let protected = std::fs::read_to_string(refit.path().join("refit.toml")).expect("a configuration");
+    refit.write("refit.toml", "");
+    refit.write("p.prompt", "from before {{message}}");
+    publish(&refit, &["p.prompt"]).expect(0);
+    refit.run(&["prompt", "promote", "p@1", "production"]).expect(0);
+    refit.write("refit.toml", protected);
+    for source in ["{{message}}", "---\ndescription: again\n---\n{{message}}"] {
+        refit.write("p.prompt", source);
+        publish(&refit, &["p.prompt"]).expect(0);
+        refit.run(&["eval", "run", "s.yaml"]).expect(0);
+        refit.run(&["prompt", "promote", "p", "production"]).expect(0);
+    }
+    let server = refit.serve(&[]);
+    let back = |key: &str, body: Value| post(&server, "/p/labels/production/rollback", key, body);
+    let proven = back(&developer, json!({})).json();
+    assert_eq!((&proven["to_version"], &proven["detail"]["verdicts"][0]["passed"]), (&json!(2), &json!(true)));
+    let refused = back(&developer, json!({}));
+    assert_eq!(code(&refused), (409, "gate_refused".into()), "version 1 is from before the label was protected: {refused:?}");
+    assert!(refit.run(&["prompt", "rollback", "p", "production"]).expect(1).stderr.contains("without a run that passed"));
+    assert_eq!(back(&developer, json!({"force": true, "message": "now"})).status, 403);
+    assert_eq!(code(&back(&admin, json!({"force": true}))).1, "missing_required_parameter");
+    let taken = send("DELETE", &format!("{}/v1/prompts/p/labels/production?force=true&message=x", server.url()), Some(&admin), &[], None);
+    assert_eq!(taken.status, 200, "{taken:?}");
+    let refused = back(&developer, json!({}));
+    assert!(code(&refused).0 == 409 && refused.body.contains("it was taken away"), "{refused:?}");
+    let forced = refit.run(&["prompt", "rollback", "p", "production", "--force", "-m", "a mistake", "--json"]).expect(0).json();
+    assert_eq!((&forced["to_version"], &forced["detail"]["forced"]), (&json!(2), &json!(true)));
+    refit.run(&["prompt", "unlabel", "p", "production"]).expect(1);
+    let audit = refit.run(&["audit", "list", "--json"]).expect(0).json();
+    let refusals = audit.as_array().expect("rows").iter().filter(|row| row["action"] == "prompt.refuse").collect::<Vec<_>>();
+    assert_eq!(refusals.len(), 4, "{refusals:?}");
+    assert!(audit.to_string().contains("it may not be taken away"), "{audit}");
+    refit.run(&["audit", "verify"]).expect(0);
+}
+
+#[test]
+fn older_content_is_refused_with_the_way_out_and_the_file_stays() {
+    let refit = Refit::new();
+    let [.., developer, _] = keys(&refit);
+    refit.write("prompts/p.prompt", "one");
+    publish(&refit, &["prompts/p.prompt"]).expect(0);
+    refit.write("prompts/p.prompt", "two");
+    publish(&refit, &["prompts/p.prompt"]).expect(0);
+    refit.write("prompts/p.prompt", "one");
+    let refused = publish(&refit, &["prompts/p.prompt"]).expect(2);
+    assert!(refused.stderr.contains("as version 1") && refused.stderr.contains("refit prompt promote p@1 LABEL"), "{refused:?}");
+    let synced = refit.run(&["prompt", "sync", "prompts", "--json"]).expect(1).json();
+    assert_eq!(synced[0]["state"], "went_back", "{synced}");
+    assert_eq!(std::fs::read_to_string(refit.path().join("prompts/p.prompt")).expect("a file"), "one");
+    let server = refit.serve(&[]);
+    let send = |parent: Value| post(&server, "", &developer, json!({"name": "p", "source": "one", "parent": parent}));
+    assert_eq!(
+        (send(json!(1)).json()["error"]["param"].clone(), send(json!(2)).json()["error"]["param"].clone()),
+        (json!("parent"), json!("source"))
+    );
+}
+
+#[test]
+fn an_evaluation_publishes_over_nobody() {
+    let refit = Refit::new();
+    with_targets(&refit, "  - {name: t, model: mock/echo, prompt: p.prompt}\n", "{{message}}");
+    refit.write("elsewhere/p.prompt", "theirs {{message}}");
+    publish(&refit, &["elsewhere/p.prompt", "--parent", "1"]).expect(0);
+    // An older version is measured as it is, and stays older.
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    refit.write("p.prompt", "---\ndescription: mine\n---\n{{message}}");
+    let refused = refit.run(&["eval", "run", "s.yaml"]).expect(2);
+    assert!(
+        refused.stderr.contains("newer version than the one that was edited: 2") && refused.stderr.contains("--parent 2"),
+        "{refused:?}"
+    );
+    assert_eq!(refit.run(&["prompt", "show", "p"]).expect(0).stdout, "theirs {{message}}");
+    publish(&refit, &["p.prompt", "--parent", "2"]).expect(0);
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+}
+
+#[test]
+fn one_odd_file_does_not_keep_the_others() {
+    let refit = Refit::new();
+    for name in ["README", "my prompt", "latest", "a", "z"] {
+        refit.write(&format!("prompts/{name}.prompt"), name);
+    }
+    let synced = refit.run(&["prompt", "sync", "prompts", "--json"]).expect(1).json();
+    let rows: Vec<_> = synced
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| [&row["prompt"], &row["state"], &row["done"]].map(|word| word.as_str().unwrap_or_default()))
+        .collect();
+    let odd = |name| [name, "unusable", ""];
+    assert_eq!(rows, [odd("README"), ["a", "file_new", "published"], odd("latest"), odd("my prompt"), ["z", "file_new", "published"]]);
+    assert!(synced[0]["note"].as_str().is_some_and(|note| note.contains("rename it")), "{synced}");
+}

@@ -65,6 +65,16 @@ pub struct OfLabel {
     json: bool,
 }
 
+/// Arguments of `refit prompt rollback`.
+#[derive(clap::Args)]
+pub struct Rollback {
+    #[command(flatten)]
+    of: OfLabel,
+    /// Put a protected label back where no proof let it go; -m says why
+    #[arg(long)]
+    force: bool,
+}
+
 /// Arguments of `refit prompt unlabel`.
 #[derive(clap::Args)]
 pub struct Unlabel {
@@ -121,10 +131,10 @@ impl Changing {
     }
 
     /// Points a label back to where it stood before.
-    pub fn rollback(&self, args: &OfLabel) -> Result<(), Failure> {
-        let commit = audit::commit(&self.store);
-        let by = By { author: &self.author, message: &args.message, commit: &commit };
-        moved(&self.library.rollback(&args.name, &args.label, by)?, args.json)
+    pub fn rollback(&self, args: &Rollback) -> Result<(), Failure> {
+        let (of, commit) = (&args.of, audit::commit(&self.store));
+        let by = By { author: &self.author, message: &of.message, commit: &commit };
+        moved(&protect::rollback(&self.library, &self.config, (&of.name, &of.label), args.force, by)?, of.json)
     }
 
     /// Takes a label away.

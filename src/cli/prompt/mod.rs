@@ -93,7 +93,7 @@ enum Verb {
     Promote(change::Promote),
     /// Point a label back to where it stood before
     #[command(after_help = "Example:\n  refit prompt rollback greet production -m 'complaints'")]
-    Rollback(change::OfLabel),
+    Rollback(change::Rollback),
     /// Take a label away; whoever asks for it is told that it does not exist
     #[command(after_help = "Example:\n  refit prompt unlabel greet staging")]
     Unlabel(change::Unlabel),

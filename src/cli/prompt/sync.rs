@@ -10,6 +10,9 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// What was done where it went wrong.
+const FAILED: &str = "failed";
+
 /// Arguments of `refit prompt sync`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -41,12 +44,18 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode, Failure> {
     let folder = Folder::open(&store, &args.folder)?;
     let (author, commit) = (context.actor(), audit::commit(&store));
     let by = By { author: &author, message: &args.message, commit: &commit };
-    let items = folder.look()?;
-    let mut rows = Vec::new();
-    for item in &items {
-        let done = if args.check { "" } else { bring(args, &folder, item, by)? };
-        rows.push((item, done));
+    let mut items = folder.look()?;
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    for item in &mut items {
+        let brought = if args.check { Ok("") } else { bring(args, &folder, item, by) };
+        // One that fails does not keep the others.
+        done.push(brought.unwrap_or_else(|failure| {
+            item.note = failure.to_string();
+            failures.push((item.prompt.clone(), failure));
+            FAILED
+        }));
     }
+    let rows: Vec<_> = items.iter().zip(done).collect();
     let missing = |item: &Item| item.state == State::LibraryOnly && args.all;
     let differs = |item: &Item| missing(item) || !matches!(item.state, State::Same | State::LibraryOnly);
     let left = rows.iter().filter(|(item, done)| differs(item) && done.is_empty()).count();
@@ -60,7 +69,11 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode, Failure> {
              --parent {version}. Keep the library: refit prompt show {name} > {file}"
         ));
     }
-    Ok(if left > 0 { ExitCode::from(GATE_MISSED) } else { ExitCode::SUCCESS })
+    for (prompt, failure) in &failures {
+        let hint = failure.hint().map_or(String::new(), |hint| format!(" ({hint})"));
+        output::note(format!("{prompt}: {failure}{hint}"));
+    }
+    Ok(if left > 0 || !failures.is_empty() { ExitCode::from(GATE_MISSED) } else { ExitCode::SUCCESS })
 }
 
 /// Brings one side to where the other is; returns what was done.

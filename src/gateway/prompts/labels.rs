@@ -40,7 +40,8 @@ pub async fn promote(
     Ok(Json(moved.await?))
 }
 
-/// `POST /v1/prompts/{name}/labels/{label}/rollback`: back to where it stood before its last move.
+/// `POST /v1/prompts/{name}/labels/{label}/rollback`: back to where it stood before its last move. A protected label goes only
+/// to a version that is proven, or with an admin's `force` and a message.
 pub async fn rollback(
     State(gateway): State<Gateway>,
     Extension(caller): Extension<Caller>,
@@ -48,14 +49,15 @@ pub async fn rollback(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let (name, label) = two_of(path)?;
-    at_least(&caller, Role::Developer)?;
     let mut fields = Fields::of(&gateway, request).await?;
-    let message = fields.text("message")?.unwrap_or_default();
+    let (message, force) = (fields.text("message")?.unwrap_or_default(), fields.switch("force")?);
     fields.finish()?;
+    at_least(&caller, if force { Role::Admin } else { Role::Developer })?;
     let moved = blocking(move || {
         let (library, commit) = (library(&gateway), audit::commit(&gateway.app.store));
         let by = By { author: &caller.key_id, message: &message, commit: &commit };
-        Ok(shown(&name, &library.rollback(&name, &label, by)?))
+        let setup = gateway.app.inference.setup();
+        Ok(shown(&name, &protect::rollback(&library, &setup.config.prompts, (&name, &label), force, by)?))
     });
     Ok(Json(moved.await?))
 }

@@ -69,7 +69,8 @@ pub fn promotion() -> Value {
 
 /// A label to put back.
 pub fn rollback() -> Value {
-    json!({"type": "object", "additionalProperties": false, "properties": {"message": {"type": ["string", "null"]}}})
+    json!({"type": "object", "additionalProperties": false, "properties": {
+        "message": {"type": ["string", "null"]}, "force": {"type": ["boolean", "null"]}}})
 }
 
 /// A label's move.
