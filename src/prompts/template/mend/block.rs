@@ -24,7 +24,11 @@ impl<'a> Mend<'_, 'a> {
         rc: &mut RenderContext<'reg, 'rc>,
         out: &mut dyn Output,
     ) -> HelperResult {
-        let value = self.state.lock().param(site.helper, 0);
+        let value = {
+            let mut run = self.state.lock();
+            run.step(1)?;
+            run.param(site.helper, 0)
+        };
         let (program, inverse) = (site.helper.template(), site.helper.inverse());
         match (self.op, value.kind()) {
             (Op::Each, _) | (Op::Any, Kind::List(_)) => self.each(site, value, rc, out),
@@ -47,7 +51,6 @@ impl<'a> Mend<'_, 'a> {
         let mut block = BlockContext::new();
         {
             let mut run = self.state.lock();
-            run.step(1)?;
             let this = run.keep(this);
             site.name(&mut block, &this, &run.keep(Val::Undefined))?;
             block.set_base_value(this);

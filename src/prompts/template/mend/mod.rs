@@ -196,6 +196,7 @@ impl HelperDef for Mend<'_, '_> {
                 let mut run = self.state.lock();
                 // Nothing that a tag makes is needed behind it.
                 let kept = run.values.len();
+                run.step(1)?;
                 run.print(op, helper, rc)?;
                 run.values.truncate(kept);
                 Ok(())

@@ -32,7 +32,6 @@ impl<'a> Run<'a> {
     pub(super) fn print(&mut self, op: Op, helper: &Helper<'_>, rc: &mut RenderContext<'_, '_>) -> Done {
         match op {
             Op::History => {
-                self.step(1)?;
                 if std::mem::replace(&mut self.has_history, true) {
                     return Err(wrong(helper, 0, "{{history}} has its place already: the earlier messages stand in a prompt once"));
                 }
@@ -48,7 +47,6 @@ impl<'a> Run<'a> {
                 self.pieces.push(Piece::Section(name));
             }
             Op::Media => {
-                self.step(1)?;
                 let (url, content_type) = (self.named(helper, "url"), self.named(helper, "contentType"));
                 let url = url.scalar().filter(|url| !is_blank(url));
                 let url = url.ok_or_else(|| wrong(helper, 0, "the url of {{media}} is empty"))?.into_owned();
@@ -69,7 +67,6 @@ impl<'a> Run<'a> {
     }
 
     fn text_of(&mut self, helper: &Helper<'_>, name: &str) -> Result<String, Stop> {
-        self.step(1)?;
         let value = self.param(helper, 0);
         let text = value.scalar().filter(|text| !is_blank(text));
         let text = text.ok_or_else(|| wrong(helper, 1, format!("{name} needs a text, and what it is given has none")))?;
