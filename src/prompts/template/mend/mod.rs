@@ -57,8 +57,8 @@ pub(super) enum Op {
     Include,
 }
 
-/// All of them; the two tests that have a word of their own are left out.
-const OPS: [Op; 26] = [
+/// All of them.
+const OPS: [Op; 27] = [
     Op::Get,
     Op::Named,
     Op::Data,
@@ -85,6 +85,7 @@ const OPS: [Op; 26] = [
     Op::With,
     Op::Any,
     Op::Body,
+    Op::Include,
 ];
 
 impl Op {
@@ -142,7 +143,7 @@ impl Op {
 
 /// Makes the helpers known for one render, and its root.
 pub(super) fn prepare<'s>(rc: &mut RenderContext<'_, 's>, state: &'s State<'_>) {
-    for op in OPS.into_iter().chain([Op::Include]) {
+    for op in OPS {
         rc.register_local_helper(op.name(), Box::new(Mend { op, state }));
     }
     let mut run = state.lock();
