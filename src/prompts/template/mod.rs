@@ -65,7 +65,7 @@ mod tests {
             ("{{../name}}", "take `../` away"),
             ("{{#section \"a\"}}x{{/section}}", "{{section \"examples\"}}, without #"),
             ("{{log name}}", "take the tag away"),
-            ("{{#each l as |a b c|}}x{{/each}}", "write {{#each items as |item i|}}"),
+            ("{{#each l as |a b c|}}x{{/each}}", "as |item index|"),
             ("{{* decorate}}", "{{* …}}"),
             ("{{json (role \"system\")}}", "a tag of its own"),
         ] {

@@ -129,9 +129,6 @@ impl Parser<'_> {
         if !names.is_empty() && !takes_names {
             return fault(place, "names between | and | go with {{#each …}} and {{#with …}} only");
         }
-        if names.len() > 2 {
-            return fault(place, "a block gives two names at most: write {{#each items as |item i|}}");
-        }
         let head = match helper {
             None => Head::Section(path),
             Some(helper) => {
