@@ -73,8 +73,10 @@ impl Compiler {
         }
         // Inline partials are known in their body only.
         let ups = Parameter::Literal(usize::from(body == Body::Scope).into());
+        // The crate notes each of them, with its name, whenever the body is entered.
+        let cost: usize = program.inlines.keys().map(|name| 1 + name.len() / 64).sum();
         let mut whole = Template::default();
-        whole.elements.push(block(Op::Body.name(), vec![ups], (Some(inside), None), None));
+        whole.elements.push(block(Op::Body.name(), vec![ups, Parameter::Literal(cost.into())], (Some(inside), None), None));
         whole
     }
 

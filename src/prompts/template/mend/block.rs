@@ -3,7 +3,7 @@
 use super::super::eval::{Done, Piece, Run};
 use super::super::value::{Kind, Merged, Over, Val};
 use super::scope::{self, RESUME, UPS};
-use super::{Mend, Op, Site, number, text, wrong};
+use super::{Mend, Op, Site, number, text, texts, wrong};
 use handlebars::{BlockContext, BlockParams, HelperResult, Output, RenderContext, Renderable, Template};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ impl<'a> Mend<'_, 'a> {
     ) -> HelperResult {
         let value = {
             let mut run = self.state.lock();
-            run.step(1)?;
+            run.step(1 + texts(site.helper))?;
             run.param(site.helper, 0)
         };
         let (program, inverse) = (site.helper.template(), site.helper.inverse());
@@ -133,12 +133,11 @@ impl<'a> Mend<'_, 'a> {
         rc: &mut RenderContext<'reg, 'rc>,
         out: &mut dyn Output,
     ) -> HelperResult {
-        let template = site.helper.template();
-        self.state.lock().step(template.map_or(0, |template| template.elements.len()) / 16)?;
+        self.state.lock().step(number(site.helper, 1))?;
         let mut block = BlockContext::new();
         block.set_local_var(UPS, number(site.helper, 0).into());
         rc.push_block(block);
-        site.render(template, rc, out)?;
+        site.render(site.helper.template(), rc, out)?;
         rc.pop_block();
         Ok(())
     }
@@ -160,7 +159,7 @@ impl<'a> Mend<'_, 'a> {
         block.set_local_var(RESUME, resume.into());
         let outer = {
             let mut run = self.state.lock();
-            run.step(1 + passed / 8)?;
+            run.step(1 + passed / 8 + texts(site.helper))?;
             let this = run.partial_this(site, rc);
             block.set_base_value(run.keep(this));
             if indent.is_empty() { Vec::new() } else { std::mem::take(&mut run.pieces) }

@@ -51,7 +51,7 @@ pub(super) enum Op {
     With,
     /// `{{#value}}`.
     Any,
-    /// `ups`: a body in which inline partials are known.
+    /// `ups cost`: a body in which inline partials are known.
     Body,
     /// `name indent line column [key value]… this=`: a partial.
     Include,
@@ -120,6 +120,11 @@ impl Op {
             Op::Body => "body",
             Op::Include => "include",
         }
+    }
+
+    /// Whether it has a value.
+    fn is_value(self) -> bool {
+        !matches!(self, Op::Role | Op::History | Op::Section | Op::Media | Op::Each | Op::With | Op::Any | Op::Body | Op::Include)
     }
 
     /// The one for a helper of the template. Conditions are the crate's own; their value is [`Op::Truthy`] or [`Op::Same`].
@@ -197,7 +202,7 @@ impl HelperDef for Mend<'_, '_> {
                 let mut run = self.state.lock();
                 // Nothing that a tag makes is needed behind it.
                 let kept = run.values.len();
-                run.step(1)?;
+                run.step(if op.is_value() { 1 } else { 1 + texts(helper) })?;
                 run.print(op, helper, rc)?;
                 run.values.truncate(kept);
                 Ok(())
@@ -246,6 +251,12 @@ impl<'a> Run<'a> {
     fn named(&self, helper: &Helper<'_>, name: &str) -> Val<'a> {
         self.given(helper.hash_get(name))
     }
+}
+
+/// Steps for texts of the template in a call: they are copied or compared.
+fn texts(helper: &Helper<'_>) -> usize {
+    let given = helper.params().iter().chain(helper.hash().values());
+    given.filter_map(|param| param.try_get_constant_value()?.as_str()).map(|text| text.len() / 64).sum()
 }
 
 /// A whole number that the compiler wrote.

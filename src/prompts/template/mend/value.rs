@@ -2,7 +2,7 @@
 
 use super::super::eval::{Run, Stop};
 use super::super::value::{Kind, Val, length};
-use super::{Op, number, scope, text};
+use super::{Op, number, scope, text, texts};
 use crate::prompts::helpers::Test;
 use handlebars::{Helper, RenderContext};
 use std::cmp::Ordering;
@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 impl<'a> Run<'a> {
     /// The value of a call.
     pub(super) fn value(&mut self, op: Op, helper: &Helper<'_>, rc: &mut RenderContext<'_, '_>) -> Result<Val<'a>, Stop> {
-        self.step(1)?;
+        self.step(1 + texts(helper))?;
         match op {
             Op::Get => {
                 let ups = number(helper, 0);
@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
     fn follow(&mut self, mut value: Val<'a>, helper: &Helper<'_>, at: usize) -> Result<Val<'a>, Stop> {
         let parts = helper.param(at).and_then(|param| param.value().as_array());
         for part in parts.into_iter().flatten().filter_map(|part| part.as_str()) {
-            self.step(value.cost() / 16 + value.weight() / 64)?;
+            self.step(value.cost() / 16 + value.weight() / 64 + part.len() / 64)?;
             value = value.get(part);
         }
         Ok(value)
