@@ -22,7 +22,7 @@ pub struct Compiled {
     levels: usize,
 }
 
-/// Stack for a level, in bytes: twice what one with inline partials takes in a build without optimization.
+/// Stack for a level, in bytes. An `if` takes some 6 KiB in a build without optimization, a body with inline partials counts once more.
 const LEVEL_BYTES: usize = 24 * 1024;
 /// Stack for what is around and inside of the levels, parentheses among it, in bytes.
 const BASE_BYTES: usize = 512 * 1024;
