@@ -2,8 +2,9 @@
 
 use super::front::{self, FrontMatter};
 use super::references::{self, Variable};
-use super::template::eval::Partials;
+use super::template::compile::Compiled;
 use super::template::read::{Fault, read};
+use super::template::tree::Partials;
 use super::template::tree::{Place, Program};
 use super::{Problem, PromptError, schema, validate};
 use crate::types::Digest;
@@ -56,6 +57,8 @@ pub struct Prompt {
     pub partials: Vec<String>,
     pub(super) body: Program,
     pub(super) outside: Partials,
+    /// Both of them, as they are rendered.
+    pub(super) compiled: Compiled,
     /// Value of `@metadata`.
     pub(super) metadata: Value,
     /// What [`Prompt::required_variables`] says.
@@ -84,7 +87,7 @@ impl Prompt {
         let front = front::read(parts.yaml, surroundings).map_err(in_yaml)?;
         let body = read(parts.body, parts.body_place).map_err(|fault| located(fault, name))?;
         let outside = outside(&body, surroundings)?;
-        validate::partials(&body, &outside).map_err(|(owner, fault)| located(fault, owner.as_deref().unwrap_or(name)))?;
+        let levels = validate::partials(&body, &outside).map_err(|(owner, fault)| located(fault, owner.as_deref().unwrap_or(name)))?;
         let variables = references::variables(&body, &outside).map_err(|fault| located(fault, name))?;
         let metadata = json!({"prompt": front::metadata(&front, surroundings)});
         let mut prompt = Prompt {
@@ -95,6 +98,7 @@ impl Prompt {
             partials: outside.keys().cloned().collect(),
             required: Vec::new(),
             front,
+            compiled: Compiled::new(&body, &outside, levels),
             body,
             outside,
             metadata,

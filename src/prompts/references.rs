@@ -2,8 +2,8 @@
 
 use super::Problem;
 use super::helpers::Helper;
-use super::template::eval::Partials;
 use super::template::read::Fault;
+use super::template::tree::Partials;
 use super::template::tree::{Block, Call, Expr, Head, Node, Partial, Path, Place, Program};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;

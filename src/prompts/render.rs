@@ -9,7 +9,7 @@ use super::{Problem, PromptError, schema};
 use crate::types::chat::{Content, Message};
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value, json};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Largest rendered text, in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
@@ -113,9 +113,9 @@ impl Prompt {
         if input.missing == Missing::Refuse {
             self.check(&values)?;
         }
-        let data = Data { root: values.root(), context: input.context, metadata: &self.metadata, partials: &self.outside };
+        let data = Data { root: values.root(), context: input.context, metadata: &self.metadata };
         let limits = Limits { steps: MAX_STEPS, bytes: MAX_OUTPUT_BYTES };
-        let pieces = eval::render(&self.body, &data, limits).map_err(|stop| match stop {
+        let pieces = eval::render(&self.compiled, &data, limits).map_err(|stop| match stop {
             Stop::Full => Problem::OutputTooLarge.of(&self.name),
             Stop::Spent => Problem::TooManySteps.of(&self.name),
             Stop::Wrong(place, text) => Problem::Render(text).at_place(&self.name, place),
@@ -163,7 +163,7 @@ impl<'a> Values<'a> {
         let layers = self.layers.iter().flatten().filter(|layer| !layer.is_empty());
         let lay = |base: Option<Val<'a>>, over: &&'a Map<String, Value>| match base {
             None => Some(Val::Fields(over)),
-            Some(base) => Some(Val::Merged(Rc::new(Merged::new(base, Over::Fields(over))))),
+            Some(base) => Some(Val::Merged(Arc::new(Merged::new(base, Over::Fields(over))))),
         };
         let nothing = self.layers.iter().flatten().next();
         layers.fold(None, lay).or(nothing.map(|empty| Val::Fields(empty))).unwrap_or(Val::Undefined)

@@ -2,8 +2,8 @@
 //! Blocks and parentheses are bounded while they are read ([`super::template::read`]).
 
 use super::Problem;
-use super::template::eval::Partials;
 use super::template::read::Fault;
+use super::template::tree::Partials;
 use super::template::tree::{Node, Place, Program};
 use super::template::{MAX_DEPTH, MAX_LEVELS};
 use crate::types::error::did_you_mean;
@@ -50,11 +50,12 @@ fn gather<'p>(program: &'p Program, found: &mut impl FnMut((&'p str, Place))) {
     }
 }
 
-/// Checks the partials of a prompt. The fault comes with the name of the partial in whose text it stands, `None` for the prompt's own.
+/// Checks the partials of a prompt, and says how deep a render goes. The fault comes with the name of the partial in whose text it stands,
+/// `None` for the prompt's own.
 ///
 /// # Errors
 /// Unknown partials, [`Problem::Recursive`] and [`Problem::TooNested`].
-pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String>, Fault)> {
+pub fn partials(body: &Program, outside: &Partials) -> Result<usize, (Option<String>, Fault)> {
     let texts = || std::iter::once((None, body)).chain(outside.iter().map(|(name, program)| (Some(name), program)));
     // A name may be defined in several places; whichever is meant, all its bodies count.
     let mut bodies: BTreeMap<&str, Vec<&Program>> = outside.iter().map(|(name, program)| (name.as_str(), vec![program])).collect();
@@ -86,7 +87,8 @@ pub fn partials(body: &Program, outside: &Partials) -> Result<(), (Option<String
         heights.insert(name, levels);
     }
     let (levels, place) = height(body, &heights);
-    within(levels).map_err(|problem| (None, (place, problem)))
+    within(levels).map_err(|problem| (None, (place, problem)))?;
+    Ok(levels)
 }
 
 fn within(levels: usize) -> Result<(), Problem> {
@@ -159,7 +161,7 @@ mod tests {
     use super::*;
     use crate::prompts::template::read::read;
 
-    fn check(source: &str, outside: &[(&str, &str)]) -> Result<(), (Option<String>, Fault)> {
+    fn check(source: &str, outside: &[(&str, &str)]) -> Result<usize, (Option<String>, Fault)> {
         let read = |text: &str| read(text, Place { line: 1, column: 1 }).expect("reads");
         let outside: Partials = outside.iter().map(|(name, text)| (name.to_string(), read(text))).collect();
         partials(&read(source), &outside)

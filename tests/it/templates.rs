@@ -115,6 +115,30 @@ fn bombs() -> Vec<Bomb> {
             json!({"l": vec![0; 5000], "t": "x".repeat(700_000)}),
             "steps",
         ),
+        bomb(
+            "long names",
+            format!("{{{{#each l}}}}{{{{../o.{}}}}}{{{{/each}}}}", "n".repeat(60_000)),
+            json!({"l": vec![0; 20_000], "o": {"a": 1, "b": 2}}),
+            "steps",
+        ),
+        bomb(
+            "long texts compared",
+            format!("{{{{#each l}}}}{{{{#if (eq 1 \"{}\")}}}}{{{{/if}}}}{{{{/each}}}}", "t".repeat(60_000)),
+            json!({"l": vec![0; 20_000]}),
+            "steps",
+        ),
+        bomb(
+            "long names of partials",
+            format!("{{{{#each l}}}}{{{{#*inline \"{}\"}}}}{{{{/inline}}}}{{{{/each}}}}", "p".repeat(60_000)),
+            json!({"l": vec![0; 20_000]}),
+            "steps",
+        ),
+        bomb(
+            "long names of items",
+            format!("{{{{#each l as |{0}|}}}}{{{{{0}}}}}{{{{/each}}}}", "i".repeat(30_000)),
+            json!({"l": vec![0; 20_000]}),
+            "steps",
+        ),
         bomb("layers over layers", layers(), json!({"l": vec![0; 5000]}), "steps"),
         bomb("inclusions without end", inclusions(), none(), "included very often"),
     ]

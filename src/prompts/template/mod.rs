@@ -1,13 +1,13 @@
-//! The language of a prompt's body: Handlebars as handlebars.js 4 defines it, read once into a tree and evaluated from there.
+//! The language of a prompt's body: Handlebars as handlebars.js 4 defines it. The crate `handlebars` renders it; we read it.
 //!
-//! [`read`] makes the tree (`scan`: its characters), [`space`] takes away the white space that tags swallow, [`eval`] walks the tree with
-//! variables (`blocks`: bodies and partials, `output`: text and structure), [`value`] is
-//! what JavaScript does with values. Left out on purpose, and refused when a prompt is read: partials with a block, names that are
-//! computed, helpers of one's own. What a helper does stands in [`super::helpers`].
+//! [`read`] makes the tree (`scan`: its characters), [`space`] takes away the white space that tags swallow, [`compile`] makes of the tree
+//! what the crate renders, [`eval`] has it rendered, and `mend` holds the helpers that the crate calls, which do as handlebars.js does
+//! ([`value`]: what JavaScript does with values). Left out on purpose, and refused when a prompt is read: partials with a block, names
+//! that are computed, helpers of one's own. What a helper does stands in [`super::helpers`].
 
-mod blocks;
+pub mod compile;
 pub mod eval;
-mod output;
+mod mend;
 pub mod read;
 mod scan;
 pub mod space;
@@ -38,13 +38,8 @@ mod tests {
         let partials: BTreeMap<String, String> =
             pairs.map(|(name, text)| (name.clone(), text.as_str().unwrap_or_default().into())).collect();
         let prompt = Prompt::parse_with("case", template, &partials).map_err(|error| error.to_string())?;
-        let data = Data {
-            root: Val::Json(&whole["data"]),
-            context: whole["context"].as_object(),
-            metadata: &Value::Null,
-            partials: &prompt.outside,
-        };
-        let pieces = render(&prompt.body, &data, Limits { steps: 100_000, bytes: 1 << 20 }).map_err(|stop| format!("{stop:?}"))?;
+        let data = Data { root: Val::Json(&whole["data"]), context: whole["context"].as_object(), metadata: &Value::Null };
+        let pieces = render(&prompt.compiled, &data, Limits { steps: 100_000, bytes: 1 << 20 }).map_err(|stop| format!("{stop:?}"))?;
         Ok(pieces.iter().map(|piece| if let Piece::Text(text) = piece { text.as_str() } else { "" }).collect())
     }
 
@@ -70,6 +65,7 @@ mod tests {
             ("{{../name}}", "take `../` away"),
             ("{{#section \"a\"}}x{{/section}}", "{{section \"examples\"}}, without #"),
             ("{{log name}}", "take the tag away"),
+            ("{{#each l as |a b c|}}x{{/each}}", "as |item index|"),
             ("{{* decorate}}", "{{* …}}"),
             ("{{json (role \"system\")}}", "a tag of its own"),
         ] {

@@ -13,6 +13,9 @@ pub struct Place {
     pub column: usize,
 }
 
+/// Partials by name.
+pub type Partials = BTreeMap<String, Program>;
+
 /// A sequence of nodes: a whole template, or the body of a block.
 #[derive(Debug, Default)]
 pub struct Program {

@@ -3,7 +3,7 @@
 use super::space::is_space;
 use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A value of a render.
 #[derive(Debug, Clone)]
@@ -17,13 +17,13 @@ pub enum Val<'a> {
     /// A key of an object.
     Key(&'a str),
     /// A text that a helper made.
-    Made(Rc<str>),
-    /// A position or a length.
-    Count(usize),
+    Made(Arc<str>),
+    /// A number that a helper or the template made.
+    Number(Num),
     /// An answer of a helper.
     Bool(bool),
     /// An object with fields laid over another value: what a partial with parameters sees.
-    Merged(Rc<Merged<'a>>),
+    Merged(Arc<Merged<'a>>),
 }
 
 /// See [`Val::Merged`].
@@ -47,7 +47,7 @@ pub enum Over<'a> {
     /// All of an object.
     Fields(&'a Map<String, Value>),
     /// A few.
-    Pairs(Vec<(&'a str, Val<'a>)>),
+    Pairs(Vec<(String, Val<'a>)>),
 }
 
 /// A value by its JavaScript type.
@@ -68,7 +68,7 @@ pub enum Kind<'v, 'a> {
     /// An object.
     Fields(&'a Map<String, Value>),
     /// An object of two layers.
-    Merged(&'v Rc<Merged<'a>>),
+    Merged(&'v Arc<Merged<'a>>),
 }
 
 /// A number; whole ones stay exact.
@@ -81,6 +81,21 @@ pub enum Num {
 }
 
 impl<'a> Val<'a> {
+    /// A position or a length.
+    pub fn count(count: usize) -> Self {
+        Val::Number(Num::Whole(count as i128))
+    }
+
+    /// A value that stands in a template.
+    pub fn literal(value: &Value) -> Self {
+        match value {
+            Value::Bool(value) => Val::Bool(*value),
+            Value::Number(number) => Val::Number(Num::of(number)),
+            Value::String(text) => Val::Made(text.as_str().into()),
+            _ => Val::Json(&Value::Null),
+        }
+    }
+
     /// The value by type.
     pub fn kind(&self) -> Kind<'_, 'a> {
         match self {
@@ -96,7 +111,7 @@ impl<'a> Val<'a> {
             Val::Fields(fields) => Kind::Fields(fields),
             Val::Key(text) => Kind::Text(text),
             Val::Made(text) => Kind::Text(text),
-            Val::Count(count) => Kind::Number(Num::Whole(*count as i128)),
+            Val::Number(number) => Kind::Number(*number),
             Val::Bool(value) => Kind::Bool(*value),
             Val::Merged(merged) => Kind::Merged(merged),
         }
@@ -106,11 +121,11 @@ impl<'a> Val<'a> {
     pub fn get(&self, key: &str) -> Val<'a> {
         match self.kind() {
             Kind::Null => self.clone(),
-            Kind::List(items) if key == "length" => Val::Count(items.len()),
+            Kind::List(items) if key == "length" => Val::count(items.len()),
             Kind::List(items) => position(key).and_then(|i| items.get(i)).map_or(Val::Undefined, Val::Json),
             Kind::Fields(fields) => fields.get(key).map_or(Val::Undefined, Val::Json),
             Kind::Merged(merged) => merged.get(key),
-            Kind::Text(text) if key == "length" => Val::Count(length(text)),
+            Kind::Text(text) if key == "length" => Val::count(length(text)),
             Kind::Text(text) => match position(key).and_then(|i| text.encode_utf16().nth(i)) {
                 Some(unit) => Val::Made(String::from_utf16_lossy(&[unit]).into()),
                 None => Val::Undefined,
@@ -145,7 +160,7 @@ impl<'a> Val<'a> {
             (Kind::Text(a), Kind::Text(b)) => std::ptr::eq(a, b) || a == b,
             (Kind::List(a), Kind::List(b)) => std::ptr::eq(a.as_ptr(), b.as_ptr()) && a.len() == b.len(),
             (Kind::Fields(a), Kind::Fields(b)) => std::ptr::eq(a, b),
-            (Kind::Merged(a), Kind::Merged(b)) => std::ptr::eq(Rc::as_ptr(a).cast::<u8>(), Rc::as_ptr(b).cast::<u8>()),
+            (Kind::Merged(a), Kind::Merged(b)) => std::ptr::eq(Arc::as_ptr(a).cast::<u8>(), Arc::as_ptr(b).cast::<u8>()),
             _ => false,
         }
     }
@@ -206,13 +221,13 @@ impl<'a> Merged<'a> {
         };
         let below: std::collections::HashMap<String, usize> =
             entries.iter().enumerate().map(|(i, (key, _))| (key.to_string(), i)).collect();
-        let mut put = |key: &'a str, value: Val<'a>| match below.get(key) {
+        let mut put = |key: Cow<'a, str>, value: Val<'a>| match below.get(key.as_ref()) {
             Some(&i) => entries[i].1 = value,
-            None => entries.push((key.into(), value)),
+            None => entries.push((key, value)),
         };
         match &self.over {
-            Over::Fields(fields) => fields.iter().for_each(|(key, value)| put(key, Val::Json(value))),
-            Over::Pairs(pairs) => pairs.iter().for_each(|(key, value)| put(key, value.clone())),
+            Over::Fields(fields) => fields.iter().for_each(|(key, value)| put(key.into(), Val::Json(value))),
+            Over::Pairs(pairs) => pairs.iter().for_each(|(key, value)| put(key.clone().into(), value.clone())),
         }
         entries
     }

@@ -1,15 +1,16 @@
-//! Values to text, and helpers that write: the part of [`super::eval`] that ends in pieces.
+//! Values to text, and helpers that make structure.
 
-use super::eval::{Done, Env, Piece, Render, Stop};
-use super::space::is_blank;
-use super::tree::Call;
-use super::value::{Kind, Val};
-use crate::prompts::helpers::{self, Helper};
+use super::super::eval::{Done, Piece, Run, Stop};
+use super::super::space::is_blank;
+use super::super::value::{Kind, Val};
+use super::{Op, wrong};
+use crate::prompts::helpers;
+use handlebars::{Helper, RenderContext};
 use serde_json::Value;
 
-impl<'a> Render<'a> {
+impl<'a> Run<'a> {
     /// Writes a value as JavaScript turns it into text.
-    pub(super) fn show(&mut self, value: &Val<'a>) -> Done {
+    fn show(&mut self, value: &Val<'a>) -> Done {
         match value.kind() {
             Kind::Undefined | Kind::Null => Ok(()),
             Kind::Text(text) => self.write(text),
@@ -28,40 +29,35 @@ impl<'a> Render<'a> {
     }
 
     /// A helper in a tag of its own.
-    pub(super) fn print(&mut self, call: &'a Call, env: Env<'_, 'a>) -> Done {
-        match call.helper {
-            Helper::History if self.has_history => {
-                return Err(Stop::Wrong(
-                    call.place,
-                    "{{history}} has its place already: the earlier messages stand in a prompt once".into(),
-                ));
-            }
-            Helper::History => {
-                self.has_history = true;
+    pub(super) fn print(&mut self, op: Op, helper: &Helper<'_>, rc: &mut RenderContext<'_, '_>) -> Done {
+        match op {
+            Op::History => {
+                if std::mem::replace(&mut self.has_history, true) {
+                    return Err(wrong(helper, 0, "{{history}} has its place already: the earlier messages stand in a prompt once"));
+                }
                 self.pieces.push(Piece::History);
             }
-            Helper::Role => {
-                let role = self.text_of(call, 0, "role", env)?;
-                helpers::role(&role).map_err(|problem| Stop::Wrong(call.place, problem))?;
+            Op::Role => {
+                let role = self.text_of(helper, "role")?;
+                helpers::role(&role).map_err(|problem| wrong(helper, 1, problem))?;
                 self.pieces.push(Piece::Role(role));
             }
-            Helper::Section => {
-                let name = self.text_of(call, 0, "section", env)?;
+            Op::Section => {
+                let name = self.text_of(helper, "section")?;
                 self.pieces.push(Piece::Section(name));
             }
-            Helper::Media => {
-                let url = self.named(call, "url", env)?;
-                let content_type = self.named(call, "contentType", env)?;
+            Op::Media => {
+                let (url, content_type) = (self.named(helper, "url"), self.named(helper, "contentType"));
                 let url = url.scalar().filter(|url| !is_blank(url));
-                let url = url.ok_or_else(|| Stop::Wrong(call.place, "the url of {{media}} is empty".into()))?.into_owned();
+                let url = url.ok_or_else(|| wrong(helper, 0, "the url of {{media}} is empty"))?.into_owned();
                 let content_type = content_type.scalar().filter(|kind| !kind.is_empty()).map(|kind| kind.into_owned());
                 self.count(url.len() + content_type.as_ref().map_or(0, String::len))?;
                 self.pieces.push(Piece::Media { url, content_type });
             }
             _ => {
-                let value = self.call(call, env)?;
+                let value = self.value(op, helper, rc)?;
                 // What `json` made is counted where it is made.
-                if let (Helper::Json, Val::Made(text)) = (call.helper, &value) {
+                if let (Op::Json, Val::Made(text)) = (op, &value) {
                     self.limits.bytes += text.len();
                 }
                 self.show(&value)?;
@@ -70,26 +66,29 @@ impl<'a> Render<'a> {
         Ok(())
     }
 
-    fn text_of(&mut self, call: &'a Call, at: usize, name: &str, env: Env<'_, 'a>) -> Result<String, Stop> {
-        let value = self.param(call, at, env)?;
+    fn text_of(&mut self, helper: &Helper<'_>, name: &str) -> Result<String, Stop> {
+        let value = self.param(helper, 0);
         let text = value.scalar().filter(|text| !is_blank(text));
-        let text = text.ok_or_else(|| Stop::Wrong(call.place, format!("{name} needs a text, and what it is given has none")))?;
+        let text = text.ok_or_else(|| wrong(helper, 1, format!("{name} needs a text, and what it is given has none")))?;
         self.count(text.len())?;
         Ok(text.into_owned())
     }
 
-    pub(super) fn json_arguments(&mut self, call: &'a Call, env: Env<'_, 'a>) -> Result<(Val<'a>, String), Stop> {
-        let (value, indent) = (self.param(call, 0, env)?, self.named(call, "indent", env)?);
+    /// What the helper `json` makes.
+    pub(super) fn json_text(&mut self, helper: &Helper<'_>) -> Result<String, Stop> {
+        let (value, indent) = (self.param(helper, 0), self.named(helper, "indent"));
         let indent = match indent.kind() {
             Kind::Number(number) => " ".repeat(number.float().clamp(0.0, 10.0) as usize),
             Kind::Text(text) => text.chars().take(10).collect(),
             _ => String::new(),
         };
-        Ok((value, indent))
+        let mut text = String::new();
+        self.json(&value, &indent, 0, &mut text)?;
+        Ok(text)
     }
 
     /// `JSON.stringify`; what is missing is `null`.
-    pub(super) fn json(&mut self, value: &Val<'a>, indent: &str, depth: usize, out: &mut String) -> Done {
+    fn json(&mut self, value: &Val<'a>, indent: &str, depth: usize, out: &mut String) -> Done {
         let before = out.len();
         match value.kind() {
             Kind::Undefined | Kind::Null => out.push_str("null"),
