@@ -4,7 +4,7 @@ use super::{Request, variables};
 use crate::access::audit;
 use crate::prompts::library::By;
 use crate::prompts::lint::{Severity, lint};
-use crate::prompts::{Library, Prompt, walk};
+use crate::prompts::{Library, LibraryError, Prompt, walk};
 use crate::store::Store;
 use crate::types::{Digest, Failure};
 use std::collections::HashSet;
@@ -131,7 +131,12 @@ impl Nursery {
 
     fn store(&self, source: &str, message: &str) -> Result<Candidate, Failure> {
         let by = By { author: &self.author, message, commit: &audit::commit(&self.store) };
-        let version = self.library.publish(&self.name, source, by)?.version;
+        let version = match self.library.publish(&self.name, source, by) {
+            Ok(published) => published.version,
+            // An earlier execution proposed it, too.
+            Err(LibraryError::Older { prompt, version, .. }) => self.library.get(&format!("{prompt}@{version}"))?,
+            Err(error) => return Err(error.into()),
+        };
         let prompt = self.library.compile(&version)?;
         let reference = format!("{}@{}", version.prompt, version.version);
         Ok(Candidate { name: reference.clone(), reference, source: version.source, digest: version.digest, prompt })
