@@ -1,6 +1,7 @@
 //! Whether a caller may make a call now: allowed names, requests and tokens per minute, budgets. What is reserved before the call is
 //! settled when its log row is written.
 
+use super::foresee::Foreseen;
 use super::plan::Plan;
 use super::road::Road;
 use super::size::Size;
@@ -160,7 +161,13 @@ impl Inference {
     /// # Errors
     /// [`Code::FORBIDDEN`] for a name that the key may not call, [`Code::RATE_LIMIT`] and [`Code::BUDGET`] with seconds to wait,
     /// [`Code::PRICE_UNKNOWN`] where a budget stands over a call that nobody knows the price of.
-    pub(super) async fn admit(&self, setup: &Setup, ask: &Ask, road: &Road, extent: Extent) -> Result<Grant, Failure> {
+    pub(super) async fn admit(
+        &self,
+        setup: &Setup,
+        ask: &Ask,
+        road: &Road,
+        (extent, foreseen): (Extent, &Foreseen),
+    ) -> Result<Grant, Failure> {
         let Some(bounds) = &ask.caller.bounds else { return Ok(Grant { size: extent.size, held: None }) };
         self.may_take(ask, road)?;
         if bounds.meters.is_empty() {
@@ -168,7 +175,7 @@ impl Inference {
         }
         let need = match ask.endpoint {
             endpoint if WITHOUT_ANSWER.contains(&endpoint) => Need { requests: 1, tokens: 0, cost: Some(MicroUsd(0)) },
-            endpoint => Need { requests: u64::from(!BESIDE.contains(&endpoint)), ..self.need(setup, road, extent)? },
+            endpoint => Need { requests: u64::from(!BESIDE.contains(&endpoint)), ..self.need(setup, road, (extent, foreseen))? },
         };
         let receipt = match meter::reserve(&bounds.meters, need, Moment::now()) {
             Err(Refusal::Unread { .. }) => {
@@ -199,14 +206,14 @@ impl Inference {
 
     /// The most that the call may need, wherever on its road it is answered: by its target, after a cascade has asked others, and once
     /// more where the reply may have to be mended.
-    fn need(&self, setup: &Setup, road: &Road, extent: Extent) -> Result<Need, Failure> {
+    fn need(&self, setup: &Setup, road: &Road, (extent, foreseen): (Extent, &Foreseen)) -> Result<Need, Failure> {
         let bill = Bill { setup, now: now_ms() };
-        let Most { mut cost, again, tokens, .. } = self.most(&bill, road, extent)?;
+        let Most { mut cost, again, tokens, .. } = self.most(&bill, road, (extent, foreseen))?;
         if extent.repairs {
             cost = sum(cost, again);
         }
         if let Some(cascade) = &road.cascade {
-            let first = self.most(&bill, &cascade.first, extent)?;
+            let first = self.most(&bill, &cascade.first, (extent, foreseen))?;
             cost = sum(cost, first.cost);
             for plan in cascade.judge.iter().flat_map(|judge| &judge.targets) {
                 let (size, output) = cascade::judging(&cascade.accept, &extent.size, first.output);
@@ -217,11 +224,11 @@ impl Inference {
     }
 
     /// The most that a call of any target of a road may need, with what its release adds to the request.
-    fn most(&self, bill: &Bill<'_>, road: &Road, extent: Extent) -> Result<Most, Failure> {
+    fn most(&self, bill: &Bill<'_>, road: &Road, (extent, foreseen): (Extent, &Foreseen)) -> Result<Most, Failure> {
         let usual = bill.setup.config.budgets.max_output_tokens.max(extent.own_output);
         let mut most = Most { cost: Some(MicroUsd(0)), again: Some(MicroUsd(0)), tokens: 0, output: 0 };
         for plan in &road.targets {
-            let Extent { size, output, replies, .. } = self.with_release(plan, extent)?;
+            let Extent { size, output, replies, .. } = self.with_release(plan, extent, foreseen)?;
             let most_output = output.unwrap_or(usual).saturating_mul(replies);
             most.cost = dearer(most.cost, bill.of(plan, &size, most_output));
             if extent.repairs {
@@ -237,11 +244,13 @@ impl Inference {
     }
 
     /// With what the release of a target adds to the request; its bound holds where the caller has none.
-    fn with_release(&self, plan: &Plan, mut extent: Extent) -> Result<Extent, Failure> {
+    fn with_release(&self, plan: &Arc<Plan>, mut extent: Extent, foreseen: &Foreseen) -> Result<Extent, Failure> {
         let Some(manifest) = &plan.manifest else { return Ok(extent) };
         let prompt = plan.prompt(&self.prompts)?;
-        let source = prompt.as_ref().map_or(0, |prompt| prompt.source_bytes);
-        extent.size = extent.size.and_text(source).and_values(manifest.tools.iter().chain(&manifest.response_format));
+        extent.size = foreseen.of(plan).unwrap_or_else(|| {
+            let source = prompt.as_ref().map_or(0, |prompt| prompt.source_bytes);
+            extent.size.and_text(source).and_values(manifest.tools.iter().chain(&manifest.response_format))
+        });
         let of = |fields: &Map<String, Value>| {
             ["max_completion_tokens", "max_tokens"].into_iter().filter_map(|name| fields.get(name)?.as_u64()).max()
         };

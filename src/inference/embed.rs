@@ -2,6 +2,7 @@
 
 use super::admission::Extent;
 use super::attempt::Turn;
+use super::foresee::Foreseen;
 use super::plan::Plan;
 use super::pool::Kind;
 use super::road::Road;
@@ -49,7 +50,7 @@ impl Inference {
             let message = format!("the route \"{}\" answers a prompt; it makes no embeddings", request.model);
             return Err(Failure::on(Code::UNSUPPORTED, "model", message));
         }
-        ticket.granted(self.admit(&setup, ask, &road, Extent::of_embedding(&request)).await?);
+        ticket.granted(self.admit(&setup, ask, &road, (Extent::of_embedding(&request), &Foreseen::default())).await?);
         if let Some(mut guarded) = guarded {
             request = self.guard_embedding(&setup, ticket, &mut guarded, request).await?;
         }

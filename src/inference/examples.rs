@@ -29,6 +29,8 @@ struct Pool {
     /// Dataset and split, for messages.
     name: String,
     samples: Vec<Sample>,
+    /// Place of the one with most text.
+    largest: usize,
     /// Places in the order of a seed.
     orders: Mutex<HashMap<u64, Arc<[usize]>>>,
 }
@@ -85,6 +87,22 @@ impl Inference {
         Ok(messages)
     }
 
+    /// The messages of a prompt's examples without a call for vectors: of those that are nearest, the largest that it may come to,
+    /// as far as the length of samples tells.
+    ///
+    /// # Errors
+    /// As [`Inference::examples`].
+    pub(super) async fn most_examples(&self, prompt: &Prompt, variables: &Map<String, Value>) -> Result<Vec<Message>, Failure> {
+        let Some(examples @ Examples { choose: Choose::Nearest { .. }, .. }) = &prompt.front.examples else {
+            return self.examples(prompt, variables).await;
+        };
+        let pool = self.pool(prompt, examples).await?;
+        let Some(largest) = pool.samples.get(pool.largest) else { return Ok(Vec::new()) };
+        let one = prompt.example(&largest.id, &largest.input, &largest.target)?;
+        let count = examples.count.min(pool.samples.len());
+        Ok(std::iter::repeat_n(one, count).flatten().collect())
+    }
+
     /// The samples that a prompt's examples are chosen from. The version is looked up at each call, its samples are read once.
     async fn pool(&self, prompt: &Prompt, examples: &Examples) -> Result<Arc<Pool>, Failure> {
         let (store, examples, name) = (self.store.clone(), examples.clone(), prompt.name.clone());
@@ -112,7 +130,9 @@ impl Inference {
                 let message = format!("prompt \"{name}\": examples.split: {place} has no sample with a target");
                 return Err(Failure::on(Code::INVALID_VALUE, "examples.split", message));
             }
-            let pool = Arc::new(Pool { key: key.clone(), name: place, samples, orders: Mutex::default() });
+            let bytes = |at: &usize| samples[*at].line().len();
+            let largest = (0..samples.len()).max_by_key(bytes).unwrap_or(0);
+            let pool = Arc::new(Pool { key: key.clone(), name: place, samples, largest, orders: Mutex::default() });
             keep(&kept.pools, key, pool.clone());
             Ok(pool)
         })

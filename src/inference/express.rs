@@ -4,6 +4,7 @@
 
 use super::admission::Extent;
 use super::attempt::Turn;
+use super::foresee::Foreseen;
 use super::plan::Plan;
 use super::pool::Kind;
 use super::road::Road;
@@ -82,7 +83,7 @@ impl Inference {
         let mut ticket = Ticket::open(&setup.log, ask, &Asked::plain(plain));
         ticket.routed(&road);
         ticket.priced(&setup);
-        match self.admit(&setup, ask, &road, Extent::of_plain(plain)).await {
+        match self.admit(&setup, ask, &road, (Extent::of_plain(plain), &Foreseen::default())).await {
             Ok(grant) => ticket.granted(grant),
             Err(failure) => {
                 Box::pin(ticket.redact_large()).await;

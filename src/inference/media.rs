@@ -43,7 +43,8 @@ impl Media {
     }
 
     fn of_part(&self, part: Value) -> Vec<Value> {
-        if let Some(url) = part.pointer("/image_url/url").and_then(Value::as_str) {
+        let address = part.pointer("/image_url/url").or_else(|| part.pointer("/file/file_data"));
+        if let Some(url) = address.and_then(Value::as_str) {
             return vec![self.0.get(url).cloned().unwrap_or(part)];
         }
         match part.get("text").and_then(Value::as_str) {
@@ -84,13 +85,15 @@ mod tests {
         let media = Media::mark(given, &mut variables);
         let mark = |name: &str| variables[name].as_str().expect("a mark").to_string();
         let text = format!("a {} b {}", mark("picture"), mark("file"));
-        let parts = vec![json!({"type": "image_url", "image_url": {"url": mark("file")}}), json!({"type": "text", "text": "c"})];
+        let shown = json!({"type": "image_url", "image_url": {"url": mark("file")}});
+        let typed = json!({"type": "file", "file": {"filename": "file.png", "file_data": mark("picture")}});
+        let parts = vec![shown, typed, json!({"type": "text", "text": "c"})];
         let with_parts = Message { content: Some(Content::Parts(parts)), ..Message::text("user", "") };
         let mut messages = [Message::text("user", text), Message::text("user", "media-0"), with_parts];
         media.place(&mut messages);
         let placed = serde_json::to_value(&messages).expect("JSON");
         assert_eq!(placed[0]["content"], json!([{"type": "text", "text": "a "}, picture, {"type": "text", "text": " b "}, file]));
         assert_eq!(placed[1]["content"], "media-0", "what is no mark stays text");
-        assert_eq!(placed[2]["content"], json!([file, {"type": "text", "text": "c"}]));
+        assert_eq!(placed[2]["content"], json!([file, picture, {"type": "text", "text": "c"}]));
     }
 }

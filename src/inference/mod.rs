@@ -12,6 +12,7 @@ mod choice;
 mod embed;
 mod examples;
 mod express;
+mod foresee;
 mod guard;
 mod media;
 mod moderate;
@@ -432,7 +433,9 @@ impl Inference {
         };
         let (road, mut guarded) = self.sets_out(&setup, ticket, found, held)?;
         let repairs = guarded.as_ref().is_some_and(|guarded| guarded.repairs()) && may_have_format(&road, &request);
-        ticket.granted(self.admit(&setup, ask, &road, Extent::of_chat(&request).repairing(repairs)).await?);
+        let foreseen = self.foresee(ask, &road, &request).await;
+        let extent = Extent::of_chat(&request).repairing(repairs);
+        ticket.granted(self.admit(&setup, ask, &road, (extent, &foreseen)).await?);
         // By what the caller said: placeholders would make one of all users.
         ticket.sticks(choice::stays_with(road.rules.sticky, &ask.caller.project, &request));
         let mut request = request;

@@ -2,6 +2,7 @@
 
 use super::admission::Extent;
 use super::attempt::Turn;
+use super::foresee::Foreseen;
 use super::guard::Guarded;
 use super::plan::Plan;
 use super::pool::Kind;
@@ -46,7 +47,7 @@ impl Inference {
         let held = ticket.hold_body();
         let found = self.road_to(&setup, ask, model).await;
         let (road, guarded) = self.sets_out(&setup, ticket, found, held)?;
-        ticket.granted(self.admit(&setup, ask, &road, Extent::of_values(request.values())).await?);
+        ticket.granted(self.admit(&setup, ask, &road, (Extent::of_values(request.values()), &Foreseen::default())).await?);
         if let Some(mut guarded) = guarded {
             self.guard_moderation(ticket, &mut guarded, &mut request)?;
         }

@@ -88,7 +88,8 @@ impl Prompt {
         let body = read(parts.body, parts.body_place).map_err(|fault| located(fault, name))?;
         let outside = outside(&body, surroundings)?;
         let levels = validate::partials(&body, &outside).map_err(|(owner, fault)| located(fault, owner.as_deref().unwrap_or(name)))?;
-        let variables = references::variables(&body, &outside).map_err(|fault| located(fault, name))?;
+        let flags = front.input_schema.as_ref().map(schema::flags).unwrap_or_default();
+        let variables = references::variables(&body, &outside, &flags).map_err(|fault| located(fault, name))?;
         let metadata = json!({"prompt": front::metadata(&front, surroundings)});
         let mut prompt = Prompt {
             name: name.into(),

@@ -24,12 +24,13 @@ pub struct Variable {
 /// Most variables that may be counted through inclusions of partials: bounds what many inclusions of many variables cost.
 const MAX_NOTES: usize = 50_000;
 
-/// Variables in the order of their first appearance. Partials must be known not to lead back to themselves.
+/// Variables in the order of their first appearance. `flags` are those that the schema declares as boolean: inside of
+/// `{{#flag}}…{{/flag}}`, `this` stays what it is. Partials must be known not to lead back to themselves.
 ///
 /// # Errors
 /// The place of a `../` that leads out of the prompt or of a partial.
-pub fn variables(body: &Program, outside: &Partials) -> Result<Vec<Variable>, Fault> {
-    let mut known = Known { bodies: BTreeMap::new(), reads: BTreeMap::new(), notes: 0 };
+pub fn variables(body: &Program, outside: &Partials, flags: &[String]) -> Result<Vec<Variable>, Fault> {
+    let mut known = Known { flags, bodies: BTreeMap::new(), reads: BTreeMap::new(), notes: 0 };
     for (name, program) in outside {
         known.define(program, 0);
         known.bodies.insert(name, (program, 0, false));
@@ -47,6 +48,7 @@ pub fn variables(body: &Program, outside: &Partials) -> Result<Vec<Variable>, Fa
 
 /// The partials, and what each reads of the `this` that it is given.
 struct Known<'p> {
+    flags: &'p [String],
     /// Body, number of scopes around it, and whether it stands in this prompt's own text.
     bodies: BTreeMap<&'p str, (&'p Program, usize, bool)>,
     reads: BTreeMap<&'p str, Rc<Vec<Variable>>>,
@@ -83,7 +85,7 @@ impl<'p> Known<'p> {
 
 struct Walk<'w, 'p> {
     known: &'w mut Known<'p>,
-    /// Scopes around the text itself.
+    /// Blocks that `../` leads out of and that leave `this` as it is: those around the text itself, and sections of flags.
     around: usize,
     guards: Vec<String>,
     names: Vec<&'p str>,
@@ -115,8 +117,12 @@ impl<'w, 'p> Walk<'w, 'p> {
 
     fn block(&mut self, block: &'p Block, scope: usize) -> Result<(), Fault> {
         let guards = self.guards.len();
+        let is_flag = self.is_flag(block, scope);
         match &block.head {
-            Head::Section(path) => self.path(path, scope, true)?,
+            Head::Section(path) => {
+                self.path(path, scope, true)?;
+                self.guards.extend(self.root_name(path, scope).filter(|_| is_flag));
+            }
             Head::Call(call) => {
                 self.call(call, scope)?;
                 let paths = call.params.iter().filter_map(|param| if let Expr::Path(path) = param { Some(path) } else { None });
@@ -126,7 +132,9 @@ impl<'w, 'p> Walk<'w, 'p> {
         }
         self.names.extend(block.names.iter().map(String::as_str));
         if let Some(body) = &block.program {
-            self.program(body, scope + usize::from(block.has_scope()))?;
+            self.around += usize::from(is_flag);
+            self.program(body, scope + usize::from(block.has_scope() && !is_flag))?;
+            self.around -= usize::from(is_flag);
         }
         self.names.truncate(self.names.len() - block.names.len());
         if let Some(body) = &block.inverse {
@@ -134,6 +142,13 @@ impl<'w, 'p> Walk<'w, 'p> {
         }
         self.guards.truncate(guards);
         Ok(())
+    }
+
+    /// Whether a block is `{{#flag}}`: of a variable that is true or false, and nothing that could be gone through.
+    fn is_flag(&self, block: &Block, scope: usize) -> bool {
+        let Head::Section(path) = &block.head else { return false };
+        let has_fields = path.parts.len() > 1 + usize::from(path.is_data);
+        !has_fields && self.root_name(path, scope).is_some_and(|name| self.known.flags.contains(&name))
     }
 
     /// Conditions and loops may do without a value; what writes one needs it.
@@ -225,7 +240,7 @@ mod tests {
     fn found(source: &str, outside: &[(&str, &str)]) -> Vec<(String, bool)> {
         let read = |text: &str| read(text, Place { line: 1, column: 1 }).expect("reads");
         let outside: Partials = outside.iter().map(|(name, text)| (name.to_string(), read(text))).collect();
-        let variables = variables(&read(source), &outside).expect("walks");
+        let variables = variables(&read(source), &outside, &["flag".to_string()]).expect("walks");
         variables.into_iter().map(|variable| (variable.name, variable.optional)).collect()
     }
 
@@ -244,11 +259,21 @@ mod tests {
         );
         assert_eq!(found("{{#*inline \"p\"}}{{a}}{{/inline}}{{#each l}}{{> p}}{{/each}}", &[]), pairs(&[("l", true)]));
         assert_eq!(found("{{> p user}}", &[("p", "{{name}}")]), pairs(&[("user", true)]));
+        // Inside of a flag's section stand the prompt's own variables; of anything else, its fields.
+        assert_eq!(
+            found("{{#flag}}{{flag}}{{a}}{{> q}}{{/flag}}", &[("q", "{{b}}")]),
+            pairs(&[("flag", true), ("a", false), ("b", false)])
+        );
+        assert_eq!(found("{{#user}}{{a}}{{/user}}{{#flag.x}}{{b}}{{/flag.x}}", &[]), pairs(&[("user", true), ("flag", true)]));
+        assert_eq!(
+            found("{{#flag}}{{#each l}}{{../../a}}{{../a}}{{/each}}{{/flag}}", &[]),
+            pairs(&[("flag", true), ("l", true), ("a", false)])
+        );
     }
 
     #[test]
     fn steps_out_of_the_prompt_are_refused() {
-        let refuse = |source: &str| variables(&read(source, Place { line: 1, column: 1 }).expect("reads"), &Partials::new()).is_err();
+        let refuse = |source: &str| variables(&read(source, Place { line: 1, column: 1 }).expect("reads"), &Partials::new(), &[]).is_err();
         assert!(refuse("{{../a}}") && refuse("{{#if x}}{{../a}}{{/if}}") && refuse("{{#each x}}{{../../a}}{{/each}}"));
         assert!(refuse("{{#*inline \"p\"}}{{../a}}{{/inline}}"));
         assert!(!refuse("{{#each x}}{{#if y}}{{../a}}{{/if}}{{/each}}"));

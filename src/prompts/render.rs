@@ -100,7 +100,7 @@ impl Prompt {
     /// # Errors
     /// [`Problem::Missing`] and [`Problem::Type`] for variables, [`Problem::OutputTooLarge`] and [`Problem::TooManySteps`] for bombs.
     pub fn render(&self, input: &Input<'_>) -> Result<Rendered, PromptError> {
-        let messages = self.turns(input)?.into_iter().map(message).collect();
+        let messages = self.turns(input)?.into_iter().filter(says_something).map(message).collect();
         Ok(Rendered { messages, config: self.front.config.clone(), output_schema: self.front.output_schema.clone() })
     }
 
@@ -212,6 +212,11 @@ fn with_history(mut turns: Vec<Turn>, history: &[Message]) -> Vec<Turn> {
     turns
 }
 
+/// Whether a turn has more than places that an application fills.
+fn says_something(turn: &Turn) -> bool {
+    !matches!(turn, Turn::Own { parts, .. } if parts.iter().all(|part| matches!(part, Part::Section(_))))
+}
+
 fn message(turn: Turn) -> Message {
     let (role, parts) = match turn {
         Turn::Earlier { message, .. } => return message,
@@ -225,10 +230,29 @@ fn message(turn: Turn) -> Message {
     }
     let wire = parts.into_iter().filter_map(|part| match part {
         Part::Text(text) => Some(json!({"type": "text", "text": text})),
-        Part::Media { url, .. } => Some(json!({"type": "image_url", "image_url": {"url": url}})),
+        Part::Media { url, content_type } => Some(medium(&url, content_type.as_deref())),
         Part::Section(_) => None,
     });
     Message { role: role.to_string(), content: Some(Content::Parts(wire.collect())), extra: Map::new() }
+}
+
+/// A part of a message in OpenAI's shape: an image, a sound or another file, by its media type or by that of its `data:` URL.
+fn medium(url: &str, content_type: Option<&str>) -> Value {
+    let data = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,"));
+    let kind = content_type.or(data.map(|(kind, _)| kind)).unwrap_or_default().to_ascii_lowercase();
+    let sound = match kind.as_str() {
+        "audio/wav" | "audio/x-wav" | "audio/wave" => Some("wav"),
+        "audio/mpeg" | "audio/mp3" => Some("mp3"),
+        _ => None,
+    };
+    match (kind.split_once('/'), sound, data) {
+        (None | Some(("image", _)), ..) => json!({"type": "image_url", "image_url": {"url": url}}),
+        (_, Some(format), Some((_, data))) => json!({"type": "input_audio", "input_audio": {"data": data, "format": format}}),
+        (Some((_, subtype)), ..) => {
+            let ending = subtype.split(['+', ';', '.']).next().unwrap_or_default();
+            json!({"type": "file", "file": {"filename": format!("file.{ending}"), "file_data": url}})
+        }
+    }
 }
 
 #[cfg(test)]
@@ -386,6 +410,35 @@ mod tests {
         assert_eq!(roles("{{role \"system\"}}S{{history}}{{role \"user\"}}U"), ["S", "Hello", "Hi", "U"]);
         assert_eq!(roles("{{role \"system\"}}S{{role \"user\"}}U"), ["S", "Hello", "Hi", "U"]);
         assert_eq!(roles("{{role \"system\"}}S"), ["S", "Hello", "Hi"]);
+    }
+
+    #[test]
+    fn files_are_sent_as_what_they_are() {
+        let part = |source: &str, url: &str| {
+            let prompt = Prompt::parse("p", source).expect("parses");
+            let rendered = prompt.render(&Input::of(json!({"u": url}).as_object().expect("an object"))).expect("renders");
+            match &rendered.messages[0].content {
+                Some(Content::Parts(parts)) => parts[0].clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (bare, png, pdf) =
+            ("{{media url=u}}", "{{media url=u contentType=\"image/png\"}}", "{{media url=u contentType=\"application/pdf\"}}");
+        let image = |url: &str| json!({"type": "image_url", "image_url": {"url": url}});
+        assert_eq!(part(bare, "https://x/y"), image("https://x/y"));
+        assert_eq!(part(png, "https://x/y"), image("https://x/y"));
+        assert_eq!(part(bare, "data:image/png;base64,AA"), image("data:image/png;base64,AA"));
+        let file = |data: &str| json!({"type": "file", "file": {"filename": "file.pdf", "file_data": data}});
+        assert_eq!(part(bare, "data:application/pdf;base64,AA"), file("data:application/pdf;base64,AA"));
+        assert_eq!(part(pdf, "gs://bucket/a.pdf"), file("gs://bucket/a.pdf"));
+        let sound = json!({"type": "input_audio", "input_audio": {"data": "AA", "format": "mp3"}});
+        assert_eq!(part(bare, "data:audio/mpeg;base64,AA"), sound);
+    }
+
+    #[test]
+    fn a_turn_of_places_alone_is_no_message() {
+        let source = "{{role \"system\"}}{{section \"rules\"}}{{role \"user\"}}a{{section \"more\"}}";
+        assert_eq!(render(source, json!({})).expect("renders"), pairs(&[("user", "a")]));
     }
 
     #[test]

@@ -152,6 +152,22 @@ pub fn properties(schema: &Value) -> Vec<String> {
     schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
 }
 
+/// Names of the properties that are true or false, and nothing else.
+pub fn flags(schema: &Value) -> Vec<String> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    properties.filter(|(_, property)| kinds(property) == ["boolean"]).map(|(name, _)| name.clone()).collect()
+}
+
+/// Types that a schema names, without `null`; none for one that names no type.
+pub fn kinds(schema: &Value) -> Vec<&str> {
+    let all: Vec<_> = match &schema["type"] {
+        Value::String(kind) => vec![kind.as_str()],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    all.into_iter().filter(|kind| *kind != "null").collect()
+}
+
 /// Checks the given variables against the types and enums of the schema's own properties; nested fields are left to the template.
 ///
 /// # Errors

@@ -396,3 +396,37 @@ fn the_bound_of_a_reply_is_the_one_that_its_provider_goes_by() {
     }
     assert_eq!(ask(&server, &key, &chat("mock/echo", "a b c")).status, 200);
 }
+
+/// What is read costs a dollar a token, of which a budget must expect one a byte; what is written costs nothing.
+const DOLLAR_A_BYTE: &str = "[[prices.rows]]\nprovider = \"mock\"\nmodel = \"echo\"\ninput = \"1000000\"\noutput = 0\n";
+
+#[test]
+fn what_a_prompt_makes_of_its_variables_is_reserved() {
+    let refit = Refit::new();
+    refit.write("refit.toml", DOLLAR_A_BYTE);
+    refit.write("often.prompt", "---\nmodel: mock/echo\n---\n{{#each turns}}{{@root.text}}{{/each}}");
+    let sample = |id: &str, bytes: usize| json!({"id": id, "input": {"q": "q".repeat(bytes)}, "target": "a"});
+    refit.write("shown.jsonl", format!("{}\n{}\n", sample("one", 600), sample("two", 700)));
+    let shows = "---\nmodel: mock/echo\nexamples: {dataset: shown@1, split: all, count: 2}\n---\n{{q}}";
+    refit.write("shows.prompt", shows);
+    let nearest = shows.replace("count: 2", "count: 2, choose: nearest, by: q, model: mock/echo");
+    refit.write("nearest.prompt", nearest);
+    refit.run(&["data", "import", "shown.jsonl"]).expect(0);
+    for prompt in ["often", "shows", "nearest"] {
+        refit.run(&["prompt", "publish", &format!("{prompt}.prompt")]).expect(0);
+    }
+    let key = key(&refit, &["--budget", "1000"]);
+    let server = refit.serve(&[]);
+    let call =
+        |prompt: &str, variables: Value| ask(&server, &key, &json!({"messages": [], "prompt": {"id": prompt, "variables": variables}}));
+    let (text, turns) = ("x".repeat(100), |n: usize| vec![1; n]);
+    // Ten times a hundred bytes, and the frame of a message.
+    let often = call("often", json!({"text": text, "turns": turns(10)}));
+    assert_eq!((often.status, code(&often)), (429, json!("budget_exceeded")), "{often:?}");
+    assert!(often.body.contains("$1008.00"), "{often:?}");
+    for prompt in ["shows", "nearest"] {
+        let shown = call(prompt, json!({"q": "?"}));
+        assert_eq!((shown.status, code(&shown)), (429, json!("budget_exceeded")), "{prompt}: {shown:?}");
+    }
+    assert_eq!(call("often", json!({"text": text, "turns": turns(3)})).status, 200);
+}

@@ -120,22 +120,23 @@ struct Lines<'s>(Vec<&'s str>);
 impl Lines<'_> {
     /// The place of a key behind another; of that one, or of the beginning, where it is not found.
     fn key(&self, name: &str, behind: &str) -> Place {
-        let first = self.find(behind, 0);
-        let found = self.find(name, first.map_or(0, |(line, _)| line));
+        let first = self.find(behind, (1, 0));
+        let found = self.find(name, first.unwrap_or((1, 0)));
         found.or(first).unwrap_or((1, 1))
     }
 
-    /// The first line with a key, after so many lines: `name:`, `name?:`, `name(array):`, also inside of braces.
-    fn find(&self, name: &str, after: usize) -> Option<Place> {
-        self.0.iter().enumerate().skip(after).find_map(|(number, line)| {
-            let starts = line.match_indices(name).map(|(at, _)| at);
+    /// The first key of a name behind a place: `name:`, `name?:`, `name(array):`, also inside of braces.
+    fn find(&self, name: &str, (after, column): Place) -> Option<Place> {
+        self.0.iter().enumerate().skip(after - 1).find_map(|(number, line)| {
+            let is_behind = |at: &usize| number + 1 > after || line[..*at].chars().count() + 1 > column;
+            let mut starts = line.match_indices(name).map(|(at, _)| at).filter(is_behind);
             let is_key = |at: &usize| {
                 let (before, rest) = (&line[..*at], &line[at + name.len()..]);
                 let is_start = before.chars().next_back().is_none_or(|c| " {,\"'".contains(c));
                 let rest = rest.trim_start_matches(['?', '"', '\'']);
                 is_start && (rest.starts_with(':') || (rest.starts_with('(') && rest.contains("):")))
             };
-            let at = starts.into_iter().find(is_key)?;
+            let at = starts.find(is_key)?;
             Some((number + 1, line[..at].chars().count() + 1))
         })
     }

@@ -127,6 +127,39 @@ mod tests {
     }
 
     #[test]
+    fn partials_read_what_the_place_of_their_inclusion_has() {
+        let body = |body: &str| {
+            found(&format!(
+                "---\nmodel: mock/echo\ninput: {{schema: {{items(array): {{name: string}}, title: string, vip: boolean}}}}\n---\n{body}"
+            ))
+        };
+        let card = "{{#*inline \"card\"}}{{name}}, {{title.x}}{{/inline}}";
+        // In a loop `name` and `title` are those of the item; at the top they are the prompt's own.
+        assert_eq!(body(&format!("{card}{{{{#each items}}}}{{{{> card}}}}{{{{/each}}}}{{{{title}}}}{{{{#if vip}}}}!{{{{/if}}}}")), []);
+        let top = body(&format!("{card}{{{{#each items}}}}{{{{> card}}}}{{{{/each}}}}{{{{> card}}}}{{{{#if vip}}}}!{{{{/if}}}}"));
+        assert_eq!(top, [("undefined-variable", 5, 22), ("unknown-field", 5, 32)]);
+        assert_eq!(body(&format!("{card}{{{{> card name=1 title=title}}}}{{{{json items}}}}{{{{vip}}}}")), []);
+        // What a partial reads of @root is read wherever it is included; what nothing includes reads nothing.
+        let root = "{{#*inline \"p\"}}{{@root.title}}{{/inline}}{{#each items}}{{> p}}{{/each}}{{vip}}";
+        assert_eq!(body(root), []);
+        assert_eq!(body(&root.replace("{{> p}}", "")), [("unused-variable", 3, 48), ("unused-partial", 5, 1)]);
+        // A flag's section leaves `this` as it is.
+        assert_eq!(body("{{#vip}}{{title}}{{titel}}{{/vip}}{{json items}}"), [("undefined-variable", 5, 18)]);
+    }
+
+    #[test]
+    fn many_inclusions_of_many_partials_take_no_time() {
+        let nest = |i: usize| {
+            format!(
+                "{{{{#*inline \"p{i}\"}}}}{{{{#*inline \"q{i}\"}}}}{{{{/inline}}}}{}{{{{v{i}}}}}{{{{/inline}}}}",
+                format!("{{{{> p{}}}}}", i + 1).repeat(4)
+            )
+        };
+        let source: String = (0..60).map(nest).collect::<String>() + "{{#*inline \"p60\"}}{{/inline}}{{> p0}}";
+        assert_eq!(found(&source).iter().filter(|(rule, ..)| *rule == "unused-partial").count(), 60);
+    }
+
+    #[test]
     fn defaults_partials_and_parameters_are_checked() {
         let defaults = "---\nmodel: m/m\ninput:\n  default:\n    n: three\n    x: 1\n  schema:\n    n: integer\n---\n{{n}}";
         assert_eq!(found(defaults), [("default-type", 5, 5), ("unused-default", 6, 5)]);

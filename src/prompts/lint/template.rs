@@ -4,10 +4,11 @@ use super::{Finding, Place, Severity, finding};
 use crate::prompts::helpers::Helper;
 use crate::prompts::parse::Prompt;
 use crate::prompts::schema;
-use crate::prompts::template::tree::{Block, Call, Expr, Head, Node, Path, Place as TreePlace, Program};
+use crate::prompts::template::tree::{Block, Call, Expr, Head, Inline, Node, Partial, Path, Place as TreePlace, Program};
 use crate::types::error::did_you_mean;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 
 /// How a variable is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,59 +22,119 @@ pub(super) enum How {
 }
 
 /// A variable of the input that the template reads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Use {
     /// Name and fields: `address.city` is two.
     pub(super) path: Vec<String>,
     pub(super) place: Place,
     how: How,
-    /// Inside a partial, whose variables may be those of a loop.
-    in_partial: bool,
+    /// `@root.x`: the input wherever it stands.
+    is_absolute: bool,
+    /// In another file, whose places say nothing here.
+    is_outside: bool,
 }
 
-/// Every variable that the body reads.
+/// Every variable of the input that the body reads, also through partials: those that are included where `this` is the input.
 pub(super) fn uses(prompt: &Prompt) -> Vec<Use> {
-    let mut walk = Walk { names: Vec::new(), found: Vec::new(), in_partial: false };
+    let flags = prompt.front.input_schema.as_ref().map(schema::flags).unwrap_or_default();
+    let mut known = Known { flags, bodies: BTreeMap::new(), reads: BTreeMap::new() };
+    for (name, program) in &prompt.outside {
+        known.define(program, true);
+        known.bodies.insert(name, (program, true));
+    }
+    known.define(&prompt.body, false);
+    let mut walk = Walk::new(&mut known, false);
     walk.program(&prompt.body, 0);
-    // Partials from outside have places of their own files.
-    walk.in_partial = true;
-    prompt.outside.values().for_each(|partial| walk.program(partial, 0));
     walk.found
 }
 
-struct Walk {
-    /// Names that a block gives to what it goes through.
-    names: Vec<String>,
-    found: Vec<Use>,
-    in_partial: bool,
+/// The partials, and what each reads where `this` is the input.
+struct Known<'p> {
+    flags: Vec<String>,
+    /// Body, and whether it stands in another file.
+    bodies: BTreeMap<&'p str, (&'p Program, bool)>,
+    reads: BTreeMap<&'p str, Rc<Vec<Use>>>,
 }
 
-impl Walk {
-    fn program(&mut self, program: &Program, scope: usize) {
+impl<'p> Known<'p> {
+    fn define(&mut self, program: &'p Program, is_outside: bool) {
+        inlines(program, &mut |inline| {
+            self.bodies.insert(&inline.name, (&inline.program, is_outside));
+        });
+    }
+
+    fn reads_of(&mut self, name: &'p str) -> Rc<Vec<Use>> {
+        if let Some(reads) = self.reads.get(name) {
+            return reads.clone();
+        }
+        let Some(&(program, is_outside)) = self.bodies.get(name) else { return Rc::default() };
+        let mut walk = Walk::new(self, is_outside);
+        walk.program(program, 0);
+        let found = Rc::new(walk.found);
+        self.reads.insert(name, found.clone());
+        found
+    }
+}
+
+struct Walk<'w, 'p> {
+    known: &'w mut Known<'p>,
+    is_outside: bool,
+    /// Names that a block gives to what it goes through.
+    names: Vec<&'p str>,
+    found: Vec<Use>,
+    /// Places of what was found: one that several partials lead to is told once.
+    places: HashSet<(Place, bool)>,
+    /// Inclusions that were looked at: the partial, what hides its variables, and whether it sees the input as `this`.
+    included: BTreeSet<(&'p str, Vec<&'p str>, bool)>,
+}
+
+impl<'w, 'p> Walk<'w, 'p> {
+    fn new(known: &'w mut Known<'p>, is_outside: bool) -> Self {
+        Walk { known, is_outside, names: Vec::new(), found: Vec::new(), places: HashSet::new(), included: BTreeSet::new() }
+    }
+
+    fn program(&mut self, program: &'p Program, scope: usize) {
         for node in &program.body {
             match node {
                 Node::Print(print) => self.value(&print.value, scope, How::Printed),
                 Node::Block(block) => self.block(block, scope),
-                Node::Partial(partial) => {
-                    let given = partial.context.iter().chain(partial.hash.iter().map(|(_, value)| value));
-                    given.for_each(|value| self.value(value, scope, How::Given));
-                }
+                Node::Partial(partial) => self.partial(partial, scope),
                 _ => {}
             }
         }
-        let before = std::mem::replace(&mut self.in_partial, true);
-        program.inlines.values().for_each(|inline| self.program(&inline.program, scope));
-        self.in_partial = before;
     }
 
-    fn block(&mut self, block: &Block, scope: usize) {
+    fn partial(&mut self, partial: &'p Partial, scope: usize) {
+        let given = partial.context.iter().chain(partial.hash.iter().map(|(_, value)| value));
+        given.for_each(|value| self.value(value, scope, How::Given));
+        let hidden: Vec<&str> = partial.hash.iter().map(|(name, _)| name.as_str()).collect();
+        let sees_input = scope == 0 && partial.context.is_none();
+        if !self.included.insert((&partial.name, hidden.clone(), sees_input)) {
+            return;
+        }
+        for one in self.known.reads_of(&partial.name).iter() {
+            let is_read = one.is_absolute || (sees_input && !hidden.contains(&one.path[0].as_str()));
+            if is_read && self.places.insert((one.place, one.is_outside)) {
+                self.found.push(one.clone());
+            }
+        }
+    }
+
+    fn block(&mut self, block: &'p Block, scope: usize) {
+        let mut is_flag = false;
         match &block.head {
-            Head::Section(path) => self.note(path, scope, How::Given),
+            Head::Section(path) => {
+                let named = root_path(path, scope).filter(|named| named.len() == 1);
+                is_flag = named.is_some_and(|named| self.known.flags.contains(&named[0]));
+                self.note(path, scope, How::Given);
+            }
             Head::Call(call) => self.call(call, scope, if call.helper == Helper::Each { How::Looped } else { How::Given }),
         }
         let names = self.names.len();
-        self.names.extend(block.names.iter().cloned());
-        block.program.iter().for_each(|body| self.program(body, scope + usize::from(block.has_scope())));
+        self.names.extend(block.names.iter().map(String::as_str));
+        // Inside of `{{#flag}}`, `this` stays what it is.
+        let inner = scope + usize::from(block.has_scope() && !is_flag);
+        block.program.iter().for_each(|body| self.program(body, inner));
         self.names.truncate(names);
         block.inverse.iter().for_each(|body| self.program(body, scope));
     }
@@ -93,9 +154,24 @@ impl Walk {
 
     fn note(&mut self, path: &Path, scope: usize, how: How) {
         let Some(names) = root_path(path, scope) else { return };
-        let is_local = !path.is_data && !path.is_scoped && path.depth == 0 && self.names.contains(&names[0]);
+        let is_local = !path.is_data && !path.is_scoped && path.depth == 0 && self.names.contains(&names[0].as_str());
         if !is_local {
-            self.found.push(Use { path: names, place: at(path.place), how, in_partial: self.in_partial });
+            let (place, is_outside) = (at(path.place), self.is_outside);
+            self.places.insert((place, is_outside));
+            self.found.push(Use { path: names, place, how, is_absolute: path.is_data, is_outside });
+        }
+    }
+}
+
+/// Every partial that is defined in a program, wherever in it.
+fn inlines<'p>(program: &'p Program, visit: &mut dyn FnMut(&'p Inline)) {
+    for inline in program.inlines.values() {
+        visit(inline);
+        inlines(&inline.program, visit);
+    }
+    for node in &program.body {
+        if let Node::Block(block) = node {
+            block.bodies().for_each(|body| inlines(body, visit));
         }
     }
 }
@@ -125,7 +201,7 @@ pub(super) fn check(prompt: &Prompt, uses: &[Use], findings: &mut Vec<Finding>) 
     for one in uses {
         let name = &one.path[0];
         if !known.contains(name) {
-            if !is_open && !one.in_partial && !prompt.front.defaults.contains_key(name) && told.insert(name.clone()) {
+            if !is_open && !one.is_outside && !prompt.front.defaults.contains_key(name) && told.insert(name.clone()) {
                 let nearest = did_you_mean(name, known.iter().map(String::as_str));
                 let message = format!("\"{name}\" is used here, but it is not among the prompt's variables{nearest}");
                 let way_out = "Correct the name, or add it to the list under input: schema: at the top of the file.";
@@ -133,14 +209,16 @@ pub(super) fn check(prompt: &Prompt, uses: &[Use], findings: &mut Vec<Finding>) 
             }
             continue;
         }
-        against_schema(one, schema, findings);
+        if !one.is_outside {
+            against_schema(one, schema, findings);
+        }
     }
 }
 
 fn against_schema(one: &Use, schema: &Value, findings: &mut Vec<Finding>) {
     let mut at = schema;
     for (depth, name) in one.path.iter().enumerate() {
-        let (kinds, properties) = (kinds(at), at["properties"].as_object());
+        let (kinds, properties) = (schema::kinds(at), at["properties"].as_object());
         let shown = one.path[..depth].join(".");
         match properties.and_then(|properties| properties.get(name)) {
             Some(inner) => at = inner,
@@ -160,7 +238,7 @@ fn against_schema(one: &Use, schema: &Value, findings: &mut Vec<Finding>) {
             }
         }
     }
-    let (kinds, shown) = (kinds(at), one.path.join("."));
+    let (kinds, shown) = (schema::kinds(at), one.path.join("."));
     let is = |kind: &str| kinds.contains(&kind);
     if one.how == How::Printed && (is("array") || is("object")) {
         let message =
@@ -176,46 +254,42 @@ fn against_schema(one: &Use, schema: &Value, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Types that a schema names, without `null`.
-fn kinds(schema: &Value) -> Vec<&str> {
-    let all: Vec<_> = match &schema["type"] {
-        Value::String(kind) => vec![kind.as_str()],
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    all.into_iter().filter(|kind| *kind != "null").collect()
-}
-
 /// Inline partials that the body never comes to.
 fn unused_partials(prompt: &Prompt, findings: &mut Vec<Finding>) {
-    let (mut defined, mut reached) = (Vec::new(), Vec::new());
-    inclusions(&prompt.body, &mut defined, &mut reached);
-    let mut next = 0;
-    while next < reached.len() {
-        let name = reached[next].clone();
-        let inlines = defined.iter().filter(|(own, ..)| *own == name).map(|(.., body)| *body);
-        let bodies: Vec<&Program> = inlines.chain(prompt.outside.get(&name)).collect();
-        for body in bodies {
-            let mut more = Vec::new();
-            inclusions(body, &mut defined, &mut more);
-            reached.extend(more.into_iter().filter(|name| !reached.contains(name)).collect::<Vec<_>>());
-        }
-        next += 1;
+    let mut defined: Vec<&Inline> = Vec::new();
+    inlines(&prompt.body, &mut |inline| defined.push(inline));
+    prompt.outside.values().for_each(|program| inlines(program, &mut |inline| defined.push(inline)));
+    let mut bodies: HashMap<&str, Vec<&Program>> = HashMap::new();
+    for inline in &defined {
+        bodies.entry(&inline.name).or_default().push(&inline.program);
     }
-    for (name, place, _) in defined.into_iter().filter(|(name, ..)| !reached.contains(name)) {
+    for (name, program) in &prompt.outside {
+        bodies.entry(name).or_default().push(program);
+    }
+    let (mut reached, mut open) = (HashSet::new(), vec![&prompt.body]);
+    while let Some(program) = open.pop() {
+        inclusions(program, &mut |name| {
+            if reached.insert(name) {
+                open.extend(bodies.get(name).into_iter().flatten());
+            }
+        });
+    }
+    let mut own = Vec::new();
+    inlines(&prompt.body, &mut |inline| own.push(inline));
+    for inline in own.into_iter().filter(|inline| !reached.contains(inline.name.as_str())) {
+        let name = &inline.name;
         let message = format!("the partial \"{name}\" is written here, but nothing includes it");
         let way_out = format!("Include it with {{{{> {name}}}}} where it belongs, or take it out.");
-        findings.push(finding(place, Severity::Warning, "unused-partial", (message, &way_out)));
+        findings.push(finding(at(inline.place), Severity::Warning, "unused-partial", (message, &way_out)));
     }
 }
 
-/// Partials that a program defines, and those that it includes, not from inside of the ones it defines.
-fn inclusions<'t>(program: &'t Program, defined: &mut Vec<(String, Place, &'t Program)>, reached: &mut Vec<String>) {
-    defined.extend(program.inlines.values().map(|inline| (inline.name.clone(), at(inline.place), &inline.program)));
+/// Partials that a program includes, not from inside of the ones it defines.
+fn inclusions<'t>(program: &'t Program, visit: &mut dyn FnMut(&'t str)) {
     for node in &program.body {
         match node {
-            Node::Partial(partial) => reached.push(partial.name.clone()),
-            Node::Block(block) => block.bodies().for_each(|body| inclusions(body, defined, reached)),
+            Node::Partial(partial) => visit(&partial.name),
+            Node::Block(block) => block.bodies().for_each(|body| inclusions(body, visit)),
             _ => {}
         }
     }
