@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(body(root), []);
         assert_eq!(body(&root.replace("{{> p}}", "")), [("unused-variable", 3, 48), ("unused-partial", 5, 1)]);
         // A flag's section leaves `this` as it is.
-        assert_eq!(body("{{#vip}}{{title}}{{titel}}{{/vip}}{{json items}}"), [("undefined-variable", 5, 18)]);
+        assert_eq!(body("{{#vip}}{{title}}{{titel}}{{/vip}}{{json items}}"), [("undefined-variable", 5, 20)]);
     }
 
     #[test]
