@@ -140,7 +140,8 @@ impl Problem {
 }
 
 impl PromptError {
-    fn problem(&self) -> Option<&Problem> {
+    /// What is wrong, where it is the prompt or what it was given.
+    pub fn problem(&self) -> Option<&Problem> {
         match self {
             PromptError::At { problem, .. } | PromptError::Whole { problem, .. } => Some(problem),
             _ => None,

@@ -2,7 +2,7 @@
 
 use super::{Variables, of_file};
 use crate::cli::{Context, output};
-use crate::prompts::{Input, Library, Prompt};
+use crate::prompts::{Input, Library, Problem, Prompt};
 use crate::store::prompts::{LabelMove, PromptVersion};
 use crate::types::Failure;
 use crate::types::time::rfc3339;
@@ -56,7 +56,15 @@ pub fn render(context: &Context, prompt: &str, variables: &Variables, json: bool
         Some(_) => context.runtime()?.block_on(context.app()?.inference.examples(&prompt, &variables))?,
         None => Vec::new(),
     };
-    let rendered = prompt.render(&Input { history: &examples, ..Input::of(&variables) })?;
+    let rendered = prompt.render(&Input { history: &examples, ..Input::of(&variables) }).map_err(|error| {
+        let wrong_type = match error.problem() {
+            Some(Problem::Type { name, .. }) => Some(name.clone()),
+            _ => None,
+        };
+        let hint =
+            |name: String| format!("what is no text is written as JSON behind := such as --var {name}:=true or --var '{name}:=[1,2]'");
+        wrong_type.map(hint).into_iter().fold(Failure::from(error), Failure::with_hint)
+    })?;
     if json {
         return output::json(&json!({"messages": rendered.messages, "config": rendered.config, "output_schema": rendered.output_schema}));
     }
