@@ -4,6 +4,7 @@
 
 pub mod compare;
 pub mod gate;
+pub mod graders;
 pub mod metrics;
 pub mod prepare;
 mod proof;

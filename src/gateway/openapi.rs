@@ -4,6 +4,7 @@
 use super::admin::schema as admin;
 use super::body::Json;
 use super::openai::check;
+use super::openai::evals::schema as evals;
 use super::openai::files::{EXPIRES_S, PURPOSES};
 use super::prompts::schema as prompts;
 use super::routes::{Access, access_of};
@@ -67,6 +68,10 @@ const fn streams(operation: Operation) -> Operation {
 const CHAT: &str = "Answer a conversation";
 const COMPLETION: &str = "Continue a text (older API)";
 const EMBEDDINGS: &str = "Make vectors of texts";
+const EVAL: &str = "/v1/evals/{id}";
+const EVAL_RUN: &str = "/v1/evals/{id}/runs/{run}";
+const EVAL_CANCEL: &str = "/v1/evals/{id}/runs/{run}/cancel";
+const EVAL_ITEMS: &str = "/v1/evals/{id}/runs/{run}/output_items";
 const LABEL: &str = "/v1/prompts/{name}/labels/{label}";
 const ROLLBACK: &str = "/v1/prompts/{name}/labels/{label}/rollback";
 const RESPONSE: &str = "Answer input items; a prompt may be called by name";
@@ -80,6 +85,7 @@ const AZURE: &[(&str, bool, bool)] = &[
     ("/v1/models", true, true),
     ("/v1/files", false, true),
     ("/v1/batches", false, true),
+    ("/v1/evals", false, true),
 ];
 
 /// Every operation.
@@ -110,6 +116,19 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/batches", "createBatch", "Answer the requests of a file when there is time", batch_schema, batch_reply),
     get("/v1/batches", "listBatches", "The project's batches, newest first", batches_reply),
     get("/v1/batches/{id}", "getBatch", "How far one of them is", batch_reply),
+    post("/v1/evals", "createEval", "Say what is tested, and by which criteria", evals::new_eval, evals::eval),
+    get("/v1/evals", "listEvals", "The project's evals, oldest first", evals::evals),
+    get(EVAL, "getEval", "One of them", evals::eval),
+    post(EVAL, "updateEval", "Another name, other labels", evals::changes, evals::eval),
+    delete(EVAL, "deleteEval", "Take it away with its runs", evals::deleted),
+    post("/v1/evals/{id}/runs", "createEvalRun", "Test a source of items", evals::new_run, evals::run),
+    get("/v1/evals/{id}/runs", "getEvalRuns", "An eval's runs, oldest first", evals::runs),
+    get(EVAL_RUN, "getEvalRun", "How far one of them is", evals::run),
+    delete(EVAL_RUN, "deleteEvalRun", "Take it away with its items", evals::deleted_run),
+    Operation { method: "post", ..get(EVAL_RUN, "cancelEvalRunShort", "Stop it (older clients)", evals::run) },
+    Operation { method: "post", ..get(EVAL_CANCEL, "cancelEvalRun", "Stop it; what was graded stays", evals::run) },
+    get(EVAL_ITEMS, "getEvalRunOutputItems", "What became of its items", evals::items),
+    get("/v1/evals/{id}/runs/{run}/output_items/{item}", "getEvalRunOutputItem", "One of them", evals::item),
     post("/v1/feedback", "createFeedback", "Say what a logged request was worth", feedback_schema, feedback_reply),
     get("/v1/feedback", "listFeedback", "What was said of a request", feedbacks_reply),
     Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },

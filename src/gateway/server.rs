@@ -66,7 +66,9 @@ impl Server {
         let (cut, receiver) = watch::channel(false);
         let gateway = Gateway { app: app.clone(), cut: receiver };
         let (stop, stopped) = watch::channel(false);
-        let batches = tokio::spawn(app.batches.clone().run(Arc::new(InProcess::new(gateway.clone())), stopped));
+        let endpoint = Arc::new(InProcess::new(gateway.clone()));
+        let batches = tokio::spawn(app.batches.clone().run(endpoint.clone(), stopped.clone()));
+        let evals = tokio::spawn(app.evals.clone().run(endpoint, stopped));
         let mut workers = Workers::start(&gateway)?;
         let (serving, hurry) = (app.metrics.serving.clone(), hurry.shared());
         let leaving = async {
@@ -82,9 +84,10 @@ impl Server {
         }
         drop(listener);
         let time = Duration::from_secs(app.config().server.drain_s);
+        let served = async { tokio::join!(batches, evals) };
         // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
         let ended = drain::drain(&mut workers, time, &cut, (&serving, hurry));
-        let ((), _) = tokio::join!(ended, tokio::time::timeout(time + drain::LAST_BYTES, batches));
+        let ((), _) = tokio::join!(ended, tokio::time::timeout(time + drain::LAST_BYTES, served));
         // Not before: lines of batches use connections that the workers' loops keep going.
         drop(workers);
         let flushed = tokio::task::spawn_blocking(move || app.recorder.flush()).await;

@@ -94,7 +94,7 @@ fn detail(gateway: &Gateway, look: &Look, log: &LogState) -> Value {
             "disk": log.disk, "database": log.database},
         "database": {"ok": look.database.is_none(), "problem": look.database, "looked_at": rfc3339(look.at)},
         "files": {"ok": look.files.is_none(), "problem": look.files, "looked_at": rfc3339(look.at)},
-        "batches": {"running": app.batches.running()},
+        "batches": {"running": app.batches.running()}, "evals": {"running": app.evals.running()},
         "connections": {"open": serving.connections.get(), "limit": limit,
             "refused": serving.connections_refused.get()},
         "draining": serving.is_draining(),

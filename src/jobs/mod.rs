@@ -4,7 +4,10 @@
 
 pub mod batch;
 pub mod error;
+mod heart;
+pub mod openai_eval;
 pub mod optimize;
+mod served;
 #[cfg(feature = "local")]
 pub mod tune;
 pub mod worker;

@@ -18,7 +18,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 
 /// Kinds that are queued again by themselves when their worker died. The others are resumed by somebody who knows why they ended.
-pub const RESUMABLE: &[&str] = &[crate::store::batches::JOB_KIND];
+pub const RESUMABLE: &[&str] = &[crate::store::batches::JOB_KIND, crate::store::openai_evals::JOB_KIND];
 
 /// The hidden verb that runs a worker.
 pub const WORKER_VERB: &str = "job-worker";

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod log;
 pub mod migrate;
 pub mod models;
+pub mod openai_evals;
 pub mod projects;
 pub mod prompts;
 pub mod releases;

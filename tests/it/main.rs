@@ -39,6 +39,7 @@ mod logs;
 mod messages;
 mod models;
 mod observability;
+mod openai_evals;
 mod origins;
 mod places;
 mod prices;

@@ -128,6 +128,17 @@ fn value(passed: bool) -> f64 {
     f64::from(u8::from(passed))
 }
 
+/// What a scorer's main metric says of two texts.
+///
+/// # Errors
+/// When there is no such scorer.
+pub fn of_texts(spec: &Value, found: &str, wanted: &str) -> Result<f64, String> {
+    let scorer = build(spec).map_err(|(_, problem)| problem)?;
+    let target = Value::from(wanted);
+    let scores = scorer.score(Case { output: found, target: &target });
+    scores.first().copied().ok_or_else(|| "the scorer gave no value".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

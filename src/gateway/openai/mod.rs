@@ -6,6 +6,7 @@ pub mod chat;
 pub mod check;
 pub mod completions;
 pub mod embeddings;
+pub mod evals;
 pub mod files;
 pub mod models;
 pub mod moderations;

@@ -110,7 +110,7 @@ impl Asker {
 
 /// How long to wait before the next try; none when the answer stands. Half of a pause is random, so that lines that failed together
 /// do not come back together.
-fn pause(reply: &LineReply, tries: u32) -> Option<Duration> {
+pub(in crate::jobs) fn pause(reply: &LineReply, tries: u32) -> Option<Duration> {
     let most = match reply.status {
         // An account without money has none a minute later.
         429 if reply.body.pointer("/error/code").is_some_and(|code| code == Code::QUOTA.name) => return None,

@@ -1,13 +1,12 @@
 //! Batches: many requests in one file, answered when there is time, on any route or model. [`runner`] finds work, [`work`] does it
-//! under a lease that [`heart`] keeps, and starts where it left off after a crash; [`check`] reads lines, [`line`] asks one,
+//! under a lease that `jobs::heart` keeps, and starts where it left off after a crash; [`check`] reads lines, [`line`] asks one,
 //! [`results`] holds the answers until they become files.
 //!
 //! A line takes the road of a request over HTTP: whoever serves hands in an [`Endpoint`], so that a batch means exactly what the
 //! same requests one by one would have meant.
 
 mod check;
-mod heart;
-mod line;
+pub(super) mod line;
 mod results;
 mod runner;
 mod work;
@@ -25,9 +24,10 @@ use crate::types::{Code, Digest, Failure};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 /// The time that a batch may take, as clients write it, and in milliseconds.
 const WINDOW: (&str, i64) = ("24h", 24 * 60 * 60 * 1000);
@@ -103,6 +103,8 @@ pub struct Batches {
     max_line_bytes: AtomicUsize,
     woken: Notify,
     running: AtomicUsize,
+    /// When expired files were last removed.
+    swept: Mutex<Option<Instant>>,
 }
 
 impl Batches {
@@ -118,6 +120,7 @@ impl Batches {
             max_line_bytes: max_line_bytes.into(),
             woken: Notify::new(),
             running: AtomicUsize::new(0),
+            swept: Mutex::new(None),
         }
     }
 

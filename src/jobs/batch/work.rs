@@ -2,14 +2,15 @@
 //! at most the lines that were on their way.
 
 use super::check::{self, Lines, Problem};
-use super::heart::{Heart, Holder};
 use super::line::{Asker, Outcome, Waiting};
 use super::results::Results;
 use super::{Batches, Endpoint, OUTPUT_PURPOSE, blocking, endpoint};
+use crate::jobs::heart::{Heart, Holder, Note, Told};
+use crate::jobs::served::raised;
 use crate::store::batches::{self, BatchRow, Counts, Status};
 use crate::store::files::{FileRow, new_file_id};
 use crate::store::jobs::End;
-use crate::store::{Statement, Store, StoreError, files, jobs};
+use crate::store::{Db, Statement, Store, StoreError, files, jobs};
 use crate::types::ids::new_id;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -20,7 +21,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -46,6 +47,46 @@ pub(super) enum Why {
     Stopped,
     /// Somebody else holds the lease.
     Lost,
+}
+
+impl From<Told> for Why {
+    fn from(told: Told) -> Self {
+        match told {
+            Told::Cancelled => Why::Cancelled,
+            Told::Revoked => Why::Revoked,
+            Told::Lost => Why::Lost,
+        }
+    }
+}
+
+/// The newest counters of a batch, stored with each beat.
+struct Counted {
+    batch: String,
+    newest: Mutex<Option<Counts>>,
+}
+
+impl Counted {
+    fn of(batch: &BatchRow) -> Arc<Self> {
+        Arc::new(Counted { batch: batch.id.clone(), newest: Mutex::new(None) })
+    }
+
+    fn set(&self, counts: Counts) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(counts);
+    }
+
+    fn get(&self) -> Option<Counts> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Note for Counted {
+    fn progress(&self) -> Value {
+        self.get().map_or_else(|| json!({}), |counts| json!({"done": counts.completed + counts.failed, "total": counts.total}))
+    }
+
+    fn keep(&self, db: &dyn Db) -> Result<(), StoreError> {
+        self.get().map_or(Ok(()), |counts| batches::count(db, &self.batch, &counts))
+    }
 }
 
 /// What happened next while lines were asked.
@@ -91,7 +132,8 @@ impl Work {
             self.forget(&batch);
             return self.end(End::Succeeded(Value::Null)).await;
         }
-        let heart = Heart::start(self.holder.clone(), &batch).await?;
+        let counted = Counted::of(&batch);
+        let heart = Heart::start(self.holder.clone(), &batch.api_key, counted.clone()).await?;
         if batch.status == Status::Validating {
             match self.check(&batch).await {
                 Ok(Ok(begun)) => batch = begun,
@@ -102,11 +144,11 @@ impl Work {
         }
         let (directory, total) = (self.directory(&batch), batch.counts.total);
         let mut results = blocking(move || Ok(Results::open(&directory, total)?)).await?;
-        heart.count(results.counts);
+        counted.set(results.counts);
         let why = match batch.status {
             // Its last line was answered before an earlier worker died.
             Status::Finalizing => Why::Done,
-            _ => match self.answer(&batch, &mut results, &heart).await {
+            _ => match self.answer(&batch, &mut results, (&heart, &counted)).await {
                 Ok(why) => why,
                 Err(failure) if may_pass(&failure) => return Err(failure),
                 Err(failure) => Why::Broken(Problem::of(&failure)),
@@ -147,10 +189,10 @@ impl Work {
     }
 
     /// Asks the lines that have no answer yet.
-    async fn answer(&self, batch: &BatchRow, results: &mut Results, heart: &Heart) -> Result<Why, Failure> {
+    async fn answer(&self, batch: &BatchRow, results: &mut Results, (heart, counted): (&Heart, &Counted)) -> Result<Why, Failure> {
         let mut told = heart.told();
         let left = u64::try_from(batch.expires_at - now_ms()).unwrap_or(0);
-        let first = told.borrow_and_update().clone();
+        let first = told.borrow_and_update().map(Why::from);
         if let Some(why) = first.or((left == 0).then_some(Why::Expired)) {
             return Ok(why);
         }
@@ -189,7 +231,7 @@ impl Work {
                 answer = answers.next() => Next::Answer(answer),
             };
             let halted = match next {
-                Next::Told => told.borrow().clone(),
+                Next::Told => told.borrow().map(Why::from),
                 Next::TimeIsUp => match why {
                     None => Some(Why::Expired),
                     // Their time to end is over, too.
@@ -200,7 +242,7 @@ impl Work {
                 Next::Answer(Some(answer)) => {
                     if let Some(outcome) = answer? {
                         results.keep(&outcome)?;
-                        heart.count(results.counts);
+                        counted.set(results.counts);
                     }
                     None
                 }
@@ -407,9 +449,4 @@ fn linked(store: &Store, path: &Path) -> Result<PathBuf, StoreError> {
     let temporary = store.uploads.incoming().join(new_id("answers"));
     let linked = fs::hard_link(path, &temporary).or_else(|_| fs::copy(path, &temporary).map(drop));
     linked.map(|()| temporary.clone()).map_err(|source| StoreError::Io { path: temporary, source })
-}
-
-/// Ready when the flag is true, or when nobody can raise it any more.
-async fn raised(flag: &mut watch::Receiver<bool>) {
-    let _ = flag.wait_for(|raised| *raised).await;
 }
