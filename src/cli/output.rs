@@ -5,6 +5,8 @@ use crate::types::{Code, Failure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Writes bytes to stdout.
 ///
@@ -58,6 +60,44 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
         table.add_row(row.clone());
     }
     table.lines().map(|line| line.trim().to_string()).collect::<Vec<_>>().join("\n")
+}
+
+/// Progress on stderr: a bar on a terminal, else a plain line now and then, so that a log shows that long work goes on.
+pub fn watched(label: &str) -> Arc<dyn Progress> {
+    if std::io::stderr().is_terminal() { Arc::new(Bar::counting(label)) } else { Arc::new(Lines::new(label)) }
+}
+
+/// How often a line is written.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress in plain lines; work that is done before the first is due writes none.
+struct Lines {
+    label: String,
+    began: Instant,
+    /// When the last line was due, and how much had been done when the work began.
+    state: Mutex<(Instant, Option<u64>)>,
+}
+
+impl Lines {
+    fn new(label: &str) -> Self {
+        let began = Instant::now();
+        Lines { label: label.into(), began, state: Mutex::new((began, None)) }
+    }
+}
+
+impl Progress for Lines {
+    fn update(&self, done: u64, total: u64, words: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = *state.1.get_or_insert(done);
+        if state.0.elapsed() < LINE_EVERY {
+            return;
+        }
+        state.0 = Instant::now();
+        let rate = (done - first.min(done)) as f64 / self.began.elapsed().as_secs_f64();
+        let left = if rate > 0.0 { format!(", {:.0} s left", total.saturating_sub(done) as f64 / rate) } else { String::new() };
+        let percent = 100 * done / total.max(1);
+        note(format!("{}: {done} of {total} ({percent} %), {words}{left}", self.label));
+    }
 }
 
 /// A progress bar on stderr, shown only on a terminal.

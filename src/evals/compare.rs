@@ -1,9 +1,10 @@
-//! The paired difference between two targets over the samples that both answered.
+//! The paired difference between two targets over the samples that both answered, and the samples that changed.
 
-use crate::stats::{Paired, paired};
+use super::columns::{Column, Columns};
+use super::estimate::{self, paired_means};
+use crate::stats::Paired;
 use crate::store::runs::CaseRecord;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 
 /// `b` minus `a` in one metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,10 +18,19 @@ pub struct Difference {
     /// Numbers.
     #[serde(flatten)]
     pub paired: Paired,
+    /// The p-value after Holm's correction, where several differences are told together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_holm: Option<f64>,
+    /// Smallest true difference that so many pairs show in four of five runs (power 80 %, two-sided 5 %).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detectable: Option<f64>,
+    /// Pairs that it takes to show a difference as large as this one in four of five runs; none for no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed: Option<usize>,
 }
 
-/// Which samples changed their first metric, for people who want to look.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// A sample that changed, for people who want to look.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Changed {
     /// Sample.
     pub sample: String,
@@ -30,23 +40,121 @@ pub struct Changed {
     pub b: f64,
 }
 
+/// What changed between two targets in one metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Changes {
+    /// What is compared with: a target, or a run.
+    pub against: String,
+    /// What is compared.
+    pub target: String,
+    /// Metric.
+    pub metric: String,
+    /// Samples that got worse.
+    pub worse: usize,
+    /// Samples that got better.
+    pub better: usize,
+    /// The first of them, the worse ones before the better ones.
+    pub samples: Vec<Changed>,
+}
+
+/// Which samples of two runs are the same: places in the one and in the other.
+pub struct Pairs(Vec<(usize, usize)>);
+
+impl Pairs {
+    /// Every sample of a run with itself.
+    pub fn same(columns: &Columns) -> Self {
+        Pairs((0..columns.samples.len()).map(|at| (at, at)).collect())
+    }
+
+    /// The samples of two runs with the same id, in the order of the first.
+    pub fn between(a: &Columns, b: &Columns) -> Self {
+        let theirs = b.positions();
+        let find = |(at, id): (usize, &Box<str>)| theirs.get(id.as_ref()).map(|other| (at, *other));
+        Pairs(a.samples.iter().enumerate().filter(|(_, id)| !id.is_empty()).filter_map(find).collect())
+    }
+}
+
+/// Values of the samples that both have, and where these stand in the first.
+#[derive(Debug, Default)]
+pub struct PairedValues {
+    /// Under `a`.
+    pub a: Vec<f64>,
+    /// Under `b`.
+    pub b: Vec<f64>,
+    /// Places in `a`.
+    pub places: Vec<usize>,
+}
+
+/// The values of a metric under both, over the samples that both have an answer for.
+pub fn values(metric: &str, a: &Column, b: &Column, pairs: &Pairs) -> PairedValues {
+    let mut values = PairedValues::default();
+    for (left, right) in &pairs.0 {
+        if let Some((of_a, of_b)) = a.mean(metric, *left).zip(b.mean(metric, *right)) {
+            values.a.push(of_a);
+            values.b.push(of_b);
+            values.places.push(*left);
+        }
+    }
+    values
+}
+
+/// A target, as comparisons see it.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// The run it is of.
+    pub columns: &'a Columns,
+    /// Its cases.
+    pub column: &'a Column,
+}
+
+/// Compares `b` with `a` in a metric.
+pub fn compared(metric: &str, a: Side<'_>, b: Side<'_>, pairs: &Pairs) -> Difference {
+    let values = values(metric, a.column, b.column, pairs);
+    told(metric, (a.name, b.name), paired_means(&values, a.columns.is_grouped.then_some(&a.columns.groups)))
+}
+
+/// The samples that changed in a metric, the worse ones first; at most `most` of them are named.
+pub fn changes(metric: &str, a: Side<'_>, b: Side<'_>, (pairs, most): (&Pairs, usize)) -> Changes {
+    let values = values(metric, a.column, b.column, pairs);
+    let each = values.a.iter().zip(&values.b).zip(&values.places);
+    let moved: Vec<_> = each.filter(|((a, b), _)| a != b).map(|((a, b), at)| (*b - *a, *at, *a, *b)).collect();
+    let worse = moved.iter().filter(|(delta, ..)| *delta < 0.0).count();
+    let better = moved.len() - worse;
+    let mut named = moved;
+    named.sort_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1)));
+    let samples =
+        named.into_iter().take(most).map(|(_, at, of_a, of_b)| Changed { sample: a.columns.samples[at].to_string(), a: of_a, b: of_b });
+    Changes { against: a.name.into(), target: b.name.into(), metric: metric.into(), worse, better, samples: samples.collect() }
+}
+
+/// Corrects the p-values of differences that are told together.
+pub fn correct(differences: &mut [Difference]) {
+    if differences.len() < 2 {
+        return;
+    }
+    let raw: Vec<f64> = differences.iter().map(|one| one.paired.p).collect();
+    for (one, p) in differences.iter_mut().zip(estimate::holm(&raw)) {
+        one.p_holm = Some(p);
+    }
+}
+
+fn told(metric: &str, (a, b): (&str, &str), paired: Paired) -> Difference {
+    let (detectable, needed) = estimate::power(&paired);
+    Difference { metric: metric.into(), a: a.into(), b: b.into(), paired, p_holm: None, detectable, needed }
+}
+
 /// Compares the cases of `b` with those of `a` in a metric; samples that one of them has no answer for are left out.
 pub fn difference(metric: &str, a: (&str, &[&CaseRecord]), b: (&str, &[&CaseRecord])) -> Difference {
-    let pairs = pairs(metric, a.1, b.1);
-    let (left, right): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(_, a, b)| (*a, *b)).unzip();
-    Difference { metric: metric.into(), a: a.0.into(), b: b.0.into(), paired: paired(&left, &right) }
-}
-
-/// Samples whose value differs, losses first.
-pub fn changed(metric: &str, a: &[&CaseRecord], b: &[&CaseRecord]) -> Vec<Changed> {
-    let mut changed: Vec<Changed> =
-        pairs(metric, a, b).into_iter().filter(|(_, a, b)| a != b).map(|(sample, a, b)| Changed { sample: sample.into(), a, b }).collect();
-    changed.sort_by(|x, y| (x.b - x.a).total_cmp(&(y.b - y.a)).then(x.sample.cmp(&y.sample)));
-    changed
-}
-
-fn pairs<'a>(metric: &str, a: &[&'a CaseRecord], b: &[&CaseRecord]) -> Vec<(&'a str, f64, f64)> {
-    let value = |case: &CaseRecord| if case.error.is_none() { case.scores[metric].as_f64() } else { None };
-    let right: HashMap<&str, f64> = b.iter().filter_map(|case| Some((case.sample.as_str(), value(case)?))).collect();
-    a.iter().filter_map(|case| Some((case.sample.as_str(), value(case)?, *right.get(case.sample.as_str())?))).collect()
+    let (left, right) = (Columns::of(a.1.iter().copied()), Columns::of(b.1.iter().copied()));
+    let nothing = Column::default();
+    let column = |columns: &Columns, cases: &[&CaseRecord]| {
+        cases.first().map(|case| case.target.clone()).filter(|name| columns.targets.contains_key(name))
+    };
+    let (of_a, of_b) = (column(&left, a.1), column(&right, b.1));
+    let of_a = of_a.and_then(|name| left.targets.get(&name)).unwrap_or(&nothing);
+    let of_b = of_b.and_then(|name| right.targets.get(&name)).unwrap_or(&nothing);
+    let pairs = Pairs::between(&left, &right);
+    compared(metric, Side { name: a.0, columns: &left, column: of_a }, Side { name: b.0, columns: &right, column: of_b }, &pairs)
 }

@@ -1,7 +1,9 @@
-//! From stored outcomes to metrics: mean, standard error and 95 % interval of each score over the cases that have an answer.
+//! From stored outcomes to metrics: mean, standard error and 95 % interval of each score over the samples that have an answer. Repeats of
+//! a sample are averaged first; errors are clustered where samples come in groups.
 
-use crate::stats::{Summary, percentile, summarise};
-use crate::store::runs::CaseRecord;
+use super::columns::{Column, Columns};
+use super::estimate::{Passes, passes, summary};
+use crate::stats::{Summary, percentile};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -12,16 +14,31 @@ pub struct Totals {
     pub n: usize,
     /// By metric.
     pub metrics: BTreeMap<String, Summary>,
+    /// Cases with full marks in all that counts.
+    #[serde(default)]
+    pub passed: usize,
     /// Cases that ended in an error: neither right nor wrong.
     pub errors: usize,
+    /// Cases whose answer was given before: no call was made, and their latency is not counted.
+    #[serde(default)]
+    pub cached: usize,
     /// Tokens read and written.
     pub tokens: u64,
     /// Tokens read.
     pub input_tokens: u64,
     /// Tokens written.
     pub output_tokens: u64,
-    /// Latency of the cases with an answer.
+    /// What the calls cost, as far as it is known.
+    #[serde(default)]
+    pub cost_micro_usd: i64,
+    /// Calls of which nobody knows what they cost.
+    #[serde(default)]
+    pub unpriced: usize,
+    /// Latency of the calls with an answer.
     pub latency_ms: Latency,
+    /// Of several repeats: whether any, and whether all of `k` have full marks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<Passes>,
 }
 
 /// Latency percentiles in milliseconds.
@@ -33,20 +50,24 @@ pub struct Latency {
     pub p95: f64,
 }
 
-/// Totals of one target's cases.
-pub fn totals(cases: &[&CaseRecord], metrics: &[String]) -> Totals {
-    let scored: Vec<&&CaseRecord> = cases.iter().filter(|case| case.error.is_none()).collect();
-    let values = |metric: &String| scored.iter().filter_map(|case| case.scores[metric].as_f64()).collect::<Vec<_>>();
-    let latency: Vec<f64> = scored.iter().map(|case| case.latency_ms).collect();
-    let (input_tokens, output_tokens) =
-        (cases.iter().map(|case| case.input_tokens).sum(), cases.iter().map(|case| case.output_tokens).sum());
+/// Totals of one target; `repeats` as the suite asks for.
+pub fn totals(columns: &Columns, column: &Column, metrics: &[String], repeats: usize) -> Totals {
+    let of = |metric: &String| {
+        let (values, groups) = column.means(metric, &columns.groups);
+        (metric.clone(), summary(&values, columns.is_grouped.then_some(groups.as_slice())))
+    };
     Totals {
-        n: scored.len(),
-        metrics: metrics.iter().map(|metric| (metric.clone(), summarise(&values(metric)))).collect(),
-        errors: cases.len() - scored.len(),
-        tokens: input_tokens + output_tokens,
-        input_tokens,
-        output_tokens,
-        latency_ms: Latency { p50: percentile(&latency, 0.5), p95: percentile(&latency, 0.95) },
+        n: column.answered,
+        metrics: metrics.iter().map(of).collect(),
+        passed: column.repeats.iter().map(|sample| sample.passed as usize).sum(),
+        errors: column.errors,
+        cached: column.cached,
+        tokens: column.input_tokens + column.output_tokens,
+        input_tokens: column.input_tokens,
+        output_tokens: column.output_tokens,
+        cost_micro_usd: column.cost_micro_usd,
+        unpriced: column.unpriced,
+        latency_ms: Latency { p50: percentile(&column.latency_ms, 0.5), p95: percentile(&column.latency_ms, 0.95) },
+        passes: passes(column, repeats),
     }
 }

@@ -1,25 +1,38 @@
 //! Evaluations: a [`suite`] says which dataset, targets, scorers and gate; [`prepare`] finds all of them before anything is written;
-//! the [`runner`] asks the models, stores each case as it ends and can resume; [`metrics`], [`gate`], [`compare`] and [`report`] are
-//! pure functions over what is stored.
+//! the [`runner`] asks the models, stores each case as it ends and can resume; [`columns`] are what is stored as numbers, over which
+//! [`metrics`], [`gate`], [`compare`] and [`report`] are computed; [`show`] writes reports for people and programs.
 
+pub mod bounds;
+pub mod columns;
 pub mod compare;
+pub mod demands;
+pub mod estimate;
 pub mod gate;
 pub mod graders;
+mod keep;
+pub mod matrix;
 pub mod metrics;
+mod order;
+mod pace;
 pub mod prepare;
 mod proof;
 pub mod protect;
+mod purse;
 pub mod report;
 pub mod respond;
 pub mod runner;
+pub mod samples;
 pub mod scorers;
+pub mod show;
 pub mod suite;
+mod tally;
 pub mod variants;
 
+pub use bounds::Bounds;
 pub use prepare::{Plan, prepare};
 pub use report::Report;
 pub use respond::{Reply, Respond};
-pub use runner::{Runner, resume};
+pub use runner::{Runner, resume, resume_within};
 pub use suite::Suite;
 
 use crate::types::{Code, Coded};

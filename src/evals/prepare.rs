@@ -2,7 +2,9 @@
 //! dataset and prompts that the suite names as files).
 
 use super::EvalError;
-use super::suite::{Suite, Target};
+use super::bounds::Bounds;
+use super::samples::{Samples, assignment_of};
+use super::suite::{MAX_REPEATS, Suite, Target};
 use super::variants;
 use crate::access::audit;
 use crate::datasets::import::Replace;
@@ -11,13 +13,16 @@ use crate::prompts::library::By;
 use crate::prompts::{Library, Prompt, sync};
 use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
+use crate::store::datasets::DatasetVersion;
 use crate::store::runs::RunRecord;
 use crate::store::{Store, adapters, models, runs};
 use crate::types::error::did_you_mean;
+use crate::types::money::MicroUsd;
 use crate::types::{Code, Digest, Failure};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What to change of a suite for one run.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +37,12 @@ pub struct Selection {
     pub concurrency: Option<usize>,
     /// These prompts instead of the targets' own: every target with every prompt.
     pub prompts: Vec<String>,
+    /// How often each sample is asked.
+    pub repeats: Option<usize>,
+    /// Whether answers that were given before are given again.
+    pub cache: Option<bool>,
+    /// What the run may cost and take.
+    pub bounds: Bounds,
 }
 
 /// A run, ready to begin.
@@ -51,7 +62,7 @@ pub struct Plan {
     /// Prompts that stand in place of the targets' own.
     pub prompts: Vec<String>,
     /// The samples, in the order of the split.
-    pub samples: Vec<Sample>,
+    pub samples: Samples,
     /// What is measured.
     pub targets: Vec<PlanTarget>,
 }
@@ -80,21 +91,18 @@ pub fn prepare(store: &Store, mut suite: Suite, selection: &Selection, author: &
         let manifest = manifest(store, target, prompt.as_ref().map(|found| found.prompt.as_ref()))?;
         targets.push(PlanTarget { name: target.name.clone(), release: manifest.digest(), manifest });
     }
-    let dataset = dataset(store, &suite)?;
-    let part = dataset.part(suite.split.as_deref())?;
-    let samples: Vec<Sample> = part.into_iter().take(selection.limit.unwrap_or(usize::MAX)).cloned().collect();
-    variables_fit(&suite, &samples, &prompts)?;
+    let (row, assignment) = dataset(store, &suite)?;
+    let samples = Samples::open(store, &row, suite.split.as_deref().zip(assignment.as_ref()), selection.limit)?;
+    samples_fit(&suite, &samples, &prompts)?;
     for found in prompts.iter().flatten() {
         if let Some(source) = &found.source {
             let by = By { author, message: &format!("suite {}", suite.name), commit: &audit::commit(store) };
             publish(store, &library, found, source, by)?;
         }
     }
-    let (dataset_digest, name) = (dataset.row.digest, dataset.row.dataset.clone());
     let split = suite.split.clone().unwrap_or_else(|| "all".into());
-    let assignment = dataset.splits.as_ref().filter(|_| suite.split.is_some()).map(|splits| splits.assignment);
     let (limit, prompts) = (selection.limit, selection.prompts.clone());
-    Ok(Plan { suite, dataset: name, dataset_digest, split, assignment, limit, prompts, samples, targets })
+    Ok(Plan { suite, dataset: row.dataset, dataset_digest: row.digest, split, assignment, limit, prompts, samples, targets })
 }
 
 /// Publishes the file of a target, as `refit prompt publish` would. What is a version already is measured as that version.
@@ -116,8 +124,7 @@ pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
     let unreadable = |what: &str| EvalError::Run { run: run.id.clone(), problem: format!("its stored {what} cannot be read") };
     let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
     let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
-    suite.split = run.config["split"].as_str().map(String::from);
-    suite.concurrency = run.config["concurrency"].as_u64().unwrap_or(suite.concurrency as u64) as usize;
+    settle(&mut suite, &run.config);
     let prompts: Vec<String> = serde_json::from_value(run.config["prompts"].clone()).unwrap_or_default();
     variants::replace(&mut suite, &prompts)?;
     let stored = runs::targets(store.db.as_ref(), &run.id)?;
@@ -128,23 +135,43 @@ pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
         targets.push(PlanTarget { name: name.to_string(), release: found.release, manifest });
     }
     suite.targets.retain(|target| targets.iter().any(|kept| kept.name == target.name));
-    let mut dataset = Datasets::new(store).open(&format!("{}@{}", run.dataset, run.dataset_digest))?;
+    let row = Datasets::new(store).get(&format!("{}@{}", run.dataset, run.dataset_digest))?;
     let assignment: Option<Digest> = run.config["assignment"].as_str().and_then(|text| text.parse().ok());
-    if let Some(digest) = &assignment {
-        dataset.assignment = serde_json::from_slice(&store.blobs.get(digest)?).map_err(|_| unreadable("split"))?;
-    }
     let limit = run.config["limit"].as_u64().map(|limit| limit as usize);
-    let samples = dataset.part(suite.split.as_deref())?.into_iter().take(limit.unwrap_or(usize::MAX)).cloned().collect();
+    let samples = Samples::open(store, &row, suite.split.as_deref().zip(assignment.as_ref()), limit)?;
     let (split, dataset, dataset_digest) = (run.split.clone(), run.dataset.clone(), run.dataset_digest);
     Ok(Plan { suite, dataset, dataset_digest, split, assignment, limit, prompts, samples, targets })
+}
+
+/// What flags said when a run began.
+fn settle(suite: &mut Suite, config: &Value) {
+    let number = |key: &str| config[key].as_u64();
+    suite.split = config["split"].as_str().map(String::from);
+    suite.concurrency = number("concurrency").map_or(suite.concurrency, |count| count as usize);
+    suite.repeats = number("repeats").map_or(suite.repeats, |count| count as usize);
+    suite.cache = config["cache"].as_bool().unwrap_or(suite.cache);
+    let cost = config["max_cost_micro_usd"].as_i64().map(MicroUsd);
+    suite.bounds = Bounds { cost, time: config["max_time_s"].as_f64().and_then(|time| Duration::try_from_secs_f64(time).ok()) };
 }
 
 impl Plan {
     /// What a run stores to be resumed.
     pub(super) fn config(&self) -> serde_json::Value {
         let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
+        let Bounds { cost, time } = self.suite.bounds;
         json!({"suite_source": self.suite.source, "split": self.suite.split, "assignment": self.assignment, "limit": self.limit,
-            "concurrency": self.suite.concurrency, "targets": targets, "prompts": self.prompts})
+            "concurrency": self.suite.concurrency, "targets": targets, "prompts": self.prompts, "repeats": self.suite.repeats,
+            "cache": self.suite.cache, "max_cost_micro_usd": cost, "max_time_s": time.map(|time| time.as_secs_f64())})
+    }
+
+    /// Calls that the run makes: every sample of every target, as often as it is repeated.
+    pub fn cases(&self) -> usize {
+        self.samples.len() * self.targets.len() * self.suite.repeats
+    }
+
+    /// The group of a sample, where the suite names a field.
+    pub(super) fn group_of(&self, sample: &Sample) -> Option<String> {
+        self.suite.cluster.as_ref().and_then(|path| group(sample, path))
     }
 }
 
@@ -153,6 +180,9 @@ fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
         suite.split = Some(split.clone());
     }
     suite.concurrency = selection.concurrency.unwrap_or(suite.concurrency).clamp(1, 1024);
+    suite.repeats = selection.repeats.unwrap_or(suite.repeats).clamp(1, MAX_REPEATS);
+    suite.cache = selection.cache.unwrap_or(suite.cache);
+    suite.bounds = selection.bounds.or(suite.bounds);
     for name in &selection.targets {
         if !suite.targets.iter().any(|target| target.name == *name) {
             let nearest = did_you_mean(name, suite.targets.iter().map(|target| target.name.as_str()));
@@ -164,6 +194,7 @@ fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
         suite.targets.retain(|target| selection.targets.contains(&target.name));
         // What is not measured is not judged.
         suite.gate.retain(|condition| condition.target.as_ref().is_none_or(|target| selection.targets.contains(target)));
+        suite.demands.retain(|demand| demand.target.as_ref().is_none_or(|target| selection.targets.contains(target)));
     }
     variants::replace(suite, &selection.prompts)
 }
@@ -220,39 +251,62 @@ pub fn manifest(store: &Store, target: &Target, prompt: Option<&Prompt>) -> Resu
     })
 }
 
-fn dataset(store: &Store, suite: &Suite) -> Result<crate::datasets::Dataset, Failure> {
+/// The dataset version of a suite, and how it is split, where a split is measured.
+fn dataset(store: &Store, suite: &Suite) -> Result<(DatasetVersion, Option<Digest>), Failure> {
     let datasets = Datasets::new(store);
     let path = suite.path(&suite.dataset);
-    let reference = if path.extension().is_some() && (path.is_file() || suite.dataset.contains('/')) {
+    let row = if path.extension().is_some() && (path.is_file() || suite.dataset.contains('/')) {
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let (row, _) = datasets.import(&name, &path, None)?;
-        format!("{}@{}", row.dataset, row.version)
+        datasets.import(&name, &path, None)?.0
     } else {
-        suite.dataset.clone()
+        datasets.get(&suite.dataset)?
     };
-    let dataset = datasets.open(&reference)?;
-    match (&suite.split, &suite.splits) {
-        (Some(_), Some(plan)) if dataset.splits.is_none() => Ok(datasets.split(&reference, plan, Replace::No)?),
-        _ => Ok(dataset),
-    }
+    let row = match (&suite.split, &suite.splits) {
+        (Some(_), Some(plan)) if row.splits.is_null() => {
+            datasets.split(&format!("{}@{}", row.dataset, row.version), plan, Replace::No)?.row
+        }
+        _ => row,
+    };
+    let assignment = suite.split.as_ref().map(|_| assignment_of(&row)).transpose()?;
+    Ok((row, assignment))
 }
 
-/// Every sample must bring what the prompts require: better to know before the first call than after the last.
-fn variables_fit(suite: &Suite, samples: &[Sample], prompts: &[Option<Found>]) -> Result<(), Failure> {
+/// Every sample must bring what the prompts require and the suite groups by: better to know before the first call than after the last.
+fn samples_fit(suite: &Suite, samples: &Samples, prompts: &[Option<Found>]) -> Result<(), Failure> {
+    let invalid = |problem: String, hint: Option<String>| EvalError::Invalid { suite: suite.name.clone(), problem, hint };
     if samples.is_empty() {
-        let problem = "there are no samples to measure".to_string();
-        return Err(EvalError::Invalid { suite: suite.name.clone(), problem, hint: None }.into());
+        return Err(invalid("there are no samples to measure".into(), None).into());
     }
-    for found in prompts.iter().flatten() {
-        for name in found.prompt.required_variables() {
-            let Some(sample) = samples.iter().find(|sample| !sample.input.contains_key(&name)) else { continue };
-            let nearest = did_you_mean(&name, sample.input.keys().map(String::as_str));
-            let problem =
-                format!("prompt \"{}\" needs variable \"{name}\", which sample {} does not have{nearest}", found.prompt.name, sample.id);
+    let required: Vec<_> = prompts
+        .iter()
+        .flatten()
+        .flat_map(|found| found.prompt.required_variables().into_iter().map(|name| (&found.prompt.name, name)))
+        .collect();
+    for sample in samples.iter() {
+        let sample = sample?;
+        if let Some((prompt, name)) = required.iter().find(|(_, name)| !sample.input.contains_key(name)) {
+            let nearest = did_you_mean(name, sample.input.keys().map(String::as_str));
+            let problem = format!("prompt \"{prompt}\" needs variable \"{name}\", which sample {} does not have{nearest}", sample.id);
             let has: Vec<&str> = sample.input.keys().map(String::as_str).collect();
-            let hint = Some(format!("the sample's input has: {}", has.join(", ")));
-            return Err(EvalError::Invalid { suite: suite.name.clone(), problem, hint }.into());
+            return Err(invalid(problem, Some(format!("the sample's input has: {}", has.join(", ")))).into());
+        }
+        if let Some(path) = suite.cluster.as_ref().filter(|path| group(&sample, path).is_none()) {
+            let problem = format!("cluster: sample {} has no field \"{path}\"", sample.id);
+            let hint = "name a field of the samples' metadata, input or target, such as metadata.article";
+            return Err(invalid(problem, Some(hint.into())).into());
         }
     }
     Ok(())
+}
+
+/// A field of a sample: `metadata.x`, `input.x`, `target.x`, or a name that is looked for in metadata and then in the input.
+fn group(sample: &Sample, path: &str) -> Option<String> {
+    let found = match path.split_once('.') {
+        Some(("metadata", name)) => sample.metadata.get(name),
+        Some(("input", name)) => sample.input.get(name),
+        Some(("target", name)) => sample.target.get(name),
+        _ if path == "target" => Some(&sample.target),
+        _ => sample.metadata.get(path).or_else(|| sample.input.get(path)),
+    };
+    found.filter(|value| !value.is_null()).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string))
 }

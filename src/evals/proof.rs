@@ -199,6 +199,20 @@ mod tests {
         let (suite, dataset, split, status) = (String::new(), String::new(), String::new(), runs::FINISHED.to_string());
         let (suite_digest, dataset_digest) = (Digest::of("s"), Digest::of("d"));
         let (config, summary, id) = (Value::Null, Value::Null, "run_1".to_string());
-        RunRecord { id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at: 0, finished_at: None }
+        let (scorers_digest, created_at, finished_at) = (None, 0, None);
+        RunRecord {
+            id,
+            suite,
+            suite_digest,
+            scorers_digest,
+            dataset,
+            dataset_digest,
+            split,
+            status,
+            config,
+            summary,
+            created_at,
+            finished_at,
+        }
     }
 }

@@ -1,14 +1,21 @@
-//! The report of a run: one JSON object and one terminal table, both from stored outcomes.
+//! The report of a run: one JSON object, made from stored outcomes in one pass. How it is shown is the business of [`show`](super::show).
 
-use super::compare::{Difference, difference};
-use super::gate::{Gate, judge};
+use super::columns::Columns;
+use super::compare::{Changes, Difference, Pairs, Side, changes, compared, correct};
+use super::gate::{Bench, Gate, judge};
 use super::metrics::{Totals, totals};
 use super::prepare::Plan;
-use crate::store::runs::{CaseRecord, RunRecord};
+use crate::store::runs::{self, CaseRecord, RunRecord};
+use crate::store::{Store, StoreError};
 use crate::types::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::fmt::Write;
+use std::collections::BTreeMap;
+
+pub use super::show::table::describe;
+
+/// Changed samples that a report names.
+const CHANGED: usize = 20;
 
 /// A run, summed up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,12 +32,24 @@ pub struct Report {
     pub dataset_digest: Digest,
     /// Split.
     pub split: String,
+    /// Samples of the split, as far as they were asked for.
+    #[serde(default)]
+    pub samples: usize,
+    /// How often each was asked.
+    #[serde(default = "one")]
+    pub repeats: usize,
+    /// Metrics that a case has full marks in when it passes.
+    #[serde(default)]
+    pub pass_metrics: Vec<String>,
     /// In the order of the suite.
     pub targets: Vec<TargetReport>,
     /// What the gate said; `null` without a gate.
     pub gate: Option<Gate>,
     /// Differences between targets, later minus earlier.
     pub paired: Vec<Difference>,
+    /// What changed since the run before, or between the targets of a first run.
+    #[serde(default)]
+    pub changes: Vec<Changes>,
     /// Seconds that this execution took.
     pub wall_seconds: f64,
 }
@@ -49,39 +68,58 @@ pub struct TargetReport {
     pub totals: Totals,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Report {
     /// Sums up the cases of a run.
-    pub fn build(run: &RunRecord, plan: &Plan, cases: &[CaseRecord], wall_seconds: f64) -> Report {
-        let metrics = plan.suite.metrics();
-        let of = |name: &str| cases.iter().filter(|case| case.target == name).collect::<Vec<_>>();
-        let grouped: Vec<(&str, Vec<&CaseRecord>)> = plan.targets.iter().map(|target| (target.name.as_str(), of(&target.name))).collect();
-        let target = |(target, (_, cases)): (&super::prepare::PlanTarget, &(&str, Vec<&CaseRecord>))| TargetReport {
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database fails.
+    pub fn build(store: &Store, run: &RunRecord, plan: &Plan, wall_seconds: f64) -> Result<Report, StoreError> {
+        let suite = &plan.suite;
+        let (metrics, main) = (suite.metrics(), suite.main_metrics());
+        let columns = Columns::read(store, &run.id, &|case| has_full_marks(case, &main))?;
+        let nothing = super::columns::Column::default();
+        let column = |name: &str| columns.targets.get(name).unwrap_or(&nothing);
+        let target = |target: &super::prepare::PlanTarget| TargetReport {
             name: target.name.clone(),
             model: target.manifest.model.clone(),
             release: target.release,
-            totals: totals(cases, &metrics),
+            totals: totals(&columns, column(&target.name), &metrics, suite.repeats),
         };
-        let targets: Vec<TargetReport> = plan.targets.iter().zip(&grouped).map(target).collect();
+        let targets: Vec<TargetReport> = plan.targets.iter().map(target).collect();
         let measured: Vec<(String, Value)> = targets.iter().map(|target| (target.name.clone(), target.metrics_json())).collect();
+        let sides: Vec<Side<'_>> =
+            targets.iter().map(|target| Side { name: &target.name, columns: &columns, column: column(&target.name) }).collect();
+        let pairs = Pairs::same(&columns);
         let mut paired = Vec::new();
         // Sub-metrics (`json_field.intent`) are in the table; comparing them all would be testing many hypotheses at once.
-        for metric in plan.suite.scorers.iter().filter_map(|scorer| scorer.metrics().into_iter().next()) {
-            for (i, (b, b_cases)) in grouped.iter().enumerate() {
-                paired.extend(grouped[..i].iter().map(|(a, a_cases)| difference(&metric, (a, a_cases), (b, b_cases))));
+        for metric in &main {
+            for (i, b) in sides.iter().enumerate() {
+                paired.extend(sides[..i].iter().map(|a| compared(metric, *a, *b, &pairs)));
             }
         }
-        Report {
+        correct(&mut paired);
+        let demands = Bench { store, run, plan, columns: &columns }.demanded()?;
+        let changes = changed(store, run, main.first().map_or("", String::as_str), &sides)?;
+        Ok(Report {
             suite: run.suite.clone(),
             run: run.id.clone(),
             status: run.status.clone(),
             dataset: run.dataset.clone(),
             dataset_digest: run.dataset_digest,
             split: run.split.clone(),
-            gate: judge(&plan.suite.gate, &measured),
+            samples: plan.samples.len(),
+            repeats: suite.repeats,
+            gate: judge(&suite.gate, &measured, demands),
+            changes,
+            pass_metrics: main,
             targets,
             paired,
             wall_seconds,
-        }
+        })
     }
 
     /// Cases that ended in an error, over all targets.
@@ -89,38 +127,14 @@ impl Report {
         self.targets.iter().map(|target| target.totals.errors).sum()
     }
 
-    /// The report for a terminal.
-    pub fn table(&self) -> String {
-        let samples = self.targets.first().map_or(0, |target| target.totals.n + target.totals.errors);
-        let mut text = format!("{} on {} ({}), {samples} samples, {} [{}]\n", self.suite, self.dataset, self.split, self.run, self.status);
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
-        table.set_header(std::iter::once("").chain(self.targets.iter().map(|target| target.name.as_str())));
-        let metrics: Vec<&String> = self.targets.iter().flat_map(|target| target.totals.metrics.keys()).collect();
-        let mut seen = std::collections::BTreeSet::new();
-        for metric in metrics.into_iter().filter(|metric| seen.insert(metric.as_str())) {
-            table.add_row(self.row(metric, |totals| {
-                totals.metrics.get(metric).map_or("-".into(), |found| format!("{:.3} ± {:.3}", found.mean, found.standard_error))
-            }));
-        }
-        table.add_row(self.row("errors", |totals| totals.errors.to_string()));
-        table.add_row(self.row("tokens read / written", |totals| format!("{} / {}", totals.input_tokens, totals.output_tokens)));
-        table.add_row(self.row("latency p50 / p95 ms", |totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)));
-        let _ = writeln!(text, "{table}");
-        for difference in &self.paired {
-            let _ = writeln!(text, "{}", describe(difference));
-        }
-        if let Some(gate) = &self.gate {
-            let _ = writeln!(text, "gate {}", if gate.passed { "passed" } else { "missed" });
-            for one in &gate.verdicts {
-                let _ = writeln!(text, "  {} {}: {}", if one.verdict.passed { "ok  " } else { "miss" }, one.target, one.verdict.reason);
-            }
-        }
-        text.trim_end().to_string()
+    /// Whether a case has full marks in all that counts.
+    pub fn passes(&self, case: &CaseRecord) -> bool {
+        has_full_marks(case, &self.pass_metrics)
     }
 
-    fn row(&self, name: &str, cell: impl Fn(&Totals) -> String) -> Vec<String> {
-        std::iter::once(name.to_string()).chain(self.targets.iter().map(|target| cell(&target.totals))).collect()
+    /// The report for a terminal.
+    pub fn table(&self) -> String {
+        super::show::table::run(self)
     }
 }
 
@@ -131,11 +145,33 @@ impl TargetReport {
     }
 }
 
-/// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60)`.
-pub fn describe(difference: &Difference) -> String {
-    let Difference { metric, a, b, paired } = difference;
-    format!(
-        "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p = {:.3} ({} better, {} worse of {})",
-        paired.delta, paired.ci95[0], paired.ci95[1], paired.p, paired.wins, paired.losses, paired.n
-    )
+fn has_full_marks(case: &CaseRecord, metrics: &[String]) -> bool {
+    match metrics {
+        [] => super::columns::passes(case),
+        metrics => case.error.is_none() && metrics.iter().all(|metric| case.scores[metric].as_f64() == Some(1.0)),
+    }
+}
+
+/// What changed in a metric since the newest run before this one that has the target; between the first target and the others where no
+/// target was measured before.
+fn changed(store: &Store, run: &RunRecord, metric: &str, sides: &[Side<'_>]) -> Result<Vec<Changes>, StoreError> {
+    let mut before: BTreeMap<String, Columns> = BTreeMap::new();
+    let mut found = Vec::new();
+    for side in sides {
+        let Some(earlier) = runs::before(store.db.as_ref(), run, side.name)? else { continue };
+        if !before.contains_key(&earlier) {
+            before.insert(earlier.clone(), Columns::read(store, &earlier, &super::columns::passes)?);
+        }
+        let Some(columns) = before.get(&earlier) else { continue };
+        let Some(column) = columns.targets.get(side.name) else { continue };
+        let pairs = Pairs::between(columns, side.columns);
+        found.push(changes(metric, Side { name: &earlier, columns, column }, *side, (&pairs, CHANGED)));
+    }
+    if found.is_empty()
+        && let Some((first, others)) = sides.split_first()
+    {
+        let pairs = Pairs::same(first.columns);
+        found.extend(others.iter().map(|other| changes(metric, *first, *other, (&pairs, CHANGED))));
+    }
+    Ok(found)
 }

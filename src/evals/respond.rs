@@ -1,50 +1,81 @@
-//! How the runner asks a model: one small trait, so that runs go the same road as production and tests need no model.
+//! How the runner asks a model: one small trait, so that runs go the same road as production and whoever counts money stands between. A
+//! call is written first, so that its key and its price are known, and then made.
 
+use super::prepare::PlanTarget;
 use crate::access::Caller;
-use crate::inference::{Answer, Inference};
-use crate::releases::Manifest;
+use crate::inference::{Answer, Inference, Measured, Ready};
 use crate::types::Failure;
+use crate::types::told::Cost;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// One answer.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     /// The text.
     pub output: String,
+    /// Tools that the model wants to call; `null` where there are none.
+    #[serde(default)]
+    pub tool_calls: Value,
     /// Tokens read.
     pub input_tokens: u64,
     /// Tokens written.
     pub output_tokens: u64,
     /// Milliseconds from asking to the whole answer.
     pub latency_ms: f64,
+    /// What it cost in micro-dollars; none where nobody knows.
+    pub cost_micro_usd: Option<i64>,
 }
 
 impl Reply {
     /// What an answer of the production road comes to.
     pub fn of(answer: &Answer) -> Self {
         let usage = answer.response.usage.clone().unwrap_or_default();
+        let message = answer.response.choices.first().map(|choice| &choice.message);
         Reply {
             output: answer.response.text(),
+            tool_calls: message.and_then(|message| message.extra.get("tool_calls")).cloned().unwrap_or_default(),
             input_tokens: usage.prompt_tokens,
             output_tokens: usage.completion_tokens,
             latency_ms: answer.latency_ms,
+            cost_micro_usd: micro_usd(answer.told.cost),
         }
     }
 }
 
-/// Answers for a manifest and the variables of its prompt.
+/// Micro-dollars of a cost that is known.
+pub fn micro_usd(cost: Cost) -> Option<i64> {
+    match cost {
+        Cost::MicroUsd(micro) => Some(micro),
+        Cost::Open | Cost::Unknown => None,
+    }
+}
+
+/// Answers for a target and the variables of its prompt.
 pub trait Respond: Send + Sync {
+    /// Writes what will be asked.
+    fn write<'a>(&'a self, target: &'a PlanTarget, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Ready, Failure>>;
+
     /// Asks once.
-    fn respond<'a>(&'a self, manifest: &'a Manifest, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Reply, Failure>>;
+    fn ask(&self, ready: Ready) -> BoxFuture<'_, Result<Reply, Failure>>;
+
+    /// Whether it is known what calls of a `provider/model` cost.
+    fn knows_price(&self, model: &str) -> bool;
 }
 
 /// The production road: every evaluation call is rendered, attempted and logged like an application's.
 impl Respond for Inference {
-    fn respond<'a>(&'a self, manifest: &'a Manifest, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Reply, Failure>> {
-        Box::pin(async move {
-            let answer = self.run(manifest, variables, &Caller::local("eval")).await?;
-            Ok(Reply::of(&answer))
-        })
+    fn write<'a>(&'a self, target: &'a PlanTarget, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Ready, Failure>> {
+        let measured = Measured { manifest: &target.manifest, release: target.release };
+        Box::pin(async move { self.ready(measured, variables, &Caller::local("eval")).await })
+    }
+
+    fn ask(&self, ready: Ready) -> BoxFuture<'_, Result<Reply, Failure>> {
+        Box::pin(async move { Ok(Reply::of(&self.ask_ready(ready, &Caller::local("eval")).await?)) })
+    }
+
+    fn knows_price(&self, model: &str) -> bool {
+        Inference::knows_price(self, model)
     }
 }

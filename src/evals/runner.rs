@@ -1,32 +1,42 @@
-//! Runs a plan: bounded concurrency, each case stored as it ends, errors as a third outcome, resumable after anything.
+//! Runs a plan: bounded concurrency that adapts to what providers can take, each case stored as it ends, errors as a third outcome,
+//! resumable after anything.
 //!
 //! Outcomes go to one writer thread that stores whatever has gathered in one short transaction and then looks again: no case waits
 //! for a timer, and a thousand quick ones do not make a thousand transactions.
 
+use super::EvalError;
+use super::keep::{self, Kept};
+use super::order::{Answered, Place, places};
+use super::pace::Pace;
 use super::prepare::{Plan, PlanTarget, restore};
+use super::purse::Purse;
 use super::report::Report;
-use super::respond::{Reply, Respond};
+use super::respond::{Reply, Respond, micro_usd};
 use super::scorers::Case;
-use super::{EvalError, suite::Suite};
+use super::tally::Tally;
 use crate::datasets::Sample;
+use crate::store::cases::KeptReply;
 use crate::store::runs::{self, CaseRecord, RunRecord, RunTarget};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, cases};
+use crate::types::blocking::blocking;
 use crate::types::time::now_ms;
 use crate::types::traits::Progress;
 use crate::types::{Code, Digest, Failure, ids};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Map, Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Times a case is asked again when the answer is "too busy".
 const BUSY_RETRIES: u32 = 8;
 /// Most outcomes in one transaction.
 const WRITE_BATCH: usize = 256;
+/// Outcomes that may wait to be stored; more make the asking wait.
+const WAITING: usize = 1_024;
 
 /// What a run needs beside its plan.
 #[derive(Clone)]
@@ -39,16 +49,42 @@ pub struct Runner {
     pub progress: Arc<dyn Progress>,
 }
 
+/// Why the asking ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Everything was asked.
+    Whole,
+    Stopped,
+    Money,
+    Time,
+}
+
+/// What the cases of an execution share.
+struct Work<'p> {
+    plan: &'p Plan,
+    paces: HashMap<String, Arc<Pace>>,
+    purse: Purse,
+}
+
+/// A case that was asked, and its answer, where that may be given again.
+struct Outcome {
+    case: CaseRecord,
+    keep: Option<KeptReply>,
+}
+
 impl Runner {
-    /// Stores the run and executes it until every case has an outcome or `stop` resolves.
+    /// Stores the run and executes it until every case has an outcome, a bound is reached or `stop` resolves.
     ///
     /// # Errors
-    /// When outcomes cannot be stored. Failing models are outcomes, not errors.
+    /// [`Code::PRICE_UNKNOWN`] for a bound of money over a model whose price is not known; when outcomes cannot be stored. Failing models
+    /// are outcomes, not errors.
     pub async fn run(&self, plan: Plan, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+        self.can_keep_bounds(&plan)?;
         let run = RunRecord {
             id: ids::new_id("run"),
             suite: plan.suite.name.clone(),
             suite_digest: Digest::of(&plan.suite.source),
+            scorers_digest: Some(plan.suite.scorers_digest),
             dataset: plan.dataset.clone(),
             dataset_digest: plan.dataset_digest,
             split: plan.split.clone(),
@@ -67,29 +103,41 @@ impl Runner {
         let targets: Vec<RunTarget> = plan.targets.iter().map(target).collect();
         let (store, stored) = (self.store.clone(), run.clone());
         blocking(move || Ok(runs::insert(store.db.as_ref(), &stored, &targets)?)).await?;
-        self.execute(run, plan, HashSet::new(), stop).await
+        let answered = Answered::new(&plan);
+        self.execute(run, plan, answered, stop).await
     }
 
-    async fn execute(
-        &self,
-        mut run: RunRecord,
-        plan: Plan,
-        answered: HashSet<(String, String)>,
-        stop: impl Future<Output = ()>,
-    ) -> Result<Report, Failure> {
+    /// A bound of money can only be kept over models whose price is known.
+    fn can_keep_bounds(&self, plan: &Plan) -> Result<(), Failure> {
+        let unpriced = |target: &&PlanTarget| !self.respond.knows_price(&target.manifest.model);
+        match plan.targets.iter().find(unpriced).filter(|_| plan.suite.bounds.cost.is_some()) {
+            None => Ok(()),
+            Some(target) => {
+                let message = format!(
+                    "the price of {} (target \"{}\") is not known, so that max_cost cannot be kept",
+                    target.manifest.model, target.name
+                );
+                let hint = "add a row to [[prices.rows]] of refit.toml, or bound the time with max_time";
+                Err(Failure::on(Code::PRICE_UNKNOWN, "max_cost", message).with_hint(hint))
+            }
+        }
+    }
+
+    async fn execute(&self, mut run: RunRecord, plan: Plan, answered: Answered, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
         let started = Instant::now();
         let plan = Arc::new(plan);
-        let (sender, receiver) = channel();
+        let (sender, receiver) = channel(WAITING);
         let (store, id) = (self.store.clone(), run.id.clone());
-        let writer = tokio::task::spawn_blocking(move || write(&store, &id, &receiver));
-        let was_stopped = self.ask(&plan, &answered, sender, stop).await;
+        let spent = blocking(move || Ok(cases::spent(store.db.as_ref(), &id)?)).await?;
+        let (store, id) = (self.store.clone(), run.id.clone());
+        let writer = tokio::task::spawn_blocking(move || write(&store, &id, receiver));
+        let (end, answers) = self.ask(&plan, &answered, spent, (sender, stop)).await;
         writer.await.map_err(|_| EvalError::Writer(run.id.clone()))??;
         let (store, shared) = (self.store.clone(), plan.clone());
         blocking(move || {
-            let cases = runs::cases(store.db.as_ref(), &run.id)?;
-            run.status = status(&shared, &cases, was_stopped).into();
+            run.status = status(&shared, answers, end).into();
             run.finished_at = Some(now_ms());
-            let report = Report::build(&run, &shared, &cases, started.elapsed().as_secs_f64());
+            let report = Report::build(&store, &run, &shared, started.elapsed().as_secs_f64())?;
             run.summary = json!(report);
             let metrics: Vec<_> = report.targets.iter().map(|target| (target.name.clone(), target.metrics_json())).collect();
             runs::finish(store.db.as_ref(), &run, &metrics)?;
@@ -98,168 +146,220 @@ impl Runner {
         .await
     }
 
-    /// Asks every case that has no answer yet; returns whether it was stopped.
+    /// Asks every case that has no answer yet; why that ended, and how many have one then.
     async fn ask(
         &self,
         plan: &Arc<Plan>,
-        answered: &HashSet<(String, String)>,
-        sender: Sender<CaseRecord>,
-        stop: impl Future<Output = ()>,
-    ) -> bool {
-        let mut tally = Tally::new(plan, answered.len());
-        self.progress.update(tally.done, tally.total, "");
-        let places = plan.targets.iter().flat_map(|target| plan.samples.iter().enumerate().map(move |(i, sample)| (target, i, sample)));
-        let open = places.filter(|(target, _, sample)| !answered.contains(&(target.name.clone(), sample.id.clone())));
-        let asked = stream::iter(open).map(|(target, position, sample)| self.case(&plan.suite, target, position, sample));
+        answered: &Answered,
+        spent: i64,
+        (sender, stop): (Sender<Outcome>, impl Future<Output = ()>),
+    ) -> (End, usize) {
+        let mut answers = answered.count();
+        let mut tally = Tally::new(plan, answers);
+        tally.tell(self.progress.as_ref());
+        let providers = plan.targets.iter().map(|target| provider(target).to_string());
+        let paces = providers.map(|name| (name, Arc::new(Pace::new(plan.suite.concurrency)))).collect();
+        let work = Work { plan, paces, purse: Purse::new(plan.suite.bounds.cost, spent) };
+        let open = places(plan).filter(|place| !answered.has(*place)).take_while(|_| !work.purse.is_empty());
+        let asked = stream::iter(open).map(|place| self.case(&work, place));
         let mut outcomes = std::pin::pin!(asked.buffer_unordered(plan.suite.concurrency));
         let mut stop = std::pin::pin!(stop);
-        loop {
-            let case = tokio::select! {
+        let mut late = std::pin::pin!(over(plan.suite.bounds.time));
+        let end = loop {
+            let outcome = tokio::select! {
                 biased;
-                () = &mut stop => return true,
+                () = &mut stop => break End::Stopped,
+                () = &mut late => break End::Time,
                 next = outcomes.next() => match next {
-                    Some(case) => case,
-                    None => return false,
+                    Some(Some(outcome)) => outcome,
+                    // There was no money for it.
+                    Some(None) => continue,
+                    None => break End::Whole,
                 },
             };
-            tally.add(&case);
-            self.progress.update(tally.done, tally.total, &tally.note());
-            if sender.send(case).is_err() {
+            answers += usize::from(outcome.case.error.is_none());
+            tally.add(&outcome.case);
+            tally.tell(self.progress.as_ref());
+            if sender.send(outcome).await.is_err() {
                 // The writer failed; its error is reported when it is joined.
-                return false;
+                break End::Stopped;
             }
-        }
-    }
-
-    async fn case(&self, suite: &Suite, target: &PlanTarget, position: usize, sample: &Sample) -> CaseRecord {
-        let outcome = self.patiently(target, sample).await;
-        let (reply, error) = match outcome {
-            Ok(reply) => (reply, None),
-            Err(failure) => (Reply::default(), Some(format!("{}: {failure}", failure.code().name))),
         };
-        let mut scores = Map::new();
-        if error.is_none() {
-            let case = Case { output: &reply.output, target: &sample.target };
-            for scorer in &suite.scorers {
-                scores.extend(scorer.metrics().into_iter().zip(scorer.score(case).into_iter().map(Value::from)));
-            }
-        }
-        CaseRecord {
-            target: target.name.clone(),
-            sample: sample.id.clone(),
-            position,
-            output: reply.output,
-            error,
-            scores: Value::Object(scores),
-            input_tokens: reply.input_tokens,
-            output_tokens: reply.output_tokens,
-            latency_ms: reply.latency_ms,
-            finished_at: now_ms(),
-        }
+        (if work.purse.is_empty() { End::Money } else { end }, answers)
     }
 
-    /// One answer; "too busy" is asked again, as late as the answer says or twice as late each time.
-    async fn patiently(&self, target: &PlanTarget, sample: &Sample) -> Result<Reply, Failure> {
+    /// One case, scored; none where there was no money to ask it.
+    async fn case(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
+        let (plan, target) = (work.plan, &work.plan.targets[place.target]);
+        let mut case = CaseRecord {
+            target: target.name.clone(),
+            position: place.position,
+            repeat: place.repeat,
+            scores: json!({}),
+            ..CaseRecord::default()
+        };
+        let sample = match plan.samples.get(place.position) {
+            Ok(sample) => sample,
+            Err(error) => {
+                let failure = Failure::from(error);
+                case.error = Some(format!("{}: {failure}", failure.code().name));
+                case.finished_at = now_ms();
+                return Some(Outcome { case, keep: None });
+            }
+        };
+        case.sample.clone_from(&sample.id);
+        case.group = plan.group_of(&sample);
+        let mut keep = None;
+        match self.patiently(work, target, (&sample, place.repeat)).await? {
+            Ok(Kept { reply, cached, keep: kept }) => {
+                keep = kept;
+                score(plan, &sample, &reply, &mut case);
+                case.cached = cached;
+                case.cost_micro_usd = if cached { Some(0) } else { reply.cost_micro_usd };
+                case.input_tokens = reply.input_tokens;
+                case.output_tokens = reply.output_tokens;
+                case.latency_ms = reply.latency_ms;
+                case.output = reply.output;
+                case.tool_calls = reply.tool_calls;
+            }
+            Err(failure) => {
+                case.cost_micro_usd = failure.about().and_then(|told| micro_usd(told.cost));
+                case.error = Some(format!("{}: {failure}", failure.code().name));
+            }
+        }
+        case.finished_at = now_ms();
+        Some(Outcome { case, keep })
+    }
+
+    /// One answer; "too busy" is asked again, when the provider may be asked again. None where there is no money to ask.
+    async fn patiently(&self, work: &Work<'_>, target: &PlanTarget, (sample, repeat): (&Sample, usize)) -> Option<Result<Kept, Failure>> {
+        let pace = &work.paces[provider(target)];
         let mut attempt = 0;
         loop {
-            match self.respond.respond(&target.manifest, &sample.input).await {
-                Err(failure)
-                    if attempt < BUSY_RETRIES && matches!(failure.code(), Code::RATE_LIMIT | Code::OVERLOADED | Code::UNAVAILABLE) =>
-                {
-                    let wait = failure.retry_after_s().map_or(Duration::from_millis(100 << attempt), Duration::from_secs);
-                    tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+            let ready = match self.respond.write(target, &sample.input).await {
+                Ok(ready) => ready,
+                Err(failure) => return Some(Err(failure)),
+            };
+            let key = work.plan.suite.cache.then(|| keep::key(&ready, repeat));
+            if let Some(found) = keep::look_up(&self.store, key.as_deref()).await {
+                return Some(found);
+            }
+            let permit = pace.enter().await;
+            let held = work.purse.reserve(ready.most_cost()).await?;
+            match self.respond.ask(ready).await {
+                Ok(reply) => {
+                    permit.answered();
+                    held.settle(reply.cost_micro_usd);
+                    return Some(Ok(Kept::new(reply, key)));
+                }
+                Err(failure) => {
+                    held.settle(Some(failure.about().and_then(|told| micro_usd(told.cost)).unwrap_or(0)));
+                    if !is_busy(failure.code()) {
+                        return Some(Err(failure));
+                    }
+                    permit.refused(failure.retry_after_s().map(Duration::from_secs));
+                    if attempt == BUSY_RETRIES {
+                        return Some(Err(failure));
+                    }
                     attempt += 1;
                 }
-                outcome => return outcome,
             }
         }
     }
 }
 
-/// Goes on with a run: cases without an outcome and cases that ended in an error are asked, all others are kept.
+/// Goes on with a run: cases without an outcome and cases that ended in an error are asked, all others are kept. What `bounds` say
+/// stands in the place of the run's own.
 ///
 /// # Errors
 /// [`EvalError::Run`] for a run that has every answer; what [`Runner::run`] says.
-pub async fn resume(runner: &Runner, run: &str, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+pub async fn resume_within(
+    runner: &Runner,
+    run: &str,
+    bounds: super::bounds::Bounds,
+    stop: impl Future<Output = ()>,
+) -> Result<Report, Failure> {
     let (store, id) = (runner.store.clone(), run.to_string());
-    let (run, plan, answered) = blocking(move || {
-        let mut run = runs::get(store.db.as_ref(), &id)?;
+    let (mut run, plan) = blocking(move || {
+        let run = runs::get(store.db.as_ref(), &id)?;
         if matches!(run.status.as_str(), runs::FINISHED | runs::PARTIAL) {
             return Err(EvalError::Run { run: run.id, problem: "every case has its answer already".into() }.into());
         }
-        let plan = restore(&store, &run)?;
+        let mut plan = restore(&store, &run)?;
+        plan.suite.bounds = bounds.or(plan.suite.bounds);
+        Ok((run, plan))
+    })
+    .await?;
+    runner.can_keep_bounds(&plan)?;
+    let store = runner.store.clone();
+    let (run, plan, answered) = blocking(move || {
         run.status = runs::RUNNING.into();
         runs::finish(store.db.as_ref(), &run, &[])?;
-        let answered = runs::cases(store.db.as_ref(), &run.id)?.into_iter().filter(|case| case.error.is_none());
-        let answered = answered.map(|case| (case.target, case.sample)).collect();
+        let answered = Answered::of(&store, &run.id, &plan)?;
         Ok((run, plan, answered))
     })
     .await?;
     runner.execute(run, plan, answered, stop).await
 }
 
-fn status(plan: &Plan, cases: &[CaseRecord], was_stopped: bool) -> &'static str {
-    let answered = cases.iter().filter(|case| case.error.is_none()).count();
-    match plan.samples.len() * plan.targets.len() {
-        _ if was_stopped => runs::CANCELLED,
-        all if answered < all => runs::INCOMPLETE,
-        _ if plan.limit.is_some() => runs::PARTIAL,
-        _ => runs::FINISHED,
+/// As [`resume_within`], within the run's own bounds.
+///
+/// # Errors
+/// As [`resume_within`].
+pub async fn resume(runner: &Runner, run: &str, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+    resume_within(runner, run, super::bounds::Bounds::default(), stop).await
+}
+
+/// The scores of an answer.
+fn score(plan: &Plan, sample: &Sample, reply: &Reply, case: &mut CaseRecord) {
+    let mut scores = Map::new();
+    let seen = Case { output: &reply.output, target: &sample.target };
+    for scorer in &plan.suite.scorers {
+        scores.extend(scorer.metrics().into_iter().zip(scorer.score(seen).into_iter().map(Value::from)));
+    }
+    case.scores = Value::Object(scores);
+}
+
+/// Whether a provider says that it has too much to do.
+fn is_busy(code: Code) -> bool {
+    matches!(code, Code::RATE_LIMIT | Code::OVERLOADED | Code::UNAVAILABLE | Code::UPSTREAM_OVERLOADED)
+}
+
+fn provider(target: &PlanTarget) -> &str {
+    target.manifest.model.split('/').next().unwrap_or_default()
+}
+
+/// Resolves when the time is over.
+async fn over(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 
-fn write(store: &Store, run: &str, outcomes: &Receiver<CaseRecord>) -> Result<(), StoreError> {
-    while let Ok(first) = outcomes.recv() {
-        let mut batch = vec![first];
-        while batch.len() < WRITE_BATCH
-            && let Ok(next) = outcomes.try_recv()
-        {
-            batch.push(next);
+fn status(plan: &Plan, answers: usize, end: End) -> &'static str {
+    match end {
+        End::Stopped => runs::CANCELLED,
+        End::Money => runs::OUT_OF_MONEY,
+        End::Time => runs::OUT_OF_TIME,
+        End::Whole if answers < plan.cases() => runs::INCOMPLETE,
+        End::Whole if plan.limit.is_some() => runs::PARTIAL,
+        End::Whole => runs::FINISHED,
+    }
+}
+
+fn write(store: &Store, run: &str, mut outcomes: Receiver<Outcome>) -> Result<(), StoreError> {
+    let (mut batch, mut replies) = (Vec::new(), Vec::new());
+    while let Some(first) = outcomes.blocking_recv() {
+        let mut next = Some(first);
+        while let Some(Outcome { case, keep }) = next {
+            batch.push(case);
+            replies.extend(keep);
+            next = if batch.len() < WRITE_BATCH { outcomes.try_recv().ok() } else { None };
         }
-        runs::put_cases(store.db.as_ref(), run, &batch)?;
+        cases::put_cases(store.db.as_ref(), run, &batch, &replies)?;
+        batch.clear();
+        replies.clear();
     }
     Ok(())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(_) => Err(Failure::new(Code::INTERNAL, "a storage task ended early")),
-    }
-}
-
-/// Running numbers for the progress line.
-struct Tally {
-    done: u64,
-    total: u64,
-    metric: String,
-    /// Sum and number of scores by target.
-    means: HashMap<String, (f64, u64)>,
-    last: String,
-    errors: u64,
-}
-
-impl Tally {
-    fn new(plan: &Plan, answered: usize) -> Self {
-        let total = (plan.samples.len() * plan.targets.len()) as u64;
-        let metric = plan.suite.metrics().into_iter().next().unwrap_or_default();
-        Tally { done: answered as u64, total, metric, means: HashMap::new(), last: String::new(), errors: 0 }
-    }
-
-    fn add(&mut self, case: &CaseRecord) {
-        self.done += 1;
-        self.last.clone_from(&case.target);
-        let Some(value) = case.scores[&self.metric].as_f64() else {
-            self.errors += 1;
-            return;
-        };
-        let (sum, scored) = self.means.entry(case.target.clone()).or_default();
-        (*sum, *scored) = (*sum + value, *scored + 1);
-    }
-
-    fn note(&self) -> String {
-        let (sum, scored) = self.means.get(&self.last).copied().unwrap_or_default();
-        let errors = if self.errors > 0 { format!(" · {} errors", self.errors) } else { String::new() };
-        format!("{} {} {:.3}{errors}", self.last, self.metric, sum / scored.max(1) as f64)
-    }
 }

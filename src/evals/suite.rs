@@ -1,9 +1,13 @@
 //! A suite file, read and checked: unknown keys are refused with their line and the nearest name.
 
 use super::EvalError;
+use super::bounds::{self, Bounds};
+use super::demands::{self, Demand};
+use super::matrix::{MAX_TARGETS, Matrix};
 use super::scorers::{self, Scorer};
 use crate::datasets::{Plan as SplitPlan, split};
 use crate::releases::conditions::{Condition, Measure};
+use crate::types::Digest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
 use serde::Deserialize;
@@ -29,8 +33,20 @@ pub struct Suite {
     pub targets: Vec<Target>,
     /// How answers are scored.
     pub scorers: Vec<Box<dyn Scorer>>,
+    /// How often each sample is asked.
+    pub repeats: usize,
+    /// Field of the samples by which they come in groups (`metadata.article`): errors are clustered by it.
+    pub cluster: Option<String>,
+    /// Whether answers that were given before are given again.
+    pub cache: bool,
+    /// What a run may cost and take.
+    pub bounds: Bounds,
     /// What must be reached.
     pub gate: Vec<GateCondition>,
+    /// What is demanded besides.
+    pub demands: Vec<Demand>,
+    /// Digest of the scorers as they are written.
+    pub scorers_digest: Digest,
     /// The file's text; its digest names the suite's version.
     pub source: String,
     /// Folder that the suite's paths start from.
@@ -67,6 +83,8 @@ pub struct GateCondition {
 
 /// Cases asked at the same time when the suite does not say.
 pub const CONCURRENCY: usize = 16;
+/// How often a sample may be asked.
+pub const MAX_REPEATS: usize = 1_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,10 +99,23 @@ struct Raw {
     split: Option<String>,
     #[serde(default)]
     concurrency: Option<usize>,
+    #[serde(default)]
+    repeats: Option<usize>,
+    #[serde(default)]
+    cluster: Option<String>,
+    #[serde(default)]
+    cache: bool,
+    #[serde(default)]
+    max_cost: Option<Value>,
+    #[serde(default)]
+    max_time: Option<String>,
+    #[serde(default)]
     targets: Vec<Target>,
+    #[serde(default)]
+    matrix: Option<Matrix>,
     scorers: Vec<Value>,
     #[serde(default)]
-    gate: Vec<RawCondition>,
+    gate: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +181,12 @@ impl Suite {
         for spec in &raw.scorers {
             scorers.push(scorers::build(spec).map_err(|(name, problem)| at(&name, format!("scorers: {problem}")))?);
         }
-        let gate = raw.gate.iter().map(RawCondition::checked).collect();
+        let (gate, demands) = gate(raw.gate).map_err(|(needle, problem)| at(&needle, problem))?;
+        let bounds = bounds::read(raw.max_cost.as_ref(), raw.max_time.as_deref()).map_err(|(needle, problem)| at(&needle, problem))?;
+        let mut targets = raw.targets;
+        if let Some(matrix) = &raw.matrix {
+            targets.extend(matrix.targets(&targets).map_err(|(needle, problem)| at(&needle, problem))?);
+        }
         let suite = Suite {
             name: raw.name,
             description: raw.description,
@@ -158,9 +194,15 @@ impl Suite {
             splits: raw.splits.map(RawSplits::plan),
             split: raw.split,
             concurrency: raw.concurrency.unwrap_or(CONCURRENCY),
-            targets: raw.targets,
+            targets,
             scorers,
+            repeats: raw.repeats.unwrap_or(1),
+            cluster: raw.cluster,
+            cache: raw.cache,
+            bounds,
             gate,
+            demands,
+            scorers_digest: Digest::of_json(&Value::from(raw.scorers)),
             source: source.to_string(),
             folder: folder.to_path_buf(),
         };
@@ -171,6 +213,11 @@ impl Suite {
     /// Names of all metrics, in the order of the scorers.
     pub fn metrics(&self) -> Vec<String> {
         self.scorers.iter().flat_map(|scorer| scorer.metrics()).collect()
+    }
+
+    /// The main metric of each scorer: what a case needs full marks in to pass.
+    pub fn main_metrics(&self) -> Vec<String> {
+        self.scorers.iter().filter_map(|scorer| scorer.metrics().into_iter().next()).collect()
     }
 
     /// The place of a file that the suite names.
@@ -187,7 +234,13 @@ impl Suite {
             );
         }
         if self.targets.is_empty() || self.scorers.is_empty() {
-            return fault("targets", "a suite needs at least one target and one scorer".into());
+            return fault("targets", "a suite needs at least one target (`targets` or `matrix`) and one scorer".into());
+        }
+        if self.targets.len() > MAX_TARGETS {
+            return fault("targets", format!("a suite has at most {MAX_TARGETS} targets, not {}", self.targets.len()));
+        }
+        if self.repeats == 0 || self.repeats > MAX_REPEATS {
+            return fault("repeats", format!("repeats must be 1 to {MAX_REPEATS}"));
         }
         if self.concurrency == 0 || self.concurrency > 1024 {
             return fault("concurrency", "concurrency must be 1 to 1024".into());
@@ -216,7 +269,8 @@ impl Suite {
                 return fault(target, format!("gate: there is no target \"{target}\"{}", did_you_mean(target, names.iter().copied())));
             }
         }
-        Ok(())
+        let targets: Vec<_> = self.targets.iter().map(|target| target.name.as_str()).collect();
+        self.demands.iter().try_for_each(|demand| demand.check(&metrics, &targets))
     }
 }
 
@@ -226,10 +280,39 @@ impl RawSplits {
     }
 }
 
-impl RawCondition {
-    fn checked(&self) -> GateCondition {
-        let condition = Condition { metric: self.metric.clone(), on: self.on, at_least: self.at_least };
-        GateCondition { target: self.target.clone(), condition }
+/// The entries of a gate: thresholds have `at_least`, all others are demands.
+fn gate(entries: Vec<Value>) -> Result<(Vec<GateCondition>, Vec<Demand>), (String, String)> {
+    let (mut conditions, mut demands) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let is_demand = ["not_worse_than", "must_pass"].iter().any(|key| entry.get(key).is_some());
+        // The word of the entry that the problem speaks of, or any of its words: so the line is found.
+        let words: Vec<String> = entry.as_object().into_iter().flatten().flat_map(|(key, value)| [key.clone(), plain(value)]).collect();
+        let needle = |problem: &str| {
+            let named = quoted(problem).map(str::to_string);
+            let spoken = || words.iter().rev().find(|word| !word.is_empty() && problem.contains(word.as_str())).cloned();
+            named.or_else(spoken).unwrap_or_else(|| "gate".into())
+        };
+        let wrong = |error: serde_json::Error| {
+            let problem = explain(&error.to_string());
+            (needle(&problem), format!("gate: {problem}"))
+        };
+        if is_demand {
+            let raw: demands::Raw = serde_json::from_value(entry.clone()).map_err(wrong)?;
+            demands.push(raw.checked().map_err(|problem| (needle(&problem), format!("gate: {problem}")))?);
+        } else {
+            let RawCondition { target, metric, on, at_least } = serde_json::from_value(entry.clone()).map_err(wrong)?;
+            conditions.push(GateCondition { target, condition: Condition { metric, on, at_least } });
+        }
+    }
+    Ok((conditions, demands))
+}
+
+/// A value as it stands in a suite, if it is one word.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
     }
 }
 

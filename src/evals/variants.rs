@@ -1,6 +1,7 @@
 //! Several prompts on one suite: every target is measured with each of them, in place of its own.
 
 use super::EvalError;
+use super::demands::Demand;
 use super::suite::{GateCondition, Suite, Target};
 use crate::types::Failure;
 use crate::types::ids::is_slug;
@@ -38,30 +39,41 @@ pub fn replace(suite: &mut Suite, prompts: &[String]) -> Result<(), Failure> {
     }
     suite.targets = targets;
     let conditions = std::mem::take(&mut suite.gate);
-    suite.gate = conditions.into_iter().flat_map(|condition| for_variants(condition, &names)).collect();
+    let of = |target: &Option<String>| variants_of(target.as_ref(), &names);
+    suite.gate = conditions
+        .iter()
+        .flat_map(|one| of(&one.target).into_iter().map(|target| GateCondition { target, condition: one.condition.clone() }))
+        .collect();
+    let demands = std::mem::take(&mut suite.demands);
+    suite.demands =
+        demands.iter().flat_map(|one| of(&one.target).into_iter().map(|target| Demand { target, what: one.what.clone() })).collect();
     Ok(())
 }
 
-fn for_variants(condition: GateCondition, names: &HashMap<String, Vec<String>>) -> Vec<GateCondition> {
-    let GateCondition { target, condition } = condition;
-    let Some(target) = target else { return vec![GateCondition { target: None, condition }] };
-    let variants = names.get(&target).cloned().unwrap_or_default();
-    variants.into_iter().map(|name| GateCondition { target: Some(name), condition: condition.clone() }).collect()
+/// The targets that stand in the place of one; of every one where none is named.
+fn variants_of(target: Option<&String>, names: &HashMap<String, Vec<String>>) -> Vec<Option<String>> {
+    let Some(target) = target else { return vec![None] };
+    names.get(target).cloned().unwrap_or_default().into_iter().map(Some).collect()
 }
 
 /// What a prompt is called in reports: a file by its name without the ending, a reference with a dash for its `@`.
-fn word(prompt: &str) -> String {
+pub(super) fn word(prompt: &str) -> String {
     let stem = match prompt.strip_suffix(".prompt") {
         Some(_) => Path::new(prompt).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
         None => prompt.replace("sha256:", ""),
     };
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '-' };
-    let word: String = stem.chars().map(plain).take(MAX_NAME).collect();
+    let word = slug(&stem);
     if is_slug(&word) { word } else { "prompt".into() }
 }
 
+/// A text with a dash for everything that no plain name has.
+pub(super) fn slug(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '-' };
+    text.chars().map(plain).take(MAX_NAME).collect()
+}
+
 /// The name, with a number behind it where another has it.
-fn free(wanted: &str, taken: &mut HashSet<String>) -> String {
+pub(super) fn free(wanted: &str, taken: &mut HashSet<String>) -> String {
     for number in 1.. {
         let end = if number == 1 { String::new() } else { format!("-{number}") };
         let start: String = wanted.chars().take(MAX_NAME - end.len()).collect();

@@ -103,6 +103,13 @@ impl Extent {
         Extent { size: Size::of_embedding(request), output: Some(0), own_output: 0, replies: 1, repairs: false }
     }
 
+    /// The most that a call of this extent, with everything that its release adds, may cost at a target; none where the price is not known.
+    pub(super) fn most_cost(&self, setup: &Setup, plan: &Plan) -> Option<MicroUsd> {
+        let usual = setup.config.budgets.max_output_tokens.max(self.own_output);
+        let output = self.output.unwrap_or(usual).saturating_mul(self.replies);
+        Bill { setup, now: now_ms() }.of(plan, &self.size, output)
+    }
+
     /// The same where a reply may be asked for once more.
     pub(super) fn repairing(self, repairs: bool) -> Self {
         Extent { repairs, ..self }

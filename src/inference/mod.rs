@@ -14,6 +14,7 @@ mod examples;
 mod express;
 mod foresee;
 mod guard;
+mod measured;
 mod media;
 mod moderate;
 pub mod plan;
@@ -29,6 +30,7 @@ mod verdict;
 
 pub use cache::CacheWish;
 pub use embed::Embedded;
+pub use measured::{Measured, Ready};
 pub use moderate::Moderated;
 pub use plan::Listed;
 pub use pool::TargetStatus;
@@ -57,11 +59,11 @@ use bytes::Bytes;
 use cache::{CacheKey, Keeper, Kept, Looked};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use guard::{Answered, Guarded, Run, Variables};
+use guard::{Answered, Guarded};
 use plan::Plan;
 use pool::{Kind, Pool};
 use road::Road;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use ticket::{Asked, Ticket};
 
@@ -334,39 +336,6 @@ impl Inference {
         Ok((count, ticket.done(None)))
     }
 
-    /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
-    /// variables are `messages` (a list of chat messages) or one text, which becomes the user's message.
-    ///
-    /// # Errors
-    /// As [`Inference::chat`].
-    pub async fn run(&self, manifest: &Manifest, variables: &Map<String, Value>, caller: &Caller) -> Result<Answer, Failure> {
-        let setup = self.setup();
-        let Variables { variables, guarded, refused } = self.guard_variables(&setup, manifest, variables.clone())?;
-        let planned = self.plan_run(&setup, manifest.clone(), variables).await;
-        let asked = match &planned {
-            Ok((_, call)) => call.request.clone(),
-            Err(_) => ChatRequest { model: manifest.model.clone(), ..ChatRequest::default() },
-        };
-        let mut ask = Ask::new(caller, "eval");
-        let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&asked));
-        ticket.priced(&setup);
-        let (plan, call) = planned.map_err(|failure| ticket.fail(failure))?;
-        let road = self.parts(&setup).measured(plan);
-        if let Some(guarded) = guarded {
-            let run = Run { setup: &setup, road: &road, call: &call, refused };
-            let answered = self.run_guarded(&mut ticket, guarded, run).await;
-            let (response, plan) = answered.map_err(|failure| ticket.fail(failure))?;
-            return read(told(ticket, response.into(), plan));
-        }
-        let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
-            let (plan, call) = (plan.clone(), call.clone());
-            Box::pin(async move { Ok(plan.provider.chat(call).await?) })
-        };
-        let answered = self.attempt(&mut ticket, &road, Kind::Whole, &calling).await;
-        let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
-        read(told(ticket, reply, plan))
-    }
-
     /// Writes down a request that was refused before it became one (malformed body, wrong field).
     pub async fn refused(&self, mut ask: Ask, failure: Failure) -> Failure {
         let setup = self.setup();
@@ -518,27 +487,6 @@ impl Inference {
         let examples = self.examples(&prompt, &render::given(&prompt, &what.request)?).await?;
         let plan = plan.clone();
         blocking(move || written(&plan, Some(&prompt), what, &examples)).await
-    }
-
-    async fn plan_run(&self, setup: &Arc<Setup>, manifest: Manifest, variables: Map<String, Value>) -> Result<(Plan, Call), Failure> {
-        let (store, setup, prompts) = (self.store.clone(), setup.clone(), self.prompts.clone());
-        let found = blocking(move || {
-            let plan = plan::for_manifest(&store, &setup, manifest)?;
-            let prompt = plan.prompt(&prompts)?;
-            match prompt {
-                Some(prompt) if prompt.front.examples.is_some() => Ok((plan, Err((prompt, variables)))),
-                prompt => render::run(&plan, prompt.as_deref(), &variables, &[]).map(|request| (plan, Ok(request))),
-            }
-        });
-        let (plan, request) = match found.await? {
-            (plan, Ok(request)) => (plan, request),
-            (plan, Err((prompt, variables))) => {
-                let examples = self.examples(&prompt, &variables).await?;
-                blocking(move || render::run(&plan, Some(&prompt), &variables, &examples).map(|request| (plan, request))).await?
-            }
-        };
-        let call = plan.call(request);
-        Ok((plan, call))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod adapters;
 pub mod audit;
 pub mod batches;
 pub mod blobs;
+pub mod cases;
 pub mod change;
 pub mod datasets;
 pub mod db;

@@ -1,10 +1,12 @@
-//! Evaluation runs: the run, what it measured (`run_targets`) and one row per case (`run_samples`), which is where a run resumes.
+//! Evaluation runs: the run and what it measured (`run_targets`). Its cases are in [`cases`](super::cases).
 
 use super::db::{Db, Row, Statement, StoreError, Value};
 use crate::types::Digest;
 use crate::types::error::did_you_mean;
 use serde::Serialize;
 use serde_json::Value as Json;
+
+pub use super::cases::{CaseRecord, cases, put_cases};
 
 /// A run is going on, or was killed.
 pub const RUNNING: &str = "running";
@@ -16,6 +18,10 @@ pub const INCOMPLETE: &str = "incomplete";
 pub const PARTIAL: &str = "partial";
 /// Stopped by a person; resuming runs the rest.
 pub const CANCELLED: &str = "cancelled";
+/// The money that the run may cost is spent; resuming with more runs the rest.
+pub const OUT_OF_MONEY: &str = "out_of_money";
+/// The time that the run may take is over; resuming runs the rest.
+pub const OUT_OF_TIME: &str = "out_of_time";
 
 /// One execution of a suite.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,13 +32,15 @@ pub struct RunRecord {
     pub suite: String,
     /// Digest of the suite's source.
     pub suite_digest: Digest,
+    /// Digest of its scorers; none in runs from before they were written down.
+    pub scorers_digest: Option<Digest>,
     /// Dataset.
     pub dataset: String,
     /// Digest of the dataset version.
     pub dataset_digest: Digest,
     /// Split, `all` without one.
     pub split: String,
-    /// [`RUNNING`], [`FINISHED`], [`INCOMPLETE`], [`PARTIAL`] or [`CANCELLED`].
+    /// [`RUNNING`], [`FINISHED`], [`INCOMPLETE`], [`PARTIAL`], [`CANCELLED`], [`OUT_OF_MONEY`] or [`OUT_OF_TIME`].
     pub status: String,
     /// Everything needed to resume.
     #[serde(skip)]
@@ -59,40 +67,14 @@ pub struct RunTarget {
     pub metrics: Json,
 }
 
-/// The outcome of one case.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CaseRecord {
-    /// Target.
-    pub target: String,
-    /// Sample id.
-    pub sample: String,
-    /// Place in the split, from 0.
-    pub position: usize,
-    /// The model's text, empty when it failed.
-    pub output: String,
-    /// Why there is no answer: the third outcome beside right and wrong.
-    pub error: Option<String>,
-    /// Value per metric.
-    pub scores: Json,
-    /// Tokens read.
-    pub input_tokens: u64,
-    /// Tokens written.
-    pub output_tokens: u64,
-    /// Milliseconds to the answer.
-    pub latency_ms: f64,
-    /// When, in milliseconds.
-    pub finished_at: i64,
-}
-
-const SELECT: &str =
-    "SELECT id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at, finished_at FROM runs";
+const SELECT: &str = "SELECT id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at, finished_at, scorers_digest FROM runs";
 
 /// Stores a run that begins, with its targets.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
 pub fn insert(db: &dyn Db, run: &RunRecord, targets: &[RunTarget]) -> Result<(), StoreError> {
-    let params: [Value; 11] = [
+    let params: [Value; 12] = [
         Value::from(&run.id),
         Value::from(&run.suite),
         run.suite_digest.into(),
@@ -104,10 +86,11 @@ pub fn insert(db: &dyn Db, run: &RunRecord, targets: &[RunTarget]) -> Result<(),
         Value::from(&run.summary),
         run.created_at.into(),
         run.finished_at.into(),
+        run.scorers_digest.into(),
     ];
     let mut statements = vec![Statement::new(
-        "INSERT INTO runs (id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at, finished_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO runs (id, suite, suite_digest, dataset, dataset_digest, split, status, config, summary, created_at, finished_at,
+         scorers_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params,
     )];
     statements.extend(targets.iter().map(|target| {
@@ -121,37 +104,6 @@ pub fn insert(db: &dyn Db, run: &RunRecord, targets: &[RunTarget]) -> Result<(),
         Statement::new("INSERT INTO run_targets (run, target, release, manifest, metrics) VALUES (?, ?, ?, ?, ?)", params)
     }));
     db.batch(&statements)
-}
-
-/// Stores outcomes in one transaction; a case that had one before gets the new one.
-///
-/// # Errors
-/// [`StoreError`] when the database fails.
-pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord]) -> Result<(), StoreError> {
-    const UPSERT: &str =
-        "INSERT INTO run_samples (run, target, sample, repeat_index, position, status, output, error, scores, input_tokens,
-         output_tokens, latency_ms, finished_at) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (run, target, sample, repeat_index) DO UPDATE SET status = excluded.status, output = excluded.output,
-         error = excluded.error, scores = excluded.scores, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
-         latency_ms = excluded.latency_ms, finished_at = excluded.finished_at";
-    let statement = |case: &CaseRecord| {
-        let params: [Value; 12] = [
-            run.into(),
-            Value::from(&case.target),
-            Value::from(&case.sample),
-            case.position.into(),
-            if case.error.is_some() { "error" } else { "scored" }.into(),
-            Value::from(&case.output),
-            case.error.clone().into(),
-            Value::from(&case.scores),
-            case.input_tokens.into(),
-            case.output_tokens.into(),
-            case.latency_ms.into(),
-            case.finished_at.into(),
-        ];
-        Statement::new(UPSERT, params)
-    };
-    db.batch(&cases.iter().map(statement).collect::<Vec<_>>())
 }
 
 /// Sets how a run stands, with its report and the metrics of each target, in one transaction.
@@ -182,6 +134,17 @@ pub fn get(db: &dyn Db, id: &str) -> Result<RunRecord, StoreError> {
     }
     let known: Vec<String> = list(db, None)?.into_iter().map(|run| run.id).collect();
     Err(StoreError::Unknown { what: "run", name: id.to_string(), nearest: did_you_mean(id, known.iter().map(String::as_str)) })
+}
+
+/// The newest run of the same suite before this one that ended and measured a target of this name.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn before(db: &dyn Db, run: &RunRecord, target: &str) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT runs.id FROM runs JOIN run_targets ON run_targets.run = runs.id WHERE runs.suite = ? AND runs.id < ?
+         AND runs.status IN ('finished', 'partial', 'incomplete') AND run_targets.target = ? ORDER BY runs.id DESC LIMIT 1";
+    let rows = db.query(sql, &[Value::from(&run.suite), Value::from(&run.id), target.into()])?;
+    Ok(rows.first().map(|row| row.text(0)))
 }
 
 /// Runs, newest first; of one suite when named.
@@ -219,30 +182,6 @@ pub fn measuring(db: &dyn Db, suite: &str, prompt: &Digest) -> Result<Vec<(RunRe
     Ok(found)
 }
 
-/// Outcomes of a run in the order of the split.
-///
-/// # Errors
-/// [`StoreError`] when the database fails.
-pub fn cases(db: &dyn Db, run: &str) -> Result<Vec<CaseRecord>, StoreError> {
-    let sql = "SELECT target, sample, position, output, error, scores, input_tokens, output_tokens, latency_ms, finished_at
-         FROM run_samples WHERE run = ? ORDER BY target, position";
-    let read = |row: &Row| {
-        Ok(CaseRecord {
-            target: row.text(0),
-            sample: row.text(1),
-            position: row.int(2).unsigned_abs() as usize,
-            output: row.text(3),
-            error: row.text_or_null(4),
-            scores: row.json(5)?,
-            input_tokens: row.int(6).unsigned_abs(),
-            output_tokens: row.int(7).unsigned_abs(),
-            latency_ms: row.real_or_null(8).unwrap_or(0.0),
-            finished_at: row.int(9),
-        })
-    };
-    db.query(sql, &[run.into()])?.iter().map(read).collect()
-}
-
 fn record(row: &Row) -> Result<RunRecord, StoreError> {
     Ok(RunRecord {
         id: row.text(0),
@@ -256,5 +195,6 @@ fn record(row: &Row) -> Result<RunRecord, StoreError> {
         summary: row.json(8)?,
         created_at: row.int(9),
         finished_at: row.int_or_null(10),
+        scorers_digest: row.text_or_null(11).map(|_| row.digest(11)).transpose()?,
     })
 }

@@ -71,7 +71,8 @@ impl Bench {
     pub(super) async fn measure(&self, prompt: &str, split: &str, limit: Option<usize>) -> Result<Measured, Halt> {
         let plan = self.plan(prompt, split, limit)?;
         let _ = self.dataset.set(format!("{}@{}", plan.dataset, plan.dataset_digest));
-        let samples: HashMap<String, Sample> = plan.samples.iter().map(|sample| (sample.id.clone(), sample.clone())).collect();
+        let samples = plan.samples.iter().map(|sample| sample.map(|sample| (sample.id.clone(), sample)));
+        let samples: HashMap<String, Sample> = samples.collect::<Result<_, _>>()?;
         let stop = async {
             self.meter.ended().await;
         };

@@ -2,9 +2,9 @@
 
 use super::Halt;
 use crate::access::Caller;
+use crate::evals::prepare::PlanTarget;
 use crate::evals::{Reply, Respond};
-use crate::inference::{Ask, Inference};
-use crate::releases::Manifest;
+use crate::inference::{Ask, Inference, Measured, Ready};
 use crate::types::chat::ChatRequest;
 use crate::types::money::MicroUsd;
 use crate::types::time::now_ms;
@@ -154,11 +154,20 @@ impl Meter {
 }
 
 impl Respond for Meter {
-    fn respond<'a>(&'a self, manifest: &'a Manifest, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Reply, Failure>> {
+    fn write<'a>(&'a self, target: &'a PlanTarget, variables: &'a Map<String, Value>) -> BoxFuture<'a, Result<Ready, Failure>> {
+        let measured = Measured { manifest: &target.manifest, release: target.release };
+        Box::pin(async move { self.inference.ready(measured, variables, &Caller::local("optimize")).await })
+    }
+
+    fn ask(&self, ready: Ready) -> BoxFuture<'_, Result<Reply, Failure>> {
         Box::pin(async move {
-            let answer = self.inference.run(manifest, variables, &Caller::local("optimize")).await?;
+            let answer = self.inference.ask_ready(ready, &Caller::local("optimize")).await?;
             self.pay(answer.told.cost);
             Ok(Reply::of(&answer))
         })
+    }
+
+    fn knows_price(&self, model: &str) -> bool {
+        self.inference.knows_price(model)
     }
 }

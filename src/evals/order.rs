@@ -1,0 +1,69 @@
+//! The order in which cases are asked, and which of them have an answer already.
+
+use super::prepare::Plan;
+use crate::store::{Store, StoreError, cases};
+use std::collections::HashMap;
+
+/// One case of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Target, by its place in the plan.
+    pub(super) target: usize,
+    /// Sample, by its place in the split.
+    pub(super) position: usize,
+    /// Repeat, from 0.
+    pub(super) repeat: usize,
+}
+
+/// All cases. Hosted models are asked sample by sample, so that a run which ends early has whole pairs to compare and providers work side by
+/// side; with a local model among them target by target, because it keeps the beginning of a prompt in memory.
+pub(super) fn places(plan: &Plan) -> Box<dyn Iterator<Item = Place> + Send + '_> {
+    let (targets, samples, repeats) = (plan.targets.len(), plan.samples.len(), plan.suite.repeats);
+    let is_local = plan.targets.iter().any(|target| target.manifest.model.starts_with("local/"));
+    let (outer, inner) = if is_local { (targets, samples) } else { (samples, targets) };
+    let pairs = (0..outer).flat_map(move |a| (0..inner).map(move |b| if is_local { (a, b) } else { (b, a) }));
+    Box::new(pairs.flat_map(move |(target, position)| (0..repeats).map(move |repeat| Place { target, position, repeat })))
+}
+
+/// Cases that have an answer.
+pub(super) struct Answered {
+    /// By target, position and repeat.
+    cases: Vec<Vec<bool>>,
+    repeats: usize,
+    count: usize,
+}
+
+impl Answered {
+    /// None of a plan's.
+    pub(super) fn new(plan: &Plan) -> Self {
+        Answered { cases: vec![Vec::new(); plan.targets.len()], repeats: plan.suite.repeats, count: 0 }
+    }
+
+    /// Those that a stored run has.
+    pub(super) fn of(store: &Store, run: &str, plan: &Plan) -> Result<Self, StoreError> {
+        let mut answered = Answered::new(plan);
+        let names: HashMap<&str, usize> = plan.targets.iter().enumerate().map(|(at, target)| (target.name.as_str(), at)).collect();
+        cases::each_answered(store.db.as_ref(), run, &mut |target, position, repeat| {
+            if let Some(target) = names.get(target).filter(|_| repeat < answered.repeats) {
+                answered.add(Place { target: *target, position, repeat });
+            }
+        })?;
+        Ok(answered)
+    }
+
+    fn add(&mut self, place: Place) {
+        let (cases, at) = (&mut self.cases[place.target], place.position * self.repeats + place.repeat);
+        if cases.len() <= at {
+            cases.resize(at + 1, false);
+        }
+        self.count += usize::from(!std::mem::replace(&mut cases[at], true));
+    }
+
+    pub(super) fn has(&self, place: Place) -> bool {
+        self.cases[place.target].get(place.position * self.repeats + place.repeat).copied().unwrap_or(false)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+}

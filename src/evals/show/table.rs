@@ -1,0 +1,159 @@
+//! `table`: for a terminal. What changed comes first, then the numbers, then what the gate said.
+
+use super::{Comparison, Show, Shown, put};
+use crate::evals::Report;
+use crate::evals::compare::{Changed, Changes, Difference};
+use crate::evals::metrics::Totals;
+use crate::types::Failure;
+use crate::types::money::MicroUsd;
+use std::fmt::Write as _;
+use std::io::Write;
+
+/// Changed samples that are shown for each target.
+const SHOWN: usize = 10;
+/// Changed samples that a comparison shows.
+const COMPARED: usize = 20;
+
+/// A table for a terminal.
+pub struct Table;
+
+impl Show for Table {
+    fn run(&self, shown: Shown<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+        put(out, run(shown.report) + "\n")
+    }
+
+    fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
+        let mut text = String::new();
+        let Comparison { paired, metric, worse, better, changed, .. } = comparison;
+        let _ = writeln!(text, "{}", moved(metric, (*worse, *better)));
+        changed.iter().take(COMPARED).for_each(|one| change(one, &mut text));
+        more(worse + better, changed.len().min(COMPARED), &mut text);
+        for one in paired {
+            let _ = writeln!(text, "{}", describe(one));
+        }
+        put(out, text)
+    }
+}
+
+/// A run as a table.
+pub fn run(report: &Report) -> String {
+    let mut text = String::new();
+    let repeats = if report.repeats > 1 { format!(" × {} repeats", report.repeats) } else { String::new() };
+    let samples = samples(report);
+    let _ = writeln!(
+        text,
+        "{} on {} ({}), {samples} samples{repeats}, {} [{}]",
+        report.suite, report.dataset, report.split, report.run, report.status
+    );
+    report.changes.iter().filter(|changes| changes.worse + changes.better > 0).for_each(|one| changes(one, &mut text));
+    let _ = writeln!(text, "{}", numbers(report));
+    for difference in &report.paired {
+        let _ = writeln!(text, "{}", describe(difference));
+    }
+    if let Some(gate) = &report.gate {
+        let _ = writeln!(text, "gate {}", if gate.passed { "passed" } else { "missed" });
+        let thresholds = gate.verdicts.iter().map(|one| (one.verdict.passed, &one.target, &one.verdict.reason));
+        for (passed, target, reason) in thresholds.chain(gate.demands.iter().map(|one| (one.passed, &one.target, &one.reason))) {
+            let _ = writeln!(text, "  {} {target}: {reason}", if passed { "ok  " } else { "miss" });
+        }
+    }
+    text.trim_end().to_string()
+}
+
+/// Samples of a report; older ones do not say.
+fn samples(report: &Report) -> usize {
+    match report.samples {
+        0 => report.targets.first().map_or(0, |target| target.totals.n + target.totals.errors),
+        samples => samples,
+    }
+}
+
+fn numbers(report: &Report) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
+    table.set_header(std::iter::once("").chain(report.targets.iter().map(|target| target.name.as_str())));
+    let row = |name: &str, cell: &dyn Fn(&Totals) -> String| -> Vec<String> {
+        std::iter::once(name.to_string()).chain(report.targets.iter().map(|target| cell(&target.totals))).collect()
+    };
+    let metrics = report.targets.iter().flat_map(|target| target.totals.metrics.keys());
+    let mut seen = std::collections::BTreeSet::new();
+    for metric in metrics.filter(|metric| seen.insert(metric.as_str())) {
+        table.add_row(row(metric, &|totals| {
+            totals.metrics.get(metric).map_or("-".into(), |found| format!("{:.3} ± {:.3}", found.mean, found.standard_error))
+        }));
+        table.add_row(row("  95 % interval", &|totals| {
+            totals.metrics.get(metric).map_or("-".into(), |found| format!("[{:.3}, {:.3}]", found.ci95[0], found.ci95[1]))
+        }));
+    }
+    let ks =
+        report.targets.first().map(|target| target.totals.passes.iter().map(|passes| passes.k).collect::<Vec<_>>()).unwrap_or_default();
+    for k in ks {
+        table.add_row(row(&format!("pass@{k} / pass^{k}"), &|totals| {
+            totals.passes.iter().find(|passes| passes.k == k).map_or("-".into(), |passes| format!("{:.3} / {:.3}", passes.any, passes.all))
+        }));
+    }
+    table.add_row(row("errors", &|totals| totals.errors.to_string()));
+    if report.targets.iter().any(|target| target.totals.cached > 0) {
+        table.add_row(row("answers given before", &|totals| totals.cached.to_string()));
+    }
+    table.add_row(row("tokens read / written", &|totals| format!("{} / {}", totals.input_tokens, totals.output_tokens)));
+    if report.targets.iter().any(|target| target.totals.cost_micro_usd > 0 || target.totals.unpriced > 0) {
+        table.add_row(row("cost", &cost));
+    }
+    table.add_row(row("latency p50 / p95 ms", &|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)));
+    table
+}
+
+/// What calls cost; unknown prices are said, not left out.
+pub(super) fn cost(totals: &Totals) -> String {
+    match (totals.unpriced, totals.cost_micro_usd) {
+        (0, cost) => MicroUsd(cost).to_string(),
+        (_, 0) => "unknown".into(),
+        (unpriced, cost) => format!("{} and {unpriced} calls without a known price", MicroUsd(cost)),
+    }
+}
+
+fn changes(changes: &Changes, text: &mut String) {
+    let Changes { against, target, metric, worse, better, samples } = changes;
+    let _ = writeln!(text, "{target} against {against}, {}", moved(metric, (*worse, *better)));
+    samples.iter().take(SHOWN).for_each(|one| change(one, text));
+    more(worse + better, samples.len().min(SHOWN), text);
+}
+
+fn moved(metric: &str, (worse, better): (usize, usize)) -> String {
+    format!("{metric}: {worse} worse, {better} better")
+}
+
+fn change(one: &Changed, text: &mut String) {
+    let word = if one.b < one.a { "worse " } else { "better" };
+    let _ = writeln!(text, "  {word} {}: {} -> {}", one.sample, one.a, one.b);
+}
+
+fn more(all: usize, shown: usize, text: &mut String) {
+    if all > shown && shown > 0 {
+        let _ = writeln!(text, "  and {} more", all - shown);
+    }
+}
+
+/// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60)`.
+pub fn describe(difference: &Difference) -> String {
+    let Difference { metric, a, b, paired, p_holm, detectable, needed } = difference;
+    let mut text = format!(
+        "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p = {:.3}",
+        paired.delta, paired.ci95[0], paired.ci95[1], paired.p
+    );
+    if let Some(p) = p_holm {
+        let _ = write!(text, ", corrected {p:.3}");
+    }
+    let _ = write!(text, " ({} better, {} worse of {})", paired.wins, paired.losses, paired.n);
+    // Whoever sees no difference wants to know which one could have been seen.
+    if p_holm.unwrap_or(paired.p) >= 0.05 {
+        if let Some(detectable) = detectable {
+            let _ = write!(text, "; so many pairs show a difference of {detectable:.3}");
+        }
+        if let Some(needed) = needed {
+            let _ = write!(text, ", this one takes {needed}");
+        }
+    }
+    text
+}
