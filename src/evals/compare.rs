@@ -135,7 +135,7 @@ pub fn correct(differences: &mut [Difference]) {
         return;
     }
     let raw: Vec<f64> = differences.iter().map(|one| one.paired.p).collect();
-    for (one, p) in differences.iter_mut().zip(estimate::holm(&raw)) {
+    for (one, p) in differences.iter_mut().zip(estimate::corrected(&raw)) {
         one.p_holm = Some(p);
     }
 }

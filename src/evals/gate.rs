@@ -141,9 +141,10 @@ impl Bench<'_> {
         let low = paired.ci95[0];
         let passed = paired.n > 1 && low >= -margin;
         let reason = format!(
-            "{metric} {:+.4} against {shown}, interval from {low:.4} {} -{margin} ({} pairs)",
+            "{metric} {:+.4} against {shown}, interval from {low:.4} {} {} ({} pairs)",
             paired.delta,
             if passed { ">=" } else { "<" },
+            0.0 - margin,
             paired.n
         );
         Ok(demanded(passed, reason, Some(paired)))

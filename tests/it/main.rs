@@ -22,6 +22,9 @@ mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod evals_reports;
+#[cfg(target_os = "linux")]
+mod evals_runner;
 mod faults;
 mod feedback;
 mod forwarding;
