@@ -5,6 +5,7 @@ pub mod batches;
 pub mod budgets;
 pub mod cache;
 pub mod env;
+pub mod evals;
 pub mod files;
 pub mod guardrails;
 pub mod live;
@@ -23,6 +24,7 @@ pub mod telemetry;
 pub use batches::BatchesConfig;
 pub use budgets::BudgetsConfig;
 pub use cache::{CacheConfig, SemanticConfig};
+pub use evals::EvalsConfig;
 pub use files::Files;
 pub use guardrails::GuardrailsConfig;
 pub use live::Live;
@@ -58,6 +60,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// `[batches]`
     pub batches: BatchesConfig,
+    /// `[evals]`
+    pub evals: EvalsConfig,
     /// `[guardrails]`
     pub guardrails: GuardrailsConfig,
     /// `[cache]`
@@ -150,6 +154,7 @@ impl Config {
             ("server", section(toml::Value::try_from(&self.server))),
             ("local", section(toml::Value::try_from(&self.local))),
             ("batches", section(toml::Value::try_from(&self.batches))),
+            ("evals", section(toml::Value::try_from(&self.evals))),
             ("cache", section(toml::Value::try_from(&self.cache))),
             ("prompts", section(toml::Value::try_from(&self.prompts))),
             ("log", section(toml::Value::try_from(&self.log))),
@@ -178,6 +183,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
     let log = root.section("log", problems).map(|section| log::read(section, problems));
     let telemetry = root.section("telemetry", problems).map(|section| telemetry::read(section, problems));
     let batches = root.section("batches", problems).map(|section| batches::read(section, problems));
+    let evals = root.section("evals", problems).map(|section| evals::read(section, problems));
     let known = providers.as_deref().unwrap_or_default();
     let cache = root.section("cache", problems).map(|section| cache::read(section, known, problems));
     let guardrails = root.section("guardrails", problems).map(|section| guardrails::read(section, known, problems));
@@ -196,6 +202,7 @@ fn read(mut root: Section<'_, '_>, problems: &mut Problems<'_>) -> Config {
         log: log.unwrap_or_default(),
         telemetry: telemetry.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        evals: evals.unwrap_or_default(),
         guardrails: guardrails.unwrap_or_default(),
         cache: cache.unwrap_or_default(),
         prompts: prompts.unwrap_or_default(),
@@ -295,6 +302,7 @@ mod tests {
         assert_eq!((config.cache, config.prompts), (CacheConfig::default(), PromptsConfig::default()));
         assert_eq!(config.resilience, ResilienceConfig::default());
         assert_eq!((config.batches, config.guardrails), (BatchesConfig::default(), GuardrailsConfig::default()));
+        assert_eq!(config.evals, EvalsConfig::default());
     }
 
     #[test]

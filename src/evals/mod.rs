@@ -9,6 +9,7 @@ pub mod demands;
 pub mod estimate;
 pub mod gate;
 pub mod graders;
+pub mod judge;
 mod keep;
 pub mod matrix;
 pub mod metrics;

@@ -2,9 +2,11 @@
 //! call is written first, so that its key and its price are known, and then made.
 
 use super::prepare::PlanTarget;
+use super::scorers::Services;
 use crate::access::Caller;
-use crate::inference::{Answer, Inference, Measured, Ready};
+use crate::inference::{Answer, Ask, CacheWish, Inference, Measured, Ready};
 use crate::types::Failure;
+use crate::types::chat::ChatRequest;
 use crate::types::told::Cost;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -26,20 +28,27 @@ pub struct Reply {
     pub latency_ms: f64,
     /// What it cost in micro-dollars; none where nobody knows.
     pub cost_micro_usd: Option<i64>,
+    /// The provider's word that the model declined, where it says so.
+    #[serde(default)]
+    pub refusal: Option<String>,
 }
 
 impl Reply {
     /// What an answer of the production road comes to.
     pub fn of(answer: &Answer) -> Self {
         let usage = answer.response.usage.clone().unwrap_or_default();
-        let message = answer.response.choices.first().map(|choice| &choice.message);
+        let said = |field: &str| answer.response.choices.first().and_then(|choice| choice.message.extra.get(field)).cloned();
+        let refusal = said("refusal").and_then(|text| text.as_str().map(str::to_string)).filter(|text| !text.is_empty());
+        let text = answer.response.text();
         Reply {
-            output: answer.response.text(),
-            tool_calls: message.and_then(|message| message.extra.get("tool_calls")).cloned().unwrap_or_default(),
+            // Who declines this way says nothing else.
+            output: if text.is_empty() { refusal.clone().unwrap_or_default() } else { text },
+            tool_calls: said("tool_calls").unwrap_or_default(),
             input_tokens: usage.prompt_tokens,
             output_tokens: usage.completion_tokens,
             latency_ms: answer.latency_ms,
             cost_micro_usd: micro_usd(answer.told.cost),
+            refusal,
         }
     }
 }
@@ -62,6 +71,9 @@ pub trait Respond: Send + Sync {
 
     /// Whether it is known what calls of a `provider/model` cost.
     fn knows_price(&self, model: &str) -> bool;
+
+    /// What scorers may call.
+    fn services(&self) -> &dyn Services;
 }
 
 /// The production road: every evaluation call is rendered, attempted and logged like an application's.
@@ -77,5 +89,22 @@ impl Respond for Inference {
 
     fn knows_price(&self, model: &str) -> bool {
         Inference::knows_price(self, model)
+    }
+    fn services(&self) -> &dyn Services {
+        self
+    }
+}
+
+/// Judges and embeddings go the road of applications, too.
+impl Services for Inference {
+    fn chat(&self, request: ChatRequest, cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>> {
+        Box::pin(async move {
+            let ask = Ask { cache, ..Ask::new(&Caller::local("eval"), "eval") };
+            Ok(Reply::of(&self.answer(ask, request).await?))
+        })
+    }
+
+    fn allows_commands(&self) -> bool {
+        self.config().evals.allow_commands
     }
 }

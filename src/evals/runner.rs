@@ -11,8 +11,8 @@ use super::pace::Pace;
 use super::prepare::{Plan, PlanTarget, restore};
 use super::purse::Purse;
 use super::report::Report;
-use super::respond::{Reply, Respond, micro_usd};
-use super::scorers::Case;
+use super::respond::{Respond, micro_usd};
+use super::scorers::{self, Case};
 use super::tally::Tally;
 use crate::datasets::Sample;
 use crate::store::cases::KeptReply;
@@ -24,7 +24,7 @@ use crate::types::traits::Progress;
 use crate::types::{Code, Digest, Failure, ids};
 use futures_util::StreamExt;
 use futures_util::stream;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -213,7 +213,10 @@ impl Runner {
         match self.patiently(work, target, (&sample, place.repeat)).await? {
             Ok(Kept { reply, cached, keep: kept }) => {
                 keep = kept;
-                score(plan, &sample, &reply, &mut case);
+                let verdict = scorers::score(&plan.suite.scorers, &Case::new(&sample, &reply), self.respond.services()).await;
+                case.notes = verdict.notes();
+                case.scores = Value::Object(verdict.scores);
+                case.error = verdict.error;
                 case.cached = cached;
                 case.cost_micro_usd = if cached { Some(0) } else { reply.cost_micro_usd };
                 case.input_tokens = reply.input_tokens;
@@ -308,16 +311,6 @@ pub async fn resume_within(
 /// As [`resume_within`].
 pub async fn resume(runner: &Runner, run: &str, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
     resume_within(runner, run, super::bounds::Bounds::default(), stop).await
-}
-
-/// The scores of an answer.
-fn score(plan: &Plan, sample: &Sample, reply: &Reply, case: &mut CaseRecord) {
-    let mut scores = Map::new();
-    let seen = Case { output: &reply.output, target: &sample.target };
-    for scorer in &plan.suite.scorers {
-        scores.extend(scorer.metrics().into_iter().zip(scorer.score(seen).into_iter().map(Value::from)));
-    }
-    case.scores = Value::Object(scores);
 }
 
 /// Whether a provider says that it has too much to do.

@@ -220,6 +220,11 @@ impl Suite {
         self.scorers.iter().filter_map(|scorer| scorer.metrics().into_iter().next()).collect()
     }
 
+    /// Names of all that runs give: metrics, and what cases add up to.
+    pub fn figures(&self) -> Vec<String> {
+        self.scorers.iter().flat_map(|scorer| scorer.metrics().into_iter().chain(scorer.aggregates())).collect()
+    }
+
     /// The place of a file that the suite names.
     pub fn path(&self, file: &str) -> std::path::PathBuf {
         self.folder.join(file)
@@ -255,7 +260,7 @@ impl Suite {
                 return fault(&target.model, format!("targets.{}.model: \"{}\" is not provider/model{hint}", target.name, target.model));
             }
         }
-        let metrics = self.metrics();
+        let metrics = self.figures();
         let mut seen = HashSet::new();
         if let Some(twice) = metrics.iter().find(|metric| !seen.insert(metric.as_str())) {
             return fault("scorers", format!("scorers: two report \"{twice}\"; give one of them a `name`"));

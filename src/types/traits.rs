@@ -1,9 +1,18 @@
 //! Small traits that lower rooms need from higher ones; `app` injects the implementations.
 
+use super::Failure;
+use futures_util::future::BoxFuture;
+
 /// Counts the tokens a model would see. Implemented by the engine's tokenizer.
 pub trait CountTokens: Send + Sync {
     /// Number of tokens of `text`, without special tokens around it.
     fn count(&self, text: &str) -> usize;
+}
+
+/// Makes vectors of texts that lie near each other where the texts mean the same.
+pub trait Embed: Send + Sync {
+    /// One vector a text, in their order, by `provider/model` or a route.
+    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>>;
 }
 
 /// Progress of long work, shown as a bar on a terminal and stored for jobs. All methods may be called often; implementations throttle.

@@ -1,6 +1,7 @@
-//! `exact_match`: the answer is the target. Options: `json: true` compares parsed JSON, `ignore_case: true`.
+//! `exact_match`: the answer is the target, or one of a list of targets. Options: `json: true` compares parsed JSON, `ignore_case: true`.
 
-use super::{Case, Options, Scorer, parsed, same, target_text, value};
+use super::case::{parsed, same};
+use super::{Case, Options, Pure, Scored, Scorer};
 
 struct ExactMatch {
     name: String,
@@ -14,20 +15,20 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
     Ok(Box::new(ExactMatch { name, json, ignore_case }))
 }
 
-impl Scorer for ExactMatch {
+impl Pure for ExactMatch {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
     }
 
-    fn score(&self, case: Case<'_>) -> Vec<f64> {
+    fn look(&self, case: &Case<'_>) -> Result<Scored, String> {
         if self.json {
             // A target that is JSON text means its content.
             let wanted = case.target.as_str().and_then(parsed);
             let wanted = wanted.as_ref().unwrap_or(case.target);
-            return vec![value(parsed(case.output).is_some_and(|found| same(&found, wanted)))];
+            return Ok(parsed(case.output()).is_some_and(|found| same(&found, wanted)).into());
         }
-        let (found, wanted) = (case.output.trim(), target_text(case.target));
-        let equal = if self.ignore_case { found.to_lowercase() == wanted.trim().to_lowercase() } else { found == wanted.trim() };
-        vec![value(equal)]
+        let fold = |text: &str| if self.ignore_case { text.trim().to_lowercase() } else { text.trim().to_string() };
+        let found = fold(case.output());
+        Ok((fold(&case.target_text()) == found || case.targets().is_ok_and(|all| all.iter().any(|one| fold(one) == found))).into())
     }
 }

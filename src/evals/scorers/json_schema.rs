@@ -1,6 +1,7 @@
 //! `json_schema`: the answer is valid JSON and, with the option `schema` (JSON Schema or Picoschema), valid against it.
 
-use super::{Case, Options, Scorer, parsed, value};
+use super::case::parsed;
+use super::{Case, Options, Pure, Scored, Scorer};
 use crate::prompts::schema::to_json_schema;
 
 struct JsonSchema {
@@ -21,13 +22,18 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
     Ok(Box::new(JsonSchema { name, schema }))
 }
 
-impl Scorer for JsonSchema {
+impl Pure for JsonSchema {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
     }
 
-    fn score(&self, case: Case<'_>) -> Vec<f64> {
-        let valid = parsed(case.output).is_some_and(|found| self.schema.as_ref().is_none_or(|schema| schema.is_valid(&found)));
-        vec![value(valid)]
+    fn look(&self, case: &Case<'_>) -> Result<Scored, String> {
+        let Some(found) = parsed(case.output()) else { return Ok(Scored::from(false).because("not JSON")) };
+        let fault = self.schema.as_ref().and_then(|schema| schema.validate(&found).err());
+        Ok(match fault {
+            None => true.into(),
+            // The place is enough: the message would repeat the answer.
+            Some(fault) => Scored::from(false).because(format!("does not fit the schema at \"{}\"", fault.instance_path())),
+        })
     }
 }

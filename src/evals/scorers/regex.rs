@@ -1,6 +1,6 @@
 //! `regex`: a pattern matches somewhere in the answer (`^` and `$` for all of it). Option: `pattern`. Linear time, whatever the pattern.
 
-use super::{Case, Options, Scorer, value};
+use super::{Case, Options, Pure, Scored, Scorer};
 
 struct Regex {
     name: String,
@@ -8,18 +8,17 @@ struct Regex {
 }
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let pattern = options.text("pattern")?.ok_or("pattern is missing")?;
+    let pattern = options.pattern("pattern")?.ok_or("pattern is missing")?;
     options.finish()?;
-    let pattern = regex::Regex::new(&pattern).map_err(|error| format!("pattern: {}", error.to_string().replace('\n', " ")))?;
     Ok(Box::new(Regex { name, pattern }))
 }
 
-impl Scorer for Regex {
+impl Pure for Regex {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
     }
 
-    fn score(&self, case: Case<'_>) -> Vec<f64> {
-        vec![value(self.pattern.is_match(case.output.trim_end()))]
+    fn look(&self, case: &Case<'_>) -> Result<Scored, String> {
+        Ok(self.pattern.is_match(case.output().trim_end()).into())
     }
 }

@@ -3,6 +3,7 @@
 use super::Halt;
 use crate::access::Caller;
 use crate::evals::prepare::PlanTarget;
+use crate::evals::scorers::Services;
 use crate::evals::{Reply, Respond};
 use crate::inference::{Ask, Inference, Measured, Ready};
 use crate::types::chat::ChatRequest;
@@ -169,5 +170,8 @@ impl Respond for Meter {
 
     fn knows_price(&self, model: &str) -> bool {
         self.inference.knows_price(model)
+    }
+    fn services(&self) -> &dyn Services {
+        self.inference.as_ref()
     }
 }

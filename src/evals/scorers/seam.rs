@@ -1,0 +1,214 @@
+//! The seam between runs and scorers: [`Scorer`] looks at one case, [`Aggregate`] at all of a run, [`Services`] is what they may call.
+//! A scorer that only computes implements [`Pure`] and is a scorer by that.
+
+use super::case::Case;
+use crate::evals::Reply;
+use crate::inference::CacheWish;
+use crate::stats::Summary;
+use crate::types::Failure;
+use crate::types::chat::ChatRequest;
+use crate::types::traits::Embed;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use serde_json::{Map, Value};
+
+/// Looks at one answer.
+pub trait Scorer: Send + Sync {
+    /// Names of the metrics, the main one first; the same for every case.
+    fn metrics(&self) -> Vec<String>;
+
+    /// What the values of a metric mean.
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Share
+    }
+
+    /// Values in the order of [`Scorer::metrics`].
+    ///
+    /// # Errors
+    /// Why there is no score: the third outcome beside right and wrong.
+    fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>>;
+
+    /// Names of the numbers that [`Scorer::aggregate`] gives.
+    fn aggregates(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Begins to add up a run's cases, where that gives numbers that no mean of cases is.
+    fn aggregate(&self) -> Option<Box<dyn Aggregate>> {
+        None
+    }
+
+    /// Whether it runs a program of the suite's author, which has to be allowed.
+    fn runs_commands(&self) -> bool {
+        false
+    }
+}
+
+/// A scorer that only computes.
+pub trait Pure: Send + Sync {
+    /// As [`Scorer::metrics`].
+    fn metrics(&self) -> Vec<String>;
+
+    /// As [`Scorer::scale`].
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Share
+    }
+
+    /// As [`Scorer::score`].
+    ///
+    /// # Errors
+    /// Why there is no score.
+    fn look(&self, case: &Case<'_>) -> Result<Scored, String>;
+
+    /// As [`Scorer::aggregates`].
+    fn aggregates(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// As [`Scorer::aggregate`].
+    fn aggregate(&self) -> Option<Box<dyn Aggregate>> {
+        None
+    }
+}
+
+impl<P: Pure> Scorer for P {
+    fn metrics(&self) -> Vec<String> {
+        Pure::metrics(self)
+    }
+
+    fn scale(&self, metric: &str) -> Scale {
+        Pure::scale(self, metric)
+    }
+
+    fn score<'a>(&'a self, case: &'a Case<'a>, _services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
+        ready(self.look(case)).boxed()
+    }
+
+    fn aggregates(&self) -> Vec<String> {
+        Pure::aggregates(self)
+    }
+
+    fn aggregate(&self) -> Option<Box<dyn Aggregate>> {
+        Pure::aggregate(self)
+    }
+}
+
+/// What the values of a metric mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// From 0 to 1, and more is better.
+    Share,
+    /// A number with a unit of its own (`ms`, `micro-dollars`, `tokens`, `edits`), of which less is better.
+    Less(&'static str),
+    /// A number that is neither good nor bad.
+    Plain(&'static str),
+}
+
+/// What a scorer says of a case.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scored {
+    /// A value for each metric; none where the metric says nothing of this case (the price of a model is not known).
+    pub values: Vec<Option<f64>>,
+    /// Why, for people.
+    pub explanation: Option<String>,
+}
+
+impl Scored {
+    /// With an explanation.
+    pub fn because(mut self, explanation: impl Into<String>) -> Self {
+        self.explanation = Some(explanation.into());
+        self
+    }
+}
+
+impl From<Vec<f64>> for Scored {
+    fn from(values: Vec<f64>) -> Self {
+        Scored { values: values.into_iter().map(Some).collect(), explanation: None }
+    }
+}
+
+impl From<f64> for Scored {
+    fn from(value: f64) -> Self {
+        vec![value].into()
+    }
+}
+
+impl From<bool> for Scored {
+    fn from(passed: bool) -> Self {
+        f64::from(u8::from(passed)).into()
+    }
+}
+
+/// Adds up the cases of one target, one by one: a run may be larger than memory.
+pub trait Aggregate: Send {
+    /// A case that has an answer, with the values of all metrics.
+    fn add(&mut self, case: &Case<'_>, scores: &Map<String, Value>);
+
+    /// The numbers.
+    fn finish(self: Box<Self>) -> Aggregated;
+}
+
+/// What cases add up to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Aggregated {
+    /// Numbers by the names of [`Scorer::aggregates`]; those that cannot be had (no labels, no cases) are left out.
+    pub metrics: Vec<(String, Summary)>,
+    /// More for people and reports, such as a confusion matrix; `null` when there is nothing.
+    pub details: Value,
+}
+
+/// What scorers may call.
+pub trait Services: Embed {
+    /// Asks a model, on the road that applications take.
+    fn chat(&self, request: ChatRequest, cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>>;
+
+    /// Whether the suite's author may run programs here.
+    fn allows_commands(&self) -> bool;
+}
+
+/// What all scorers say of a case.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verdict {
+    /// Value per metric.
+    pub scores: Map<String, Value>,
+    /// Explanation per scorer (by its main metric), where it gave one.
+    pub explanations: Map<String, Value>,
+    /// Why a scorer could not score, with the scorer's name; the first one's.
+    pub error: Option<String>,
+}
+
+impl Verdict {
+    /// What people may want to read, by metric; `null` where there is nothing.
+    pub fn notes(&self) -> Value {
+        if self.explanations.is_empty() { Value::Null } else { Value::Object(self.explanations.clone()) }
+    }
+}
+
+/// Scores a case with all scorers, one after the other. What one cannot score keeps no other from its scores.
+pub async fn score(scorers: &[Box<dyn Scorer>], case: &Case<'_>, services: &dyn Services) -> Verdict {
+    let mut verdict = Verdict::default();
+    for scorer in scorers {
+        let metrics = scorer.metrics();
+        let name = metrics.first().cloned().unwrap_or_default();
+        match scorer.score(case, services).await.and_then(finite) {
+            Ok(scored) => {
+                let known = metrics.into_iter().zip(scored.values).filter_map(|(metric, value)| Some((metric, Value::from(value?))));
+                verdict.scores.extend(known);
+                verdict.explanations.extend(scored.explanation.map(|explanation| (name, explanation.into())));
+            }
+            Err(problem) => drop(verdict.error.get_or_insert(format!("{SCORER_ERROR}{name}: {problem}"))),
+        }
+    }
+    verdict
+}
+
+/// What the error of a case begins with when it was answered and a scorer failed.
+pub const SCORER_ERROR: &str = "scorer_error: ";
+
+/// JSON has no infinite numbers: such a value would be stored as none.
+fn finite(scored: Scored) -> Result<Scored, String> {
+    match scored.values.iter().flatten().find(|value| !value.is_finite()) {
+        Some(value) => Err(format!("the score {value} is not a finite number")),
+        None => Ok(scored),
+    }
+}
