@@ -3,13 +3,15 @@
 use super::{Context, output};
 use crate::access::audit::commit;
 use crate::datasets::Datasets;
+use crate::evals::Suite;
 use crate::releases::{Condition, Gate, route};
-use crate::store::Store;
 use crate::store::routes::{all_stages, decisions, get, list as all_routes, stages};
-use crate::types::Failure;
+use crate::store::{Store, runs};
 use crate::types::time::rfc3339;
+use crate::types::{Code, Digest, Failure};
 use clap::Subcommand;
 use serde_json::json;
+use std::path::Path;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -45,6 +47,10 @@ enum Verb {
         /// Only runs on this version of the dataset count: name, name@version or digest [default: any]
         #[arg(long)]
         dataset: Option<String>,
+        /// Only runs with these scorers count: those of a suite file or of a run; `any` for any [default: those of the suite's newest
+        /// finished run, where there is one]
+        #[arg(long, value_name = "SUITE|RUN|any")]
+        scorers: Option<String>,
         /// Print the route as JSON
         #[arg(long)]
         json: bool,
@@ -74,9 +80,10 @@ enum Verb {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let store = context.open_store()?;
     match args.verb {
-        Verb::Create { name, suite, require, split, dataset, json } => {
+        Verb::Create { name, suite, require, split, dataset, scorers, json } => {
             let dataset_digest = dataset.map(|reference| Datasets::new(&store).get(&reference)).transpose()?.map(|row| row.digest);
-            let gate = Gate { conditions: require, split, dataset_digest };
+            let scorers_digest = scorers_of(&store, &suite, scorers.as_deref())?;
+            let gate = Gate { conditions: require, split, dataset_digest, scorers_digest };
             let made = route::create(&store, &name, &suite, gate, (&context.actor(), &commit(&store)))?;
             if json { output::json(&made) } else { output::line(&made.name) }
         }
@@ -84,6 +91,32 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::Show { name, json } => show(&store, &name, json),
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The digest of the scorers that runs must have; none for any.
+fn scorers_of(store: &Store, suite: &str, named: Option<&str>) -> Result<Option<Digest>, Failure> {
+    let db = store.db.as_ref();
+    match named {
+        Some("any") => Ok(None),
+        Some(file) if file.ends_with(".yaml") || file.ends_with(".yml") => Ok(Some(Suite::open(Path::new(file))?.scorers_digest)),
+        Some(run) => match runs::get(db, run)? {
+            runs::RunRecord { scorers_digest: Some(digest), .. } => Ok(Some(digest)),
+            run => {
+                let message = format!("run {} is from before the digests of scorers were written down", run.id);
+                Err(Failure::on(Code::INVALID_VALUE, "--scorers", message).with_hint("name the suite's file instead"))
+            }
+        },
+        None => {
+            let newest = runs::list(db, Some(suite))?.into_iter().find(|run| run.status == runs::FINISHED);
+            let digest = newest.and_then(|run| run.scorers_digest);
+            if digest.is_none() {
+                output::note(format!(
+                    "the gate takes runs with any scorers: no finished run of suite \"{suite}\" says which; pin them with --scorers SUITE.yaml"
+                ));
+            }
+            Ok(digest)
+        }
+    }
 }
 
 fn list(store: &Store, json: bool) -> Result<(), Failure> {
@@ -114,6 +147,9 @@ fn show(store: &Store, name: &str, json: bool) -> Result<(), Failure> {
     let conditions: Vec<_> = gate.conditions.iter().map(Condition::to_string).collect();
     output::line(format!("route   {}\nsuite   {}", route.name, route.suite))?;
     output::line(format!("gate    {} on {}", conditions.join(", "), gate.split.as_deref().unwrap_or("any split")))?;
+    if let Some(digest) = gate.scorers_digest {
+        output::line(format!("scorers {}", digest.short()))?;
+    }
     for stage in stages(db, name)? {
         output::line(format!(
             "{:<8}{} weight {} since {} proven by {}",

@@ -1,9 +1,10 @@
 //! What proves a version of a prompt: the newest run of its suite that measured the version as it is called. Every target of that run
 //! that did must pass the suite's gate.
 
+use super::demands::Demanded;
 use super::suite::{Suite, Target};
 use crate::prompts::Prompt;
-use crate::releases::{Manifest, Verdict};
+use crate::releases::{Condition, Manifest, Measure, Verdict};
 use crate::store::prompts::PromptVersion;
 use crate::store::runs::{self, RunRecord, RunTarget};
 use crate::store::{Store, adapters};
@@ -94,7 +95,8 @@ impl<'v> Judged<'v> {
             return Err(format!("run {} left target \"{}\" out, which measures the prompt, too", run.id, left.name));
         }
         let conditions = suite.gate.iter().filter(|condition| condition.target.as_ref().is_none_or(|named| *named == target.target));
-        let verdicts: Vec<_> = conditions.map(|condition| condition.condition.check(&target.metrics)).collect();
+        let thresholds = conditions.map(|condition| condition.condition.check(&target.metrics));
+        let verdicts: Vec<_> = thresholds.chain(demanded(run, &target.target)).collect();
         if verdicts.is_empty() {
             return Err(format!(
                 "the gate of suite \"{}\" asks nothing of target \"{}\"; add a condition to `gate`",
@@ -146,6 +148,18 @@ impl<'v> Judged<'v> {
         name == self.version.prompt
             && selector.and_then(|word| word.parse::<i64>().ok()).is_none_or(|number| number == self.version.version)
     }
+}
+
+/// What became of the demands of a run's gate on a target, as thresholds of one.
+fn demanded(run: &RunRecord, target: &str) -> Vec<Verdict> {
+    let all: Vec<Demanded> = serde_json::from_value(run.summary["gate"]["demands"].clone()).unwrap_or_default();
+    let verdict = |demand: Demanded| Verdict {
+        condition: Condition { metric: demand.demand, on: Measure::Mean, at_least: 1.0 },
+        value: Some(f64::from(u8::from(demand.passed))),
+        passed: demand.passed,
+        reason: demand.reason,
+    };
+    all.into_iter().filter(|demand| demand.target == target).map(verdict).collect()
 }
 
 #[cfg(test)]

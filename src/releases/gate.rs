@@ -20,6 +20,9 @@ pub struct Gate {
     /// Only runs on the dataset version with this digest count; `null` takes any. Pinned, a run on easier data proves nothing.
     #[serde(default)]
     pub dataset_digest: Option<Digest>,
+    /// Only runs whose scorers have this digest count; `null` takes any. Pinned, a run with laxer scorers of the same names proves nothing.
+    #[serde(default)]
+    pub scorers_digest: Option<Digest>,
 }
 
 /// What the gate said of one release, with the numbers used.
@@ -75,7 +78,8 @@ pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Re
     let gate = Gate::of(route)?;
     let on_split = |proof: &Proof| gate.split.as_ref().is_none_or(|split| *split == proof.split);
     let on_dataset = |proof: &Proof| gate.dataset_digest.is_none_or(|digest| digest.to_string() == proof.dataset_digest);
-    let counts = |proof: &Proof| on_split(proof) && on_dataset(proof);
+    let with_scorers = |proof: &Proof| gate.scorers_digest.is_none_or(|digest| proof.scorers_digest == Some(digest));
+    let counts = |proof: &Proof| on_split(proof) && on_dataset(proof) && with_scorers(proof);
     let newest = proofs(db, Some(&route.suite), release)?.into_iter().find(counts);
     Ok(report(&gate, route, newest))
 }
@@ -85,7 +89,8 @@ fn report(gate: &Gate, route: &RouteRecord, proof: Option<Proof>) -> Report {
     let Some(proof) = proof else {
         let on_split = gate.split.as_ref().map(|split| format!(" on split \"{split}\"")).unwrap_or_default();
         let on_dataset = gate.dataset_digest.map(|digest| format!(" on dataset {}", digest.short())).unwrap_or_default();
-        let reasons = vec![format!("no finished run of suite \"{suite}\"{on_split}{on_dataset} measured this digest")];
+        let with_scorers = gate.scorers_digest.map(|digest| format!(" with scorers {}", digest.short())).unwrap_or_default();
+        let reasons = vec![format!("no finished run of suite \"{suite}\"{on_split}{on_dataset}{with_scorers} measured this digest")];
         return Report { passed: false, suite, run: None, target: None, split: None, dataset_digest: None, verdicts: Vec::new(), reasons };
     };
     let verdicts = conditions::check(&gate.conditions, &proof.metrics);

@@ -183,3 +183,27 @@ fn a_gate_demands_not_to_be_worse_than_what_is_live() {
     );
     refit.run(&["eval", "run", "s.yaml"]).expect(0);
 }
+
+#[test]
+fn a_routes_gate_pins_the_scorers() {
+    let refit = twenty();
+    refit.run(&["eval", "run", "s.yaml", "--target", "echo"]).expect(0);
+    let release = refit.run(&["release", "create", "--run", "latest", "--target", "echo"]).expect(0).stdout.trim().to_string();
+    for (route, scorers) in [("pinned", None), ("by-file", Some("s.yaml")), ("open", Some("any"))] {
+        let mut args = vec!["route", "create", route, "--suite", "s", "--require", "exact_match>=0.5", "--json"];
+        args.extend(scorers.iter().flat_map(|scorers| ["--scorers", scorers]));
+        let gate = refit.run(&args).expect(0).json()["gate"].clone();
+        assert_eq!(gate["scorers_digest"].is_null(), route == "open", "{gate}");
+    }
+    // A run with laxer scorers of the same names, newer than the one that counts.
+    refit.write("s.yaml", SUITE.replace("- exact_match", "- includes: {value: \"\", name: exact_match}"));
+    refit.write("p.prompt", "{{message}}, please");
+    refit.run(&["eval", "run", "s.yaml", "--target", "echo"]).expect(0);
+    let lax = refit.run(&["release", "create", "--run", "latest", "--target", "echo"]).expect(0).stdout.trim().to_string();
+    assert_ne!(lax, release);
+    for (route, code) in [("pinned", 1), ("by-file", 1), ("open", 0)] {
+        let done = refit.run(&["release", "promote", &lax, "--route", route]).expect(code);
+        assert_eq!(done.stderr.contains("with scorers sha256:"), code == 1, "{}", done.stderr);
+        refit.run(&["release", "promote", &release, "--route", route]).expect(0);
+    }
+}
