@@ -15,6 +15,9 @@ pub mod cache {}
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
 
+#[doc = include_str!("evals.md")]
+pub mod evals {}
+
 #[doc = include_str!("observability.md")]
 pub mod observability {}
 

@@ -207,3 +207,49 @@ fn a_routes_gate_pins_the_scorers() {
         refit.run(&["release", "promote", &release, "--route", route]).expect(0);
     }
 }
+
+/// The fenced blocks of a page: what stands behind the three ticks, and the text.
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let mut blocks: Vec<(String, String)> = Vec::new();
+    let mut is_open = false;
+    for line in page.lines() {
+        match line.strip_prefix("```") {
+            Some(head) => {
+                is_open = !is_open;
+                if is_open {
+                    blocks.push((head.to_string(), String::new()));
+                }
+            }
+            None if is_open => blocks.iter_mut().last().into_iter().for_each(|(_, text)| *text += &format!("{line}\n")),
+            None => {}
+        }
+    }
+    blocks
+}
+
+#[test]
+fn the_examples_of_the_page_run() {
+    let (refit, mut commands, mut printed) = (Refit::new(), 0, String::new());
+    for (head, text) in blocks(include_str!("../../src/docs/evals.md")) {
+        match head.split_once(' ') {
+            Some((_, file)) => drop(refit.write(file, text.trim_end_matches('\n'))),
+            None if head == "sh" => {
+                printed.clear();
+                for line in text.lines() {
+                    let (command, code) = line.split_once(" # exit ").unwrap_or((line, "0"));
+                    let words: Vec<&str> = command.split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
+                    let done = refit.run(&words).expect(code.parse().expect("a number"));
+                    printed += &done.stdout;
+                    commands += 1;
+                }
+            }
+            None if head == "text" => {
+                for line in text.lines() {
+                    assert!(printed.contains(line), "{line} is not in:\n{printed}");
+                }
+            }
+            None => panic!("a block of {head}"),
+        }
+    }
+    assert!(commands >= 10, "only {commands} commands were found");
+}
