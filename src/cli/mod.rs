@@ -176,7 +176,17 @@ impl Context {
     /// # Errors
     /// What the configuration or [`App::open`] says.
     pub fn app(&self) -> Result<App, Failure> {
-        App::open(self.config()?, &self.data_dir)
+        self.app_with(|_| ())
+    }
+
+    /// As [`Context::app`], with what flags change of the configuration.
+    ///
+    /// # Errors
+    /// As [`Context::app`].
+    pub fn app_with(&self, change: impl FnOnce(&mut Config)) -> Result<App, Failure> {
+        let mut config = self.config()?;
+        change(&mut config);
+        App::open(config, &self.data_dir)
     }
 
     /// As [`Context::app`], with the configuration file to be looked at again: `refit.toml` also where it is not there yet.

@@ -38,3 +38,6 @@ pub mod routing {}
 
 #[doc = include_str!("metrics.md")]
 pub mod metrics {}
+
+#[doc = include_str!("scorers.md")]
+pub mod scorers {}

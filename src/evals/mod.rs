@@ -2,6 +2,7 @@
 //! the [`runner`] asks the models, stores each case as it ends and can resume; [`columns`] are what is stored as numbers, over which
 //! [`metrics`], [`gate`], [`compare`] and [`report`] are computed; [`show`] writes reports for people and programs.
 
+pub mod aggregates;
 pub mod bounds;
 pub mod columns;
 pub mod compare;
@@ -23,6 +24,7 @@ pub mod report;
 pub mod respond;
 pub mod runner;
 pub mod samples;
+pub mod score;
 pub mod scorers;
 pub mod show;
 pub mod suite;

@@ -121,12 +121,26 @@ fn publish(store: &Store, library: &Library, found: &Found, source: &str, by: By
 /// # Errors
 /// When the stored run cannot be read, or its dataset is gone.
 pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
+    restore_as(store, run, None)
+}
+
+/// As [`restore`], with the scorers and the gate of another suite, where one is given.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_as(store: &Store, run: &RunRecord, suite: Option<Suite>) -> Result<Plan, Failure> {
     let unreadable = |what: &str| EvalError::Run { run: run.id.clone(), problem: format!("its stored {what} cannot be read") };
-    let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
-    let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
-    settle(&mut suite, &run.config);
     let prompts: Vec<String> = serde_json::from_value(run.config["prompts"].clone()).unwrap_or_default();
-    variants::replace(&mut suite, &prompts)?;
+    let mut suite = match suite {
+        Some(suite) => suite,
+        None => {
+            let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
+            let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
+            variants::replace(&mut suite, &prompts)?;
+            suite
+        }
+    };
+    settle(&mut suite, &run.config);
     let stored = runs::targets(store.db.as_ref(), &run.id)?;
     let mut targets = Vec::new();
     for name in run.config["targets"].as_array().into_iter().flatten().filter_map(|name| name.as_str()) {
@@ -252,7 +266,7 @@ pub fn manifest(store: &Store, target: &Target, prompt: Option<&Prompt>) -> Resu
 }
 
 /// The dataset version of a suite, and how it is split, where a split is measured.
-fn dataset(store: &Store, suite: &Suite) -> Result<(DatasetVersion, Option<Digest>), Failure> {
+pub(super) fn dataset(store: &Store, suite: &Suite) -> Result<(DatasetVersion, Option<Digest>), Failure> {
     let datasets = Datasets::new(store);
     let path = suite.path(&suite.dataset);
     let row = if path.extension().is_some() && (path.is_file() || suite.dataset.contains('/')) {

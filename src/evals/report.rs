@@ -1,5 +1,6 @@
 //! The report of a run: one JSON object, made from stored outcomes in one pass. How it is shown is the business of [`show`](super::show).
 
+use super::aggregates::added;
 use super::columns::Columns;
 use super::compare::{Changes, Difference, Pairs, Side, changes, compared, correct};
 use super::gate::{Bench, Gate, judge};
@@ -52,6 +53,9 @@ pub struct Report {
     pub changes: Vec<Changes>,
     /// Seconds that this execution took.
     pub wall_seconds: f64,
+    /// The run or the file whose answers were scored; none where the targets were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scored_from: Option<String>,
 }
 
 /// One target.
@@ -66,6 +70,9 @@ pub struct TargetReport {
     /// Metrics, errors, tokens, latency.
     #[serde(flatten)]
     pub totals: Totals,
+    /// What scorers say of all cases together, such as a confusion matrix, by scorer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, Value>,
 }
 
 fn one() -> usize {
@@ -83,13 +90,15 @@ impl Report {
         let columns = Columns::read(store, &run.id, &|case| has_full_marks(case, &main))?;
         let nothing = super::columns::Column::default();
         let column = |name: &str| columns.targets.get(name).unwrap_or(&nothing);
-        let target = |target: &super::prepare::PlanTarget| TargetReport {
-            name: target.name.clone(),
-            model: target.manifest.model.clone(),
-            release: target.release,
-            totals: totals(&columns, column(&target.name), &metrics, suite.repeats),
+        let mut added = added(store, &run.id, plan)?;
+        let mut target = |target: &super::prepare::PlanTarget| {
+            let more = added.remove(&target.name).unwrap_or_default();
+            let mut totals = totals(&columns, column(&target.name), &metrics, suite.repeats);
+            totals.metrics.extend(more.metrics);
+            let (name, model) = (target.name.clone(), target.manifest.model.clone());
+            TargetReport { name, model, release: target.release, totals, details: more.details }
         };
-        let targets: Vec<TargetReport> = plan.targets.iter().map(target).collect();
+        let targets: Vec<TargetReport> = plan.targets.iter().map(&mut target).collect();
         let measured: Vec<(String, Value)> = targets.iter().map(|target| (target.name.clone(), target.metrics_json())).collect();
         let sides: Vec<Side<'_>> =
             targets.iter().map(|target| Side { name: &target.name, columns: &columns, column: column(&target.name) }).collect();
@@ -119,6 +128,7 @@ impl Report {
             targets,
             paired,
             wall_seconds,
+            scored_from: run.config["scored_from"].as_str().map(String::from),
         })
     }
 

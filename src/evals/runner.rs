@@ -80,6 +80,7 @@ impl Runner {
     /// are outcomes, not errors.
     pub async fn run(&self, plan: Plan, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
         self.can_keep_bounds(&plan)?;
+        self.permits(&plan)?;
         let run = RunRecord {
             id: ids::new_id("run"),
             suite: plan.suite.name.clone(),
@@ -119,6 +120,20 @@ impl Runner {
                 );
                 let hint = "add a row to [[prices.rows]] of refit.toml, or bound the time with max_time";
                 Err(Failure::on(Code::PRICE_UNKNOWN, "max_cost", message).with_hint(hint))
+            }
+        }
+    }
+
+    /// Programs of a suite's author run only where that is allowed: better to know before the first call.
+    pub(super) fn permits(&self, plan: &Plan) -> Result<(), Failure> {
+        let runs = |scorer: &&Box<dyn scorers::Scorer>| scorer.runs_commands();
+        match plan.suite.scorers.iter().find(runs).filter(|_| !self.respond.services().allows_commands()) {
+            None => Ok(()),
+            Some(scorer) => {
+                let name = scorer.metrics().into_iter().next().unwrap_or_default();
+                let message = format!("the scorer \"{name}\" runs a program, which is not allowed here");
+                let hint = "allow it with --allow-commands, or with allow_commands = true under [evals] of refit.toml";
+                Err(Failure::on(Code::FORBIDDEN, "scorers", message).with_hint(hint))
             }
         }
     }
@@ -285,8 +300,13 @@ pub async fn resume_within(
     let (store, id) = (runner.store.clone(), run.to_string());
     let (mut run, plan) = blocking(move || {
         let run = runs::get(store.db.as_ref(), &id)?;
-        if matches!(run.status.as_str(), runs::FINISHED | runs::PARTIAL) {
-            return Err(EvalError::Run { run: run.id, problem: "every case has its answer already".into() }.into());
+        let why = match run.status.as_str() {
+            runs::FINISHED | runs::PARTIAL => Some("every case has its answer already"),
+            runs::SCORED => Some("its answers were stored before, and nothing is asked; score it again: refit eval score"),
+            _ => None,
+        };
+        if let Some(problem) = why {
+            return Err(EvalError::Run { run: run.id, problem: problem.into() }.into());
         }
         let mut plan = restore(&store, &run)?;
         plan.suite.bounds = bounds.or(plan.suite.bounds);
@@ -294,6 +314,7 @@ pub async fn resume_within(
     })
     .await?;
     runner.can_keep_bounds(&plan)?;
+    runner.permits(&plan)?;
     let store = runner.store.clone();
     let (run, plan, answered) = blocking(move || {
         run.status = runs::RUNNING.into();

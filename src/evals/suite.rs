@@ -4,7 +4,7 @@ use super::EvalError;
 use super::bounds::{self, Bounds};
 use super::demands::{self, Demand};
 use super::matrix::{MAX_TARGETS, Matrix};
-use super::scorers::{self, Scorer};
+use super::scorers::{self, Scale, Scorer};
 use crate::datasets::{Plan as SplitPlan, split};
 use crate::releases::conditions::{Condition, Measure};
 use crate::types::Digest;
@@ -217,7 +217,9 @@ impl Suite {
 
     /// The main metric of each scorer: what a case needs full marks in to pass.
     pub fn main_metrics(&self) -> Vec<String> {
-        self.scorers.iter().filter_map(|scorer| scorer.metrics().into_iter().next()).collect()
+        let main = self.scorers.iter().filter_map(|scorer| Some((scorer, scorer.metrics().into_iter().next()?)));
+        // Milliseconds and dollars have no full marks; a limit or a threshold makes some of them.
+        main.filter(|(scorer, metric)| scorer.scale(metric) == Scale::Share).map(|(_, metric)| metric).collect()
     }
 
     /// Names of all that runs give: metrics, and what cases add up to.

@@ -23,6 +23,9 @@ pub const OUT_OF_MONEY: &str = "out_of_money";
 /// The time that the run may take is over; resuming runs the rest.
 pub const OUT_OF_TIME: &str = "out_of_time";
 
+/// Stored answers were scored, and no target was asked: proves nothing.
+pub const SCORED: &str = "scored";
+
 /// One execution of a suite.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunRecord {
@@ -40,7 +43,7 @@ pub struct RunRecord {
     pub dataset_digest: Digest,
     /// Split, `all` without one.
     pub split: String,
-    /// [`RUNNING`], [`FINISHED`], [`INCOMPLETE`], [`PARTIAL`], [`CANCELLED`], [`OUT_OF_MONEY`] or [`OUT_OF_TIME`].
+    /// [`RUNNING`], [`FINISHED`], [`INCOMPLETE`], [`PARTIAL`], [`CANCELLED`], [`OUT_OF_MONEY`], [`OUT_OF_TIME`] or [`SCORED`].
     pub status: String,
     /// Everything needed to resume.
     #[serde(skip)]

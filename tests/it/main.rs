@@ -61,6 +61,8 @@ mod resilience;
 #[cfg(target_os = "linux")]
 mod rig;
 mod routing;
+#[cfg(target_os = "linux")]
+mod scorers;
 mod serving;
 mod streams;
 mod support;

@@ -3,6 +3,7 @@
 mod compare;
 mod read;
 mod run;
+mod score;
 mod write;
 
 use super::Context;
@@ -68,6 +69,9 @@ enum Verb {
         no_cache: bool,
         #[command(flatten)]
         bounds: BoundArgs,
+        /// Let scorers run programs (`command`, `wasm`)
+        #[arg(long)]
+        allow_commands: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -78,9 +82,15 @@ enum Verb {
         run: String,
         #[command(flatten)]
         bounds: BoundArgs,
+        /// Let scorers run programs (`command`, `wasm`)
+        #[arg(long)]
+        allow_commands: bool,
         #[command(flatten)]
         output: Output,
     },
+    /// Score answers that are stored, in a run or in a file, without asking any target
+    #[command(after_help = score::EXAMPLES)]
+    Score(Box<score::Args>),
     /// List runs, newest first
     #[command(after_help = "Example:\n  refit eval list --suite support-intake")]
     List {
@@ -148,14 +158,15 @@ impl BoundArgs {
 /// What `evals` says.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     match args.verb {
-        Verb::Run { suite, split, targets, prompts, limit, concurrency, repeats, cache, no_cache, bounds, output } => {
+        Verb::Run { suite, split, targets, prompts, limit, concurrency, repeats, cache, no_cache, bounds, allow_commands, output } => {
             let cache = if cache || no_cache { Some(cache && !no_cache) } else { None };
             let (repeats, bounds) = (repeats.map(usize::from), bounds.bounds());
             let prompts = prompts.iter().map(|prompt| placed(prompt)).collect::<Result<_, _>>()?;
             let selection = Selection { split, targets, limit, concurrency, prompts, repeats, cache, bounds };
-            run::run(context, &suite, &selection, &output)
+            run::run((context, allow_commands), &suite, &selection, &output)
         }
-        Verb::Resume { run, bounds, output } => run::resume(context, &run, bounds.bounds(), &output),
+        Verb::Resume { run, bounds, allow_commands, output } => run::resume((context, allow_commands), &run, bounds.bounds(), &output),
+        Verb::Score(args) => score::score(context, &args),
         Verb::List { suite, json } => read::list(&context.open_store()?, suite.as_deref(), json),
         Verb::Show { run, cases, missed, output } => read::show(&context.open_store()?, &run, cases.then_some(missed), &output),
         Verb::Compare { a, b, metric, output } => compare::compare(&context.open_store()?, (&a, &b), metric.as_deref(), &output),

@@ -12,28 +12,31 @@ use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Where a verb runs, and whether scorers may run programs there.
+type Place<'a> = (&'a Context, bool);
+
 /// Runs a suite.
-pub(super) fn run(context: &Context, suite: &Path, selection: &Selection, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) fn run((context, allow_commands): Place<'_>, suite: &Path, selection: &Selection, output: &Output) -> Result<ExitCode, Failure> {
     let suite = Suite::open(suite)?;
-    measure(context, output, |runner| {
+    measure((context, allow_commands), output, |runner| {
         let plan = prepare(&runner.store, suite, selection, &context.actor())?;
         Ok(async move { runner.run(plan, interrupted()).await })
     })
 }
 
 /// Goes on with a run.
-pub(super) fn resume(context: &Context, run: &str, bounds: Bounds, output: &Output) -> Result<ExitCode, Failure> {
-    measure(context, output, |runner| Ok(async move { resume_within(&runner, run, bounds, interrupted()).await }))
+pub(super) fn resume(place: Place<'_>, run: &str, bounds: Bounds, output: &Output) -> Result<ExitCode, Failure> {
+    measure(place, output, |runner| Ok(async move { resume_within(&runner, run, bounds, interrupted()).await }))
 }
 
 /// Builds the runner, executes what `start` makes of it, shows the report and turns it into an exit code.
 fn measure<F: Future<Output = Result<Report, Failure>>>(
-    context: &Context,
+    (context, allow_commands): Place<'_>,
     shown: &Output,
     start: impl FnOnce(Runner) -> Result<F, Failure>,
 ) -> Result<ExitCode, Failure> {
     shown.check()?;
-    let app = context.app()?;
+    let app = context.app_with(|config| config.evals.allow_commands |= allow_commands)?;
     let runner = Runner { store: app.store.clone(), respond: app.inference.clone(), progress: output::watched("eval") };
     let report = context.runtime()?.block_on(start(runner)?)?;
     shown.run(Shown { report: &report, store: &app.store })?;

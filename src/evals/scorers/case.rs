@@ -17,6 +17,8 @@ pub struct Case<'a> {
     pub metadata: &'a Map<String, Value>,
     /// The answer.
     pub reply: &'a Reply,
+    /// Name of the target that gave it; empty where answers are not compared.
+    pub answered_by: &'a str,
     /// What other targets answered to the same sample, by name; empty while a run goes on, when not all of them have.
     pub others: &'a [(String, String)],
 }
@@ -24,7 +26,15 @@ pub struct Case<'a> {
 impl<'a> Case<'a> {
     /// An answer to a sample.
     pub fn new(sample: &'a Sample, reply: &'a Reply) -> Self {
-        Case { sample: &sample.id, input: &sample.input, target: &sample.target, metadata: &sample.metadata, reply, others: &[] }
+        Case {
+            sample: &sample.id,
+            input: &sample.input,
+            target: &sample.target,
+            metadata: &sample.metadata,
+            reply,
+            answered_by: "",
+            others: &[],
+        }
     }
 
     /// The answer's text.

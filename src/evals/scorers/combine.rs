@@ -112,6 +112,10 @@ impl Scorer for Combined {
     fn runs_commands(&self) -> bool {
         self.parts.iter().any(|part| part.scorer.runs_commands())
     }
+
+    fn compares_with(&self) -> Vec<String> {
+        self.parts.iter().flat_map(|part| part.scorer.compares_with()).collect()
+    }
 }
 
 /// What the parts so far come to.
@@ -183,6 +187,10 @@ impl Scorer for Not {
     fn runs_commands(&self) -> bool {
         self.part.scorer.runs_commands()
     }
+
+    fn compares_with(&self) -> Vec<String> {
+        self.part.scorer.compares_with()
+    }
 }
 
 struct Threshold {
@@ -231,6 +239,10 @@ impl Scorer for Threshold {
 
     fn runs_commands(&self) -> bool {
         self.part.scorer.runs_commands()
+    }
+
+    fn compares_with(&self) -> Vec<String> {
+        self.part.scorer.compares_with()
     }
 }
 

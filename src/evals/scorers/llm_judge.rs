@@ -124,12 +124,23 @@ impl Scorer for LlmJudge {
             match &self.form {
                 Form::PassOrFail => Ok(self.majority(&self.ask(case, services).await?)),
                 Form::Scale(bounds) => Ok(self.mean(&self.ask(case, services).await?, *bounds)),
+                Form::Pair(Some(other)) if other == case.answered_by => {
+                    let values = vec![None; 3];
+                    Ok(Scored { values, explanation: Some("it is what the others are compared with".into()) })
+                }
                 Form::Pair(other) => {
                     let other = other_answer(case, other.as_deref())?;
                     self.compare(case, &other, services).await
                 }
             }
         })
+    }
+
+    fn compares_with(&self) -> Vec<String> {
+        match &self.form {
+            Form::Pair(Some(other)) => vec![other.clone()],
+            _ => Vec::new(),
+        }
     }
 
     fn aggregates(&self) -> Vec<String> {

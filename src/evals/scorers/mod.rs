@@ -28,6 +28,7 @@ mod similarity;
 mod starts_with;
 mod tokens;
 mod tool_call;
+mod wasm;
 
 pub use case::Case;
 pub use options::Options;
@@ -63,6 +64,7 @@ const SCORERS: &[(&str, Build, Option<&str>)] = &[
     ("language", language::build, Some("is")),
     ("llm_judge", llm_judge::build, Some("rubric")),
     ("command", command::build, Some("run")),
+    ("wasm", wasm::build, Some("file")),
     ("all", combine::all, Some("scorers")),
     ("any", combine::any, Some("scorers")),
     ("weighted", combine::weighted, Some("scorers")),

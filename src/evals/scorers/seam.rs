@@ -42,6 +42,11 @@ pub trait Scorer: Send + Sync {
     fn runs_commands(&self) -> bool {
         false
     }
+
+    /// Targets whose answers it compares with.
+    fn compares_with(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A scorer that only computes.
