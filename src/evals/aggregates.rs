@@ -18,19 +18,22 @@ pub struct Added {
     pub details: BTreeMap<String, Value>,
 }
 
+/// What adds up, by the main metric of its scorer.
+type Aggregates = Vec<(String, Box<dyn Aggregate>)>;
+
 /// Adds up the cases of a run, by target; nothing where no scorer of the suite does.
 ///
 /// # Errors
 /// [`StoreError`] when cases or samples cannot be read.
 pub fn added(store: &Store, run: &str, plan: &Plan) -> Result<HashMap<String, Added>, StoreError> {
-    let begin = || -> Vec<(String, Box<dyn Aggregate>)> {
+    let begin = || -> Aggregates {
         let each = plan.suite.scorers.iter();
         each.filter_map(|scorer| Some((scorer.metrics().into_iter().next()?, scorer.aggregate()?))).collect()
     };
     if begin().is_empty() {
         return Ok(HashMap::new());
     }
-    let mut targets = HashMap::<String, Vec<(String, Box<dyn Aggregate>)>>::new();
+    let mut targets = HashMap::<String, Aggregates>::new();
     each_case::<StoreError>(store.db.as_ref(), run, &mut |case| {
         if case.error.is_some() {
             return Ok(());
@@ -44,7 +47,7 @@ pub fn added(store: &Store, run: &str, plan: &Plan) -> Result<HashMap<String, Ad
         }
         Ok(())
     })?;
-    let finish = |(target, aggregates): (String, Vec<(String, Box<dyn Aggregate>)>)| {
+    let finish = |(target, aggregates): (String, Aggregates)| {
         let mut added = Added::default();
         for (scorer, aggregate) in aggregates {
             let found = aggregate.finish();

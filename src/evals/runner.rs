@@ -126,8 +126,8 @@ impl Runner {
 
     /// Programs of a suite's author run only where that is allowed: better to know before the first call.
     pub(super) fn permits(&self, plan: &Plan) -> Result<(), Failure> {
-        let runs = |scorer: &&Box<dyn scorers::Scorer>| scorer.runs_commands();
-        match plan.suite.scorers.iter().find(runs).filter(|_| !self.respond.services().allows_commands()) {
+        let refused = plan.suite.scorers.iter().find(|scorer| scorer.runs_commands());
+        match refused.filter(|_| !self.respond.services().allows_commands()) {
             None => Ok(()),
             Some(scorer) => {
                 let name = scorer.metrics().into_iter().next().unwrap_or_default();

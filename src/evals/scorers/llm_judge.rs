@@ -211,7 +211,7 @@ impl LlmJudge {
         if self.votes > 1 {
             values.push(most as f64 / verdicts.len().max(1) as f64);
         }
-        let explanation = said.and_then(|verdict| verdict["reasons"].as_str()).map(str::to_string);
+        let explanation = said.and_then(reasons);
         Scored { explanation, ..values.into() }
     }
 
@@ -235,9 +235,14 @@ impl LlmJudge {
             firsts += (ahead + behind) / 2.0;
         }
         let votes = self.votes as f64;
-        let explanation = verdicts.first().and_then(|verdict| verdict["reasons"].as_str()).map(str::to_string);
+        let explanation = verdicts.first().and_then(reasons);
         Ok(Scored { explanation, ..vec![wins / votes, flips / votes, firsts / votes].into() })
     }
+}
+
+/// Why, where the judge says so.
+fn reasons(verdict: &Value) -> Option<String> {
+    verdict["reasons"].as_str().filter(|reasons| !reasons.is_empty()).map(str::to_string)
 }
 
 #[cfg(test)]

@@ -133,17 +133,17 @@ mod tests {
 
     #[test]
     fn calls_are_compared_by_name_and_arguments() {
-        let weather = ("weather", json!({"city": "Oslo", "days": 2}));
+        let weather = [("weather", json!({"city": "Oslo", "days": 2}))];
         let wanted = json!({"name": "weather", "arguments": {"days": 2.0, "city": "Oslo"}});
-        assert_eq!(why(json!({}), &[weather.clone()], wanted.clone()), None);
-        assert_eq!(why(json!({}), &[weather.clone()], json!(wanted.to_string())), None);
+        assert_eq!(why(json!({}), &weather, wanted.clone()), None);
+        assert_eq!(why(json!({}), &weather, json!(wanted.to_string())), None);
         assert_eq!(why(json!({}), &[], wanted.clone()).as_deref(), Some("no tool was called; expected weather"));
         let city = json!([{"name": "weather", "arguments": {"city": "Oslo"}}]);
-        assert!(why(json!({}), &[weather.clone()], city.clone()).is_some_and(|why| why.contains("was called with")));
-        assert_eq!(why(json!({"arguments": "subset"}), &[weather.clone()], city), None);
-        assert_eq!(why(json!({"arguments": "ignore"}), &[weather.clone()], json!({"name": "weather", "arguments": {}})), None);
-        assert_eq!(why(json!({"calls": ["weather"]}), &[weather.clone()], json!(null)), None);
-        assert_eq!(why(json!({"calls": []}), &[weather], json!(null)).as_deref(), Some("weather was called, which was not expected"));
+        assert!(why(json!({}), &weather, city.clone()).is_some_and(|why| why.contains("was called with")));
+        assert_eq!(why(json!({"arguments": "subset"}), &weather, city), None);
+        assert_eq!(why(json!({"arguments": "ignore"}), &weather, json!({"name": "weather", "arguments": {}})), None);
+        assert_eq!(why(json!({"calls": ["weather"]}), &weather, json!(null)), None);
+        assert_eq!(why(json!({"calls": []}), &weather, json!(null)).as_deref(), Some("weather was called, which was not expected"));
     }
 
     #[test]

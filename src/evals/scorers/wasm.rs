@@ -77,8 +77,8 @@ impl Code {
         store.set_fuel(self.fuel).map_err(shown)?;
         let instance = Linker::new(&self.engine).instantiate_and_start(&mut store, &self.module).map_err(shown)?;
         let memory = instance.get_memory(&store, "memory").ok_or("it exports no memory")?;
-        let alloc = instance.get_typed_func::<u32, u32>(&store, "alloc").map_err(shown)?;
-        let score = instance.get_typed_func::<(u32, u32), u64>(&store, "score").map_err(shown)?;
+        let alloc = instance.get_typed_func::<u32, u32>(&store, "alloc").map_err(|_| "it exports no alloc(i32) -> i32")?;
+        let score = instance.get_typed_func::<(u32, u32), u64>(&store, "score").map_err(|_| "it exports no score(i32, i32) -> i64")?;
         let length = u32::try_from(case.len()).map_err(|_| "the case is too large")?;
         let place = alloc.call(&mut store, length).map_err(shown)?;
         memory.write(&mut store, place as usize, case).map_err(|error| format!("the case does not fit into its memory: {error}"))?;
