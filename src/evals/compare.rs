@@ -69,8 +69,8 @@ impl Pairs {
     /// The samples of two runs with the same id, in the order of the first.
     pub fn between(a: &Columns, b: &Columns) -> Self {
         let theirs = b.positions();
-        let find = |(at, id): (usize, &Box<str>)| theirs.get(id.as_ref()).map(|other| (at, *other));
-        Pairs(a.samples.iter().enumerate().filter(|(_, id)| !id.is_empty()).filter_map(find).collect())
+        let named = a.samples.iter().map(AsRef::as_ref).enumerate().filter(|(_, id): &(usize, &str)| !id.is_empty());
+        Pairs(named.filter_map(|(at, id)| theirs.get(id).map(|other| (at, *other))).collect())
     }
 }
 

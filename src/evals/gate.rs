@@ -151,7 +151,7 @@ impl Bench<'_> {
     }
 
     /// What is live on a route: its name, and its cases, where they are those of another run.
-    fn live(&self, route: &str, name: &str) -> Result<Result<(String, Option<(Columns, String)>), Missing>, StoreError> {
+    fn live(&self, route: &str, name: &str) -> Result<Result<Live, Missing>, StoreError> {
         let db = self.store.db.as_ref();
         let why = |why: String| Ok(Err(Missing::Why(why)));
         if routes::find(db, route)?.is_none() {
@@ -179,6 +179,9 @@ impl Bench<'_> {
         Ok(Ok((format!("{} of {}", proof.target, proof.run), Some((columns, proof.target)))))
     }
 }
+
+/// What is compared with: its name, and its cases and target, where these are another run's.
+type Live = (String, Option<(Columns, String)>);
 
 /// Why there is nothing to compare with.
 enum Missing {

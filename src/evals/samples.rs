@@ -18,8 +18,11 @@ pub struct Samples {
     file: Mutex<File>,
     path: PathBuf,
     /// Where each sample's line begins, and its length.
-    places: Vec<(u64, u32)>,
+    places: Vec<Place>,
 }
+
+/// Where a sample's line begins, and its length.
+type Place = (u64, u32);
 
 /// What of a sample is needed to find it.
 #[derive(Deserialize)]
@@ -101,7 +104,7 @@ fn order(store: &Store, split: &str, assignment: &Digest) -> Result<Vec<String>,
     })
 }
 
-fn all(file: &File, limit: usize) -> std::io::Result<Vec<(u64, u32)>> {
+fn all(file: &File, limit: usize) -> std::io::Result<Vec<Place>> {
     let mut places = Vec::new();
     each_line(file, &mut |place, _| {
         places.push(place);
@@ -111,7 +114,7 @@ fn all(file: &File, limit: usize) -> std::io::Result<Vec<(u64, u32)>> {
     Ok(places)
 }
 
-fn by_id(file: &File) -> Result<HashMap<String, (u64, u32)>, StoreError> {
+fn by_id(file: &File) -> Result<HashMap<String, Place>, StoreError> {
     let (mut places, mut broken) = (HashMap::new(), None);
     let read = each_line(file, &mut |place, line| match serde_json::from_slice::<Named>(line) {
         Ok(named) => {
@@ -131,7 +134,7 @@ fn by_id(file: &File) -> Result<HashMap<String, (u64, u32)>, StoreError> {
 }
 
 /// Hands over every line that is not empty, with where it lies, until `take` has enough.
-fn each_line(file: &File, take: &mut dyn FnMut((u64, u32), &[u8]) -> bool) -> std::io::Result<()> {
+fn each_line(file: &File, take: &mut dyn FnMut(Place, &[u8]) -> bool) -> std::io::Result<()> {
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let (mut offset, mut line) = (0u64, Vec::new());
     loop {
