@@ -17,6 +17,7 @@ pub mod metrics;
 mod order;
 mod pace;
 pub mod prepare;
+pub mod promptfoo;
 mod proof;
 pub mod protect;
 mod purse;

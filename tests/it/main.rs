@@ -22,6 +22,7 @@ mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+mod evals_import;
 mod evals_reports;
 #[cfg(target_os = "linux")]
 mod evals_runner;

@@ -1,6 +1,7 @@
 //! `refit eval …`: run a suite, resume a run, list, show and compare runs. One file per verb, as far as they are not small.
 
 mod compare;
+mod import;
 mod read;
 mod run;
 mod score;
@@ -91,6 +92,9 @@ enum Verb {
     /// Score answers that are stored, in a run or in a file, without asking any target
     #[command(after_help = score::EXAMPLES)]
     Score(Box<score::Args>),
+    /// Make a suite of a promptfoo configuration; what cannot be carried over is listed
+    #[command(after_help = "Example:\n  refit eval import promptfooconfig.yaml --judge openai/gpt-4o-mini")]
+    Import(import::Args),
     /// List runs, newest first
     #[command(after_help = "Example:\n  refit eval list --suite support-intake")]
     List {
@@ -167,6 +171,8 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         }
         Verb::Resume { run, bounds, allow_commands, output } => run::resume((context, allow_commands), &run, bounds.bounds(), &output),
         Verb::Score(args) => score::score(context, &args),
+        Verb::Resume { run, bounds, output } => run::resume(context, &run, bounds.bounds(), &output),
+        Verb::Import(args) => import::import(&args),
         Verb::List { suite, json } => read::list(&context.open_store()?, suite.as_deref(), json),
         Verb::Show { run, cases, missed, output } => read::show(&context.open_store()?, &run, cases.then_some(missed), &output),
         Verb::Compare { a, b, metric, output } => compare::compare(&context.open_store()?, (&a, &b), metric.as_deref(), &output),

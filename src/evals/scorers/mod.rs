@@ -20,6 +20,7 @@ mod latency;
 mod llm_judge;
 mod numeric;
 mod options;
+mod per_sample;
 mod refusal;
 mod regex;
 mod rouge;
@@ -70,6 +71,7 @@ const SCORERS: &[(&str, Build, Option<&str>)] = &[
     ("weighted", combine::weighted, Some("scorers")),
     ("not", combine::not, Some("scorer")),
     ("threshold", combine::threshold, None),
+    ("per_sample", per_sample::build, Some("field")),
 ];
 
 /// Combinations nest: deeper than this nobody means it.
