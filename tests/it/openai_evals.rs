@@ -97,7 +97,12 @@ fn a_model_is_asked_and_every_criterion_says_what_it_finds() {
     let eval = make(&server, &key, &custom(true), &criteria);
     assert_eq!(eval["data_source_config"]["schema"]["properties"]["item"]["required"], json!(["q", "a"]));
     let items = [item("same", "same"), item("some", "same"), item("x", "yyy"), json!({"item": {"q": 7, "a": "b"}})];
-    let (run, found) = finished(&server, &key, &eval, &asking("mock/echo", &items, json!({"sampling_params": {"temperature": 0.5, "max_completion_tokens": 9}})));
+    let (run, found) = finished(
+        &server,
+        &key,
+        &eval,
+        &asking("mock/echo", &items, json!({"sampling_params": {"temperature": 0.5, "max_completion_tokens": 9}})),
+    );
     assert_eq!((&run["status"], &run["model"]), (&json!("completed"), &json!("mock/echo")), "{run}");
     assert_eq!(run["result_counts"], json!({"total": 4, "passed": 1, "failed": 2, "errored": 1}), "{run}");
     let per = json!([{"testing_criteria": "eq", "passed": 1, "failed": 2}, {"testing_criteria": "near", "passed": 2, "failed": 1}]);
@@ -129,7 +134,9 @@ fn stored_answers_are_graded_without_any_model() {
     let refit = Refit::new();
     let (key, server) = (refit.key(), refit.serve(&[]));
     let eval = make(&server, &key, &custom(true), &json!([check("eq", "{{sample.output_json.word}}")]));
-    let line = |answer: &str| json!({"item": {"q": "?", "a": "yes"}, "sample": {"output_text": format!("{{\"word\": \"{answer}\"}}")}}).to_string();
+    let line = |answer: &str| {
+        json!({"item": {"q": "?", "a": "yes"}, "sample": {"output_text": format!("{{\"word\": \"{answer}\"}}")}}).to_string()
+    };
     let bytes = format!("{}\n\n{}\n{}\n", line("yes"), line("no"), json!({"item": {"q": "?", "a": "yes"}}));
     let file = upload(&server, &key, "evals", bytes.as_bytes());
     let (run, found) = finished(&server, &key, &eval, &json!({"type": "jsonl", "source": {"type": "file_id", "id": file}}));
@@ -146,8 +153,10 @@ fn stored_answers_are_graded_without_any_model() {
 }
 
 fn upload(server: &Server, key: &str, purpose: &str, bytes: &[u8]) -> String {
-    let head = format!("--b7\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--b7\r\ncontent-disposition: form-data; \
-        name=\"file\"; filename=\"items.jsonl\"\r\n\r\n");
+    let head = format!(
+        "--b7\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--b7\r\ncontent-disposition: form-data; \
+        name=\"file\"; filename=\"items.jsonl\"\r\n\r\n"
+    );
     let body = [head.as_bytes(), bytes, b"\r\n--b7--\r\n"].concat();
     let url = format!("{}/v1/files", server.url());
     let made = send("POST", &url, Some(key), &[("content-type", "multipart/form-data; boundary=b7")], Some(body));
@@ -160,7 +169,11 @@ fn models_grade_and_what_they_do_not_say_is_no_grade() {
     let judge = place(|_, request| {
         let asked = request["messages"][0]["content"].as_str().unwrap_or_default().to_string();
         if !request["response_format"].is_null() {
-            return Act::Refuse("400 Bad Request", "", json!({"error": {"message": "response_format is not known here", "type": "invalid_request_error"}}));
+            return Act::Refuse(
+                "400 Bad Request",
+                "",
+                json!({"error": {"message": "response_format is not known here", "type": "invalid_request_error"}}),
+            );
         }
         Act::Json(completion(match asked.as_str() {
             "good" => "{\"result\": \"good\"}",
@@ -193,7 +206,11 @@ fn what_is_wrong_is_refused_by_its_field() {
     let with = |config: Value, criterion: Value| json!({"data_source_config": config, "testing_criteria": [criterion]});
     let good = check("eq", "{{item.q}}");
     refused("/v1/evals", with(json!({"type": "x"}), good.clone()), "data_source_config.type");
-    refused("/v1/evals", with(json!({"type": "custom", "item_schema": {"type": "objekt"}}), good.clone()), "data_source_config.item_schema");
+    refused(
+        "/v1/evals",
+        with(json!({"type": "custom", "item_schema": {"type": "objekt"}}), good.clone()),
+        "data_source_config.item_schema",
+    );
     refused("/v1/evals", with(custom(false), check("eq", "{{sample.output_text}}")), "testing_criteria[0].input");
     let python = json!({"type": "python", "name": "p", "source": "def grade(sample, item): return 1"});
     refused("/v1/evals", with(custom(true), python), "testing_criteria[0].type");
@@ -201,12 +218,20 @@ fn what_is_wrong_is_refused_by_its_field() {
     let eval = make(&server, &key, &custom(true), &json!([good]));
     let runs = format!("/v1/evals/{}/runs", id(&eval));
     let run = |source: Value| json!({"data_source": source});
-    refused(&runs, run(json!({"type": "jsonl", "source": {"type": "file_content", "content": [{"itm": 1}]}})), "data_source.source.content[0]");
+    refused(
+        &runs,
+        run(json!({"type": "jsonl", "source": {"type": "file_content", "content": [{"itm": 1}]}})),
+        "data_source.source.content[0]",
+    );
     refused(&runs, run(json!({"type": "jsonl", "source": {"type": "file_id", "id": "file-none"}})), "data_source.source.id");
     refused(&runs, run(asking("", &[item("a", "b")], json!({}))), "data_source.model");
     let other = upload(&server, &key, "user_data", b"{}");
     refused(&runs, run(json!({"type": "jsonl", "source": {"type": "file_id", "id": other}})), "data_source.source.id");
-    refused(&runs, run(asking("m/m", &[item("a", "b")], json!({"sampling_params": {"temprature": 1}}))), "data_source.sampling_params.temprature");
+    refused(
+        &runs,
+        run(asking("m/m", &[item("a", "b")], json!({"sampling_params": {"temprature": 1}}))),
+        "data_source.sampling_params.temprature",
+    );
     for path in ["/v1/evals/eval_none", "/v1/evals/%FF", "/v1/evals/eval_none/runs/evalrun_none/output_items"] {
         assert_eq!(server.get(path, Some(&key)).status, 404, "{path}");
     }
@@ -234,7 +259,8 @@ fn evals_are_listed_changed_and_taken_away_within_their_project() {
     assert!(server.get(&format!("/v1/evals/{}", all[0]), Some(&other)).status == 404);
     assert_eq!(server.get("/v1/evals", Some(&other)).json()["data"], json!([]));
     let (run, _) = finished(&server, &key, &made[0], &json!({"type": "jsonl", "source": content(&[item("a", "a")])}));
-    let list: EvalRunList = serde_json::from_str(&server.get(&format!("/v1/evals/{}/runs?status=completed", all[0]), Some(&key)).body).expect("runs");
+    let list: EvalRunList =
+        serde_json::from_str(&server.get(&format!("/v1/evals/{}/runs?status=completed", all[0]), Some(&key)).body).expect("runs");
     assert_eq!((list.data.len(), list.has_more), (1, false));
     let gone = http("DELETE", &format!("{}{}", server.url(), path(&run)), Some(&key), None);
     assert_eq!(gone.json(), json!({"object": "eval.run.deleted", "deleted": true, "run_id": id(&run)}));

@@ -171,7 +171,6 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         }
         Verb::Resume { run, bounds, allow_commands, output } => run::resume((context, allow_commands), &run, bounds.bounds(), &output),
         Verb::Score(args) => score::score(context, &args),
-        Verb::Resume { run, bounds, output } => run::resume(context, &run, bounds.bounds(), &output),
         Verb::Import(args) => import::import(&args),
         Verb::List { suite, json } => read::list(&context.open_store()?, suite.as_deref(), json),
         Verb::Show { run, cases, missed, output } => read::show(&context.open_store()?, &run, cases.then_some(missed), &output),

@@ -27,6 +27,7 @@ mod rouge;
 pub mod seam;
 mod similarity;
 mod starts_with;
+mod texts;
 mod tokens;
 mod tool_call;
 mod wasm;
@@ -34,6 +35,7 @@ mod wasm;
 pub use case::Case;
 pub use options::Options;
 pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
+pub use texts::of_texts;
 
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value};
@@ -131,17 +133,6 @@ fn limit(value: Option<f64>, max: Option<f64>, unknown: &str) -> Result<Scored, 
         (None, Some(_)) => Err(unknown.into()),
         (value, None) => Ok(Scored { values: vec![value], explanation: None }),
     }
-}
-
-/// What a scorer's main metric says of two texts.
-///
-/// # Errors
-/// When there is no such scorer.
-pub fn of_texts(spec: &Value, found: &str, wanted: &str) -> Result<f64, String> {
-    let scorer = build(spec).map_err(|(_, problem)| problem)?;
-    let target = Value::from(wanted);
-    let scores = scorer.score(Case { output: found, target: &target });
-    scores.first().copied().ok_or_else(|| "the scorer gave no value".into())
 }
 
 #[cfg(test)]
