@@ -18,6 +18,9 @@ pub struct Difference {
     /// Numbers.
     #[serde(flatten)]
     pub paired: Paired,
+    /// Whether less of the metric is better (milliseconds, dollars): then a win is a loss.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub less_is_better: bool,
     /// The p-value after Holm's correction, where several differences are told together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_holm: Option<f64>,
@@ -129,6 +132,16 @@ pub fn changes(metric: &str, a: Side<'_>, b: Side<'_>, (pairs, most): (&Pairs, u
     Changes { against: a.name.into(), target: b.name.into(), metric: metric.into(), worse, better, samples: samples.collect() }
 }
 
+impl Changes {
+    /// The same of a metric of which less is better.
+    #[must_use]
+    pub fn turned(mut self) -> Self {
+        std::mem::swap(&mut self.worse, &mut self.better);
+        self.samples.reverse();
+        self
+    }
+}
+
 /// Corrects the p-values of differences that are told together.
 pub fn correct(differences: &mut [Difference]) {
     if differences.len() < 2 {
@@ -142,7 +155,7 @@ pub fn correct(differences: &mut [Difference]) {
 
 fn told(metric: &str, (a, b): (&str, &str), paired: Paired) -> Difference {
     let (detectable, needed) = estimate::power(&paired);
-    Difference { metric: metric.into(), a: a.into(), b: b.into(), paired, p_holm: None, detectable, needed }
+    Difference { metric: metric.into(), a: a.into(), b: b.into(), paired, less_is_better: false, p_holm: None, detectable, needed }
 }
 
 /// Compares the cases of `b` with those of `a` in a metric; samples that one of them has no answer for are left out.

@@ -222,6 +222,12 @@ impl Suite {
         main.filter(|(scorer, metric)| scorer.scale(metric) == Scale::Share).map(|(_, metric)| metric).collect()
     }
 
+    /// What the values of a metric mean; none where no scorer reports it.
+    pub fn scale(&self, metric: &str) -> Option<Scale> {
+        let of = |scorer: &Box<dyn Scorer>| scorer.metrics().iter().any(|known| known == metric).then(|| scorer.scale(metric));
+        self.scorers.iter().find_map(of)
+    }
+
     /// Names of all that runs give: metrics, and what cases add up to.
     pub fn figures(&self) -> Vec<String> {
         self.scorers.iter().flat_map(|scorer| scorer.metrics().into_iter().chain(scorer.aggregates())).collect()

@@ -1,19 +1,23 @@
 //! `refit eval compare`: two targets, of one run or of two, sample by sample.
 
 use super::write::Output;
-use crate::evals::Report;
 use crate::evals::columns::{Columns, passes};
-use crate::evals::compare::{Pairs, Side, changes, compared, correct};
+use crate::evals::compare::{Difference, Pairs, Side, changes, compared, correct};
+use crate::evals::scorers::Scale;
 use crate::evals::show::Comparison;
+use crate::evals::{Report, Suite};
 use crate::store::Store;
 use crate::store::runs::{self, RunRecord};
 use crate::types::{Code, Failure};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// A run that is compared.
 struct Run {
     record: RunRecord,
     columns: Columns,
+    /// Its suite, where that can be read.
+    suite: Option<Suite>,
     /// The target that was named.
     target: Option<String>,
 }
@@ -61,13 +65,16 @@ fn comparison((a, left): (&Run, &str), (b, right): (&Run, &str), metric: Option<
     let (side_a, side_b) =
         (Side { name: &name_a, columns: &a.columns, column: of_a }, Side { name: &name_b, columns: &b.columns, column: of_b });
     let pairs = Pairs::between(&a.columns, &b.columns);
-    let mut paired: Vec<_> = wanted.iter().map(|metric| compared(metric, side_a, side_b, &pairs)).collect();
+    let difference =
+        |metric: &&str| Difference { less_is_better: a.has_less_as_better(metric), ..compared(metric, side_a, side_b, &pairs) };
+    let mut paired: Vec<_> = wanted.iter().map(difference).collect();
     if paired.iter().all(|one| one.paired.n == 0) {
         return Err(Failure::new(Code::INVALID_VALUE, format!("{name_a} and {name_b} have no sample in common that both answered")));
     }
     correct(&mut paired);
     let main = wanted.first().copied().unwrap_or_default();
     let moved = changes(main, side_a, side_b, (&pairs, usize::MAX));
+    let moved = if a.has_less_as_better(main) { moved.turned() } else { moved };
     Ok(Comparison { a: name_a, b: name_b, paired, metric: main.into(), worse: moved.worse, better: moved.better, changed: moved.samples })
 }
 
@@ -77,11 +84,17 @@ impl Run {
         let (run, target) = reference.split_once('/').map_or((reference, None), |(run, target)| (run, Some(target.to_string())));
         let record = runs::get(store.db.as_ref(), run)?;
         let columns = Columns::read(store, &record.id, &passes)?;
-        let run = Run { record, columns, target };
+        let suite = record.config["suite_source"].as_str().and_then(|source| Suite::parse(source, "suite", Path::new("")).ok());
+        let run = Run { record, columns, suite, target };
         match &run.target {
             Some(target) if !run.columns.targets.contains_key(target) => Err(run.unnamed()),
             _ => Ok(run),
         }
+    }
+
+    /// Whether less of a metric is better, as the run's suite has it.
+    fn has_less_as_better(&self, metric: &str) -> bool {
+        self.suite.as_ref().and_then(|suite| suite.scale(metric)).is_some_and(|scale| matches!(scale, Scale::Less(_)))
     }
 
     /// The metrics of a target, those first that the suite's scorers report first.

@@ -1,6 +1,6 @@
 //! `rouge`: overlap of words with the target (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004), F-measure from 0 to 1,
-//! as the `rouge-score` package gives it without stemming. Option `kinds`: of `rouge1`, `rouge2` and `rougeL` (all without it). The main
-//! metric is the last of them, ROUGE-L by default. Of several targets the best counts.
+//! as the `rouge-score` package gives it without stemming. Option `kinds`: of `rouge1` to `rouge5` and `rougeL` (without it `rouge1`, `rouge2` and
+//! `rougeL`). The main metric is the last of them, ROUGE-L by default. Of several targets the best counts.
 
 use super::grams::{grams, shared};
 use super::{Case, Options, Pure, Scored, Scorer};
@@ -11,13 +11,15 @@ struct Rouge {
     kinds: Vec<&'static str>,
 }
 
-const KINDS: [&str; 3] = ["rouge1", "rouge2", "rougeL"];
+const KINDS: [&str; 6] = ["rouge1", "rouge2", "rouge3", "rouge4", "rouge5", "rougeL"];
+/// Those that are told when a suite names none.
+const USUAL: [&str; 3] = ["rouge1", "rouge2", "rougeL"];
 /// Most words of a text that are compared for the longest common subsequence: time and memory grow with the product.
 const MAX_WORDS: usize = 20_000;
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let kinds = match options.texts("kinds")? {
-        None => KINDS.to_vec(),
+        None => USUAL.to_vec(),
         Some(words) => words.iter().map(kind).collect::<Result<_, _>>()?,
     };
     options.finish()?;
@@ -58,7 +60,7 @@ fn measure(kind: &str, found: &[String], wanted: &[String]) -> f64 {
     let (hits, of_found, of_wanted) = match kind {
         "rougeL" => (common(found, wanted), found.len(), wanted.len()),
         kind => {
-            let n = if kind == "rouge2" { 2 } else { 1 };
+            let n = kind.strip_prefix("rouge").and_then(|n| n.parse().ok()).unwrap_or(1);
             let (a, b) = (grams(found, n), grams(wanted, n));
             (shared(&a, &b), a.values().sum(), b.values().sum())
         }

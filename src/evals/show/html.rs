@@ -44,7 +44,7 @@ impl Show for Html {
         for changes in report.changes.iter().filter(|changes| changes.worse + changes.better > 0) {
             let (target, against, metric) = (escape(&changes.target), escape(&changes.against), escape(&changes.metric));
             let _ = writeln!(text, "<h2>{target} against {against}: {} worse, {} better in {metric}</h2>", changes.worse, changes.better);
-            changed(&changes.samples, changes.worse + changes.better, &mut text);
+            changed(&changes.samples, (changes.worse, changes.better), &mut text);
         }
         numbers(report, &mut text);
         differences(report.paired.iter().map(describe), &mut text);
@@ -58,7 +58,7 @@ impl Show for Html {
         let title = format!("{} against {}", escape(b), escape(a));
         put(out, HEAD.replace("{title}", &title))?;
         let mut text = format!("<h1>{title}</h1>\n<h2>{}: {worse} worse, {better} better</h2>\n", escape(metric));
-        changed(&samples[..samples.len().min(CHANGED)], samples.len(), &mut text);
+        changed(&samples[..samples.len().min(CHANGED)], (*worse, *better), &mut text);
         differences(paired.iter().map(describe), &mut text);
         put(out, text + "</main></body></html>\n")
     }
@@ -75,10 +75,12 @@ fn gate(report: &Report, text: &mut String) {
     text.push_str("</ul></section>\n");
 }
 
-fn changed(samples: &[Changed], all: usize, text: &mut String) {
+/// Samples that changed; the worse ones come first.
+fn changed(samples: &[Changed], (worse, better): (usize, usize), text: &mut String) {
+    let all = worse + better;
     text.push_str("<table><thead><tr><th>sample<th class=n>before<th class=n>now</thead><tbody>\n");
-    for one in samples {
-        let (word, sign) = if one.b < one.a { ("worse", "▼") } else { ("better", "▲") };
+    for (at, one) in samples.iter().enumerate() {
+        let (word, sign) = if at < worse { ("worse", "▼") } else { ("better", "▲") };
         let _ = writeln!(text, "<tr class={word}><td>{sign} {}<td class=n>{}<td class=n>{}", escape(&one.sample), one.a, one.b);
     }
     text.push_str("</tbody></table>\n");

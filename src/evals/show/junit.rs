@@ -39,10 +39,10 @@ impl Show for Junit {
         let (name, count) = (format!("{b} against {a}"), changed.len());
         let head = format!("<testsuite name=\"{}\" tests=\"{count}\" failures=\"{worse}\" errors=\"0\">", escape(&name));
         put(out, format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"{}\">\n{head}\n", escape(&name)))?;
-        for one in changed {
+        for (at, one) in changed.iter().enumerate() {
             let test = format!("<testcase classname=\"{}\" name=\"{}\"", escape(&name), escape(&one.sample));
             let message = format!("{metric} {} -> {}", one.a, one.b);
-            match one.b < one.a {
+            match at < *worse {
                 true => put(out, format!("{test}><failure message=\"{}\"/></testcase>\n", escape(&message)))?,
                 false => put(out, format!("{test}/>\n"))?,
             }

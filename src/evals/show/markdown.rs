@@ -45,7 +45,7 @@ impl Show for Markdown {
                 changes.worse,
                 changes.better
             );
-            changed(&changes.samples, &mut text);
+            changed(&changes.samples, changes.worse, &mut text);
         }
         numbers(report, &mut text);
         for difference in &report.paired {
@@ -64,7 +64,7 @@ impl Show for Markdown {
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
         let Comparison { a, b, paired, metric, worse, better, changed: samples } = comparison;
         let mut text = format!("### {} against {}\n\n{}: {worse} worse, {better} better\n\n", cell(b), cell(a), cell(metric));
-        changed(samples, &mut text);
+        changed(samples, *worse, &mut text);
         for difference in paired {
             let _ = writeln!(text, "- {}", cell(&describe(difference)));
         }
@@ -93,13 +93,14 @@ fn numbers(report: &Report, text: &mut String) {
     text.push('\n');
 }
 
-fn changed(samples: &[Changed], text: &mut String) {
+/// Samples that changed; the worse ones come first.
+fn changed(samples: &[Changed], worse: usize, text: &mut String) {
     if samples.is_empty() {
         return;
     }
     text.push_str("| sample | before | now |\n|---|---:|---:|\n");
-    for one in samples.iter().take(LISTED) {
-        let _ = writeln!(text, "| {} {} | {} | {} |", if one.b < one.a { "🔻" } else { "🔺" }, cell(&one.sample), one.a, one.b);
+    for (at, one) in samples.iter().take(LISTED).enumerate() {
+        let _ = writeln!(text, "| {} {} | {} | {} |", if at < worse { "🔻" } else { "🔺" }, cell(&one.sample), one.a, one.b);
     }
     if samples.len() > LISTED {
         let _ = writeln!(text, "| and {} more | | |", samples.len() - LISTED);

@@ -26,7 +26,7 @@ impl Show for Table {
         let mut text = String::new();
         let Comparison { paired, metric, worse, better, changed, .. } = comparison;
         let _ = writeln!(text, "{}", moved(metric, (*worse, *better)));
-        changed.iter().take(COMPARED).for_each(|one| change(one, &mut text));
+        changed.iter().take(COMPARED).enumerate().for_each(|(at, one)| change(one, at < *worse, &mut text));
         more(worse + better, changed.len().min(COMPARED), &mut text);
         for one in paired {
             let _ = writeln!(text, "{}", describe(one));
@@ -116,7 +116,7 @@ pub(super) fn cost(totals: &Totals) -> String {
 fn changes(changes: &Changes, text: &mut String) {
     let Changes { against, target, metric, worse, better, samples } = changes;
     let _ = writeln!(text, "{target} against {against}, {}", moved(metric, (*worse, *better)));
-    samples.iter().take(SHOWN).for_each(|one| change(one, text));
+    samples.iter().take(SHOWN).enumerate().for_each(|(at, one)| change(one, at < *worse, text));
     more(worse + better, samples.len().min(SHOWN), text);
 }
 
@@ -124,8 +124,9 @@ fn moved(metric: &str, (worse, better): (usize, usize)) -> String {
     format!("{metric}: {worse} worse, {better} better")
 }
 
-fn change(one: &Changed, text: &mut String) {
-    let word = if one.b < one.a { "worse " } else { "better" };
+/// A sample that changed; the worse ones come first.
+fn change(one: &Changed, is_worse: bool, text: &mut String) {
+    let word = if is_worse { "worse " } else { "better" };
     let _ = writeln!(text, "  {word} {}: {} -> {}", one.sample, one.a, one.b);
 }
 
@@ -137,7 +138,8 @@ fn more(all: usize, shown: usize, text: &mut String) {
 
 /// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60)`.
 pub fn describe(difference: &Difference) -> String {
-    let Difference { metric, a, b, paired, p_holm, detectable, needed } = difference;
+    let Difference { metric, a, b, paired, less_is_better, p_holm, detectable, needed } = difference;
+    let (wins, losses) = if *less_is_better { (paired.losses, paired.wins) } else { (paired.wins, paired.losses) };
     let mut text = format!(
         "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p = {:.3}",
         paired.delta, paired.ci95[0], paired.ci95[1], paired.p
@@ -145,7 +147,7 @@ pub fn describe(difference: &Difference) -> String {
     if let Some(p) = p_holm {
         let _ = write!(text, ", corrected {p:.3}");
     }
-    let _ = write!(text, " ({} better, {} worse of {})", paired.wins, paired.losses, paired.n);
+    let _ = write!(text, " ({wins} better, {losses} worse of {})", paired.n);
     // Whoever sees no difference wants to know which one could have been seen.
     if p_holm.unwrap_or(paired.p) >= 0.05 {
         if let Some(detectable) = detectable {
