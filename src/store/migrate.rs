@@ -7,6 +7,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_files_batches.sql"),
     include_str!("migrations/0003_gateway.sql"),
     include_str!("migrations/0004_prompts.sql"),
+    include_str!("migrations/0006_datasets.sql"),
     include_str!("migrations/0007_openai_evals.sql"),
 ];
 

@@ -10,7 +10,10 @@ mod cascade;
 mod cli;
 mod clients;
 mod config;
+mod curate;
 mod datasets;
+mod datasets_check;
+mod datasets_import;
 #[cfg(target_os = "linux")]
 mod dotprompt;
 mod drain;
@@ -59,6 +62,7 @@ mod resilience;
 mod rig;
 mod routing;
 mod serving;
+mod stored;
 mod streams;
 mod support;
 mod telemetry;
