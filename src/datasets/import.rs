@@ -3,7 +3,7 @@
 
 use super::formats::{self, Format, Place, Record};
 pub use super::library::Replace;
-use super::library::{Datasets, json};
+use super::library::{Assignment, Datasets, json};
 use super::manifest::{Lineage, SplitManifest};
 use super::shapes::{self, Draft, Mapping, Shape};
 use super::source::Source;
@@ -16,7 +16,6 @@ use crate::types::ids;
 use crate::types::traits::{Progress, Silent};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -116,7 +115,7 @@ impl Datasets {
     }
 
     /// Stores which samples stand where, as the files say.
-    pub(super) fn give_splits(&self, row: &mut DatasetVersion, assignment: &BTreeMap<String, Vec<String>>) -> Result<(), DatasetError> {
+    pub(super) fn give_splits(&self, row: &mut DatasetVersion, assignment: &Assignment) -> Result<(), DatasetError> {
         let bytes = serde_json::to_vec(assignment).expect("a map of texts serialises");
         let manifest = SplitManifest {
             method: Method::Given,
@@ -169,7 +168,7 @@ struct Intake<'a> {
     /// Samples up to the end of each file, with its split.
     ends: Vec<(u64, Option<String>)>,
     /// How the places of each file are told.
-    kinds: Vec<fn(u64) -> Place>,
+    kinds: Vec<Kind>,
 }
 
 /// What was read, in files.
@@ -178,7 +177,7 @@ struct Done {
     count: usize,
     rejected: u64,
     repeated: u64,
-    assignment: BTreeMap<String, Vec<String>>,
+    assignment: Assignment,
     sources: Vec<String>,
     formats: Vec<String>,
     shapes: Vec<String>,
@@ -208,7 +207,8 @@ impl<'a> Intake<'a> {
     fn read(&mut self, at: usize, part: &Part, format: &dyn Format, source: Source) -> Result<(), DatasetError> {
         let (name, size, counter) = (source.name.clone(), source.size(), source.counter());
         let progress = self.import.progress.unwrap_or(&Silent);
-        let (mut shape, mut kind): (Option<&dyn Shape>, fn(u64) -> Place) = (None, Place::Line);
+        let mut shape: Option<&dyn Shape> = None;
+        let mut kind: Kind = Place::Line;
         let (mut seen, before) = (0u64, self.count);
         let import = self.import;
         if let Some(name) = import.shape {
@@ -271,7 +271,7 @@ impl<'a> Intake<'a> {
         self.writer.flush().map_err(failed)?;
         let repeats = std::mem::replace(&mut self.ids, Ids::new(&self.directory, 1)).repeats().map_err(failed)?;
         let is_split = self.ends.iter().any(|(_, split)| split.is_some());
-        let (mut repeated, mut assignment) = (0, BTreeMap::new());
+        let (mut repeated, mut assignment) = (0, Assignment::new());
         if let Some(clash) = repeats.iter().find(|repeat| repeat.is_given && self.rejects.is_none()) {
             let (file, place) = self.place(clash.place);
             return Err(DatasetError::Broken { file, place, problem: self.told(clash) });
@@ -293,14 +293,14 @@ impl<'a> Intake<'a> {
     }
 
     /// Gives repeated names another one, or puts those aside that the file gave; and writes down which sample stands in which split.
-    fn rewrite(&mut self, repeats: &[Repeat]) -> Result<(u64, BTreeMap<String, Vec<String>>), DatasetError> {
+    fn rewrite(&mut self, repeats: &[Repeat]) -> Result<(u64, Assignment), DatasetError> {
         let (partial, file) = Partial::create(&self.directory)?;
         let failed = |source| StoreError::Io { path: partial.path.clone(), source };
         let mut writer = BufWriter::with_capacity(1 << 18, file);
         let mut reader = BufReader::with_capacity(1 << 18, File::open(&self.partial.path).map_err(failed)?);
         let (mut repeats, mut ends) = (repeats.iter().peekable(), self.ends.clone().into_iter().peekable());
         let (mut line, mut renamed, mut left_out) = (String::new(), 0, 0);
-        let mut assignment: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut assignment: Assignment = Assignment::new();
         for order in 0..self.count {
             line.clear();
             reader.read_line(&mut line).map_err(failed)?;
@@ -372,7 +372,10 @@ fn number(place: Place) -> u64 {
     }
 }
 
-fn kind_of(place: Place) -> fn(u64) -> Place {
+/// How the places of a file are told.
+type Kind = fn(u64) -> Place;
+
+fn kind_of(place: Place) -> Kind {
     match place {
         // Of a record the line is what editors find.
         Place::Line(_) | Place::Record(..) => Place::Line,

@@ -14,6 +14,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
+/// Sample ids by split, in the order of the split.
+pub type Assignment = BTreeMap<String, Vec<String>>;
+
 /// The stored datasets.
 #[derive(Clone)]
 pub struct Datasets {
@@ -28,7 +31,7 @@ pub struct Dataset {
     /// How it was split, when it was.
     pub splits: Option<SplitManifest>,
     /// Sample ids per split.
-    pub assignment: BTreeMap<String, Vec<String>>,
+    pub assignment: Assignment,
     /// All samples, in file order.
     pub samples: Vec<Sample>,
 }
@@ -126,11 +129,11 @@ impl Datasets {
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when what is stored is damaged.
-    pub fn assignment(&self, row: &DatasetVersion) -> Result<(Option<SplitManifest>, BTreeMap<String, Vec<String>>), DatasetError> {
+    pub fn assignment(&self, row: &DatasetVersion) -> Result<(Option<SplitManifest>, Assignment), DatasetError> {
         let splits: Option<SplitManifest> = serde_json::from_value(row.splits.clone()).map_err(corrupt)?;
         let assignment = match &splits {
             Some(splits) => serde_json::from_slice(&self.store.blobs.get(&splits.assignment)?).map_err(corrupt)?,
-            None => BTreeMap::new(),
+            None => Assignment::new(),
         };
         Ok((splits, assignment))
     }

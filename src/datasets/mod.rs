@@ -15,6 +15,7 @@ pub mod shapes;
 pub mod similar;
 pub mod source;
 pub mod split;
+pub mod trainable;
 pub mod unique;
 
 pub use library::{Dataset, Datasets};

@@ -2,14 +2,14 @@
 
 use super::check::fix::Fix;
 use super::import::Partial;
-use super::library::{Dataset, Datasets, json};
+use super::library::{Assignment, Dataset, Datasets, json};
 use super::manifest::Lineage;
 use super::{DatasetError, Sample};
 use crate::store::StoreError;
 use crate::store::datasets::{self as rows, DatasetVersion};
 use crate::types::ids;
 use serde_json::json;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
 impl Datasets {
@@ -59,8 +59,7 @@ impl Datasets {
         let (mut row, is_new) = self.store(&dataset.row.dataset, rest.map(|sample| Ok(sample.clone())), &lineage)?;
         if dataset.splits.is_some() && is_new {
             let left = |ids: &Vec<String>| ids.iter().filter(|id| !gone.contains(id.as_str())).cloned().collect();
-            let assignment: BTreeMap<String, Vec<String>> =
-                dataset.assignment.iter().map(|(split, ids)| (split.clone(), left(ids))).collect();
+            let assignment: Assignment = dataset.assignment.iter().map(|(split, ids)| (split.clone(), left(ids))).collect();
             self.give_splits(&mut row, &assignment)?;
         }
         Ok(row)

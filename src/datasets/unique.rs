@@ -160,11 +160,11 @@ mod tests {
         let repeats = |most: usize| {
             let mut ids = Ids::new(directory.path(), most);
             for (place, i) in (0..1_000_u64).enumerate() {
-                ids.add(&format!("id{}", i % 997), place as u64 + 1, i % 2 == 0).expect("added");
+                ids.add(&format!("id{}", i % 997), place as u64 + 1, i.is_multiple_of(2)).expect("added");
             }
             ids.repeats().expect("found")
         };
-        let expected = |order: u64| Repeat { order, place: order + 1, first: order - 996, nth: 2, is_given: order % 2 == 0 };
+        let expected = |order: u64| Repeat { order, place: order + 1, first: order - 996, nth: 2, is_given: order.is_multiple_of(2) };
         assert_eq!(repeats(MOST_IN_MEMORY), [expected(997), expected(998), expected(999)]);
         assert_eq!(repeats(64), repeats(MOST_IN_MEMORY));
         assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0, "no file is left");

@@ -96,7 +96,9 @@ fn a_judge_proposes_what_it_does_not_agree_with() {
     let key = refit.key();
     {
         let server = refit.serve(&[]);
-        ["one", "two", "three"].map(|text| ask(&server, &key, text, json!({})));
+        for text in ["one", "two", "three"] {
+            ask(&server, &key, text, json!({}));
+        }
     }
     let found = curated(&refit, &["--judge", "up/m", "--model", "mock/echo"]);
     assert_eq!((&found["proposed"], &found["unjudged"]), (&json!(1), &json!(1)), "{found}");
@@ -112,7 +114,9 @@ fn what_two_accept_becomes_a_version_and_a_third_settles_disputes() {
     let key = refit.key();
     {
         let server = refit.serve(&[]);
-        ["a", "b", "c", "e"].map(|text| ask(&server, &key, text, json!({})));
+        for text in ["a", "b", "c", "e"] {
+            ask(&server, &key, text, json!({}));
+        }
     }
     refit.write("d.jsonl", format!("{}\n", json!({"id": "s", "input": {"m": "old"}, "target": "x"})));
     refit.run(&["data", "import", "d.jsonl"]).expect(0);

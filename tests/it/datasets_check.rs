@@ -3,6 +3,7 @@
 use crate::support::{Refit, skip};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// A folder of the public data.
@@ -104,4 +105,60 @@ fn what_cannot_be_checked_is_said_with_the_way_out() {
     assert_eq!(skipped, ["tokens", "outliers", "label errors", "coverage"]);
     let told = refit.run(&["data", "check", "d"]).expect(0).stdout;
     assert!(told.contains("not checked: outliers (there is no model that makes vectors: refit model pull all-minilm-l6-v2"), "{told}");
+}
+
+/// Vectors by the words of a text: kettles, fans, parcels, and everything else.
+fn embedder() -> crate::rig::Upstream {
+    crate::rig::upstream(|stream, request| {
+        let body: Value = serde_json::from_str(request.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
+        let texts = body["input"].as_array().expect("texts");
+        let vector = |(i, text): (usize, &Value)| {
+            let text = text.as_str().expect("a text");
+            let small = text.len() as f64 % 7.0 / 100.0;
+            let embedding = match text {
+                _ if text.contains("kettle") => [1.0, small, 0.0, 0.0],
+                _ if text.contains("fan") => [0.0, 1.0, small, 0.0],
+                _ if text.contains("parcel") => [small, 0.0, 1.0, 0.0],
+                _ => [0.0, 0.0, 0.0, 1.0],
+            };
+            json!({"object": "embedding", "index": i, "embedding": embedding})
+        };
+        let data: Vec<_> = texts.iter().enumerate().map(vector).collect();
+        let body = json!({"object": "list", "data": data, "model": "e", "usage": {"prompt_tokens": 1, "total_tokens": 1}}).to_string();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).is_ok()
+    })
+}
+
+#[test]
+fn vectors_tell_outliers_wrong_labels_and_what_live_requests_lack() {
+    let refit = Refit::new();
+    let up = embedder();
+    refit.write("refit.toml", crate::rig::provider(up.port).replace("[\"m\"]", "[\"m\", \"e\"]"));
+    let thing = |i: usize| ["kettle", "fan"][i % 2];
+    let sample = |i: usize| json!({"id": format!("s{i}"), "input": {"m": format!("my {} broke on day {}", thing(i), "x".repeat(i % 13))}, "target": thing(i)});
+    let mut records: Vec<Value> = (0..40).map(sample).collect();
+    records[8]["target"] = json!("fan");
+    records.push(json!({"id": "odd", "input": {"m": "zzz"}, "target": "fan"}));
+    stored(&refit, &records);
+    {
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        for text in ["a kettle, please", "where is my parcel", "the parcel is late", "the parcel is lost"] {
+            let body = json!({"model": "mock/echo", "messages": [{"role": "user", "content": text}]});
+            assert_eq!(server.post("/v1/chat/completions", Some(&key), &body).status, 200);
+        }
+    }
+    let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
+    assert_eq!(report["label_errors"]["samples"][0]["id"], "s8");
+    assert_eq!(
+        (&report["label_errors"]["samples"][0]["likely"], report["label_errors"]["samples"].as_array().map(Vec::len)),
+        (&json!("kettle"), Some(1))
+    );
+    assert_eq!((&report["outliers"]["samples"][0]["id"], report["outliers"]["samples"].as_array().map(Vec::len)), (&json!("odd"), Some(1)));
+    let coverage = &report["coverage"];
+    assert_eq!((&coverage["requests"], &coverage["covered"]), (&json!(4), &json!(1)), "{coverage}");
+    assert_eq!((&coverage["lacking"][0]["requests"], &coverage["lacking"][0]["example"]), (&json!(3), &json!("where is my parcel")));
+    // A model that makes no vectors is said, and the rest of the report is there.
+    let report = refit.run(&["data", "check", "d", "--embedder", "mock/echo", "--json"]).json();
+    assert!(report["skipped"][0]["reason"].as_str().is_some_and(|reason| reason.contains("embeddings")), "{report}");
 }

@@ -1,7 +1,7 @@
 //! `refit data import`, `log`, `diff` and `export`: every format and shape, errors by their place, broken records put aside, splits as the
 //! files say, compressed files, files that were uploaded.
 
-use crate::support::{Done, Refit, http};
+use crate::support::{Done, Refit, Reply, Server, http, send};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -208,18 +208,23 @@ fn versions_have_a_history_and_differences() {
     assert!(data(&refit, &["log", "dd"]).expect(2).stderr.contains("did you mean \"d\""));
 }
 
+/// Uploads a file for training.
+fn uploaded(server: &Server, key: &str, name: &str, text: &str) -> Reply {
+    let body = format!(
+        "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--b\r\ncontent-disposition: form-data; \
+        name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n--b--\r\n"
+    );
+    let form = [("content-type", "multipart/form-data; boundary=b")];
+    send("POST", &format!("{}/v1/files", server.url()), Some(key), &form, Some(body.into_bytes()))
+}
+
 #[test]
 fn an_uploaded_file_becomes_a_dataset() {
     let refit = Refit::new();
     let key = refit.key();
     let server = refit.serve(&[]);
     let record = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
-    let body = format!(
-        "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--b\r\ncontent-disposition: form-data; \
-        name=\"file\"; filename=\"talks.jsonl\"\r\n\r\n{record}\n\r\n--b--\r\n"
-    );
-    let form = [("content-type", "multipart/form-data; boundary=b")];
-    let made = crate::support::send("POST", &format!("{}/v1/files", server.url()), Some(&key), &form, Some(body.into_bytes()));
+    let made = uploaded(&server, &key, "talks.jsonl", &lines(&[record]));
     assert_eq!(made.status, 200, "{made:?}");
     let id = made.json()["id"].as_str().expect("an id").to_string();
     let row = data(&refit, &["import", &id, "--json"]).expect(0).json();
@@ -227,4 +232,26 @@ fn an_uploaded_file_becomes_a_dataset() {
     assert!(data(&refit, &["import", &id, "--project", "other"]).expect(2).stderr.contains("does not exist"));
     assert_eq!(http("DELETE", &format!("{}/v1/files/{id}", server.url()), Some(&key), None).status, 200);
     assert_eq!(samples(&refit, "talks").len(), 1, "the dataset has its own copy");
+}
+
+#[test]
+fn a_file_that_cannot_be_trained_on_is_refused_with_its_line_and_not_kept() {
+    let refit = Refit::new();
+    let key = refit.key();
+    let server = refit.serve(&[]);
+    let good = json!({"prompt": "a", "completion": "b"});
+    for (text, part) in [
+        (format!("{good}\n{{\"prompt\":"), "t.jsonl, line 2: not JSON"),
+        (format!("{good}\n{}", json!({"prompt": "a"})), "t.jsonl, line 2: field \"completion\" is missing"),
+        (json!({"input": {"m": 1}, "target": 1}).to_string(), "t.jsonl, line 1: expected an object with messages"),
+        (json!({"messages": [{"role": "user", "content": "q"}]}).to_string(), "line 1: the last message is not the assistant's"),
+        (String::new(), "has no samples"),
+    ] {
+        let refused = uploaded(&server, &key, "t.jsonl", &text);
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("file")), "{text}");
+        assert!(refused.json()["error"]["message"].as_str().is_some_and(|told| told.contains(part)), "{refused:?}");
+    }
+    assert_eq!(server.get("/v1/files", Some(&key)).json()["data"], json!([]));
+    let left = std::fs::read_dir(refit.data_dir().join("uploads/incoming")).expect("a folder").count();
+    assert_eq!(left, 0);
 }

@@ -13,6 +13,7 @@ mod config;
 mod curate;
 mod datasets;
 mod datasets_check;
+mod datasets_docs;
 mod datasets_import;
 #[cfg(target_os = "linux")]
 mod dotprompt;

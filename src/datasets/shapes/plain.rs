@@ -32,7 +32,7 @@ impl Shape for Plain {
 
     fn fits(&self, fields: &Map<String, Value>) -> bool {
         let is_text = |name: &&str| matches!(fields.get(*name), Some(Value::String(_) | Value::Null));
-        asked(fields).is_some_and(|names| names.iter().all(|name| is_text(name))) && answered(fields).is_some()
+        asked(fields).is_some_and(|names| names.iter().all(is_text)) && answered(fields).is_some()
     }
 
     fn read(&self, mut fields: Map<String, Value>) -> Result<Draft, String> {

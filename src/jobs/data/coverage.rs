@@ -100,7 +100,7 @@ pub(super) fn coverage(live: &[Live], of_live: &[Vec<f32>], samples: &[Vec<f32>]
         }
     }
     let mut lacking: Vec<_> = kinds.into_iter().map(|(_, kind)| kind).collect();
-    lacking.sort_by(|a, b| b.requests.cmp(&a.requests));
+    lacking.sort_by_key(|kind| std::cmp::Reverse(kind.requests));
     lacking.truncate(KINDS);
     Coverage { requests: live.len(), covered, threshold, lacking }
 }

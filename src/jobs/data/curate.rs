@@ -167,8 +167,7 @@ fn reasons(curation: &Curation, row: &RequestRow, given: &[FeedbackRow]) -> Opti
         let numbers = given.iter().filter(|feedback| name.as_ref().is_none_or(|name| feedback.name == *name));
         let numbers: Vec<f64> = numbers.filter_map(|feedback| feedback.number).collect();
         let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
-        // Without numbers the mean is none, and no comparison holds.
-        if !(mean <= *most) {
+        if numbers.is_empty() || mean > *most {
             return None;
         }
         reasons.push(format!("feedback {mean:.2}"));

@@ -264,7 +264,7 @@ mod tests {
         let status = |said: &[Review]| outcome(&item, said).0;
         let (accept, reject) = (review("accept", None, false), review("reject", None, false));
         let edit = |target: &str| review("edit", Some(target), false);
-        assert_eq!(status(&[accept.clone()]), OPEN);
+        assert_eq!(status(std::slice::from_ref(&accept)), OPEN);
         assert_eq!(status(&[accept.clone(), accept.clone()]), ACCEPTED);
         assert_eq!(status(&[reject.clone(), reject.clone()]), REJECTED);
         assert_eq!(status(&[accept.clone(), reject.clone()]), DISPUTED);
