@@ -110,7 +110,7 @@ fn what_cannot_be_checked_is_said_with_the_way_out() {
 /// Vectors by the words of a text: kettles, fans, parcels, and everything else.
 fn embedder() -> crate::rig::Upstream {
     crate::rig::upstream(|stream, request| {
-        let body: Value = serde_json::from_str(request.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
+        let body: Value = serde_json::from_str(request).expect("JSON");
         let texts = body["input"].as_array().expect("texts");
         let vector = |(i, text): (usize, &Value)| {
             let text = text.as_str().expect("a text");

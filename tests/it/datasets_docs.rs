@@ -55,7 +55,10 @@ fn the_commands_of_the_page_print_what_stands_there() {
                     let printed = String::from_utf8(output.stdout).expect("UTF-8");
                     assert_eq!(output.status.code(), Some(code), "{command}: {}", String::from_utf8_lossy(&output.stderr));
                     let pattern = regex::escape(&expected).replace('…', "[^\\n]*?");
-                    assert!(Regex::new(&format!("^{pattern}$")).expect("a pattern").is_match(&printed), "{command}\n{printed}\nis not\n{expected}");
+                    assert!(
+                        Regex::new(&format!("^{pattern}$")).expect("a pattern").is_match(&printed),
+                        "{command}\n{printed}\nis not\n{expected}"
+                    );
                     count += 1;
                 }
             }

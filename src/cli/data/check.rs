@@ -106,13 +106,24 @@ fn describe(whole: &Whole) -> String {
     let length = &report.length;
     let mut lines = vec![format!(
         "{} samples, {} without target; {}: {} to {}, median {}, 95th percentile {}",
-        report.samples, report.without_target, length.unit, length.min, length.max, length.p50, length.p95
+        report.samples,
+        report.without_target,
+        length.unit,
+        length.min,
+        length.max,
+        tenth(length.p50),
+        tenth(length.p95)
     )];
     for tokens in &report.tokens {
         let length = &tokens.length;
         lines.push(format!(
             "tokens of {}: {} in all, {} to {} each, median {}, 95th percentile {}",
-            tokens.model, tokens.total, length.min, length.max, length.p50, length.p95
+            tokens.model,
+            tokens.total,
+            length.min,
+            length.max,
+            tenth(length.p50),
+            tenth(length.p95)
         ));
     }
     for (name, found) in [
@@ -151,6 +162,11 @@ fn describe(whole: &Whole) -> String {
     }
     lines.extend(report.skipped.iter().map(|skipped| format!("not checked: {} ({})", skipped.check, skipped.reason)));
     lines.join("\n")
+}
+
+/// A number with at most one decimal.
+fn tenth(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
 }
 
 /// A heading with its count, and the first of the findings.

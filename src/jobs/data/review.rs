@@ -2,6 +2,7 @@
 
 use crate::datasets::shapes::{self, Draft};
 use crate::datasets::{DatasetError, Datasets, Lineage, Sample};
+use crate::stats::{Interval, cohen_kappa};
 use crate::store::datasets::DatasetVersion;
 use crate::store::reviews::{self, ACCEPTED, DISPUTED, OPEN, Page, REJECTED, Review, ReviewItem};
 use crate::store::{Store, StoreError};
@@ -149,12 +150,17 @@ pub struct Agreement {
     pub agreed: usize,
     /// Cohen's kappa over accept, edit and reject; none where it is not defined.
     pub kappa: Option<f64>,
+    /// Its 95 % interval.
+    pub ci95: Option<Interval>,
 }
 
 impl Agreement {
     /// In words.
     pub fn told(&self) -> String {
-        let kappa = self.kappa.map_or("not defined".into(), |kappa| format!("{kappa:.2}"));
+        let kappa = match (self.kappa, self.ci95) {
+            (Some(kappa), Some([low, high])) => format!("{kappa:.2} (95 % interval {low:.2} to {high:.2})"),
+            _ => "not defined".into(),
+        };
         format!("{} items with two reviews, {} of them with the same verdict, Cohen's kappa {kappa}", self.items, self.agreed)
     }
 }
@@ -166,7 +172,9 @@ impl Agreement {
 pub fn agreement(store: &Store, project: Option<&str>, dataset: &str) -> Result<Agreement, StoreError> {
     let pairs = pairs(store, project, dataset)?;
     let agreed = pairs.iter().filter(|[a, b]| a == b).count();
-    Ok(Agreement { items: pairs.len(), agreed, kappa: kappa(&pairs) })
+    let items = pairs.len();
+    let found = cohen_kappa(pairs.into_iter().map(|[a, b]| (a, b)));
+    Ok(Agreement { items, agreed, kappa: found.map(|found| found.kappa), ci95: found.map(|found| found.ci95) })
 }
 
 /// Makes a version of a dataset: its newest one, and what was accepted since. None where nothing was.
@@ -205,15 +213,6 @@ pub fn publish(store: &Store, project: Option<&str>, dataset: &str) -> Result<Op
     Ok(Some(row))
 }
 
-/// Cohen's kappa: (observed - expected) / (1 - expected) agreement (Cohen, "A coefficient of agreement for nominal scales", 1960).
-fn kappa(pairs: &[[String; 2]]) -> Option<f64> {
-    let n = pairs.len() as f64;
-    let share = |of: &dyn Fn(&[String; 2]) -> bool| pairs.iter().filter(|pair| of(pair)).count() as f64 / n;
-    let observed = share(&|[a, b]| a == b);
-    let expected: f64 = VERDICTS.iter().map(|word| share(&|[a, _]| a == word) * share(&|[_, b]| b == word)).sum();
-    Some((observed - expected) / (1.0 - expected)).filter(|kappa| kappa.is_finite())
-}
-
 fn accepted(store: &Store, project: Option<&str>, dataset: &str) -> Result<Vec<ReviewItem>, StoreError> {
     let mut items: Vec<ReviewItem> = Vec::new();
     loop {
@@ -234,16 +233,6 @@ mod tests {
     fn review(verdict: &str, target: Option<&str>, is_final: bool) -> Review {
         let sample = target.map(|target| json!({"target": target}));
         Review { item: "i".into(), reviewer: "r".into(), verdict: verdict.into(), sample, comment: None, is_final, at: 0 }
-    }
-
-    #[test]
-    fn kappa_is_that_of_the_textbook() {
-        // 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed 0.7, expected 0.5, kappa 0.4.
-        let times = |n: usize, a: &str, b: &str| vec![[a.to_string(), b.to_string()]; n];
-        let (yes, no) = ("accept", "reject");
-        let pairs = [times(20, yes, yes), times(5, yes, no), times(10, no, yes), times(15, no, no)].concat();
-        assert!(kappa(&pairs).is_some_and(|kappa| (kappa - 0.4).abs() < 1e-12));
-        assert_eq!((kappa(&[]), kappa(&times(3, yes, yes))), (None, None));
     }
 
     #[test]
