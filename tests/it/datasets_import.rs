@@ -157,6 +157,22 @@ fn parquet_is_read_with_its_lists_and_structures() {
 }
 
 #[test]
+fn a_damaged_parquet_file_is_an_error_wherever_the_damage_is() {
+    let refit = Refit::new();
+    let whole = std::fs::read(format!("{}/tests/fixtures/chats.parquet", env!("CARGO_MANIFEST_DIR"))).expect("the fixture");
+    let mut refused = 0;
+    for at in (4..whole.len()).step_by(37) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        refit.write("d.parquet", &damaged);
+        let done = data(&refit, &["import", "d.parquet"]);
+        assert!(matches!(done.code, 0 | 2), "byte {at}: {done:?}");
+        refused += usize::from(done.code == 2 && done.stderr.contains("d.parquet"));
+    }
+    assert!(refused >= 10, "{refused} were refused");
+}
+
+#[test]
 fn what_is_exported_in_a_shape_is_imported_as_the_same() {
     let refit = Refit::new();
     let asked = json!({"role": "user", "content": "q"});

@@ -7,6 +7,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(super) struct Parquet;
 
@@ -20,12 +21,13 @@ impl Format for Parquet {
     }
 
     fn read(&self, source: Source, each: Each<'_>) -> Result<(), DatasetError> {
-        let failed = |error: ParquetError| DatasetError::Read { file: source.name.clone(), cause: io::Error::other(error) };
-        let file = source.file().map_err(|cause| DatasetError::Read { file: source.name.clone(), cause })?;
-        let reader = SerializedFileReader::new(file).map_err(failed)?;
+        let failed = |cause: io::Error| DatasetError::Read { file: source.name.clone(), cause };
+        let file = source.file().map_err(failed)?;
+        let reader = guarded(|| SerializedFileReader::new(file)).map_err(failed)?;
         let rows = reader.metadata().file_metadata().num_rows();
-        for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(failed)?) {
-            let value = row.map_err(failed)?.to_json_value();
+        let mut records = guarded(|| reader.get_row_iter(None)).map_err(failed)?;
+        for number in 1.. {
+            let Some(value) = guarded(|| records.next().map(|row| Ok(row?.to_json_value())).transpose()).map_err(failed)? else { break };
             source.reached(number, u64::try_from(rows).unwrap_or(0));
             let text = value.to_string();
             let fields = match value {
@@ -35,5 +37,13 @@ impl Format for Parquet {
             each(Record { place: Place::Row(number), fields, text })?;
         }
         Ok(())
+    }
+}
+
+/// Calls the reader. Damaged files can make it panic; nothing of it is used after that.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => read.map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")),
     }
 }
