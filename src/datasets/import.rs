@@ -428,3 +428,36 @@ impl Drop for Partial {
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    fn read(text: &str) -> Result<Vec<Sample>, String> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let datasets = Datasets::new(&Store::open(&directory.path().join("data")).expect("a store"));
+        let file = directory.path().join("f.jsonl");
+        std::fs::write(&file, text).expect("written");
+        let (row, _) = datasets.import("d", &file, None).map_err(|error| error.to_string())?;
+        let samples: Result<Vec<_>, _> = datasets.stream(&row).expect("stored").collect();
+        Ok(samples.expect("whole"))
+    }
+
+    #[test]
+    fn broken_lines_are_named_with_their_field() {
+        let good = "{\"id\":\"a\",\"input\":{\"m\":\"x\"},\"target\":1}\n";
+        assert_eq!(read(&format!("\u{feff}{good}\n{{\"input\":{{\"m\":\"y\"}}}}")).expect("reads").len(), 2);
+        for (line, part) in [
+            ("{\"input\":", "not JSON"),
+            ("{\"target\":1}", "\"input\" is missing"),
+            ("{\"input\":\"x\"}", "\"input\" must be an object"),
+            ("{\"input\":{\"m\":1},\"traget\":1}", "did you mean \"target\""),
+            ("{\"id\":7,\"input\":{\"m\":1}}", "\"id\""),
+            ("[1]", "expected an object"),
+        ] {
+            let error = read(&format!("{good}{line}")).expect_err(line);
+            assert!(error.contains("f.jsonl, line 2") && error.contains(part), "{error}");
+        }
+    }
+}

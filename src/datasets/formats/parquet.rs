@@ -47,3 +47,26 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> io::Result<T> {
         Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_anywhere_is_an_error_or_goes_unseen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("d.parquet");
+        let whole = include_bytes!("../../../tests/fixtures/chats.parquet");
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for flip in [0x01, 0xff] {
+                let mut damaged = whole.to_vec();
+                damaged[at] ^= flip;
+                std::fs::write(&path, &damaged).expect("written");
+                let source = Source::open(&path, "d.parquet".into(), None).expect("a file");
+                refused += usize::from(Parquet.read(source, &mut |_| Ok(())).is_err());
+            }
+        }
+        assert!(refused > 200, "{refused} were refused");
+    }
+}
