@@ -39,8 +39,24 @@ impl Sample {
 
     /// A field of the target by name, or the whole target when it is no object.
     pub fn target_field(&self, name: &str) -> &Value {
-        self.target.get(name).unwrap_or(&Value::Null)
+        match &self.target {
+            Value::Object(fields) => fields.get(name).unwrap_or(&Value::Null),
+            whole => whole,
+        }
     }
+
+    /// A field wherever it stands: of the metadata, the input, or a target that is an object.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        let found = self.metadata.get(name).or_else(|| self.input.get(name)).or_else(|| self.target.as_object()?.get(name));
+        found.filter(|value| !value.is_null())
+    }
+}
+
+/// The texts of a value, in order.
+pub fn text_of(value: &Value) -> String {
+    let mut text = String::new();
+    collect(value, &mut text);
+    text
 }
 
 fn collect(value: &Value, text: &mut String) {

@@ -1,9 +1,14 @@
-//! Train, validation and test: seeded, stratified by a target field, near-duplicates kept on one side. What goes where depends on the
-//! samples' content and the seed, not on their order or ids.
+//! Train, validation and test: seeded, stratified by a target field, groups and near-duplicates kept on one side; or by time, the newest
+//! in test. What goes where depends on the samples' content and the seed, not on their order or ids.
 
 use super::{DatasetError, Sample, similar};
 use crate::types::Digest;
-use std::collections::BTreeMap;
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 
 /// Names of the three splits, in order.
 pub const NAMES: [&str; 3] = ["train", "validation", "test"];
@@ -21,11 +26,52 @@ pub struct Plan {
     pub sizes: [f64; 3],
     /// Jaccard similarity of word 3-grams from which samples are kept together.
     pub near: f64,
+    /// Field of metadata, input or target: samples with the same value stand on one side.
+    pub group: Option<String>,
+    /// Field with a time or a number: the smallest are trained on, the largest tested.
+    pub time: Option<String>,
+}
+
+/// How samples were told apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// By chance, with the same shares of a field where one is named.
+    #[default]
+    Random,
+    /// By chance, groups together.
+    Grouped,
+    /// By time.
+    Time,
+    /// As the imported files say.
+    Given,
+}
+
+impl Method {
+    /// The method in words.
+    pub fn told(self, seed: u64) -> String {
+        match self {
+            Method::Random | Method::Grouped => format!("seed {seed}"),
+            Method::Time => "by time".into(),
+            Method::Given => "as its files were".into(),
+        }
+    }
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { seed: 7, by: None, sizes: [0.6, 0.15, 0.25], near: NEAR }
+        Plan { seed: 7, by: None, sizes: [0.6, 0.15, 0.25], near: NEAR, group: None, time: None }
+    }
+}
+
+impl Plan {
+    /// How it tells samples apart.
+    pub fn method(&self) -> Method {
+        match (&self.time, &self.group) {
+            (Some(_), _) => Method::Time,
+            (None, Some(_)) => Method::Grouped,
+            (None, None) => Method::Random,
+        }
     }
 }
 
@@ -35,6 +81,9 @@ impl Default for Plan {
 /// [`DatasetError::Plan`] when the sizes ask for too much, or when no sample has the field.
 pub fn assign(samples: &[Sample], plan: &Plan) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
     let wanted = counts(plan, samples.len())?;
+    if let Some(field) = &plan.time {
+        return by_time(samples, plan, field, wanted);
+    }
     if let Some(field) = &plan.by
         && samples.iter().all(|sample| sample.target_field(field).is_null())
     {
@@ -69,7 +118,12 @@ pub fn assign(samples: &[Sample], plan: &Plan) -> Result<BTreeMap<String, Vec<St
 /// Groups of near-duplicates by the value of the stratification field, in a seeded order.
 fn strata(samples: &[Sample], plan: &Plan) -> BTreeMap<String, Vec<Vec<(Digest, usize)>>> {
     let texts: Vec<String> = samples.iter().map(Sample::text).collect();
-    let group_of = similar::groups(samples.len(), &similar::pairs(&texts, plan.near));
+    // Above 1 nothing is alike.
+    let mut pairs = if plan.near > 1.0 { Vec::new() } else { similar::pairs(&texts, plan.near) };
+    if let Some(field) = &plan.group {
+        pairs.extend(same(samples, field));
+    }
+    let group_of = similar::groups(samples.len(), &pairs);
     let mut groups: BTreeMap<usize, Vec<(Digest, usize)>> = BTreeMap::new();
     for (i, sample) in samples.iter().enumerate() {
         let order = Digest::of(format!("{}:{}", plan.seed, sample.content()));
@@ -83,6 +137,45 @@ fn strata(samples: &[Sample], plan: &Plan) -> BTreeMap<String, Vec<Vec<(Digest, 
     }
     strata.values_mut().for_each(|groups| groups.sort_unstable());
     strata
+}
+
+/// Each sample with the last one before it that has the same value of a field.
+fn same(samples: &[Sample], field: &str) -> Vec<similar::Pair> {
+    let mut last: HashMap<String, usize> = HashMap::new();
+    let pair = |(b, sample): (usize, &Sample)| {
+        let a = last.insert(sample.field(field)?.to_string(), b)?;
+        Some(similar::Pair { a, b, similarity: 1.0 })
+    };
+    samples.iter().enumerate().filter_map(pair).collect()
+}
+
+/// The oldest in train, the newest in test; of the same time the content decides.
+fn by_time(samples: &[Sample], plan: &Plan, field: &str, wanted: [usize; 3]) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
+    if plan.by.is_some() || plan.group.is_some() {
+        return Err(DatasetError::Plan("a split by time has neither shares of a field nor groups: leave --by and --group out".into()));
+    }
+    let time = |sample: &Sample| {
+        let found = sample.field(field).and_then(moment);
+        found.ok_or_else(|| DatasetError::Plan(format!("sample {} has no time or number in the field \"{field}\"", sample.id)))
+    };
+    let mut order =
+        samples.iter().map(|sample| Ok((time(sample)?, sample.content(), &sample.id))).collect::<Result<Vec<_>, DatasetError>>()?;
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    // What is left out is the oldest.
+    let mut rest = order.into_iter().skip(samples.len() - wanted.iter().sum::<usize>()).map(|(_, _, id)| id.clone());
+    let part = |(name, count): (&&str, usize)| (name.to_string(), rest.by_ref().take(count).collect());
+    Ok(NAMES.iter().zip(wanted).map(part).collect())
+}
+
+/// A time in seconds, or a number as it is.
+fn moment(value: &Value) -> Option<f64> {
+    let Value::String(text) = value else { return value.as_f64() };
+    let text = text.trim();
+    if let Ok(number) = text.parse::<f64>() {
+        return Some(number).filter(|number| number.is_finite());
+    }
+    let civil = || TimeZone::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok();
+    text.parse::<Timestamp>().ok().or_else(civil).map(|time| time.as_millisecond() as f64 / 1e3)
 }
 
 fn counts(plan: &Plan, total: usize) -> Result<[usize; 3], DatasetError> {
@@ -132,7 +225,29 @@ mod tests {
     }
 
     fn plan(sizes: [f64; 3]) -> Plan {
-        Plan { seed: 7, by: Some("intent".into()), sizes, near: NEAR }
+        Plan { by: Some("intent".into()), sizes, ..Plan::default() }
+    }
+
+    #[test]
+    fn groups_stay_on_one_side_and_times_in_their_order() {
+        let mut samples = samples(200);
+        for (i, sample) in samples.iter_mut().enumerate() {
+            sample.metadata.insert("user".into(), json!(format!("u{}", i % 37)));
+            sample.metadata.insert("at".into(), json!(format!("2026-{:02}-{:02}", i * 7 % 12 + 1, i * 11 % 28 + 1)));
+        }
+        let field = |id: &String, name: &str| samples.iter().find(|sample| sample.id == *id).expect("known").metadata[name].to_string();
+        let splits = assign(&samples, &Plan { group: Some("user".into()), ..Plan::default() }).expect("splits");
+        let users = |name: &str| splits[name].iter().map(|id| field(id, "user")).collect::<HashSet<_>>();
+        assert!(users("train").is_disjoint(&users("test")) && users("train").is_disjoint(&users("validation")));
+        assert!(splits["test"].len() > 30 && splits.values().map(Vec::len).sum::<usize>() == 200);
+        let splits = assign(&samples, &Plan { time: Some("at".into()), ..Plan::default() }).expect("splits");
+        let times = |name: &str| splits[name].iter().map(|id| field(id, "at")).collect::<Vec<_>>();
+        assert!(
+            times("train").iter().max() <= times("validation").iter().min()
+                && times("validation").iter().max() <= times("test").iter().min()
+        );
+        assert_eq!(NAMES.map(|name| splits[name].len()), [120, 30, 50]);
+        assert!(assign(&samples, &Plan { time: Some("user".into()), ..Plan::default() }).is_err());
     }
 
     #[test]

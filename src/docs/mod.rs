@@ -12,6 +12,9 @@ pub mod control {}
 #[doc = include_str!("cache.md")]
 pub mod cache {}
 
+#[doc = include_str!("datasets.md")]
+pub mod datasets {}
+
 #[doc = include_str!("decisions.md")]
 pub mod decisions {}
 

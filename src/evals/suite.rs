@@ -289,7 +289,7 @@ impl Suite {
 
 impl RawSplits {
     fn plan(self) -> SplitPlan {
-        SplitPlan { seed: self.seed, by: self.by, sizes: [self.train, self.validation, self.test], near: self.near }
+        SplitPlan { seed: self.seed, by: self.by, sizes: [self.train, self.validation, self.test], near: self.near, ..SplitPlan::default() }
     }
 }
 

@@ -21,6 +21,7 @@ mod operations;
 mod prompts;
 mod query;
 pub mod reload;
+mod reviews;
 pub mod routes;
 pub mod server;
 mod sse;

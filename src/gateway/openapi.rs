@@ -74,6 +74,7 @@ const EVAL_CANCEL: &str = "/v1/evals/{id}/runs/{run}/cancel";
 const EVAL_ITEMS: &str = "/v1/evals/{id}/runs/{run}/output_items";
 const LABEL: &str = "/v1/prompts/{name}/labels/{label}";
 const ROLLBACK: &str = "/v1/prompts/{name}/labels/{label}/rollback";
+const STORED: &str = "/v1/chat/completions/{id}";
 const RESPONSE: &str = "Answer input items; a prompt may be called by name";
 
 /// What stands under Azure's paths, too: in front of `/v1`, and whether a deployment can be named there, or nothing but `/openai`.
@@ -100,6 +101,11 @@ pub const OPERATIONS: &[Operation] = &[
         ..get("/schemas/prompt.json", "promptSchema", "JSON Schema of a prompt's front matter, for editors", object)
     },
     streams(post("/v1/chat/completions", "createChatCompletion", CHAT, check::chat_schema, chat_reply)),
+    get("/v1/chat/completions", "listChatCompletions", "Completions that were stored (store: true), oldest first", stored_list),
+    get(STORED, "getChatCompletion", "One of them", stored_reply),
+    post(STORED, "updateChatCompletion", "Give it other metadata", stored_update, stored_reply),
+    delete(STORED, "deleteChatCompletion", "Store it no longer", stored_deleted),
+    get("/v1/chat/completions/{id}/messages", "getChatCompletionMessages", "What was asked", stored_messages),
     streams(post("/v1/completions", "createCompletion", COMPLETION, check::completion_schema, completion_reply)),
     post("/v1/embeddings", "createEmbedding", EMBEDDINGS, check::embedding_schema, embedding_reply),
     post("/v1/moderations", "createModeration", "Ask a model what it thinks of texts", check::moderation_schema, moderation_reply),
@@ -131,6 +137,10 @@ pub const OPERATIONS: &[Operation] = &[
     get("/v1/evals/{id}/runs/{run}/output_items/{item}", "getEvalRunOutputItem", "One of them", evals::item),
     post("/v1/feedback", "createFeedback", "Say what a logged request was worth", feedback_schema, feedback_reply),
     get("/v1/feedback", "listFeedback", "What was said of a request", feedbacks_reply),
+    get("/v1/reviews", "listReviews", "What was proposed for datasets", reviews_reply),
+    get("/v1/reviews/{id}", "getReview", "One proposal with what was said of it", review_reply),
+    post("/v1/reviews/{id}", "createReview", "Accept, edit or reject it", review_schema, review_reply),
+    get("/v1/reviews/agreement/{dataset}", "getAgreement", "How often two reviewers say the same", agreement_reply),
     Operation { method: "post", ..get("/v1/batches/{id}/cancel", "cancelBatch", "Stop it; what was answered stays", batch_reply) },
     get("/v1/prompts", "listPrompts", "Prompts with their newest version and labels", prompts::versions),
     changes(post("/v1/prompts", "publishPrompt", "Publish another version", prompts::new_version, prompts::version)),
@@ -316,6 +326,51 @@ fn chat_reply() -> Value {
         ("model", is("string")),
         ("choices", json!({"type": "array", "items": {"type": "object"}})),
     ])
+}
+
+fn stored_reply() -> Value {
+    let mut schema = chat_reply();
+    schema["properties"]["metadata"] = is("object");
+    schema["properties"]["request_id"] = is("string");
+    schema
+}
+
+fn stored_list() -> Value {
+    pages(stored_reply())
+}
+
+fn stored_update() -> Value {
+    let metadata = json!({"type": ["object", "null"], "additionalProperties": {"type": "string", "maxLength": 512}, "maxProperties": 16});
+    json!({"type": "object", "additionalProperties": false, "required": ["metadata"], "properties": {"metadata": metadata}})
+}
+
+fn stored_deleted() -> Value {
+    with(&[("id", is("string")), ("object", one("chat.completion.deleted")), ("deleted", json!({"const": true}))])
+}
+
+fn stored_messages() -> Value {
+    pages(with(&[("id", is("string")), ("role", is("string"))]))
+}
+
+fn review_schema() -> Value {
+    json!({"type": "object", "additionalProperties": false, "required": ["verdict"], "properties": {
+        "verdict": {"enum": crate::jobs::data::review::VERDICTS},
+        "sample": {"type": ["object", "null"]},
+        "comment": {"type": ["string", "null"], "maxLength": 1024},
+        "settles": {"type": ["boolean", "null"]},
+    }})
+}
+
+fn review_reply() -> Value {
+    with(&[("id", is("string")), ("dataset", is("string")), ("sample", is("object")), ("status", is("string"))])
+}
+
+fn reviews_reply() -> Value {
+    pages(review_reply())
+}
+
+fn agreement_reply() -> Value {
+    with(&[("items", is("integer")), ("agreed", is("integer")), ("kappa", json!({"type": ["number", "null"]}))])
 }
 
 fn completion_reply() -> Value {

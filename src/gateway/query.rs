@@ -22,6 +22,14 @@ impl Query {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }
 
+    /// The fields `name[key]=value`, sorted by key.
+    pub fn pairs(&self, name: &str) -> Vec<(String, String)> {
+        let key = |field: &str| Some(field.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?.to_string());
+        let mut pairs: Vec<_> = self.0.iter().filter_map(|(field, value)| Some((key(field)?, value.clone()))).collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
     /// The id that a page begins behind.
     ///
     /// # Errors
@@ -66,6 +74,7 @@ mod tests {
     fn fields_are_decoded_and_checked() {
         let query = |text: &str| Query::of(&format!("/x?{text}").parse().expect("a URI"));
         assert_eq!(query("a=1+2%2F&b&a=3").text("a"), Some("3"));
+        assert_eq!(query("m[a%20b]=1&mx[c]=2&m[d=3").pairs("m"), [("a b".to_string(), "1".to_string())]);
         assert_eq!(query("").limit(20, 100).expect("the default"), 20);
         assert_eq!(query("limit=7&after=file-1").after().expect("an id"), Some("file-1"));
         let refused = |result: Result<(), Failure>| result.expect_err("refused").param().unwrap_or_default();

@@ -2,7 +2,7 @@
 //! has no access rule with 403.
 
 use super::middleware::{access, envelope};
-use super::{Gateway, admin, anthropic, drain, feedback, openai, openapi, operations, prompts, status};
+use super::{Gateway, admin, anthropic, drain, feedback, openai, openapi, operations, prompts, reviews, status};
 use crate::access::Role;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -31,6 +31,7 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     let route = |path, access, handler| Route { path, access, handler };
     let app = Access::Key(Role::App);
+    let developer = Access::Key(Role::Developer);
     let (viewer, administrator) = (Access::Key(Role::Viewer), Access::Key(Role::Admin));
     vec![
         route("/health", Access::Public, get(operations::health)),
@@ -39,7 +40,9 @@ pub fn table() -> Vec<Route> {
         route("/metrics", Access::Public, get(operations::metrics)),
         route("/openapi.json", Access::Public, get(openapi::serve)),
         route("/schemas/prompt.json", Access::Public, get(operations::prompt_schema)),
-        route("/v1/chat/completions", app, post(openai::chat::create)),
+        route("/v1/chat/completions", app, get(openai::stored::list).post(openai::chat::create)),
+        route("/v1/chat/completions/{id}", app, get(openai::stored::show).post(openai::stored::update).delete(openai::stored::delete)),
+        route("/v1/chat/completions/{id}/messages", app, get(openai::stored::messages)),
         route("/v1/completions", app, post(openai::completions::create)),
         route("/v1/embeddings", app, post(openai::embeddings::create)),
         route("/v1/moderations", app, post(openai::moderations::create)),
@@ -64,6 +67,9 @@ pub fn table() -> Vec<Route> {
         route("/v1/evals/{id}/runs/{run}/output_items", app, get(openai::evals::list_items)),
         route("/v1/evals/{id}/runs/{run}/output_items/{item}", app, get(openai::evals::show_item)),
         route("/v1/feedback", app, get(feedback::list).post(feedback::create)),
+        route("/v1/reviews", developer, get(reviews::list)),
+        route("/v1/reviews/{id}", developer, get(reviews::show).post(reviews::create)),
+        route("/v1/reviews/agreement/{dataset}", developer, get(reviews::agreement)),
         route("/v1/models", app, get(openai::models::list)),
         route("/v1/models/{*id}", app, get(openai::models::show)),
         route("/v1/prompts", viewer, get(prompts::list).post(prompts::publish)),

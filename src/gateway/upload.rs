@@ -42,6 +42,11 @@ pub struct Received {
 }
 
 impl Received {
+    /// The temporary file, which goes away with this.
+    pub fn path(&self) -> &Path {
+        &self.temporary.0
+    }
+
     /// The temporary file; it is the caller's from now on.
     pub fn take(mut self) -> PathBuf {
         std::mem::take(&mut self.temporary.0)

@@ -31,6 +31,8 @@ use tokio::task::{JoinError, JoinHandle};
 
 /// What the log calls an answer of a cascade's first model that was not good enough.
 const NOT_TAKEN: &str = "not_accepted";
+/// The endpoint whose replies can be stored for the caller.
+const STORABLE: &str = "chat.completions";
 
 /// One call being written down.
 pub(super) struct Ticket {
@@ -125,6 +127,8 @@ pub(super) struct Asked<'r, B> {
     streamed: bool,
     /// Conversation that it belongs to, as the caller says.
     conversation: Option<&'r str>,
+    /// The metadata of a completion that the caller wants to be stored, as JSON.
+    stored: Option<String>,
     /// The request, where it was read.
     chat: Option<&'r ChatRequest>,
     /// The request, where it was only looked at.
@@ -139,6 +143,7 @@ impl<'r> Asked<'r, ChatRequest> {
             model: &request.model,
             streamed,
             conversation: conversation(&request.extra),
+            stored: stored(&request.extra),
             chat: Some(request),
             plain: None,
             body: request,
@@ -148,13 +153,21 @@ impl<'r> Asked<'r, ChatRequest> {
 
 impl<'r> Asked<'r, PlainChat> {
     pub(super) fn plain(request: &'r PlainChat) -> Self {
-        Asked { model: &request.model, streamed: request.streamed, conversation: None, chat: None, plain: Some(request), body: request }
+        Asked {
+            model: &request.model,
+            streamed: request.streamed,
+            conversation: None,
+            stored: None,
+            chat: None,
+            plain: Some(request),
+            body: request,
+        }
     }
 }
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, conversation: None, chat: None, plain: None, body }
+        Asked { model, streamed: false, conversation: None, stored: None, chat: None, plain: None, body }
     }
 }
 
@@ -163,6 +176,13 @@ fn conversation(fields: &Map<String, Value>) -> Option<&str> {
     let field = fields.get("conversation");
     let named = field.and_then(|field| field.as_str().or_else(|| field.get("id")?.as_str()));
     named.or_else(|| fields.get("metadata")?.get("conversation_id")?.as_str()).filter(|id| is_safe_name(id))
+}
+
+/// The metadata of a request whose completion is to be stored (`store: true`).
+fn stored(fields: &Map<String, Value>) -> Option<String> {
+    let is_wanted = fields.get("store").and_then(Value::as_bool) == Some(true);
+    let metadata = fields.get("metadata").filter(|metadata| metadata.is_object());
+    is_wanted.then(|| metadata.map_or_else(|| "{}".to_string(), Value::to_string))
 }
 
 impl Ticket {
@@ -177,6 +197,7 @@ impl Ticket {
             model: asked.model.to_string(),
             streamed: asked.streamed,
             conversation: asked.conversation.map(str::to_string),
+            stored: asked.stored.as_ref().filter(|_| log.bodies && ask.endpoint == STORABLE).cloned(),
             request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         });
@@ -568,6 +589,9 @@ impl Ticket {
         }
         let total_ms = self.row.total_ms;
         if let Some(redactor) = &self.log.redactor {
+            if let Some(stored) = &mut self.row.stored {
+                *stored = redactor.text(stored);
+            }
             for (body, done) in [&mut self.row.request, &mut self.row.reply].into_iter().zip(self.redacted) {
                 if let Some(text) = body.take_if(|_| !done) {
                     *body = Some(redactor.body(text));

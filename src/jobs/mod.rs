@@ -3,6 +3,7 @@
 //! kind of work is a file and a line in [`worker::work`].
 
 pub mod batch;
+pub mod data;
 pub mod error;
 mod heart;
 pub mod openai_eval;

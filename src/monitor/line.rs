@@ -69,8 +69,8 @@ fn fields(out: &mut Vec<u8>, row: &RequestRow) {
     known!(upstream_ms, overhead_ms, cached_tokens, cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd);
     let RequestRow { price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation, .. } = row;
     known!(price, cache, attempts, attempted, guardrails, trace_id, reply_id, conversation);
-    let RequestRow { prompt, prompt_version, .. } = row;
-    known!(prompt, prompt_version);
+    let RequestRow { prompt, prompt_version, stored, .. } = row;
+    known!(prompt, prompt_version, stored);
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {

@@ -13,6 +13,7 @@ mod process;
 pub mod record;
 pub mod redact;
 pub mod retention;
+pub mod rows;
 pub mod segment;
 pub mod series;
 pub mod serving;

@@ -8,6 +8,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_gateway.sql"),
     include_str!("migrations/0004_prompts.sql"),
     include_str!("migrations/0005_evals.sql"),
+    include_str!("migrations/0006_datasets.sql"),
     include_str!("migrations/0007_openai_evals.sql"),
 ];
 

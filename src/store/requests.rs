@@ -84,17 +84,19 @@ pub struct RequestRow {
     pub prompt: Option<String>,
     /// Number of its version.
     pub prompt_version: Option<i64>,
+    /// JSON object: the metadata of a completion that the caller asked to be stored; none for all others.
+    pub stored: Option<String>,
 }
 
 /// Columns of [`read`], in its order.
 pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, release, provider, model, adapter, streamed, status, error_code, \
     input_tokens, output_tokens, finish_reason, queue_ms, first_token_ms, total_ms, request, reply, upstream_ms, overhead_ms, cached_tokens, \
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
-    reply_id, conversation, prompt, prompt_version";
+    reply_id, conversation, prompt, prompt_version, stored";
 
 /// What stores rows, but for those whose id is there.
 pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
-    const COUNT: usize = 38;
+    const COUNT: usize = 39;
     static SQL: LazyLock<String> = LazyLock::new(|| {
         let marks = ["?"; COUNT].join(", ");
         format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
@@ -139,6 +141,7 @@ pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'
             (&row.conversation).into(),
             (&row.prompt).into(),
             (&row.prompt_version).into(),
+            (&row.stored).into(),
         ]
     };
     Bulk { sql: SQL.as_str(), columns: COUNT, values: rows.into_iter().flat_map(values).collect() }
@@ -210,5 +213,6 @@ pub(super) fn read(row: &Row) -> RequestRow {
         conversation: row.text_or_null(35),
         prompt: row.text_or_null(36),
         prompt_version: row.int_or_null(37),
+        stored: row.text_or_null(38),
     }
 }

@@ -39,9 +39,35 @@ impl Digest {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The first 16 bytes as a number: for sets of very many digests.
+    pub fn prefix(&self) -> u128 {
+        u128::from_be_bytes(std::array::from_fn(|i| self.0[i]))
+    }
+
     /// `sha256:` and the first twelve hex digits, for tables.
     pub fn short(&self) -> String {
         format!("sha256:{}", &self.hex()[..12])
+    }
+}
+
+/// A digest of bytes that come in pieces.
+#[derive(Default)]
+pub struct Hashing(Sha256);
+
+impl Hashing {
+    /// Of no bytes yet.
+    pub fn new() -> Self {
+        Hashing::default()
+    }
+
+    /// Adds the next piece.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all pieces.
+    pub fn digest(self) -> Digest {
+        Digest(self.0.finalize().into())
     }
 }
 

@@ -147,7 +147,7 @@ fn files_are_listed_in_pages() {
     let refit = Refit::new();
     let (key, server) = (refit.key(), refit.serve(&[]));
     let made: Vec<_> = (0..5).map(|i| upload(&server, &key, i.to_string().as_bytes())).collect();
-    upload_with(&server, &key, &[("purpose", "fine-tune")], "t.jsonl", b"{}");
+    upload_with(&server, &key, &[("purpose", "fine-tune")], "t.jsonl", b"{\"prompt\": \"a\", \"completion\": \"b\"}");
     let mut seen = Vec::new();
     let mut after = String::new();
     loop {

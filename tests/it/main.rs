@@ -10,7 +10,11 @@ mod cascade;
 mod cli;
 mod clients;
 mod config;
+mod curate;
 mod datasets;
+mod datasets_check;
+mod datasets_docs;
+mod datasets_import;
 #[cfg(target_os = "linux")]
 mod dotprompt;
 mod drain;
@@ -65,6 +69,7 @@ mod routing;
 #[cfg(target_os = "linux")]
 mod scorers;
 mod serving;
+mod stored;
 mod streams;
 mod support;
 mod telemetry;

@@ -2,8 +2,9 @@
 
 use super::filters::Filters;
 use super::show::of_feedback;
-use super::{figures, rows, usd, whole};
+use super::{figures, usd, whole};
 use crate::cli::{Context, output};
+use crate::monitor::rows;
 use crate::store::feedback::{self, FeedbackRow};
 use crate::store::requests::RequestRow;
 use crate::types::Failure;

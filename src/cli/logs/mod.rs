@@ -1,9 +1,8 @@
-//! `refit logs …`: the request log. [`filters`] say which rows are meant, [`rows`] finds them wherever they stand, a file a verb.
+//! `refit logs …`: the request log. [`filters`] say which rows are meant, [`rows`](crate::monitor::rows) finds them wherever they stand, a file a verb.
 
 mod export;
-mod filters;
+pub mod filters;
 mod prune;
-mod rows;
 mod show;
 mod tail;
 

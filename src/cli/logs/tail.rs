@@ -1,8 +1,9 @@
 //! `refit logs tail`: the newest requests, and with `-f` those that end from now on.
 
 use super::filters::Filters;
-use super::{figures, printable, rows, target, usd};
+use super::{figures, printable, target, usd};
 use crate::cli::{Context, output};
+use crate::monitor::rows;
 use crate::store::log::{self, Filter};
 use crate::store::requests::RequestRow;
 use crate::store::{Store, StoreError};

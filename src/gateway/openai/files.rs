@@ -1,6 +1,7 @@
 //! `/v1/files`: upload, list, show, read back, delete. A file belongs to the project of the key that brought it; no other sees it.
 
 use crate::access::Caller;
+use crate::datasets::{DatasetError, trainable};
 use crate::gateway::Gateway;
 use crate::gateway::body::Json;
 use crate::gateway::error::ApiError;
@@ -21,7 +22,9 @@ use std::io::Seek;
 use tokio::io::AsyncReadExt;
 
 /// What clients may upload files for.
-pub const PURPOSES: [&str; 6] = ["assistants", INPUT_PURPOSE, "evals", "fine-tune", "user_data", "vision"];
+pub const PURPOSES: [&str; 6] = ["assistants", INPUT_PURPOSE, "evals", TRAINING_PURPOSE, "user_data", "vision"];
+/// The purpose of files that are trained on; they are read when they come.
+const TRAINING_PURPOSE: &str = "fine-tune";
 /// Seconds that a file with an end may live.
 pub const EXPIRES_S: std::ops::RangeInclusive<i64> = 3_600..=2_592_000;
 /// Items of a page, at most and by default.
@@ -38,8 +41,20 @@ pub async fn create(
     let most = gateway.app.config().server.max_file_bytes;
     let upload = upload::receive(request, &store.uploads.incoming(), most).await?;
     let (row, file) = checked(upload, &caller)?;
-    let made = super::blocking(move || Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)).await?;
+    let made = super::blocking(move || {
+        if row.purpose == TRAINING_PURPOSE {
+            trainable::check(file.path(), &row.filename).map_err(refused)?;
+        }
+        Ok(files::create(&store, vec![(row, file.take())], Vec::new())?)
+    })
+    .await?;
     Ok(Json(made.first().map(written).unwrap_or_default()))
+}
+
+/// The same error, about the field, with a way out for whoever uploads.
+fn refused(error: DatasetError) -> Failure {
+    let failure = Failure::from(error);
+    Failure::on(failure.code(), "file", failure.to_string()).with_hint("nothing was stored; mend the file and upload it again")
 }
 
 fn checked(upload: Upload, caller: &Caller) -> Result<(FileRow, upload::Received), Failure> {

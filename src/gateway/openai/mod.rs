@@ -13,6 +13,7 @@ pub mod moderations;
 pub mod names;
 pub mod prompt;
 pub mod responses;
+pub mod stored;
 
 use crate::types::blocking::blocking;
 use crate::types::ids::is_safe_name;

@@ -1,7 +1,7 @@
 //! Rows of the request log, wherever they stand: most in the database, the last moment's in a segment. Of what may be long only one page
 //! is in memory, and the bodies of one row.
 
-use crate::monitor::segment;
+use super::segment;
 use crate::store::log::{self, Filter, Page};
 use crate::store::requests::RequestRow;
 use crate::store::{Store, StoreError};

@@ -1,0 +1,72 @@
+//! Parquet: columnar tables. Read row by row, one row group after the other; lists and structures become JSON.
+
+use super::{Each, Format, Place, Record};
+use crate::datasets::DatasetError;
+use crate::datasets::source::Source;
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::Value;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(super) struct Parquet;
+
+impl Format for Parquet {
+    fn name(&self) -> &'static str {
+        "parquet"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["parquet", "pq"]
+    }
+
+    fn read(&self, source: Source, each: Each<'_>) -> Result<(), DatasetError> {
+        let failed = |cause: io::Error| DatasetError::Read { file: source.name.clone(), cause };
+        let file = source.file().map_err(failed)?;
+        let reader = guarded(|| SerializedFileReader::new(file)).map_err(failed)?;
+        let rows = reader.metadata().file_metadata().num_rows();
+        let mut records = guarded(|| reader.get_row_iter(None)).map_err(failed)?;
+        for number in 1.. {
+            let Some(value) = guarded(|| records.next().map(|row| Ok(row?.to_json_value())).transpose()).map_err(failed)? else { break };
+            source.reached(number, u64::try_from(rows).unwrap_or(0));
+            let text = value.to_string();
+            let fields = match value {
+                Value::Object(fields) => Ok(fields),
+                _ => Err("the row has no columns".to_string()),
+            };
+            each(Record { place: Place::Row(number), fields, text })?;
+        }
+        Ok(())
+    }
+}
+
+/// Calls the reader. Damaged files can make it panic; nothing of it is used after that.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => read.map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_anywhere_is_an_error_or_goes_unseen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("d.parquet");
+        let whole = include_bytes!("../../../tests/fixtures/chats.parquet");
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for flip in [0x01, 0xff] {
+                let mut damaged = whole.to_vec();
+                damaged[at] ^= flip;
+                std::fs::write(&path, &damaged).expect("written");
+                let source = Source::open(&path, "d.parquet".into(), None).expect("a file");
+                refused += usize::from(Parquet.read(source, &mut |_| Ok(())).is_err());
+            }
+        }
+        assert!(refused > 200, "{refused} were refused");
+    }
+}

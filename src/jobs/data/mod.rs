@@ -1,0 +1,12 @@
+//! Work on datasets that spans rooms: [`check`] with models, detectors and the request log; samples that are proposed from production
+//! ([`curate`]) and looked at by people ([`review`]).
+
+pub mod check;
+mod coverage;
+pub mod curate;
+mod judge;
+pub mod review;
+mod vectors;
+
+pub use check::Wishes;
+pub use coverage::Coverage;
