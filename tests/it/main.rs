@@ -26,7 +26,6 @@ mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
-mod evals_import;
 mod evals_reports;
 #[cfg(target_os = "linux")]
 mod evals_runner;
@@ -58,6 +57,7 @@ mod prompt_lint;
 #[cfg(target_os = "linux")]
 mod prompt_optimize;
 mod prompt_registry;
+mod promptfoo;
 mod prompts;
 mod releases;
 #[cfg(target_os = "linux")]

@@ -1,7 +1,7 @@
 //! `refit eval …`: run a suite, resume a run, list, show and compare runs. One file per verb, as far as they are not small.
 
 mod compare;
-mod import;
+mod promptfoo;
 mod read;
 mod run;
 mod score;
@@ -92,9 +92,6 @@ enum Verb {
     /// Score answers that are stored, in a run or in a file, without asking any target
     #[command(after_help = score::EXAMPLES)]
     Score(Box<score::Args>),
-    /// Make a suite of a promptfoo configuration; what cannot be carried over is listed
-    #[command(after_help = "Example:\n  refit eval import promptfooconfig.yaml --judge openai/gpt-4o-mini")]
-    Import(import::Args),
     /// List runs, newest first
     #[command(after_help = "Example:\n  refit eval list --suite support-intake")]
     List {
@@ -137,6 +134,13 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Make a suite of promptfoo's configuration; what does not carry over is listed
+    #[command(after_help = "The suite, its dataset and its prompts are written as files. Code of the configuration does not run.\n\n\
+        Example:\n  refit eval import promptfooconfig.yaml --name support --judge openai/gpt-4o-mini")]
+    Import(promptfoo::Import),
+    /// Write a suite as promptfoo's configuration; what does not carry over is listed
+    #[command(after_help = "Example:\n  refit eval export evals/support.yaml --out promptfooconfig.yaml")]
+    Export(promptfoo::Export),
 }
 
 /// What a run may cost and take.
@@ -171,10 +175,11 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         }
         Verb::Resume { run, bounds, allow_commands, output } => run::resume((context, allow_commands), &run, bounds.bounds(), &output),
         Verb::Score(args) => score::score(context, &args),
-        Verb::Import(args) => import::import(&args),
         Verb::List { suite, json } => read::list(&context.open_store()?, suite.as_deref(), json),
         Verb::Show { run, cases, missed, output } => read::show(&context.open_store()?, &run, cases.then_some(missed), &output),
         Verb::Compare { a, b, metric, output } => compare::compare(&context.open_store()?, (&a, &b), metric.as_deref(), &output),
+        Verb::Import(args) => promptfoo::import(&args),
+        Verb::Export(args) => promptfoo::export(&args, context),
     }
 }
 

@@ -1,124 +1,135 @@
-//! Prompts: Nunjucks templates that only write variables are templates here, too; lists of messages become roles.
+//! Prompts of a configuration as `.prompt` files. Variables are written the same way in both; filters, blocks and code are not carried
+//! over.
 
-use super::Import;
-use crate::evals::EvalError;
-use crate::evals::variants::slug;
-use crate::prompts::Prompt;
-use serde_json::Value;
+use super::{Leaving, files};
+use crate::types::Failure;
+use serde_json::{Value, json};
+use std::path::Path;
 
-impl Import<'_> {
-    /// Files of the prompts, with their sources.
-    ///
-    /// # Errors
-    /// [`EvalError::Read`] for a file that is not there.
-    pub(super) fn prompts(&mut self, name: &str, prompts: &Value) -> Result<Vec<(String, String)>, EvalError> {
-        let list = match prompts {
-            Value::Array(list) => list.clone(),
-            Value::Null => Vec::new(),
-            one => vec![one.clone()],
-        };
-        let mut files: Vec<(String, String)> = Vec::new();
-        for (i, prompt) in list.iter().enumerate() {
-            let place = format!("prompts[{i}]");
-            let (text, label) = match prompt {
-                Value::String(text) => (text.clone(), None),
-                Value::Object(map) => {
-                    self.left.unknown(&place, map, &["raw", "id", "label"]);
-                    let text = map.get("raw").or(map.get("id")).and_then(Value::as_str).unwrap_or_default();
-                    (text.to_string(), map.get("label").and_then(Value::as_str))
-                }
-                other => {
-                    self.left.out(&place, format!("{other} is no prompt"));
-                    continue;
-                }
-            };
-            let (text, stem) = match text.strip_prefix("file://") {
-                Some(file) => match self.text_of(&place, file)? {
-                    Some(text) => (text, std::path::Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned())),
-                    None => continue,
-                },
-                None => (text, None),
-            };
-            let source = match source(&text) {
-                Ok(source) => source,
-                Err(why) => {
-                    self.left.out(&place, why);
-                    continue;
-                }
-            };
-            let stem = stem.or_else(|| label.map(str::to_string)).map(|stem| slug(&stem)).filter(|stem| crate::types::ids::is_slug(stem));
-            let wanted = stem.unwrap_or_else(|| if list.len() > 1 { format!("{name}-{}", i + 1) } else { name.to_string() });
-            let is_taken = files.iter().any(|(file, _)| *file == format!("{wanted}.prompt"));
-            files.push((format!("{}.prompt", if is_taken { format!("{wanted}-{}", i + 1) } else { wanted }), source));
-        }
-        Ok(files)
-    }
-
-    /// The text of a file beside the configuration; none where it is no text that can be taken over.
-    pub(super) fn text_of(&mut self, place: &str, file: &str) -> Result<Option<String>, EvalError> {
-        let path = self.folder.join(file);
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if file.contains('*') || ["js", "mjs", "cjs", "ts", "py"].contains(&ending.as_str()) {
-            self.left.out(place, format!("{file}: patterns of files and programs are not carried over"));
-            return Ok(None);
-        }
-        let read = |cause| EvalError::Read { file: path.display().to_string(), cause };
-        std::fs::read_to_string(&path).map(Some).map_err(read)
-    }
+/// A prompt to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Found {
+    pub(super) label: String,
+    /// The body of the file.
+    pub(super) body: String,
+    /// Variables that it writes.
+    pub(super) variables: Vec<String>,
 }
 
-/// A prompt file of a template.
-fn source(text: &str) -> Result<String, String> {
-    let messages: Option<Vec<Value>> = serde_json::from_str(text).ok();
-    let text = match messages {
-        Some(messages) => roles(&messages)?,
-        None => text.to_string(),
+/// The prompts of `prompts`.
+pub(super) fn read(prompts: &Value, folder: &Path, left: &mut Leaving) -> Result<Vec<Found>, Failure> {
+    let list = match prompts {
+        Value::Array(list) => list.clone(),
+        Value::Null => Vec::new(),
+        one => vec![one.clone()],
     };
-    for sign in ["{%", "{#", "{{#", "{{{", "{{>"] {
-        if text.contains(sign) {
-            return Err(format!("\"{sign}\" is Nunjucks that templates here do not have; write it as Handlebars"));
+    let mut found = Vec::new();
+    for (i, prompt) in list.iter().enumerate() {
+        let place = format!("prompts[{i}]");
+        let (text, label) = match prompt {
+            Value::String(text) => (text.clone(), None),
+            Value::Object(fields) => {
+                let text = ["raw", "id"].iter().find_map(|name| fields.get(*name)).and_then(Value::as_str).unwrap_or_default();
+                (text.to_string(), fields.get("label").and_then(Value::as_str).map(String::from))
+            }
+            _ => (String::new(), None),
+        };
+        for (j, (stem, text)) in texts(&text, folder, (&place, left))?.into_iter().enumerate() {
+            let label = label.clone().or(stem).unwrap_or_else(|| format!("prompt-{}", i + 1));
+            let label = if j > 0 { format!("{label}-{}", j + 1) } else { label };
+            match body(&text) {
+                Ok((body, variables)) => found.push(Found { label, body, variables }),
+                Err(why) => left.add(place.clone(), why),
+            }
         }
     }
-    for tag in text.split("{{").skip(1) {
-        let inside = tag.split("}}").next().unwrap_or_default().trim();
-        let is_variable = inside.split('.').all(|part| !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || c == '_'));
-        if !is_variable && !inside.starts_with("role ") {
-            return Err(format!("{{{{{inside}}}}} is more than a variable; write it as Handlebars"));
-        }
-    }
-    Prompt::parse("imported", &text).map_err(|error| error.to_string())?;
-    Ok(text)
+    Ok(found)
 }
 
-/// A list of chat messages as roles.
-fn roles(messages: &[Value]) -> Result<String, String> {
-    let mut text = String::new();
-    for message in messages {
-        let (role, content) = (message["role"].as_str().unwrap_or_default(), message["content"].as_str());
-        let role = match role {
-            "system" | "developer" => "system",
-            "user" => "user",
-            "assistant" => "model",
-            other => return Err(format!("a message of the role \"{other}\"")),
-        };
-        let content = content.ok_or("a message whose content is no text")?;
-        text += &format!("{{{{role \"{role}\"}}}}\n{content}\n");
+/// The texts that an entry stands for, with the name of the file that they stand in.
+fn texts(text: &str, folder: &Path, (place, left): (&str, &mut Leaving)) -> Result<Vec<(Option<String>, String)>, Failure> {
+    let Some(file) = files::reference(text) else {
+        if text.is_empty() {
+            left.add(place, "is no text");
+            return Ok(Vec::new());
+        }
+        return Ok(vec![(None, text.to_string())]);
+    };
+    let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let ending = Path::new(file).extension().map(|ending| ending.to_string_lossy().into_owned()).unwrap_or_default();
+    match ending.as_str() {
+        "txt" | "md" | "j2" => {
+            let text = files::text(folder, file)?;
+            // Several prompts in a file are parted by lines of dashes.
+            Ok(text.replace("\r\n", "\n").split("\n---\n").map(|part| (stem.clone(), part.trim_end().to_string())).collect())
+        }
+        "json" => Ok(vec![(stem, files::text(folder, file)?)]),
+        "yaml" | "yml" => {
+            let value = files::value(&files::text(folder, file)?, file)?;
+            Ok(vec![(stem, value.to_string())])
+        }
+        _ => {
+            left.add(place, format!("{file}: code and patterns of files are not carried over"));
+            Ok(Vec::new())
+        }
     }
-    Ok(text)
+}
+
+/// A prompt's body from promptfoo's text: a chat where it is a list of messages, else what the user says.
+fn body(text: &str) -> Result<(String, Vec<String>), String> {
+    let chat = serde_json::from_str::<Value>(text).ok().filter(Value::is_array);
+    let body = match &chat {
+        None => text.to_string(),
+        Some(chat) => {
+            let mut body = String::new();
+            for message in chat.as_array().into_iter().flatten() {
+                let (Some(role), Some(content)) = (message["role"].as_str(), message["content"].as_str()) else {
+                    return Err("a chat is carried over where every message has a role and a text".into());
+                };
+                body.push_str(&format!("{{{{role {}}}}}\n{}\n", json!(role), content.trim_end()));
+            }
+            body
+        }
+    };
+    let mut variables: Vec<String> = Vec::new();
+    let mut rest = text;
+    if ["{%", "{#", "{{{"].iter().any(|mark| text.contains(mark)) {
+        return Err("blocks, comments and raw output of Nunjucks are not carried over; write it with {{#if}} and {{#each}}".into());
+    }
+    while let Some(open) = rest.find("{{") {
+        let Some(close) = rest[open..].find("}}") else { return Err("a {{ is never closed".into()) };
+        let name = rest[open + 2..open + close].trim();
+        if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "_.".contains(c)) {
+            return Err(format!("{{{{{name}}}}}: filters and expressions of Nunjucks are not carried over"));
+        }
+        if name.starts_with("env.") {
+            return Err(format!("{{{{{name}}}}}: the environment is not put into prompts"));
+        }
+        let first = name.split('.').next().unwrap_or(name).to_string();
+        if !variables.contains(&first) {
+            variables.push(first);
+        }
+        rest = &rest[open + close + 2..];
+    }
+    Ok((body, variables))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::source;
+    use super::*;
 
     #[test]
-    fn plain_templates_and_messages_are_taken_over() {
-        assert_eq!(source("Sort: {{ message }}").as_deref(), Ok("Sort: {{ message }}"));
-        let chat = source("[{\"role\": \"system\", \"content\": \"Be kind.\"}, {\"role\": \"user\", \"content\": \"{{q}}\"}]")
-            .expect("taken over");
-        assert_eq!(chat, "{{role \"system\"}}\nBe kind.\n{{role \"user\"}}\n{{q}}\n");
-        for more in ["{% if x %}a{% endif %}", "{{ x | upper }}", "[{\"role\": \"tool\", \"content\": \"x\"}]"] {
-            assert!(source(more).is_err(), "{more}");
+    fn texts_and_chats_become_bodies() {
+        assert_eq!(
+            body("Say {{ x }} to {{user.name}}").expect("carries over"),
+            ("Say {{ x }} to {{user.name}}".into(), vec!["x".into(), "user".into()])
+        );
+        let chat = "[{\"role\": \"system\", \"content\": \"Be {{tone}}.\"}, {\"role\": \"user\", \"content\": \"{{q}}\"}]";
+        let (text, variables) = body(chat).expect("carries over");
+        assert_eq!(text, "{{role \"system\"}}\nBe {{tone}}.\n{{role \"user\"}}\n{{q}}\n");
+        assert_eq!(variables, ["tone", "q"]);
+        for text in ["{% for x in y %}", "{{ x | upper }}", "{{ env.KEY }}", "{{ x", "{{ x + 1 }}"] {
+            assert!(body(text).is_err(), "{text}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The registry of scorers: a file each, a word here. [`seam`] says what a scorer is, [`case`] what it sees.
 
+mod against;
 mod bleu;
 pub mod case;
+mod checks;
 mod chrf;
 mod classification;
 mod combine;
@@ -20,7 +22,6 @@ mod latency;
 mod llm_judge;
 mod numeric;
 mod options;
-mod per_sample;
 mod refusal;
 mod regex;
 mod rouge;
@@ -68,12 +69,13 @@ const SCORERS: &[(&str, Build, Option<&str>)] = &[
     ("llm_judge", llm_judge::build, Some("rubric")),
     ("command", command::build, Some("run")),
     ("wasm", wasm::build, Some("file")),
+    ("checks", checks::build, Some("at")),
+    ("against", against::build, None),
     ("all", combine::all, Some("scorers")),
     ("any", combine::any, Some("scorers")),
     ("weighted", combine::weighted, Some("scorers")),
     ("not", combine::not, Some("scorer")),
     ("threshold", combine::threshold, None),
-    ("per_sample", per_sample::build, Some("field")),
 ];
 
 /// Combinations nest: deeper than this nobody means it.

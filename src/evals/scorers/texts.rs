@@ -24,7 +24,7 @@ pub fn of_texts(spec: &Value, found: &str, wanted: &str) -> Result<f64, String> 
 }
 
 /// Nobody answers.
-struct Nobody;
+pub(super) struct Nobody;
 
 fn refused() -> Failure {
     Failure::new(Code::UNSUPPORTED, "this scorer asks a model, which is not possible here")
