@@ -31,10 +31,11 @@ outputPath: out.json
 fn refit() -> Refit {
     let refit = Refit::new();
     refit.write("promptfooconfig.yaml", CONFIG);
-    refit.write("chat.json", "[{\"role\": \"system\", \"content\": \"Be {{tone}}.\"}, {\"role\": \"user\", \"content\": \"{{question}}\"}]");
+    refit
+        .write("chat.json", "[{\"role\": \"system\", \"content\": \"Be {{tone}}.\"}, {\"role\": \"user\", \"content\": \"{{question}}\"}]");
     refit.write(
         "more.csv",
-        "question,__expected,__expected2,__description\n\"Hello, you\",equals: \"Hello, you\",contains-any: \"hello, Hello\",greets\nBye,contains: Hello,,fails\n",
+        "question,__expected,__expected2,__description\n\"Hello, you\",\"equals: Hello, you\",\"contains-any: hello, Hello\",greets\nBye,contains: Hello,,fails\n",
     );
     refit
 }
@@ -58,8 +59,8 @@ fn a_configuration_becomes_a_suite_that_runs() {
     let missed: Vec<Value> = cases.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(missed.iter().any(|case| case["sample"] == "test-0003" && case["output"] == "Bye"), "{cases}");
     // Nothing is written over, and a strict import says that something is missing.
-    let again = refit.run(&["eval", "import", "promptfooconfig.yaml", "--name", "support"]);
-    assert!(again.expect(2).stderr.contains("is there already"), "{again:?}");
+    let again = refit.run(&["eval", "import", "promptfooconfig.yaml", "--name", "support"]).expect(2);
+    assert!(again.stderr.contains("is there already"), "{again:?}");
     refit.run(&["eval", "import", "promptfooconfig.yaml", "--name", "support", "--force", "--strict"]).expect(1);
 }
 
@@ -93,13 +94,13 @@ fn a_suite_becomes_a_configuration_that_comes_back_as_it_was() {
 fn what_cannot_be_read_says_where() {
     let refit = Refit::new();
     refit.write("broken.yaml", "prompts: [\nproviders:\n");
-    let failed = refit.run(&["eval", "import", "broken.yaml"]);
-    assert!(failed.expect(2).stderr.contains("broken.yaml, line"), "{failed:?}");
+    let failed = refit.run(&["eval", "import", "broken.yaml"]).expect(2);
+    assert!(failed.stderr.contains("broken.yaml, line"), "{failed:?}");
     refit.write("none.yaml", "prompts: [a]\nproviders: ['python:x.py']\ntests: [{vars: {a: b}}]\n");
-    let failed = refit.run(&["eval", "import", "none.yaml"]);
-    assert!(failed.expect(2).stderr.contains("providers[0]"), "{failed:?}");
+    let failed = refit.run(&["eval", "import", "none.yaml"]).expect(2);
+    assert!(failed.stderr.contains("providers[0]"), "{failed:?}");
     refit.write("gone.yaml", "prompts: [a]\nproviders: [echo]\ntests: file://tests.csv\n");
-    let failed = refit.run(&["eval", "import", "gone.yaml"]);
-    assert!(failed.expect(2).stderr.contains("tests.csv"), "{failed:?}");
+    let failed = refit.run(&["eval", "import", "gone.yaml"]).expect(2);
+    assert!(failed.stderr.contains("tests.csv"), "{failed:?}");
     assert!(!refit.path().join("evals").exists(), "nothing is half written");
 }
