@@ -96,6 +96,8 @@ pub struct EvalRunRow {
     pub metadata: Json,
     /// The eval's criteria when the run was made.
     pub criteria: Json,
+    /// Ids of the stored completions that it is about; null for other sources.
+    pub chosen: Json,
     /// Where it stands.
     pub status: Status,
     /// Why it failed: `{code, message}`, else null.
@@ -154,7 +156,7 @@ pub struct Page<'a> {
 
 const EVAL: &str = "id, project, name, data_source, criteria, metadata, created_by, created_at, updated_at";
 const RUN: &str = "id, eval, project, api_key, job, name, data_source, model, metadata, criteria, status, error, usage, per_criteria,
-    created_at, finished_at";
+    created_at, finished_at, chosen";
 const ITEM: &str = "number, status, item, results, sample, created_at";
 
 /// Stores a new eval.
@@ -241,7 +243,7 @@ pub fn delete(db: &dyn Db, project: &str, id: &str) -> Result<(), StoreError> {
 /// [`StoreError::Conflict`] when its eval is gone.
 pub fn insert_run(db: &dyn Db, run: &EvalRunRow) -> Result<(), StoreError> {
     let sql = format!(
-        "INSERT INTO openai_eval_runs ({RUN}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL
+        "INSERT INTO openai_eval_runs ({RUN}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?
         WHERE EXISTS (SELECT 1 FROM openai_evals WHERE id = ? AND project = ?)"
     );
     let params = [
@@ -260,6 +262,7 @@ pub fn insert_run(db: &dyn Db, run: &EvalRunRow) -> Result<(), StoreError> {
         (&run.usage).into(),
         (&run.per_criteria).into(),
         run.created_at.into(),
+        (&run.chosen).into(),
         (&run.eval).into(),
         (&run.project).into(),
     ];
@@ -515,6 +518,7 @@ fn read_run(row: &Row) -> Result<EvalRunRow, StoreError> {
         per_criteria: row.json(13)?,
         created_at: row.int(14),
         finished_at: row.int_or_null(15),
+        chosen: row.json(16)?,
     })
 }
 

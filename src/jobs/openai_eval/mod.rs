@@ -109,6 +109,7 @@ impl Evals {
             data_source: new.data_source,
             metadata: new.metadata,
             criteria: eval.criteria,
+            chosen: plan.chosen(db, &caller.project)?,
             status: Status::Queued,
             error: Value::Null,
             usage: json!([]),

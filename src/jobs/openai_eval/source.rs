@@ -1,6 +1,9 @@
 //! Where a run's items come from (`data_source`), and which model is asked about them.
 
 use crate::evals::graders::{messages, template};
+use crate::store::completions::{self, Page};
+use crate::store::openai_evals::EvalRunRow;
+use crate::store::requests::RequestRow;
 use crate::store::{Db, Store, StoreError, files};
 use crate::types::json::{MAX_VALUES, read as read_json};
 use crate::types::{Code, Failure};
@@ -11,6 +14,9 @@ use std::io::{BufRead, BufReader};
 const FIELD: &str = "data_source";
 /// Purposes of files that items may stand in.
 const PURPOSES: [&str; 2] = ["evals", "fine-tune"];
+/// Stored completions that one run is about at most, and that are looked up at once.
+const MAX_STORED: usize = 10_000;
+const MAX_PAGE: usize = 500;
 /// Largest line of a file.
 const MAX_LINE_BYTES: u64 = 32 << 20;
 /// What `sampling_params` may hold.
@@ -29,6 +35,19 @@ pub(super) struct Plan {
 enum Items {
     Content(Vec<Value>),
     File(String),
+    /// Completions that were asked to be stored.
+    Stored(Filter),
+}
+
+/// Which stored completions.
+#[derive(Debug, Clone, Default)]
+struct Filter {
+    metadata: Vec<(String, String)>,
+    model: Option<String>,
+    /// Milliseconds.
+    after: Option<i64>,
+    before: Option<i64>,
+    limit: usize,
 }
 
 /// What is asked about each item.
@@ -60,12 +79,17 @@ fn wrong(field: &str, problem: impl std::fmt::Display) -> Failure {
 
 impl Plan {
     pub(super) fn read(source: &Value) -> Result<Self, Failure> {
-        let asks = match source.get("type").and_then(Value::as_str) {
-            Some("jsonl") => false,
-            Some("completions" | "responses") => true,
+        let kind = source.get("type").and_then(Value::as_str).unwrap_or_default();
+        let items = Items::read(source.get("source").unwrap_or(&Value::Null))?;
+        let is_stored = matches!(items, Items::Stored(_));
+        let asks = match kind {
+            "jsonl" if is_stored => return Err(wrong("type", "stored completions are a source of type completions")),
+            "jsonl" => false,
+            // Without a model they are graded as they were answered.
+            "completions" if is_stored => source.get("model").is_some_and(|model| !model.is_null()),
+            "completions" | "responses" => true,
             _ => return Err(wrong("type", "expected jsonl, completions or responses")),
         };
-        let items = Items::read(source.get("source").unwrap_or(&Value::Null))?;
         let asking = asks.then(|| Asking::read(source)).transpose()?;
         Ok(Plan { items, asking })
     }
@@ -94,9 +118,49 @@ impl Plan {
         self.asking.as_ref()
     }
 
-    /// All items, in order; of a file as they are read. Blocking. An item that cannot be read says why, with its line.
-    pub(super) fn items(self, store: &Store, project: &str) -> Result<Box<dyn Iterator<Item = Result<Item, Failure>> + Send>, Failure> {
+    /// Ids of the stored completions that a run is about, oldest first, chosen once: which ones they are must not change while it goes
+    /// on. Null for other sources.
+    pub(super) fn chosen(&self, db: &dyn Db, project: &str) -> Result<Value, Failure> {
+        let Items::Stored(filter) = &self.items else { return Ok(Value::Null) };
+        let mut ids: Vec<String> = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = Page {
+                project,
+                model: filter.model.as_deref(),
+                metadata: &filter.metadata,
+                after: after.as_deref(),
+                limit: MAX_PAGE,
+                ascending: true,
+            };
+            let (rows, more) = completions::list(db, &page)?;
+            after = rows.last().and_then(|row| row.reply_id.clone());
+            let within =
+                |row: &RequestRow| filter.after.is_none_or(|from| row.at >= from) && filter.before.is_none_or(|until| row.at < until);
+            ids.extend(rows.into_iter().filter(within).filter_map(|row| row.reply_id));
+            if !more || ids.len() >= filter.limit {
+                break;
+            }
+        }
+        ids.truncate(filter.limit);
+        if ids.is_empty() {
+            return Err(
+                wrong("source", "no stored completion fits").with_hint("send \"store\": true with chat completions to have them stored")
+            );
+        }
+        Ok(ids.into())
+    }
+
+    /// All items, in order; of a file as they are read, of stored completions those that were chosen. Blocking. An item that cannot be
+    /// read says why, with its line.
+    pub(super) fn items(self, store: &Store, run: &EvalRunRow) -> Result<Box<dyn Iterator<Item = Result<Item, Failure>> + Send>, Failure> {
+        let project = &run.project;
         match self.items {
+            Items::Stored(_) => {
+                let ids: Vec<String> = serde_json::from_value(run.chosen.clone()).unwrap_or_default();
+                let (db, project) = (store.db.clone(), project.clone());
+                Ok(Box::new(ids.into_iter().map(move |id| stored(db.as_ref(), &project, &id))))
+            }
             Items::Content(list) => Ok(Box::new(
                 list.into_iter()
                     .enumerate()
@@ -104,7 +168,7 @@ impl Plan {
             )),
             Items::File(id) => {
                 // It may have expired since it was named.
-                let row = files::get_any(store.db.as_ref(), project, &id)?;
+                let row = files::get_any(store.db.as_ref(), project.as_str(), &id)?;
                 let gone = |error| Failure::new(Code::CORRUPT, format!("the bytes of {id} cannot be read: {error}"));
                 let reader = BufReader::new(File::open(store.uploads.path(&row.digest)).map_err(gone)?);
                 Ok(Box::new(lines(reader, row.filename)))
@@ -128,12 +192,55 @@ impl Items {
                 let id = source.get("id").and_then(Value::as_str);
                 id.map(|id| Items::File(id.into())).ok_or_else(|| wrong("source.id", "expected the id of a file"))
             }
-            Some(kind @ ("stored_completions" | "responses")) => {
-                Err(wrong("source.type", format!("{kind} cannot be read from here; send the items as file_content or file_id")))
+            Some("stored_completions") => Filter::read(source).map(Items::Stored),
+            Some("responses") => {
+                Err(wrong("source.type", "responses are not kept; send the items as file_content or file_id, or take stored_completions"))
             }
-            _ => Err(wrong("source.type", "expected file_content or file_id")),
+            _ => Err(wrong("source.type", "expected file_content, file_id or stored_completions")),
         }
     }
+}
+
+impl Filter {
+    fn read(source: &Value) -> Result<Self, Failure> {
+        let get = |name: &str| source.get(name).filter(|value| !value.is_null());
+        let second = |name: &str| match get(name) {
+            None => Ok(None),
+            Some(value) => match value.as_i64() {
+                Some(seconds) => Ok(Some(seconds.saturating_mul(1000))),
+                None => Err(wrong(&format!("source.{name}"), "expected seconds since 1970, a whole number")),
+            },
+        };
+        let metadata = match get("metadata") {
+            None => Vec::new(),
+            Some(Value::Object(labels)) => {
+                labels.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_string()))).collect()
+            }
+            Some(_) => return Err(wrong("source.metadata", "expected an object of texts")),
+        };
+        let model = get("model").and_then(Value::as_str).map(String::from);
+        let limit = match get("limit") {
+            None => MAX_STORED,
+            Some(value) => {
+                let limit = value.as_u64().and_then(|limit| usize::try_from(limit).ok()).filter(|limit| (1..=MAX_STORED).contains(limit));
+                limit.ok_or_else(|| wrong("source.limit", format!("expected a whole number from 1 to {MAX_STORED}")))?
+            }
+        };
+        Ok(Filter { metadata, model, after: second("created_after")?, before: second("created_before")?, limit })
+    }
+}
+
+/// A stored completion as an item: what was asked is its `input`, what was answered its sample.
+fn stored(db: &dyn Db, project: &str, id: &str) -> Result<Item, Failure> {
+    let row = match completions::get(db, project, id) {
+        // It went with the log's own rules, or somebody deleted it.
+        Err(StoreError::Unknown { .. }) => return Ok(Item { item: json!({"id": id}), sample: None }),
+        other => other?,
+    };
+    let body = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()).unwrap_or_default();
+    let (request, reply) = (body(&row.request), body(&row.reply));
+    let item = json!({"id": id, "input": request["messages"], "model": request["model"]});
+    Ok(Item { item, sample: reply.is_object().then_some(reply) })
 }
 
 impl Asking {

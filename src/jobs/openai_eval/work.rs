@@ -80,7 +80,7 @@ impl Work {
         let (store, begun) = (self.desk.store.clone(), run.clone());
         let counted = blocking(move || {
             rows::begin(store.db.as_ref(), &begun.id)?;
-            let items = Plan::read(&begun.data_source)?.items(&store, &begun.project)?;
+            let items = Plan::read(&begun.data_source)?.items(&store, &begun)?;
             let mut total = 0u64;
             for item in items {
                 item?;
@@ -188,7 +188,7 @@ impl Work {
         run: &EvalRunRow,
         done: HashSet<u64>,
     ) -> Result<impl futures_util::Stream<Item = Result<(u64, Item), Failure>> + use<>, Failure> {
-        let items = Plan::read(&run.data_source)?.items(&self.desk.store, &run.project)?;
+        let items = Plan::read(&run.data_source)?.items(&self.desk.store, run)?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::task::spawn_blocking(move || {
             for (number, item) in (0u64..).zip(items).filter(|(number, _)| !done.contains(number)) {
