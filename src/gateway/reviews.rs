@@ -58,6 +58,9 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let item = id_of(id)?;
+    let (store, named, project) = (gateway.app.store.clone(), item.clone(), caller.project.clone());
+    // Of what is another project's nothing is told, whatever the body says.
+    blocking(move || Ok(review::show(&store, Some(&project), &named)?)).await?;
     let mut fields = Fields::of(&gateway, request).await?;
     let said = Said {
         item,
@@ -78,7 +81,15 @@ pub async fn create(
 /// `GET /v1/reviews/agreement/{dataset}`.
 pub async fn agreement(State(gateway): State<Gateway>, Extension(caller): Extension<Caller>, id: Id) -> Result<Json<Value>, ApiError> {
     let (dataset, store) = (id_of(id)?, gateway.app.store.clone());
-    Ok(Json(json!(blocking(move || Ok(review::agreement(&store, Some(&caller.project), &dataset)?)).await?)))
+    let agreement = blocking(move || {
+        let project = Some(caller.project.as_str());
+        let page = Page { project, dataset: Some(&dataset), limit: 1, ..Page::default() };
+        if reviews::list(store.db.as_ref(), &page)?.0.is_empty() {
+            return Err(Failure::new(Code::UNKNOWN_NAME, "nothing was proposed for such a dataset"));
+        }
+        Ok(review::agreement(&store, project, &dataset)?)
+    });
+    Ok(Json(json!(agreement.await?)))
 }
 
 fn id_of(id: Id) -> Result<String, Failure> {

@@ -157,7 +157,7 @@ fn everything_that_goes_wrong_has_its_code() {
     assert_eq!(chat(json!({"prompt": {"variables": {}}})), coded(400, "invalid_value", Some("prompt")));
 
     let wrong = |method: &str, path: &str| error(&request(&server, method, path, &[("x-api-key", &key)], None));
-    assert_eq!(wrong("GET", CHAT), coded(405, "method_not_allowed", None));
+    assert_eq!(wrong("GET", "/v1/embeddings"), coded(405, "method_not_allowed", None));
     assert_eq!(wrong("POST", "/v1/nothing"), coded(404, "not_found", None));
     assert_eq!(wrong("GET", "/v1/models/mock%2Fother"), coded(404, "model_not_found", Some("model")));
     assert_eq!(wrong("GET", "/v1/models/..%2F..%2Fpepper"), coded(404, "model_not_found", Some("model")));

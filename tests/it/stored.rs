@@ -108,3 +108,29 @@ fn of_replies_with_one_id_the_newest_is_listed_once() {
     distinct.dedup();
     assert_eq!((ids(&list), &list.json()["data"][0]["metadata"]["n"]), (distinct, &json!("2")));
 }
+
+#[test]
+fn what_is_stored_goes_when_the_log_lets_it_go() {
+    let refit = Refit::new();
+    let key = refit.key();
+    {
+        let server = refit.serve(&[]);
+        for text in ["row", "bodies", "new"] {
+            ask(&server, &key, text, json!({"store": true}));
+        }
+        assert_eq!(ids(&server.get(CHAT, Some(&key))).len(), 3);
+    }
+    let age = |text: &str, days: i64| {
+        let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("the database");
+        let like = format!("%\"content\":\"{text}\"%");
+        let changed =
+            database.execute("UPDATE requests SET at = at - ?1 WHERE request LIKE ?2", rusqlite::params![days * 86_400_000, like]);
+        assert_eq!(changed, Ok(1));
+    };
+    age("row", 40);
+    age("bodies", 10);
+    refit.run(&["logs", "prune", "--days", "30", "--bodies-days", "7"]).expect(0);
+    let server = refit.serve(&[]);
+    let left = server.get(CHAT, Some(&key));
+    assert!(ids(&left).len() == 1 && left.body.contains("\"new\""), "{left:?}");
+}

@@ -93,8 +93,12 @@ fn an_id_of_one_tenant_is_nothing_in_the_hands_of_another() {
     let new = |file: &str| json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"});
     let batch = server.post("/v1/batches", Some(&mine), &new(&file)).json()["id"].as_str().expect("a batch").to_string();
     let request = server.post(CHAT, Some(&mine), &chat("mock/echo", "mine")).header("x-request-id").expect("an id").to_string();
+    let mut kept = chat("mock/echo", "mine");
+    kept["store"] = json!(true);
+    let kept = server.post(CHAT, Some(&mine), &kept).json()["id"].as_str().expect("an id").to_string();
+    assert_eq!(server.get(&format!("{CHAT}/{kept}"), Some(&mine)).status, 200);
     let key_id = refit.run(&["key", "list", "--json"]).expect(0).json()[0]["id"].as_str().expect("an id").to_string();
-    let ids = [file.as_str(), &batch, &request, &key_id, "one"];
+    let ids = [file.as_str(), &batch, &request, &kept, &key_id, "one"];
     for (method, path, _) in operations(&server).into_iter().filter(|(_, path, least)| path.contains('{') && least.is_some()) {
         if path.contains("{deployment}") {
             continue;
@@ -109,7 +113,7 @@ fn an_id_of_one_tenant_is_nothing_in_the_hands_of_another() {
     }
     for other in &others {
         assert_eq!(server.post("/v1/batches", Some(other), &new(&file)).status, 400, "another's file is no input");
-        for (list, id) in [("/v1/files", &file), ("/v1/batches", &batch)] {
+        for (list, id) in [("/v1/files", &file), ("/v1/batches", &batch), (CHAT, &kept)] {
             let reply = server.get(list, Some(other));
             assert_eq!((reply.status, &reply.json()["data"]), (200, &json!([])), "{list}");
             let from = server.get(&format!("{list}?after={id}"), Some(other));

@@ -98,7 +98,8 @@ pub async fn update(
     id: Id,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let id = super::id_of(id, "stored completion")?;
+    // Of what is another project's nothing is told, whatever the body says.
+    let id = found(&gateway, &caller, id).await?.reply_id.unwrap_or_default();
     let mut fields = Fields::of(&gateway, request).await?;
     let mut metadata = checked(fields.take("metadata"))?;
     fields.finish()?;
@@ -106,7 +107,6 @@ pub async fn update(
         let text = redactor.text(&metadata.to_string());
         metadata = serde_json::from_str(&text).unwrap_or_else(|_| json!({}));
     }
-    gateway.app.names.move_rows().await?;
     let store = gateway.app.store.clone();
     let row = super::blocking(move || Ok(completions::set_metadata(store.db.as_ref(), &caller.project, &id, &metadata)?)).await?;
     Ok(Json(written(&row)?))
