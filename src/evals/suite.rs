@@ -224,8 +224,8 @@ impl Suite {
 
     /// What the values of a metric mean; none where no scorer reports it.
     pub fn scale(&self, metric: &str) -> Option<Scale> {
-        let of = |scorer: &Box<dyn Scorer>| scorer.metrics().iter().any(|known| known == metric).then(|| scorer.scale(metric));
-        self.scorers.iter().find_map(of)
+        let found = self.scorers.iter().find(|scorer| scorer.metrics().iter().any(|known| known == metric));
+        found.map(|scorer| scorer.scale(metric))
     }
 
     /// Names of all that runs give: metrics, and what cases add up to.
