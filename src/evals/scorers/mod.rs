@@ -33,7 +33,7 @@ mod tool_call;
 mod wasm;
 
 pub use case::Case;
-pub use options::Options;
+pub use options::{Author, Options};
 pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
 pub use texts::of_texts;
 
@@ -84,6 +84,11 @@ const MAX_DEPTH: usize = 16;
 /// # Errors
 /// The scorer's name or option at fault, and what is wrong.
 pub fn build(spec: &Value) -> Result<Box<dyn Scorer>, (String, String)> {
+    build_for(spec, Author::Suite)
+}
+
+/// As [`build`], for a spec of somebody else than the suite's author.
+fn build_for(spec: &Value, author: Author) -> Result<Box<dyn Scorer>, (String, String)> {
     let (word, value) = match spec {
         Value::String(word) => (word.clone(), Value::Null),
         Value::Object(map) if map.len() == 1 => match map.iter().next() {
@@ -101,7 +106,7 @@ pub fn build(spec: &Value) -> Result<Box<dyn Scorer>, (String, String)> {
     if depth(&value) > MAX_DEPTH {
         return Err(at(format!("nested deeper than {MAX_DEPTH} levels")));
     }
-    let mut options = Options::new(options_of(&word, value, *short).map_err(|problem| (word.clone(), problem))?);
+    let mut options = Options::new(options_of(&word, value, *short).map_err(|problem| (word.clone(), problem))?, author);
     let name = options.text("name").map_err(at)?;
     build(name.unwrap_or_else(|| word.clone()), options).map_err(at)
 }
@@ -316,6 +321,22 @@ mod tests {
         let verdict = score(&scorers, &Case::new(&sample, &reply), &Alone).now_or_never().expect("it waits for nothing");
         assert_eq!(Value::Object(verdict.scores), json!({"exact_match": 1.0}));
         assert_eq!(verdict.error.as_deref(), Some("scorer_error: numeric: the target has no number"));
+    }
+
+    #[test]
+    fn samples_bring_scorers_that_touch_nothing() {
+        let scorer = build(&json!("per_sample")).map_err(|(_, problem)| problem).expect("built");
+        let scored = |spec: Value| {
+            let metadata = Map::from_iter([("scorer".to_string(), spec)]);
+            let (sample, reply) = (Sample { metadata, ..sample(json!("x")) }, Reply { output: "x".into(), ..Reply::default() });
+            scorer.score(&Case::new(&sample, &reply), &Alone).now_or_never().expect("it waits for nothing")
+        };
+        assert_eq!(scored(json!({"all": ["exact_match", {"not": {"includes": "y"}}]})).expect("a score").values, [Some(1.0)]);
+        for code in [json!({"command": ["true"]}), json!({"wasm": "/etc/hostname"}), json!("per_sample")] {
+            for spec in [code.clone(), json!({"not": code}), json!({"weighted": [{"scorer": {"any": [code]}}]})] {
+                assert!(scored(spec.clone()).is_err_and(|problem| problem.contains("a sample may not bring this scorer")), "{spec}");
+            }
+        }
     }
 
     #[test]
