@@ -253,3 +253,16 @@ fn the_examples_of_the_page_run() {
     }
     assert!(commands >= 10, "only {commands} commands were found");
 }
+
+#[test]
+fn where_less_is_better_a_comparison_says_so() {
+    let refit = twenty();
+    // The echo writes two tokens for most samples, `fixed` always two; with a longer reply it writes more.
+    refit.write("s.yaml", SUITE.replace("reply: text 1", "reply: text one and more").replace("  - exact_match\n", "  - tokens\n"));
+    refit.run(&["eval", "run", "s.yaml"]).expect(0);
+    let args = ["eval", "compare", "latest/echo", "latest/fixed", "--metric", "tokens"];
+    let table = refit.run(&args).expect(0).stdout;
+    assert!(table.starts_with("tokens: 19 worse, 1 better\n  worse  c"), "{table}");
+    let json = refit.run(&[&args[..], &["--json"]].concat()).expect(0).json();
+    assert_eq!((&json["worse"], &json["paired"][0]["less_is_better"], &json["paired"][0]["wins"]), (&json!(19), &json!(true), &json!(19)));
+}

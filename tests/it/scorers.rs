@@ -86,6 +86,8 @@ fn example(scorer: &Value, seen: &Value) -> String {
     let said = seen["judge"].as_array().cloned().unwrap_or_else(|| vec![seen["vectors"].clone()]);
     let (_, port) = Script::serve(said);
     refit.write("refit.toml", provider(port));
+    let files = seen["files"].as_object().into_iter().flatten();
+    files.for_each(|(name, text)| drop(refit.write(name, text.as_str().expect("a text"))));
     let target = seen.get("target").cloned().unwrap_or(Value::Null);
     let report = match seen.get("message") {
         Some(message) => {
@@ -94,7 +96,11 @@ fn example(scorer: &Value, seen: &Value) -> String {
             refit.run(&["eval", "score", "--outputs", "o.jsonl", "--scorer", &spec, "--allow-commands", "--json"])
         }
         None => {
-            refit.write("d.jsonl", lines(&[json!({"id": "s1", "input": {"m": seen["output"]}, "target": target})]));
+            refit.write(
+                "d.jsonl",
+                lines(&[json!({"id": "s1", "input": {"m": seen["output"]}, "target": target,
+                "metadata": seen.get("metadata").cloned().unwrap_or(json!({}))})]),
+            );
             refit.write("p.prompt", "{{m}}");
             refit.write("s.yaml", suite(scorer));
             refit.run(&["eval", "run", "s.yaml", "--allow-commands", "--json"])
@@ -126,15 +132,13 @@ fn example(scorer: &Value, seen: &Value) -> String {
 fn the_examples_of_the_page_are_what_comes_out() {
     let blocks = blocks(include_str!("../../src/docs/scorers.md"));
     let is = |at: usize, language: &str| blocks.get(at).is_some_and(|(found, _)| found == language);
-    let mut words = Vec::new();
+    let mut shown = String::new();
     for at in (0..blocks.len()).filter(|at| is(*at, "yaml") && is(at + 1, "json") && is(at + 2, "text")) {
         let scorer: Value = serde_norway::from_str(&blocks[at].1).expect("YAML");
         let seen: Value = serde_json::from_str(&blocks[at + 1].1).expect("JSON");
         assert_eq!(example(&scorer, &seen), blocks[at + 2].1, "{scorer}");
-        let word = scorer.as_str().map(str::to_string).or_else(|| scorer.as_object()?.keys().next().cloned());
-        words.push(word.expect("a word"));
+        shown += &format!("{scorer} {seen}");
     }
-    assert!(words.len() >= 28, "{} examples", words.len());
     // The registry's words, as the error that lists them has it.
     let refit = Refit::new();
     refit.write("o.jsonl", "{\"output\": \"x\"}\n");
@@ -143,6 +147,7 @@ fn the_examples_of_the_page_are_what_comes_out() {
     let page = include_str!("../../src/docs/scorers.md");
     for word in known.split(", ") {
         assert!(page.contains(&format!("`{word}`")), "{word} is not on the page");
+        assert!(shown.contains(&format!("\"{word}\"")), "{word} has no example");
     }
     assert!(known.split(", ").count() >= 26, "{known}");
 }

@@ -2,7 +2,7 @@
 //! must hold; of a sample without any it says nothing. Option `at`: a JSON pointer to another place (`/metadata/checks` without it).
 //! Each sample's scorers are made once. They look at their main metric; what they add up over a run is not told.
 
-use super::{Case, Options, Scored, Scorer, Services, build as build_scorer};
+use super::{Author, Case, Options, Scored, Scorer, Services, build_for};
 use crate::types::Digest;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -20,6 +20,8 @@ const MAX_KEPT: usize = 4_096;
 const AT: &str = "/metadata/checks";
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
+    // A sample whose checks are its checks would lead to itself for ever.
+    options.for_suites_only()?;
     let at = options.text("at")?.unwrap_or_else(|| AT.into());
     options.finish()?;
     if !["/metadata/", "/target", "/input/"].iter().any(|root| at.starts_with(root)) {
@@ -36,7 +38,7 @@ impl Checks {
             return Ok(kept.clone());
         }
         let whole = if spec.is_array() { json!({"all": spec}) } else { spec.clone() };
-        let scorer: Arc<dyn Scorer> = build_scorer(&whole).map_err(|(_, problem)| format!("{}: {problem}", self.at))?.into();
+        let scorer: Arc<dyn Scorer> = build_for(&whole, Author::Sample).map_err(|(_, problem)| format!("{}: {problem}", self.at))?.into();
         let mut kept = lock();
         if kept.len() >= MAX_KEPT {
             kept.clear();
@@ -57,9 +59,6 @@ impl Scorer for Checks {
                 return Ok(Scored { values: vec![None], explanation: None });
             };
             let scorer = self.of(spec)?;
-            if scorer.runs_commands() {
-                return Err("a sample may not bring a scorer that runs a program: name it in the suite".into());
-            }
             let Scored { values, explanation } = scorer.score(case, services).await?;
             Ok(Scored { values: vec![values.first().copied().flatten()], explanation })
         })
@@ -96,7 +95,12 @@ mod tests {
     #[test]
     fn what_is_no_scorer_is_an_error_and_no_zero() {
         assert!(look(json!([{"inclodes": "cat"}]), "a cat").is_err_and(|problem| problem.contains("did you mean \"includes\"?")));
-        assert!(look(json!([{"command": {"run": ["true"]}}]), "a cat").is_err_and(|problem| problem.contains("runs a program")));
+        for code in [json!({"command": ["true"]}), json!({"wasm": "/etc/hostname"}), json!("checks")] {
+            for spec in [code.clone(), json!({"not": code}), json!({"against": {"target": 1, "scorer": code}}), json!([{"any": [code]}])] {
+                assert!(look(spec.clone(), "x").is_err_and(|problem| problem.contains("may not bring this scorer")), "{spec}");
+            }
+        }
+        assert!(look(json!([{"command": {"run": ["true"]}}]), "a cat").is_err_and(|problem| problem.contains("may not bring this scorer")));
         assert!(refused(json!({"checks": {"at": "/output"}})).contains("must begin with"));
     }
 }

@@ -3,7 +3,7 @@
 //! weighted mean, `not` is 1 less the value, `threshold` is 1 where the value is within its bounds. Each looks at the main metric of its
 //! parts.
 
-use super::{Case, Options, Scale, Scored, Scorer, Services, build as build_scorer};
+use super::{Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -15,15 +15,15 @@ struct Part {
 }
 
 impl Part {
-    fn new(spec: &Value, weight: f64) -> Result<Self, String> {
-        let scorer = build_scorer(spec).map_err(|(_, problem)| problem)?;
+    fn new(spec: &Value, weight: f64, author: Author) -> Result<Self, String> {
+        let scorer = build_for(spec, author).map_err(|(_, problem)| problem)?;
         let metric = scorer.metrics().into_iter().next().unwrap_or_default();
         Ok(Part { scorer, metric, weight })
     }
 
     /// A part whose value is from 0 to 1.
-    fn share(spec: &Value, weight: f64) -> Result<Self, String> {
-        let part = Part::new(spec, weight)?;
+    fn share(spec: &Value, weight: f64, author: Author) -> Result<Self, String> {
+        let part = Part::new(spec, weight, author)?;
         match part.scorer.scale(&part.metric) {
             Scale::Share => Ok(part),
             Scale::Less(unit) | Scale::Plain(unit) => {
@@ -67,26 +67,27 @@ pub(super) fn weighted(name: String, options: Options) -> Result<Box<dyn Scorer>
 }
 
 fn combined(name: String, how: How, mut options: Options) -> Result<Box<dyn Scorer>, String> {
+    let author = options.author;
     let parts = match options.take("scorers") {
         Some(Value::Array(parts)) if !parts.is_empty() => parts,
         Some(_) => return Err("scorers must be a list of scorers".into()),
         None => return Err("scorers is missing".into()),
     };
     options.finish()?;
-    let parts = parts.iter().map(|part| if how == How::Weighted { with_weight(part) } else { Part::share(part, 1.0) });
+    let parts = parts.iter().map(|part| if how == How::Weighted { with_weight(part, author) } else { Part::share(part, 1.0, author) });
     Ok(Box::new(Combined { name, how, parts: parts.collect::<Result<_, _>>()? }))
 }
 
 /// `{scorer: …, weight: 2}`, or a scorer with weight 1.
-fn with_weight(part: &Value) -> Result<Part, String> {
-    let Some(map) = part.as_object().filter(|map| map.contains_key("scorer")) else { return Part::share(part, 1.0) };
-    let mut options = Options::new(map.clone());
+fn with_weight(part: &Value, author: Author) -> Result<Part, String> {
+    let Some(map) = part.as_object().filter(|map| map.contains_key("scorer")) else { return Part::share(part, 1.0, author) };
+    let mut options = Options::new(map.clone(), author);
     let (scorer, weight) = (options.take("scorer").unwrap_or_default(), options.number("weight", 0.0)?.unwrap_or(1.0));
     options.finish()?;
     if weight <= 0.0 {
         return Err("weight must be more than 0".into());
     }
-    Part::share(&scorer, weight)
+    Part::share(&scorer, weight, author)
 }
 
 impl Scorer for Combined {
@@ -167,7 +168,7 @@ struct Not {
 }
 
 pub(super) fn not(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let part = Part::share(&options.take("scorer").ok_or("scorer is missing")?, 1.0)?;
+    let part = Part::share(&options.take("scorer").ok_or("scorer is missing")?, 1.0, options.author)?;
     options.finish()?;
     Ok(Box::new(Not { name, part }))
 }
@@ -203,7 +204,7 @@ struct Threshold {
 }
 
 pub(super) fn threshold(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let mut part = Part::new(&options.take("scorer").ok_or("scorer is missing")?, 1.0)?;
+    let mut part = Part::new(&options.take("scorer").ok_or("scorer is missing")?, 1.0, options.author)?;
     let (at_least, at_most) = (options.number("at_least", f64::MIN)?, options.number("at_most", f64::MIN)?);
     let metrics = part.scorer.metrics();
     let place = match options.text("metric")? {

@@ -29,6 +29,7 @@ pub(super) const REFUSED: &str = "it runs a program, which is not allowed here; 
                                   under [evals] of refit.toml";
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
+    options.for_suites_only()?;
     let mut run = options.texts("run")?.ok_or("run is missing")?;
     let timeout = options.number("timeout_s", 0.001)?.unwrap_or(10.0);
     let timeout = Duration::try_from_secs_f64(timeout).map_err(|error| format!("timeout_s: {error}"))?;

@@ -34,7 +34,7 @@ mod tool_call;
 mod wasm;
 
 pub use case::Case;
-pub use options::Options;
+pub use options::{Author, Options};
 pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
 pub use texts::of_texts;
 
@@ -86,6 +86,11 @@ const MAX_DEPTH: usize = 16;
 /// # Errors
 /// The scorer's name or option at fault, and what is wrong.
 pub fn build(spec: &Value) -> Result<Box<dyn Scorer>, (String, String)> {
+    build_for(spec, Author::Suite)
+}
+
+/// As [`build`], for a spec of somebody else than the suite's author.
+fn build_for(spec: &Value, author: Author) -> Result<Box<dyn Scorer>, (String, String)> {
     let (word, value) = match spec {
         Value::String(word) => (word.clone(), Value::Null),
         Value::Object(map) if map.len() == 1 => match map.iter().next() {
@@ -103,7 +108,7 @@ pub fn build(spec: &Value) -> Result<Box<dyn Scorer>, (String, String)> {
     if depth(&value) > MAX_DEPTH {
         return Err(at(format!("nested deeper than {MAX_DEPTH} levels")));
     }
-    let mut options = Options::new(options_of(&word, value, *short).map_err(|problem| (word.clone(), problem))?);
+    let mut options = Options::new(options_of(&word, value, *short).map_err(|problem| (word.clone(), problem))?, author);
     let name = options.text("name").map_err(at)?;
     build(name.unwrap_or_else(|| word.clone()), options).map_err(at)
 }

@@ -3,16 +3,34 @@
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value};
 
+/// Who wrote a scorer's options down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Author {
+    /// Whoever wrote the suite.
+    Suite,
+    /// Whoever wrote the sample: data, which may come from anywhere.
+    Sample,
+}
+
 /// Options of a scorer.
 pub struct Options {
+    pub(super) author: Author,
     given: Map<String, Value>,
     asked: Vec<&'static str>,
 }
 
 impl Options {
     /// Options as the suite has them.
-    pub(super) fn new(given: Map<String, Value>) -> Self {
-        Options { given, asked: Vec::new() }
+    pub(super) fn new(given: Map<String, Value>, author: Author) -> Self {
+        Options { author, given, asked: Vec::new() }
+    }
+
+    /// Refuses what a sample brings: scorers that read files, run code, or look into the sample for scorers again.
+    pub(super) fn for_suites_only(&self) -> Result<(), String> {
+        match self.author {
+            Author::Suite => Ok(()),
+            Author::Sample => Err("a sample may not bring this scorer; put it into the suite".into()),
+        }
     }
 
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {

@@ -28,6 +28,7 @@ struct Code {
 }
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
+    options.for_suites_only()?;
     let file = options.text("file")?.ok_or("file is missing")?;
     let fuel = options.count("fuel", 1..=u64::MAX)?.unwrap_or(200_000_000);
     let memory = options.count("memory_mib", 1..=4_096)?.unwrap_or(64);
