@@ -219,7 +219,7 @@ fn what_is_no_request_is_refused_in_the_callers_protocol() {
         }
         let reply = server.post_bytes(path, None, b"{}");
         assert_eq!((reply.status, reply.json()["type"] == "error"), (401, path == "/v1/messages"), "{reply:?}");
-        let reply = server.get(path, Some(&key));
+        let reply = crate::support::http("DELETE", &format!("{}{path}", server.url()), Some(&key), None);
         assert_eq!((reply.status, reply.json()["type"] == "error"), (405, path == "/v1/messages"), "{reply:?}");
     }
     let url = format!("{}/v1/messages", server.url());
