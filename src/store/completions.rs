@@ -23,6 +23,8 @@ pub struct Page<'a> {
     pub limit: usize,
     /// Oldest first; newest first otherwise.
     pub ascending: bool,
+    /// Only those from this moment on, and before that one, in milliseconds.
+    pub between: (Option<i64>, Option<i64>),
 }
 
 /// What makes a row one of them.
@@ -75,6 +77,12 @@ fn look(db: &dyn Db, page: &Page<'_>, last: Option<&(i64, String)>) -> Result<Ve
         let (provider, rest) = model.split_once('/').unwrap_or(("", model));
         sql.push_str(" AND (model = ? OR route = ? OR (provider = ? AND model = ?))");
         params.extend([model.into(), model.into(), provider.into(), rest.into()]);
+    }
+    for (bound, sign) in [(page.between.0, ">="), (page.between.1, "<")] {
+        if let Some(at) = bound {
+            sql.push_str(&format!(" AND at {sign} ?"));
+            params.push(at.into());
+        }
     }
     let (beyond, order) = if page.ascending { (">", "ASC") } else { ("<", "DESC") };
     if let Some((at, id)) = last {

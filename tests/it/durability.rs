@@ -362,11 +362,12 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The steps of the schema.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     include_str!("../../src/store/migrations/0001_spine.sql"),
     include_str!("../../src/store/migrations/0002_files_batches.sql"),
     include_str!("../../src/store/migrations/0003_gateway.sql"),
     include_str!("../../src/store/migrations/0004_prompts.sql"),
+    include_str!("../../src/store/migrations/0005_evals.sql"),
     include_str!("../../src/store/migrations/0006_datasets.sql"),
     include_str!("../../src/store/migrations/0007_openai_evals.sql"),
 ];

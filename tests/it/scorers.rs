@@ -10,6 +10,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// Answers for whichever of two answers begins with `new`.
+const NEW_WINS: &str = "the new one";
+
 /// What a scripted upstream was asked, and what it says.
 #[derive(Clone, Default)]
 struct Script {
@@ -29,9 +32,15 @@ impl Script {
     fn answer(&self, stream: &mut TcpStream, body: &str) -> bool {
         let asked: Value = serde_json::from_str(body).expect("JSON");
         let is_embedding = asked.get("input").is_some();
+        let text = asked["messages"].to_string();
         self.asked.lock().expect("whole").push(asked);
         let mut answers = self.answers.lock().expect("whole");
         let next = if answers.len() > 1 { answers.pop() } else { answers.first().cloned() }.unwrap_or_default();
+        if next == NEW_WINS {
+            // Both orders are asked at once: which of them comes first is not settled.
+            let which = if text.find("new 0") < text.find("old 0") { "first" } else { "second" };
+            return says(stream, &json!({"reasons": "", "better": which}).to_string());
+        }
         if !is_embedding {
             return says(stream, &next.as_str().map_or_else(|| next.to_string(), str::to_string));
         }
@@ -388,9 +397,9 @@ fn a_judge_that_fails_is_a_third_outcome_and_is_asked_again() {
 
 #[test]
 fn two_targets_are_compared_once_their_answers_are_stored() {
-    let better = |which: &str| json!({"reasons": "", "better": which});
+    let first = json!({"reasons": "", "better": "first"});
     // Both orders of two samples: the new answer wins, then the judge contradicts itself.
-    let (refit, script) = judged(&json!({}), ["first", "second", "first", "first"].map(better).to_vec());
+    let (refit, script) = judged(&json!({}), vec![json!(NEW_WINS), json!(NEW_WINS), first.clone(), first]);
     let line = |i: usize| json!({"old": format!("old {i}"), "new": format!("new {i}"), "truth": "t"});
     refit.write("o.jsonl", lines(&[line(0), line(1)]));
     let scorer = json!({"llm_judge": {"model": "up/m", "pairwise": "old"}}).to_string();

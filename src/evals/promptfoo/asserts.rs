@@ -17,7 +17,9 @@ pub(super) struct Reading<'a> {
 pub(super) type Check = (Value, f64);
 
 /// What carries over of an assertion, beside `type`.
-const KEYS: [&str; 7] = ["type", "value", "threshold", "weight", "metric", "provider", "config"];
+const KEYS: [&str; 6] = ["type", "value", "threshold", "weight", "metric", "provider"];
+/// Kinds that a model grades, which `provider` names.
+const GRADED: [&str; 2] = ["llm-rubric", "model-graded-closedqa"];
 
 /// The scorers of a list of assertions.
 pub(super) fn read(asserts: &Value, place: &str, reading: &Reading<'_>, left: &mut Leaving) -> Vec<Check> {
@@ -53,7 +55,11 @@ fn check(assert: &Value, place: &str, reading: &Reading<'_>, left: &mut Leaving)
     let fields = assert.as_object().ok_or("is no assertion")?;
     let kind = fields.get("type").and_then(Value::as_str).ok_or("has no type")?;
     let weight = fields.get("weight").map_or(Some(1.0), Value::as_f64).ok_or("weight is no number")?;
+    let said = "checks of a sample are one metric, `checks`";
     if kind == "assert-set" {
+        for name in fields.keys().filter(|name| !["type", "assert", "threshold", "weight"].contains(&name.as_str())) {
+            left.add(format!("{place}.{name}"), if name == "metric" { said } else { "is not known" });
+        }
         let checks = self::read(fields.get("assert").unwrap_or(&Value::Null), &format!("{place}.assert"), reading, left);
         let set = together(checks, fields.get("threshold").and_then(Value::as_f64)).ok_or("nothing of the set carries over")?;
         return Ok((if set.is_array() { json!({"all": set}) } else { set }, weight));
@@ -65,9 +71,15 @@ fn check(assert: &Value, place: &str, reading: &Reading<'_>, left: &mut Leaving)
         left.add(format!("{place}.{name}"), "is not known");
     }
     if fields.contains_key("metric") {
-        left.add(format!("{place}.metric"), "checks of a sample are one metric, `checks`");
+        left.add(format!("{place}.metric"), said);
     }
     let (kind, is_negated) = kind.strip_prefix("not-").map_or((kind, false), |kind| (kind, true));
+    if fields.contains_key("provider") && !GRADED.contains(&kind) {
+        left.add(format!("{place}.provider"), "is not carried over: `similar` takes local/all-minilm-l6-v2");
+    }
+    if kind == "equals" && fields.get("value").and_then(Value::as_str).is_some_and(|text| text.trim() != text) {
+        left.add(place, "white space around a text does not count here");
+    }
     let value = valued(fields.get("value").unwrap_or(&Value::Null), reading)?;
     let number = |usual: Option<f64>| fields.get("threshold").and_then(Value::as_f64).or(usual);
     let scorer = scorer(kind, &value, &number, (fields, reading))?;
@@ -248,10 +260,25 @@ mod tests {
         let (found, left) = checks(json!([
             {"type": "javascript", "value": "1"}, {"type": "regex", "value": "(?=x)"}, {"type": "contains", "value": "{{ gone }}"},
             {"type": "is-sql"}, {"type": "contains", "value": "x", "transform": "output.x"}, {"type": "contains", "value": "x", "metric": "m"},
-            {"type": "assert-set", "threshold": 0.5, "assert": [{"type": "contains", "value": "x"}, {"type": "python", "value": "1"}]},
+            {"type": "assert-set", "threshold": 0.5, "metric": "m", "assert": [{"type": "contains", "value": "x"}, {"type": "python", "value": "1"}]},
+            {"type": "similar", "value": "x", "provider": "openai:embedding:y", "config": {}},
         ]));
-        assert_eq!(left, ["assert[0]", "assert[1]", "assert[2]", "assert[3]", "assert[4]", "assert[5].metric", "assert[6].assert[1]"]);
-        assert_eq!(found.len(), 2);
+        assert_eq!(
+            left,
+            [
+                "assert[0]",
+                "assert[1]",
+                "assert[2]",
+                "assert[3]",
+                "assert[4]",
+                "assert[5].metric",
+                "assert[6].metric",
+                "assert[6].assert[1]",
+                "assert[7].config",
+                "assert[7].provider"
+            ]
+        );
+        assert_eq!(found.len(), 3);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Imported {
 const KEYS: [&str; 10] =
     ["$schema", "description", "prompts", "providers", "targets", "tests", "defaultTest", "evaluateOptions", "tags", "metadata"];
 
+/// What is read of `defaultTest`.
+const DEFAULTS: [&str; 5] = ["vars", "assert", "threshold", "metadata", "options"];
+
 /// Reads a configuration file.
 ///
 /// # Errors
@@ -54,7 +57,7 @@ pub fn import(file: &Path, wish: &Wish) -> Result<Imported, Failure> {
     }
     let models = providers::read(fields.get("providers").or(fields.get("targets")).unwrap_or(&Value::Null), &mut left);
     let prompts = prompts::read(fields.get("prompts").unwrap_or(&Value::Null), folder, &mut left)?;
-    let defaults = fields.get("defaultTest").cloned().unwrap_or_default();
+    let defaults = defaults(fields.get("defaultTest"), folder, &mut left)?;
     let judge = judge(&defaults, wish, &mut left);
     let tests = Tests { folder, defaults: &defaults, judge: judge.as_deref() };
     let samples = tests.read(fields.get("tests").unwrap_or(&Value::Null), &mut left)?;
@@ -77,6 +80,24 @@ pub fn import(file: &Path, wish: &Wish) -> Result<Imported, Failure> {
     ];
     files.extend(named.into_iter().map(|(name, prompt)| (format!("{name}.prompt"), source(&prompt, &samples))));
     Ok(Imported { files, targets: targets.len(), samples: samples.len(), left: left.0 })
+}
+
+/// `defaultTest`, which may stand in a file of its own.
+fn defaults(given: Option<&Value>, folder: &Path, left: &mut Leaving) -> Result<Value, Failure> {
+    let value = match given.and_then(Value::as_str) {
+        None => given.cloned().unwrap_or_default(),
+        Some(text) => match files::reference(text).filter(|file| [".yaml", ".yml", ".json"].iter().any(|ending| file.ends_with(ending))) {
+            Some(file) => files::value(&files::text(folder, file)?, file)?,
+            None => {
+                left.add("defaultTest", format!("{text:?} is no map, and no YAML or JSON file"));
+                Value::Null
+            }
+        },
+    };
+    for name in value.as_object().into_iter().flat_map(Map::keys).filter(|name| !DEFAULTS.contains(&name.as_str())) {
+        left.add(format!("defaultTest.{name}"), "is not carried over");
+    }
+    Ok(value)
 }
 
 /// The model that grades: the one that was asked for, else the one of `defaultTest.options`.

@@ -49,8 +49,15 @@ pub async fn list(State(gateway): State<Gateway>, Extension(caller): Extension<C
     gateway.app.names.move_rows().await?;
     let store = gateway.app.store.clone();
     let (rows, more) = super::blocking(move || {
-        let page =
-            Page { project: &caller.project, model: model.as_deref(), metadata: &metadata, after: after.as_deref(), limit, ascending };
+        let page = Page {
+            project: &caller.project,
+            model: model.as_deref(),
+            metadata: &metadata,
+            after: after.as_deref(),
+            limit,
+            ascending,
+            between: (None, None),
+        };
         Ok(completions::list(store.db.as_ref(), &page)?)
     })
     .await?;

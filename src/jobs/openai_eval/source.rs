@@ -3,7 +3,6 @@
 use crate::evals::graders::{messages, template};
 use crate::store::completions::{self, Page};
 use crate::store::openai_evals::EvalRunRow;
-use crate::store::requests::RequestRow;
 use crate::store::{Db, Store, StoreError, files};
 use crate::types::json::{MAX_VALUES, read as read_json};
 use crate::types::{Code, Failure};
@@ -130,14 +129,13 @@ impl Plan {
                 model: filter.model.as_deref(),
                 metadata: &filter.metadata,
                 after: after.as_deref(),
-                limit: MAX_PAGE,
+                limit: MAX_PAGE.min(filter.limit),
                 ascending: true,
+                between: (filter.after, filter.before),
             };
             let (rows, more) = completions::list(db, &page)?;
             after = rows.last().and_then(|row| row.reply_id.clone());
-            let within =
-                |row: &RequestRow| filter.after.is_none_or(|from| row.at >= from) && filter.before.is_none_or(|until| row.at < until);
-            ids.extend(rows.into_iter().filter(within).filter_map(|row| row.reply_id));
+            ids.extend(rows.into_iter().filter_map(|row| row.reply_id));
             if !more || ids.len() >= filter.limit {
                 break;
             }

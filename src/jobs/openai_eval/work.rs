@@ -219,10 +219,15 @@ impl Work {
 
     async fn fail(&self, run: &EvalRunRow, failure: &Failure) -> Result<(), Failure> {
         let error = json!({"code": failure.code().name, "message": failure.to_string()});
-        let (store, id) = (self.desk.store.clone(), run.id.clone());
-        blocking(move || match store.db.batch(&[rows::ending(&id, Status::Failed, &error)]) {
-            Err(StoreError::Conflict(_)) => Ok(()),
-            other => Ok(other?),
+        let (store, failed) = (self.desk.store.clone(), run.clone());
+        blocking(move || {
+            // What was graded before stands.
+            let sums = Sums::of(store.db.as_ref(), &failed)?;
+            let summed = rows::summing(&failed.id, &sums.usage(), &sums.criteria(&failed));
+            match store.db.batch(&[summed, rows::ending(&failed.id, Status::Failed, &error)]) {
+                Err(StoreError::Conflict(_)) => Ok(()),
+                other => Ok(other?),
+            }
         })
         .await?;
         self.end(End::Failed(failure.to_string())).await
