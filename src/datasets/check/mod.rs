@@ -14,7 +14,7 @@ use crate::stats::percentile;
 use crate::types::traits::CountTokens;
 use languages::Languages;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 
 /// Values of a field beyond this many are counted, not listed.
@@ -160,9 +160,9 @@ impl Report {
 /// Checks a dataset; lengths in tokens when a counter is given, in words otherwise.
 pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
     let samples = &dataset.samples;
-    let sides: HashMap<&str, &str> =
-        dataset.assignment.iter().flat_map(|(split, ids)| ids.iter().map(move |id| (id.as_str(), split.as_str()))).collect();
+    let sides = dataset.sides();
     let texts: Vec<String> = samples.iter().map(Sample::text).collect();
+    let asked: Vec<String> = samples.iter().map(Sample::asked).collect();
     let side = |i: usize| sides.get(samples[i].id.as_str()).map(|split| split.to_string());
     let mut report = Report {
         samples: samples.len(),
@@ -174,19 +174,23 @@ pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
         balance: balance(samples),
         length: length(&texts, counter),
         tokens: Vec::new(),
-        languages: languages::of(&texts),
+        languages: languages::of(&asked),
         personal: None,
         label_errors: None,
         outliers: None,
         skipped: Vec::new(),
         without_target: samples.iter().filter(|sample| sample.target.is_null()).count(),
     };
-    for pair in similar::pairs(&texts, split::NEAR) {
+    let number = |i: usize| {
+        let split = sides.get(samples[i].id.as_str());
+        split.map_or(0, |split| split::NAMES.iter().position(|name| name == split).map_or(4, |at| at + 1))
+    };
+    for pair in similar::pairs_across(&asked, split::NEAR, &number) {
         let (a, b) = (pair.a, pair.b);
-        let kind = likeness((&samples[a], &texts[a]), (&samples[b], &texts[b]));
+        let kind = likeness(&samples[a], &samples[b]);
         let ids = [samples[a].id.clone(), samples[b].id.clone()];
         let found = Match { ids, splits: [side(a), side(b)], kind, similarity: pair.similarity };
-        if samples[a].target != samples[b].target {
+        if samples[a].target != samples[b].target && samples[a].context() == samples[b].context() {
             report.contradictions.push(found.clone());
         }
         if found.splits[0].is_some() && found.splits[1].is_some() && found.splits[0] != found.splits[1] {
@@ -233,7 +237,7 @@ pub fn personal(samples: &[Sample], find: &dyn Fn(&str) -> Vec<String>) -> Perso
 }
 
 /// How alike two samples are that are near anyway.
-pub(super) fn likeness((a, a_text): (&Sample, &str), (b, b_text): (&Sample, &str)) -> Likeness {
+fn likeness(a: &Sample, b: &Sample) -> Likeness {
     let same = |x: &Value, y: &Value| match (x, y) {
         (Value::String(x), Value::String(y)) => x.trim() == y.trim(),
         _ => x == y,
@@ -241,8 +245,22 @@ pub(super) fn likeness((a, a_text): (&Sample, &str), (b, b_text): (&Sample, &str
     let is_exact = a.input.len() == b.input.len() && a.input.iter().all(|(name, x)| b.input.get(name).is_some_and(|y| same(x, y)));
     match is_exact {
         true => Likeness::Exact,
-        false if similar::letters(a_text) == similar::letters(b_text) => Likeness::Normalised,
+        false if normal(&a.input) == normal(&b.input) => Likeness::Normalised,
         false => Likeness::Near,
+    }
+}
+
+/// Variables with every text in the form in which case and punctuation do not count; what is no text stays as it is.
+fn normal(input: &Map<String, Value>) -> Map<String, Value> {
+    input.iter().map(|(name, value)| (name.clone(), normal_value(value))).collect()
+}
+
+fn normal_value(value: &Value) -> Value {
+    match value {
+        Value::String(text) => similar::letters(text).into(),
+        Value::Array(items) => items.iter().map(normal_value).collect(),
+        Value::Object(fields) => Value::Object(normal(fields)),
+        other => other.clone(),
     }
 }
 

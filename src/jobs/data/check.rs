@@ -83,7 +83,7 @@ pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> R
             return Ok(whole);
         }
     };
-    let texts: Vec<String> = dataset.samples.iter().map(Sample::text).collect();
+    let texts: Vec<String> = dataset.samples.iter().map(Sample::asked).collect();
     let vectors = match vectors::of(around.inference, &embedder, &texts, around.progress).await {
         Ok(vectors) => vectors,
         Err(failure) => {
