@@ -86,6 +86,23 @@ pub fn text_of(value: &Value) -> String {
     text
 }
 
+/// Gives every text, number and name of a value, also of what is JSON inside a text, such as the arguments of a tool call.
+pub fn each_text(value: &Value, take: &mut dyn FnMut(&str)) {
+    match value {
+        Value::String(text) => match text.trim_start().starts_with(['{', '[']).then(|| serde_json::from_str::<Value>(text)) {
+            Some(Ok(nested)) => each_text(&nested, take),
+            _ => take(text),
+        },
+        Value::Number(number) => take(&number.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| each_text(item, take)),
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            take(name);
+            each_text(value, take);
+        }),
+        _ => {}
+    }
+}
+
 fn collect(value: &Value, text: &mut String) {
     gather(value, false, text);
 }

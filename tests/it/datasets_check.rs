@@ -163,3 +163,40 @@ fn vectors_tell_outliers_wrong_labels_and_what_live_requests_lack() {
     let report = refit.run(&["data", "check", "d", "--embedder", "mock/echo", "--json"]).json();
     assert!(report["skipped"][0]["reason"].as_str().is_some_and(|reason| reason.contains("embeddings")), "{report}");
 }
+
+#[test]
+fn personal_data_is_found_in_metadata_numbers_and_names() {
+    let refit = Refit::new();
+    let call = json!({"function": {"name": "f", "arguments": "{\"to\": \"ann\\u0040example.com\"}"}});
+    stored(
+        &refit,
+        &[
+            json!({"id": "meta", "input": {"m": "x"}, "metadata": {"from": "ann@example.com"}}),
+            json!({"id": "number", "input": {"m": "y", "card": 4_111_111_111_111_111_u64}}),
+            json!({"id": "name", "input": {"m": "z"}, "target": {"ann@example.com": 1}}),
+            json!({"id": "call", "input": {"m": "w"}, "target": {"calls": [call]}}),
+        ],
+    );
+    let personal = refit.run(&["data", "check", "d", "--json"]).json()["personal"].clone();
+    assert_eq!(personal["counts"], json!({"credit_card": 1, "email": 3}));
+}
+
+#[test]
+fn live_requests_are_compared_without_what_is_personal_and_not_logged_anew() {
+    let refit = Refit::new();
+    let up = embedder();
+    refit.write("refit.toml", crate::rig::provider(up.port).replace("[\"m\"]", "[\"m\", \"e\"]"));
+    let sample = |i: usize| json!({"id": format!("s{i}"), "input": {"m": format!("my kettle broke on day {}", "x".repeat(i % 13))}});
+    stored(&refit, &(0..20).map(sample).collect::<Vec<_>>());
+    {
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let body = json!({"model": "mock/echo", "messages": [{"role": "user", "content": "a parcel for ann@example.com"}]});
+        assert_eq!(server.post("/v1/chat/completions", Some(&key), &body).status, 200);
+    }
+    let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
+    assert_eq!(report["coverage"]["lacking"][0]["example"], "a parcel for [email]", "{report}");
+    let log = refit.run(&["logs", "export"]).expect(0).stdout;
+    let rows: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let made: Vec<_> = rows.iter().filter(|row| row["endpoint"] == "data.check").collect();
+    assert!(made.len() == 2 && made.iter().all(|row| row["request"].is_null() && row["reply"].is_null()), "{made:?}");
+}

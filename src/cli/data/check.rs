@@ -59,7 +59,8 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let dataset = datasets.open(&args.dataset)?;
     let bar = Bar::counting("check");
     let wishes = Wishes { models: args.models, embedder: args.embedder, traffic: args.coverage.then(|| args.filters.filter()) };
-    let around = Around { store: &app.store, inference: &app.inference, progress: &bar };
+    let config = app.config();
+    let around = Around { store: &app.store, inference: &app.inference, log: &config.log, progress: &bar };
     let whole = context.runtime()?.block_on(data::check::check(&dataset, &wishes, &around))?;
     drop(bar);
     let (fixed, is_clean) = match args.fix {

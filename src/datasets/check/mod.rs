@@ -217,12 +217,17 @@ pub fn tokens(samples: &[Sample], model: &str, counter: &dyn CountTokens) -> Tok
     Tokens { model: model.to_string(), total: lengths.iter().sum(), length: distribution("tokens", &lengths) }
 }
 
-/// Looks for personal data; `find` names what it finds in a text.
+/// Looks for personal data in every text, number and name of samples, metadata included; `find` names what it finds in a text.
 pub fn personal(samples: &[Sample], find: &dyn Fn(&str) -> Vec<String>) -> Personal {
     let mut personal = Personal::default();
     for sample in samples {
-        let mut kinds = find(&sample.text());
-        kinds.extend(find(&super::sample::text_of(&sample.target)));
+        let mut kinds = Vec::new();
+        let mut look = |text: &str| kinds.extend(find(text));
+        for (name, value) in sample.input.iter().chain(&sample.metadata) {
+            look(name);
+            super::sample::each_text(value, &mut look);
+        }
+        super::sample::each_text(&sample.target, &mut look);
         kinds.sort_unstable();
         kinds.dedup();
         if kinds.is_empty() {

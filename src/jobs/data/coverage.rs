@@ -2,7 +2,7 @@
 //! other, gathered around the first of each kind (leader clustering: Hartigan, Clustering Algorithms, 1975).
 
 use crate::datasets::check::neighbours;
-use crate::monitor::rows;
+use crate::monitor::{Redactor, rows};
 use crate::stats::percentile;
 use crate::store::log::Filter;
 use crate::store::{Store, StoreError};
@@ -52,13 +52,14 @@ pub(super) struct Live {
     pub(super) text: String,
 }
 
-/// Requests of the log that ended well and whose bodies were kept.
-pub(super) fn live(store: &Store, filter: &Filter) -> Result<Vec<Live>, StoreError> {
+/// Requests of the log that ended well and whose bodies were kept, without what may be personal.
+pub(super) fn live(store: &Store, filter: &Filter, redactor: &Redactor) -> Result<Vec<Live>, StoreError> {
     let mut found = Vec::new();
     rows::each::<StoreError>(store, filter, |row| {
         if row.error_code.is_none() && row.endpoint == "chat.completions" {
             let row = rows::with_bodies(store, row)?;
-            found.extend(row.request.as_deref().and_then(asked).map(|text| Live { id: row.id, text }));
+            let request = row.request.map(|request| redactor.body(request));
+            found.extend(request.as_deref().and_then(asked).map(|text| Live { id: row.id, text }));
         }
         Ok(true)
     })?;
@@ -77,11 +78,10 @@ pub(super) fn asked(request: &str) -> Option<String> {
 
 /// How much of the requests a dataset covers, by the vectors of both.
 pub(super) fn coverage(live: &[Live], of_live: &[Vec<f32>], samples: &[Vec<f32>]) -> Coverage {
-    let own: Vec<f64> = samples
-        .iter()
-        .enumerate()
-        .filter_map(|(at, vector)| neighbours::nearest(vector, samples, 1, Some(at)).first().map(|near| f64::from(near.cosine)))
-        .collect();
+    // What stands there twice says nothing about how near to each other the others are.
+    let distinct = neighbours::distinct(samples);
+    let nearest = |(at, vector): (usize, &Vec<f32>)| neighbours::nearest(vector, &distinct, 1, Some(at)).first().map(|near| near.cosine);
+    let own: Vec<f64> = distinct.iter().enumerate().filter_map(nearest).map(f64::from).collect();
     let threshold = if own.is_empty() { 1.0 } else { percentile(&own, QUANTILE) };
     let (mut covered, mut kinds): (usize, Vec<(usize, Lacking)>) = (0, Vec::new());
     for (at, (request, vector)) in live.iter().zip(of_live).enumerate() {
@@ -108,6 +108,15 @@ pub(super) fn coverage(live: &[Live], of_live: &[Vec<f32>], samples: &[Vec<f32>]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_of_samples_do_not_raise_the_threshold() {
+        let cloud = |i: usize| vec![1.0, (i % 6) as f32 * 0.1, 0.0];
+        let samples = neighbours::unit((0..60).map(cloud).collect());
+        let of_live = neighbours::unit(vec![vec![1.0, 0.25, 0.0]]);
+        let found = coverage(&[Live { id: "r".into(), text: "t".into() }], &of_live, &samples);
+        assert_eq!((found.covered, found.threshold < 0.9999), (1, true));
+    }
 
     #[test]
     fn what_is_far_from_every_sample_is_lacking_by_its_kind() {
