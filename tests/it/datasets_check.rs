@@ -200,3 +200,22 @@ fn live_requests_are_compared_without_what_is_personal_and_not_logged_anew() {
     let made: Vec<_> = rows.iter().filter(|row| row["endpoint"] == "data.check").collect();
     assert!(made.len() == 2 && made.iter().all(|row| row["request"].is_null() && row["reply"].is_null()), "{made:?}");
 }
+
+#[test]
+fn live_conversations_are_compared_with_conversations() {
+    let refit = Refit::new();
+    let up = embedder();
+    refit.write("refit.toml", crate::rig::provider(up.port).replace("[\"m\"]", "[\"m\", \"e\"]"));
+    let messages = |i: usize| {
+        json!([{"role": "system", "content": "about a fan"}, {"role": "user", "content": format!("my kettle broke {}", "x".repeat(i))},
+            {"role": "assistant", "content": "how"}, {"role": "user", "content": "in the parcel"}])
+    };
+    stored(&refit, &(0..20).map(|i| json!({"id": format!("s{i}"), "input": {"messages": messages(i)}})).collect::<Vec<_>>());
+    {
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let body = json!({"model": "mock/echo", "messages": messages(3)});
+        assert_eq!(server.post("/v1/chat/completions", Some(&key), &body).status, 200);
+    }
+    let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
+    assert_eq!((&report["coverage"]["requests"], &report["coverage"]["covered"]), (&json!(1), &json!(1)), "{}", report["coverage"]);
+}

@@ -234,3 +234,13 @@ fn splits_of_files_are_not_put_aside_silently() {
     let refused = refit.run(&import).expect(2).stderr;
     assert!(refused.contains("split already"), "{refused}");
 }
+
+#[test]
+fn of_very_many_pairs_all_are_counted_and_some_are_listed() {
+    let refit = Refit::new();
+    let sample = |i: usize| json!({"id": format!("s{i}"), "input": {"m": "where is my order, please"}, "target": "x"});
+    imported(&refit, "d", &(0..400).map(sample).collect::<Vec<_>>());
+    let report = refit.run(&["data", "check", "d", "--json"]).expect(1).json();
+    // Each with the 32 before it: 32 · 400 less those that the first 32 have not.
+    assert_eq!((&report["counts"]["duplicates"], report["duplicates"].as_array().map(Vec::len)), (&json!(12_272), Some(10_000)));
+}

@@ -131,14 +131,15 @@ fn describe(whole: &Whole) -> String {
             tenth(length.p95)
         ));
     }
-    for (name, found) in [
-        ("duplicates", &report.duplicates),
-        ("duplicates but for case and punctuation", &report.normalised_duplicates),
-        ("near-duplicates", &report.near_duplicates),
-        ("contradictions (alike, other target)", &report.contradictions),
-        ("leakage between splits", &report.leakage),
+    let counts = &report.counts;
+    for (name, found, count) in [
+        ("duplicates", &report.duplicates, counts.duplicates),
+        ("duplicates but for case and punctuation", &report.normalised_duplicates, counts.normalised_duplicates),
+        ("near-duplicates", &report.near_duplicates, counts.near_duplicates),
+        ("contradictions (alike, other target)", &report.contradictions, counts.contradictions),
+        ("leakage between splits", &report.leakage, counts.leakage),
     ] {
-        add(&mut lines, name, found.iter().map(pair));
+        add_some(&mut lines, name, found.iter().map(pair), count);
     }
     lines.extend(report.balance.iter().map(|(field, balance)| values(field, balance)));
     lines.push(languages(report));
@@ -177,10 +178,15 @@ fn tenth(number: f64) -> f64 {
 /// A heading with its count, and the first of the findings.
 fn add(lines: &mut Vec<String>, name: &str, found: impl ExactSizeIterator<Item = String>) {
     let count = found.len();
+    add_some(lines, name, found, count);
+}
+
+/// The same where not all of the findings are there.
+fn add_some(lines: &mut Vec<String>, name: &str, found: impl Iterator<Item = String>, count: usize) {
     lines.push(format!("{name}: {count}"));
     lines.extend(found.take(SHOWN));
     if count > SHOWN {
-        lines.push(format!("  and {} more (--json lists all)", count - SHOWN));
+        lines.push(format!("  and {} more (--json lists more)", count - SHOWN));
     }
 }
 

@@ -22,11 +22,31 @@ const MAX_LISTED_VALUES: usize = 40;
 /// Samples that one check lists.
 pub const MAX_LISTED_SAMPLES: usize = 1_000;
 
+/// Pairs that one check lists.
+pub const MAX_LISTED_PAIRS: usize = 10_000;
+
+/// How many pairs of each kind there are, listed or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Pairs with equal input.
+    pub duplicates: usize,
+    /// Pairs that are equal but for case, white space and punctuation.
+    pub normalised_duplicates: usize,
+    /// Other pairs that are alike.
+    pub near_duplicates: usize,
+    /// Pairs among them whose targets differ.
+    pub contradictions: usize,
+    /// Pairs among them on two sides of the split.
+    pub leakage: usize,
+}
+
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Samples looked at.
     pub samples: usize,
+    /// How many pairs there are; of each kind up to [`MAX_LISTED_PAIRS`] are listed.
+    pub counts: Counts,
     /// Pairs with equal input.
     pub duplicates: Vec<Match>,
     /// Pairs whose texts are equal but for case, white space and punctuation.
@@ -166,6 +186,7 @@ pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
     let side = |i: usize| sides.get(samples[i].id.as_str()).map(|split| split.to_string());
     let mut report = Report {
         samples: samples.len(),
+        counts: Counts::default(),
         duplicates: Vec::new(),
         normalised_duplicates: Vec::new(),
         near_duplicates: Vec::new(),
@@ -191,19 +212,27 @@ pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
         let ids = [samples[a].id.clone(), samples[b].id.clone()];
         let found = Match { ids, splits: [side(a), side(b)], kind, similarity: pair.similarity };
         if samples[a].target != samples[b].target && samples[a].context() == samples[b].context() {
-            report.contradictions.push(found.clone());
+            list(&mut report.contradictions, &mut report.counts.contradictions, found.clone());
         }
         if found.splits[0].is_some() && found.splits[1].is_some() && found.splits[0] != found.splits[1] {
-            report.leakage.push(found.clone());
+            list(&mut report.leakage, &mut report.counts.leakage, found.clone());
         }
-        let list = match kind {
-            Likeness::Exact => &mut report.duplicates,
-            Likeness::Normalised => &mut report.normalised_duplicates,
-            Likeness::Near => &mut report.near_duplicates,
+        let (pairs, count) = match kind {
+            Likeness::Exact => (&mut report.duplicates, &mut report.counts.duplicates),
+            Likeness::Normalised => (&mut report.normalised_duplicates, &mut report.counts.normalised_duplicates),
+            Likeness::Near => (&mut report.near_duplicates, &mut report.counts.near_duplicates),
         };
-        list.push(found);
+        list(pairs, count, found);
     }
     report
+}
+
+/// Counts a pair, and lists it where there is room.
+fn list(pairs: &mut Vec<Match>, count: &mut usize, found: Match) {
+    *count += 1;
+    if pairs.len() < MAX_LISTED_PAIRS {
+        pairs.push(found);
+    }
 }
 
 /// Counts the tokens of inputs and targets as a model would.

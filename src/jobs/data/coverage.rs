@@ -1,13 +1,14 @@
 //! Which kinds of live request a dataset lacks: requests of the log that are nearer to nothing in it than its own samples are to each
 //! other, gathered around the first of each kind (leader clustering: Hartigan, Clustering Algorithms, 1975).
 
+use crate::datasets::Sample;
 use crate::datasets::check::neighbours;
 use crate::monitor::{Redactor, rows};
 use crate::stats::percentile;
 use crate::store::log::Filter;
 use crate::store::{Store, StoreError};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Requests that are looked at: evenly over those that are meant.
 const MOST_REQUESTS: usize = 2_000;
@@ -59,12 +60,21 @@ pub(super) fn live(store: &Store, filter: &Filter, redactor: &Redactor) -> Resul
         if row.error_code.is_none() && row.endpoint == "chat.completions" {
             let row = rows::with_bodies(store, row)?;
             let request = row.request.map(|request| redactor.body(request));
-            found.extend(request.as_deref().and_then(asked).map(|text| Live { id: row.id, text }));
+            found.extend(request.as_deref().and_then(said).map(|text| Live { id: row.id, text }));
         }
         Ok(true)
     })?;
     let step = found.len().div_ceil(MOST_REQUESTS).max(1);
     Ok(found.into_iter().step_by(step).collect())
+}
+
+/// All that the user said: samples are compared by the same.
+fn said(request: &str) -> Option<String> {
+    let request: Value = serde_json::from_str(request).ok()?;
+    let messages = request.get("messages").filter(|messages| messages.is_array())?.clone();
+    let input = Map::from_iter([("messages".to_string(), messages)]);
+    let text = Sample { id: String::new(), input, target: Value::Null, metadata: Map::new() }.asked();
+    (!text.trim().is_empty()).then_some(text)
 }
 
 /// What the user said last.
