@@ -12,10 +12,11 @@ use super::unique::{Ids, MOST_IN_MEMORY, Repeat};
 use super::{DatasetError, Sample, split, unknown_word};
 use crate::store::StoreError;
 use crate::store::datasets::{self as rows, DatasetVersion};
-use crate::types::ids;
 use crate::types::traits::{Progress, Silent};
+use crate::types::{Digest, ids};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -108,15 +109,27 @@ impl Datasets {
             detail: if done.rejected > 0 { json!({"rejected": done.rejected}) } else { Value::Null },
         };
         let (mut row, is_new) = rows::insert(self.store.db.as_ref(), import.name, digest, done.count, &json(&lineage))?;
-        if !done.assignment.is_empty() && row.splits.is_null() {
+        if !done.assignment.is_empty() {
             self.give_splits(&mut row, &done.assignment)?;
+        }
+        if let Some(rejects) = done.rejects {
+            rejects.finish()?;
         }
         Ok(Imported { row, is_new, rejected: done.rejected, repeated: done.repeated })
     }
 
     /// Stores which samples stand where, as the files say.
+    ///
+    /// # Errors
+    /// [`DatasetError::AlreadySplit`] when another split of the version is stored.
     pub(super) fn give_splits(&self, row: &mut DatasetVersion, assignment: &Assignment) -> Result<(), DatasetError> {
         let bytes = serde_json::to_vec(assignment).expect("a map of texts serialises");
+        if let (Some(stored), _) = self.assignment(row)? {
+            return match stored.assignment == Digest::of(&bytes) {
+                true => Ok(()),
+                false => Err(DatasetError::AlreadySplit { name: row.dataset.clone(), how: stored.method.told(stored.seed) }),
+            };
+        }
         let manifest = SplitManifest {
             method: Method::Given,
             seed: 0,
@@ -169,10 +182,13 @@ struct Intake<'a> {
     ends: Vec<(u64, Option<String>)>,
     /// How the places of each file are told.
     kinds: Vec<Kind>,
+    /// Names of the files' own that are like those that are given to samples without one.
+    taken: HashSet<String>,
 }
 
 /// What was read, in files.
 struct Done {
+    rejects: Option<Rejects>,
     samples: Partial,
     count: usize,
     rejected: u64,
@@ -186,7 +202,7 @@ struct Done {
 impl<'a> Intake<'a> {
     fn begin(import: &'a Import<'a>, directory: PathBuf) -> Result<Self, DatasetError> {
         let (partial, file) = Partial::create(&directory)?;
-        let rejects = import.rejects.as_deref().map(Rejects::create).transpose()?;
+        let rejects = import.rejects.as_deref().map(|path| Rejects::create(path, &import.parts)).transpose()?;
         Ok(Intake {
             import,
             ids: Ids::new(&directory, MOST_IN_MEMORY),
@@ -200,6 +216,7 @@ impl<'a> Intake<'a> {
             shapes: Vec::new(),
             ends: Vec::new(),
             kinds: Vec::new(),
+            taken: HashSet::new(),
         })
     }
 
@@ -253,6 +270,9 @@ impl<'a> Intake<'a> {
         let failed = |source| StoreError::Io { path: self.partial.path.clone(), source };
         let at = (file as u64) << FILE_SHIFT | number(place);
         self.ids.add(&sample.id, at, is_given).map_err(failed)?;
+        if is_given && is_like_renamed(&sample.id) {
+            self.taken.insert(sample.id.clone());
+        }
         self.count += 1;
         writeln!(self.writer, "{}", sample.line()).map_err(failed)?;
         Ok(())
@@ -274,13 +294,15 @@ impl<'a> Intake<'a> {
         let (mut repeated, mut assignment) = (0, Assignment::new());
         if let Some(clash) = repeats.iter().find(|repeat| repeat.is_given && self.rejects.is_none()) {
             let (file, place) = self.place(clash.place);
-            return Err(DatasetError::Broken { file, place, problem: self.told(clash) });
+            let id = self.id_at(clash.order).unwrap_or_default();
+            return Err(DatasetError::Broken { file, place, problem: self.told(clash, &id) });
         }
         if !repeats.is_empty() || is_split {
             (repeated, assignment) = self.rewrite(&repeats)?;
         }
-        let rejected = self.rejects.map_or(Ok(0), Rejects::finish)?;
+        let rejected = self.rejects.as_ref().map_or(0, |rejects| rejects.count);
         Ok(Done {
+            rejects: self.rejects,
             samples: self.partial,
             count: usize::try_from(self.count).unwrap_or(usize::MAX),
             rejected,
@@ -310,13 +332,14 @@ impl<'a> Intake<'a> {
             if let Some(repeat) = repeats.next_if(|repeat| repeat.order == order) {
                 if repeat.is_given {
                     let (file, place) = self.place(repeat.place);
-                    let told = self.told(repeat);
+                    let Named { id } = serde_json::from_str(&line).map_err(super::library::corrupt)?;
+                    let told = self.told(repeat, &id);
                     self.reject(&file, place, told, line.trim_end())?;
                     left_out += 1;
                     continue;
                 }
                 let mut sample: Sample = serde_json::from_str(&line).map_err(super::library::corrupt)?;
-                sample.id = format!("{}-{}", sample.id, repeat.nth);
+                sample.id = self.renamed(&sample.id, repeat.nth);
                 line = format!("{}\n", sample.line());
                 renamed += 1;
             }
@@ -340,11 +363,20 @@ impl<'a> Intake<'a> {
         (self.sources.get(file).cloned().unwrap_or_default(), kind(number))
     }
 
-    fn told(&self, repeat: &Repeat) -> String {
+    /// Another name for the how-manieth of its name, which no sample of the files has.
+    fn renamed(&self, id: &str, nth: u64) -> String {
+        let name = format!("{id}-{nth}");
+        if !self.taken.contains(&name) {
+            return name;
+        }
+        let names = (2u64..).map(|next| format!("{name}-{next}"));
+        names.into_iter().find(|name| !self.taken.contains(name)).unwrap_or(name)
+    }
+
+    fn told(&self, repeat: &Repeat, id: &str) -> String {
         let ((file, _), (first_file, first)) = (self.place(repeat.place), self.place(repeat.first));
         let where_else = if file == first_file { String::new() } else { format!(" of {first_file}") };
-        let id = self.id_at(repeat.order).map_or_else(|| "its id".to_string(), |id| format!("id \"{id}\""));
-        format!("{id} stands in {first}{where_else} already")
+        format!("id \"{id}\" stands in {first}{where_else} already")
     }
 
     /// The id of the how-manieth sample.
@@ -358,6 +390,14 @@ impl<'a> Intake<'a> {
 #[derive(Deserialize)]
 struct Named {
     id: String,
+}
+
+/// Whether a name may be one that [`Intake::renamed`] makes: what a content is called by, and numbers.
+fn is_like_renamed(id: &str) -> bool {
+    let mut parts = id.split('-');
+    let is_content = parts.next().is_some_and(|part| part.len() == 16 && part.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let mut numbers = parts.peekable();
+    is_content && numbers.peek().is_some() && numbers.all(|part| part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn add_once(list: &mut Vec<String>, word: &str) {
@@ -383,17 +423,27 @@ fn kind_of(place: Place) -> Kind {
     }
 }
 
-/// The file that broken records go to.
+/// The file that broken records go to. It is written beside its place, and takes it at the end.
 struct Rejects {
     path: PathBuf,
+    partial: Partial,
     writer: BufWriter<File>,
     count: u64,
 }
 
 impl Rejects {
-    fn create(path: &Path) -> Result<Self, DatasetError> {
-        let file = File::create(path).map_err(|source| StoreError::Io { path: path.to_path_buf(), source })?;
-        Ok(Rejects { path: path.to_path_buf(), writer: BufWriter::new(file), count: 0 })
+    /// # Errors
+    /// [`DatasetError::Argument`] when one of the files that are read lies there.
+    fn create(path: &Path, parts: &[Part]) -> Result<Self, DatasetError> {
+        let real = |path: &Path| path.canonicalize().ok();
+        if real(path).is_some_and(|there| parts.iter().any(|part| real(&part.path).as_ref() == Some(&there))) {
+            let problem =
+                format!("{} is an input, so that broken records cannot go there; name another file with --rejects", path.display());
+            return Err(DatasetError::Argument(problem));
+        }
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (partial, file) = Partial::create(directory)?;
+        Ok(Rejects { path: path.to_path_buf(), partial, writer: BufWriter::new(file), count: 0 })
     }
 
     fn add(&mut self, file: &str, place: Place, reason: &str, text: &str) -> Result<(), DatasetError> {
@@ -403,9 +453,10 @@ impl Rejects {
         writeln!(self.writer, "{told}").map_err(|source| StoreError::Io { path: self.path.clone(), source }.into())
     }
 
-    fn finish(mut self) -> Result<u64, DatasetError> {
-        self.writer.flush().map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
-        Ok(self.count)
+    fn finish(mut self) -> Result<(), DatasetError> {
+        let failed = |source| StoreError::Io { path: self.path.clone(), source };
+        self.writer.flush().map_err(failed)?;
+        Ok(std::fs::rename(&self.partial.path, &self.path).map_err(failed)?)
     }
 }
 

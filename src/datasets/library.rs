@@ -91,6 +91,19 @@ impl Datasets {
         }
     }
 
+    /// The version of that content that is split so, whatever it is called; without one that is, the newest of that content.
+    ///
+    /// # Errors
+    /// As [`Datasets::open`].
+    pub fn open_split(&self, digest: &Digest, assignment: &Digest) -> Result<Dataset, DatasetError> {
+        let rows = rows::all_by_digest(self.store.db.as_ref(), digest)?;
+        let is_so = |row: &&DatasetVersion| row.splits["assignment"] == assignment.to_string().as_str();
+        match rows.iter().find(is_so).or(rows.first()) {
+            Some(row) => self.load(row.clone()),
+            None => self.open(&digest.to_string()),
+        }
+    }
+
     fn unknown(&self, reference: &str) -> Result<DatasetError, DatasetError> {
         let known = self.list()?;
         let nearest = did_you_mean(reference, known.iter().map(|row| row.dataset.as_str()));
@@ -119,7 +132,14 @@ impl Datasets {
     /// # Errors
     /// As [`Datasets::get`]; [`StoreError::Corrupt`] when the stored samples are damaged.
     pub fn open(&self, reference: &str) -> Result<Dataset, DatasetError> {
-        let row = self.get(reference)?;
+        self.load(self.get(reference)?)
+    }
+
+    /// All samples of a version, with its own split: another dataset may have the same content, split otherwise.
+    ///
+    /// # Errors
+    /// As [`Datasets::open`].
+    pub fn load(&self, row: DatasetVersion) -> Result<Dataset, DatasetError> {
         let samples = self.stream(&row)?.collect::<Result<Vec<_>, _>>()?;
         let (splits, assignment) = self.assignment(&row)?;
         Ok(Dataset { row, splits, assignment, samples })
@@ -175,6 +195,11 @@ impl Datasets {
 }
 
 impl Dataset {
+    /// The split of each sample that stands in one, by its id.
+    pub fn sides(&self) -> HashMap<&str, &str> {
+        self.assignment.iter().flat_map(|(split, ids)| ids.iter().map(move |id| (id.as_str(), split.as_str()))).collect()
+    }
+
     /// The samples of a split in its order, or all of them.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use super::check::fix::Fix;
 use super::import::Partial;
 use super::library::{Assignment, Dataset, Datasets, json};
 use super::manifest::Lineage;
+use super::split::NAMES;
 use super::{DatasetError, Sample};
 use crate::store::StoreError;
 use crate::store::datasets::{self as rows, DatasetVersion};
@@ -40,6 +41,22 @@ impl Datasets {
         }
         let digest = self.store.blobs.adopt(&partial.path)?;
         Ok(rows::insert(self.store.db.as_ref(), name, digest, count, &json(lineage))?)
+    }
+
+    /// Splits a version as the one that it was made of; samples that are new in it stand in train.
+    ///
+    /// # Errors
+    /// As [`Datasets::assignment`].
+    pub fn split_as_before(&self, row: &mut DatasetVersion, parent: &DatasetVersion, names: HashSet<String>) -> Result<(), DatasetError> {
+        let (splits, mut assignment) = self.assignment(parent)?;
+        if splits.is_none() {
+            return Ok(());
+        }
+        let known: HashSet<&String> = assignment.values().flatten().collect();
+        let mut new: Vec<String> = names.iter().filter(|name| !known.contains(name)).cloned().collect();
+        new.sort_unstable();
+        assignment.entry(NAMES[0].into()).or_default().extend(new);
+        self.give_splits(row, &assignment)
     }
 
     /// A version without what a fix takes away, split as before.

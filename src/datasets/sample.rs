@@ -37,6 +37,30 @@ impl Sample {
         text
     }
 
+    /// What similarity is judged by: of a conversation what the user says, since system prompt and tools are the same in all; of other
+    /// inputs every text, number and switch.
+    pub fn asked(&self) -> String {
+        let Some(Value::Array(messages)) = self.input.get("messages") else {
+            let mut text = String::new();
+            self.input.values().for_each(|value| gather(value, true, &mut text));
+            return text;
+        };
+        let mut text = String::new();
+        for content in messages.iter().filter(|message| message["role"] == "user").filter_map(|message| message.get("content")) {
+            collect(content, &mut text);
+        }
+        let beside = self.input.iter().filter(|(name, _)| *name != "messages" && !ASKED.contains(&name.as_str()));
+        beside.for_each(|(_, value)| gather(value, true, &mut text));
+        text
+    }
+
+    /// What a question is asked in: what others than the user say in a conversation, and its tools. Empty for other inputs.
+    pub fn context(&self) -> Vec<&Value> {
+        let Some(Value::Array(messages)) = self.input.get("messages") else { return Vec::new() };
+        let others = messages.iter().filter(|message| message["role"] != "user");
+        others.chain(ASKED.iter().filter_map(|name| self.input.get(*name))).collect()
+    }
+
     /// A field of the target by name, or the whole target when it is no object.
     pub fn target_field(&self, name: &str) -> &Value {
         match &self.target {
@@ -52,6 +76,9 @@ impl Sample {
     }
 }
 
+/// What belongs to the question of a conversation besides its messages.
+pub const ASKED: [&str; 4] = ["tools", "parallel_tool_calls", "functions", "response_format"];
+
 /// The texts of a value, in order.
 pub fn text_of(value: &Value) -> String {
     let mut text = String::new();
@@ -59,16 +86,40 @@ pub fn text_of(value: &Value) -> String {
     text
 }
 
-fn collect(value: &Value, text: &mut String) {
+/// Gives every text, number and name of a value, also of what is JSON inside a text, such as the arguments of a tool call.
+pub fn each_text(value: &Value, take: &mut dyn FnMut(&str)) {
     match value {
-        Value::String(part) => {
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(part);
+        Value::String(text) => match text.trim_start().starts_with(['{', '[']).then(|| serde_json::from_str::<Value>(text)) {
+            Some(Ok(nested)) => each_text(&nested, take),
+            _ => take(text),
+        },
+        Value::Number(number) => take(&number.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| each_text(item, take)),
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            take(name);
+            each_text(value, take);
+        }),
+        _ => {}
+    }
+}
+
+fn collect(value: &Value, text: &mut String) {
+    gather(value, false, text);
+}
+
+/// Adds the texts of a value, with numbers and switches where they are wanted.
+fn gather(value: &Value, has_numbers: bool, text: &mut String) {
+    let mut add = |part: &str| {
+        if !text.is_empty() {
+            text.push('\n');
         }
-        Value::Array(items) => items.iter().for_each(|item| collect(item, text)),
-        Value::Object(fields) => fields.values().for_each(|item| collect(item, text)),
+        text.push_str(part);
+    };
+    match value {
+        Value::String(part) => add(part),
+        Value::Number(_) | Value::Bool(_) if has_numbers => add(&value.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| gather(item, has_numbers, text)),
+        Value::Object(fields) => fields.values().for_each(|item| gather(item, has_numbers, text)),
         _ => {}
     }
 }

@@ -3,7 +3,7 @@
 //! Sources: Broder, "On the resemblance and containment of documents" (1997); banding after Leskovec, Rajaraman & Ullman, Mining of
 //! Massive Datasets, 3.4. With 32 bands of 3 rows a pair of similarity 0.6 is missed once in 2,400, one of 0.8 practically never.
 //!
-//! A text takes 4 bytes for each of its 3-grams and 256 for its bands. Equal texts are compared once, whatever their number.
+//! A text takes 4 bytes for each of its 3-grams and 384 for its bands. Equal texts are compared once, whatever their number.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -37,10 +37,22 @@ pub fn normalise(text: &str) -> String {
     normal
 }
 
-/// Lower case without punctuation and without white space around: texts that say the same, letter by letter.
+/// What ends or joins sentences and says nothing else, unless it stands inside a word or a number.
+const PUNCTUATION: &[char] = &['.', ',', ';', ':', '!', '?', '"', '(', ')', '“', '”', '„', '«', '»', '…', '¿', '¡'];
+/// What words are written with or without.
+const APOSTROPHES: &[char] = &['\'', '’', '‘', '`'];
+
+/// Lower case without the punctuation of sentences and without white space around: texts that say the same, letter by letter. Signs
+/// stay (`2 + 3`, `C++`), and so does what stands inside numbers (`1.5`).
 pub fn letters(text: &str) -> String {
-    let is_kept = |c: &char| c.is_alphanumeric() || c.is_whitespace() || *c == '_';
-    text.to_lowercase().chars().filter(is_kept).collect::<String>().trim().to_string()
+    let text: Vec<char> = text.to_lowercase().chars().collect();
+    let is_inside = |at: usize| {
+        let beside = [at.checked_sub(1).and_then(|before| text.get(before)), text.get(at + 1)];
+        beside.iter().all(|c| c.is_some_and(|c| c.is_alphanumeric()))
+    };
+    let is_kept = |at: usize| !APOSTROPHES.contains(&text[at]) && (!PUNCTUATION.contains(&text[at]) || is_inside(at));
+    let kept: String = (0..text.len()).filter(|at| is_kept(*at)).map(|at| text[at]).collect();
+    kept.trim().to_string()
 }
 
 /// Gives each word in lower case.
@@ -52,6 +64,12 @@ fn words(text: &str, take: &mut dyn FnMut(&str)) {
 
 /// All pairs at least `threshold` alike, by position. Of many equal texts each is paired with a few of those before it.
 pub fn pairs(texts: &[String], threshold: f64) -> Vec<Pair> {
+    pairs_across(texts, threshold, &|_| 0)
+}
+
+/// All pairs at least `threshold` alike, by position. Of many equal texts each is paired with a few of those before it, and with one of
+/// each other side, so that of what stands on two sides nothing is passed over.
+pub fn pairs_across(texts: &[String], threshold: f64, side: &dyn Fn(usize) -> usize) -> Vec<Pair> {
     let sets: Vec<Box<[u32]>> = texts.iter().map(|text| shingles(text)).collect();
     // Equal sets are one.
     let mut first_of: HashMap<&[u32], Vec<usize>, Mixed> = HashMap::default();
@@ -60,21 +78,23 @@ pub fn pairs(texts: &[String], threshold: f64) -> Vec<Pair> {
     }
     let mut classes: Vec<Vec<usize>> = first_of.into_values().collect();
     classes.sort_unstable();
-    let bands: Vec<[u64; BANDS]> = classes.iter().map(|class| bands(&sets[class[0]])).collect();
-    let mut found: Vec<Pair> = classes.iter().flat_map(|class| within(class)).collect();
+    let mut bands: Vec<[Band; BANDS]> = classes.iter().map(|class| bands(&sets[class[0]])).collect();
+    let mut found: Vec<Pair> = classes.iter().flat_map(|class| within(class, side)).collect();
     for band in 0..BANDS {
         let mut buckets: HashMap<u64, Vec<usize>, Mixed> = HashMap::default();
-        for (b, of_b) in bands.iter().enumerate() {
-            let bucket = buckets.entry(of_b[band]).or_default();
-            for a in bucket.iter().rev().take(NEIGHBOURS) {
-                // A pair is looked at in the first band that it shares.
-                if (0..band).any(|earlier| bands[*a][earlier] == of_b[earlier]) {
+        for b in 0..classes.len() {
+            let bucket = buckets.entry(bands[b][band].hash).or_default();
+            bands[b][band].place = u32::try_from(bucket.len()).unwrap_or(u32::MAX);
+            // In a crowded bucket the nearest before, and the first, which stands for all.
+            let first = bucket.first().filter(|_| bucket.len() > NEIGHBOURS);
+            for a in bucket.iter().rev().take(NEIGHBOURS).chain(first) {
+                if (0..band).any(|earlier| were_compared(&bands[*a][earlier], &bands[b][earlier])) {
                     continue;
                 }
                 let (a, b) = (&classes[*a], &classes[b]);
                 let similarity = jaccard(&sets[a[0]], &sets[b[0]]);
                 if similarity >= threshold {
-                    found.extend(between(a, b).map(|(a, b)| Pair { a: a.min(b), b: a.max(b), similarity }));
+                    found.extend(between(a, b, side).into_iter().map(|(a, b)| Pair { a: a.min(b), b: a.max(b), similarity }));
                 }
             }
             bucket.push(b);
@@ -85,16 +105,46 @@ pub fn pairs(texts: &[String], threshold: f64) -> Vec<Pair> {
     found
 }
 
-/// Pairs of equal texts: each with a few before it.
-fn within(class: &[usize]) -> impl Iterator<Item = Pair> + '_ {
-    let before = move |at: usize| class[at.saturating_sub(NEIGHBOURS)..at].iter().map(move |a| (*a, class[at]));
-    (0..class.len()).flat_map(before).map(|(a, b)| Pair { a, b, similarity: 1.0 })
+/// Whether two texts met in a band: they are in one bucket, and the later one looked as far back as the earlier one stands.
+fn were_compared(a: &Band, b: &Band) -> bool {
+    a.hash == b.hash && (a.place == 0 || (b.place - a.place) as usize <= NEIGHBOURS)
 }
 
-/// Pairs of two classes of equal texts: all where they are small, one otherwise, which joins them.
-fn between<'c>(a: &'c [usize], b: &'c [usize]) -> impl Iterator<Item = (usize, usize)> + 'c {
-    let most = if a.len() * b.len() > NEIGHBOURS { 1 } else { usize::MAX };
-    a.iter().flat_map(move |a| b.iter().map(move |b| (*a, *b))).take(most)
+/// Pairs of equal texts: each with a few before it, and with the first of each other side before it.
+fn within(class: &[usize], side: &dyn Fn(usize) -> usize) -> Vec<Pair> {
+    let (mut pairs, mut firsts): (Vec<Pair>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
+    for (at, b) in class.iter().enumerate() {
+        let own = side(*b);
+        let start = at.saturating_sub(NEIGHBOURS);
+        let across = firsts.iter().filter(|(other, place)| *other != own && *place < start).map(|(_, place)| class[*place]);
+        pairs.extend(across.chain(class[start..at].iter().copied()).map(|a| Pair { a, b: *b, similarity: 1.0 }));
+        if firsts.iter().all(|(other, _)| *other != own) {
+            firsts.push((own, at));
+        }
+    }
+    pairs
+}
+
+/// Pairs of two classes of equal texts: all where they are small, otherwise each of the one with the first of each side of the other.
+fn between(a: &[usize], b: &[usize], side: &dyn Fn(usize) -> usize) -> Vec<(usize, usize)> {
+    if a.len() * b.len() <= NEIGHBOURS {
+        return a.iter().flat_map(|a| b.iter().map(move |b| (*a, *b))).collect();
+    }
+    let firsts = |class: &[usize]| {
+        let mut firsts: Vec<(usize, usize)> = Vec::new();
+        for i in class {
+            if firsts.iter().all(|(other, _)| *other != side(*i)) {
+                firsts.push((side(*i), *i));
+            }
+        }
+        firsts
+    };
+    let (of_a, of_b) = (firsts(a), firsts(b));
+    let mut pairs: Vec<(usize, usize)> = of_b.iter().flat_map(|(_, b)| a.iter().map(move |a| (*a, *b))).collect();
+    pairs.extend(of_a.iter().flat_map(|(_, a)| b.iter().map(move |b| (*a, *b))));
+    pairs.sort_unstable();
+    pairs.dedup();
+    pairs
 }
 
 /// Groups of positions that pairs connect: for each position the smallest position of its group.
@@ -133,15 +183,23 @@ fn hash(bytes: &[u8]) -> u64 {
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
 }
 
+/// One band of a text: its hash, and its place among those that share it.
+#[derive(Clone, Copy)]
+struct Band {
+    hash: u64,
+    place: u32,
+}
+
 /// The hash of each band of a set's signature.
-fn bands(set: &[u32]) -> [u64; BANDS] {
+fn bands(set: &[u32]) -> [Band; BANDS] {
     let mut least = [u64::MAX; BANDS * ROWS];
     for shingle in set {
         for (i, slot) in least.iter_mut().enumerate() {
             *slot = (*slot).min(mix(u64::from(*shingle) ^ (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         }
     }
-    std::array::from_fn(|band| least[band * ROWS..(band + 1) * ROWS].iter().fold(0, |all, value| mix(all ^ value)))
+    let hash = |band: usize| least[band * ROWS..(band + 1) * ROWS].iter().fold(0, |all, value| mix(all ^ value));
+    std::array::from_fn(|band| Band { hash: hash(band), place: 0 })
 }
 
 /// SplitMix64's finaliser (Steele, Lea & Flood 2014): a bijection that scatters all bits.
@@ -213,6 +271,7 @@ mod tests {
         assert_eq!(groups(5, &found), [0, 0, 2, 3, 4]);
         assert_eq!(normalise("  It's OK,\n ok? "), "it s ok ok");
         assert_eq!(letters("\n It's OK, my_friend ? "), "its ok my_friend");
+        assert_eq!(letters("Is 1.5 + C++ (more) than -2?"), "is 1.5 + c++ more than -2");
     }
 
     #[test]
@@ -220,7 +279,7 @@ mod tests {
         let mut texts = vec!["one two three four five six seven eight".to_string(); 5_000];
         texts.push("one two three four five six seven eight nine".to_string());
         let found = pairs(&texts, 0.6);
-        assert!(found.len() < 5_001 * NEIGHBOURS + 2, "{}", found.len());
+        assert!(found.len() < 5_001 * (NEIGHBOURS + 1) + 2, "{}", found.len());
         assert!(groups(texts.len(), &found).iter().all(|first| *first == 0));
     }
 }

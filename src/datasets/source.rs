@@ -46,6 +46,16 @@ impl Source {
         self.read.clone()
     }
 
+    /// Whether it is packed (gzip, zstd), so that its content may be far more than its bytes.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_compressed(&self) -> io::Result<bool> {
+        let mut start = Vec::with_capacity(ZSTD.len());
+        self.file()?.take(ZSTD.len() as u64).read_to_end(&mut start)?;
+        Ok(start.starts_with(&GZIP) || start.starts_with(&ZSTD))
+    }
+
     /// The file itself, for formats that read here and there.
     ///
     /// # Errors

@@ -108,6 +108,14 @@ pub fn assign(samples: &[Sample], plan: &Plan) -> Result<BTreeMap<String, Vec<St
             splits[best].extend(group.iter().map(|(order, i)| (*order, samples[*i].id.as_str())));
         }
     }
+    if let Some(empty) = (0..3).find(|split| wanted[*split] > 0 && taken[*split] == 0) {
+        let problem = format!(
+            "{} would be empty: of {total} samples so many are alike, or in one group, that one side takes them all; a larger --near keeps \
+            fewer of them together",
+            NAMES[empty]
+        );
+        return Err(DatasetError::Plan(problem));
+    }
     let named = NAMES.iter().zip(splits).map(|(name, mut ids)| {
         ids.sort_unstable();
         (name.to_string(), ids.into_iter().map(|(_, id)| id.to_string()).collect())
@@ -117,7 +125,7 @@ pub fn assign(samples: &[Sample], plan: &Plan) -> Result<BTreeMap<String, Vec<St
 
 /// Groups of near-duplicates by the value of the stratification field, in a seeded order.
 fn strata(samples: &[Sample], plan: &Plan) -> BTreeMap<String, Vec<Vec<(Digest, usize)>>> {
-    let texts: Vec<String> = samples.iter().map(Sample::text).collect();
+    let texts: Vec<String> = samples.iter().map(Sample::asked).collect();
     // Above 1 nothing is alike.
     let mut pairs = if plan.near > 1.0 { Vec::new() } else { similar::pairs(&texts, plan.near) };
     if let Some(field) = &plan.group {
@@ -184,6 +192,10 @@ fn counts(plan: &Plan, total: usize) -> Result<[usize; 3], DatasetError> {
         return Err(DatasetError::Plan(format!("split sizes must not be negative: {shown}")));
     }
     let shares = plan.sizes.iter().all(|size| *size <= 1.0);
+    if let Some(size) = plan.sizes.iter().find(|size| !shares && size.fract() != 0.0) {
+        let problem = format!("split sizes {shown} mix shares and counts: {size} is no count; give three counts or three shares up to 1");
+        return Err(DatasetError::Plan(problem));
+    }
     let sum: f64 = plan.sizes.iter().sum();
     let most = if shares { 1.0 + 1e-9 } else { total as f64 };
     if sum > most {

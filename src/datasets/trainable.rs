@@ -12,10 +12,15 @@ const SHAPES: [&str; 3] = ["openai-chat", "prompt-completion", "dpo"];
 /// Reads a file as something to train on; how many records it has. `name` is what its owner calls it.
 ///
 /// # Errors
-/// [`DatasetError::Broken`] for the first record that is none, [`DatasetError::Empty`], or when it cannot be read.
+/// [`DatasetError::Broken`] for the first record that is none, [`DatasetError::Empty`], [`DatasetError::Argument`] when it is compressed, or
+/// when it cannot be read.
 pub fn check(path: &Path, name: &str) -> Result<u64, DatasetError> {
     let failed = |cause| DatasetError::Read { file: name.to_string(), cause };
     let source = Source::open(path, name.to_string(), None).map_err(failed)?;
+    // A few bytes may unpack to more than can be read in a request's time.
+    if source.is_compressed().map_err(failed)? {
+        return Err(DatasetError::Argument(format!("{name} is compressed; files for training are taken as plain JSON lines")));
+    }
     let (mut shape, mut count): (Option<&dyn Shape>, u64) = (None, 0);
     formats::of(name, Some("jsonl"))?.read(source, &mut |record| {
         let broken = |problem| DatasetError::Broken { file: name.to_string(), place: record.place, problem };

@@ -54,7 +54,16 @@ impl Entry {
 
     /// Takes a chat request that was read whole, with its caller and its id.
     pub fn whole(gateway: &Gateway, (caller, request_id): (Caller, String), headers: HeaderMap, body: Bytes) -> Self {
-        let ask = Ask { caller, request_id, endpoint: CHAT, native: None, text: None, cache: wish(&headers), trace: trace(&headers) };
+        let ask = Ask {
+            caller,
+            request_id,
+            endpoint: CHAT,
+            native: None,
+            text: None,
+            cache: wish(&headers),
+            trace: trace(&headers),
+            is_private: false,
+        };
         Entry { gateway: gateway.clone(), ask, headers, deployment: None, body: Sent::Whole(body) }
     }
 

@@ -47,7 +47,7 @@ pub async fn list(State(gateway): State<Gateway>, Extension(caller): Extension<C
 /// `GET /v1/reviews/{id}`: the item with what was said of it.
 pub async fn show(State(gateway): State<Gateway>, Extension(caller): Extension<Caller>, id: Id) -> Result<Json<Value>, ApiError> {
     let (id, store) = (id_of(id)?, gateway.app.store.clone());
-    Ok(Json(json!(blocking(move || Ok(review::show(&store, Some(&caller.project), &id)?)).await?)))
+    Ok(Json(json!(blocking(move || Ok(review::show(&store, Some(&caller.project), &id, &caller.key_id)?)).await?)))
 }
 
 /// `POST /v1/reviews/{id}`: `{"verdict": "accept" | "edit" | "reject", "sample": {…}, "comment": "…", "settles": false}`.
@@ -58,9 +58,9 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let item = id_of(id)?;
-    let (store, named, project) = (gateway.app.store.clone(), item.clone(), caller.project.clone());
+    let (store, named, asker) = (gateway.app.store.clone(), item.clone(), caller.clone());
     // Of what is another project's nothing is told, whatever the body says.
-    blocking(move || Ok(review::show(&store, Some(&project), &named)?)).await?;
+    blocking(move || Ok(review::show(&store, Some(&asker.project), &named, &asker.key_id)?)).await?;
     let mut fields = Fields::of(&gateway, request).await?;
     let said = Said {
         item,

@@ -123,12 +123,23 @@ pub struct Ask {
     pub cache: CacheWish,
     /// The trace that the caller is in.
     pub trace: Option<TraceParent>,
+    /// What is asked and answered is not logged, whatever the log's rules are: it comes out of the log.
+    pub is_private: bool,
 }
 
 impl Ask {
     /// A new request of a caller.
     pub fn new(caller: &Caller, endpoint: &'static str) -> Self {
-        Ask { caller: caller.clone(), request_id: new_id("req"), endpoint, native: None, text: None, cache: CacheWish::Usual, trace: None }
+        Ask {
+            caller: caller.clone(),
+            request_id: new_id("req"),
+            endpoint,
+            native: None,
+            text: None,
+            cache: CacheWish::Usual,
+            trace: None,
+            is_private: false,
+        }
     }
 }
 

@@ -187,6 +187,7 @@ fn stored(fields: &Map<String, Value>) -> Option<String> {
 
 impl Ticket {
     pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
+        let log = &Log { bodies: log.bodies && !ask.is_private, ..log.clone() };
         let text = ask.text.take();
         let mut row = Box::new(RequestRow {
             id: ask.request_id.clone(),
@@ -590,7 +591,7 @@ impl Ticket {
         let total_ms = self.row.total_ms;
         if let Some(redactor) = &self.log.redactor {
             if let Some(stored) = &mut self.row.stored {
-                *stored = redactor.text(stored);
+                *stored = redactor.metadata(std::mem::take(stored));
             }
             for (body, done) in [&mut self.row.request, &mut self.row.reply].into_iter().zip(self.redacted) {
                 if let Some(text) = body.take_if(|_| !done) {

@@ -174,7 +174,7 @@ impl Job for Tune {
     fn run(store: &Store, spec: &Value, handle: &Handle) -> Result<Value, Failure> {
         let spec: Spec =
             serde_json::from_value(spec.clone()).map_err(|error| Failure::new(Code::CORRUPT, format!("the job's spec: {error}")))?;
-        let dataset = Datasets::new(store).open(&spec.dataset_digest.to_string())?;
+        let dataset = Datasets::new(store).open_split(&spec.dataset_digest, &spec.split_digest)?;
         if dataset.splits.as_ref().map(|splits| splits.assignment) != Some(spec.split_digest) {
             let problem = "it was split anew since the job was made".into();
             return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());

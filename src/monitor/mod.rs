@@ -23,6 +23,6 @@ pub use health::Health;
 pub use metrics::Metrics;
 pub use names::Names;
 pub use record::Recorder;
-pub use redact::Redactor;
+pub use redact::{Finding, Redactor};
 pub use serving::Serving;
 pub use telemetry::Telemetry;

@@ -46,10 +46,23 @@ struct Finder {
     label: String,
 }
 
-#[derive(Debug)]
 enum Find {
     Pattern(Regex),
     Cards,
+    Other(Finding),
+}
+
+/// Gives the places of what it finds in a text.
+pub type Finding = Box<dyn Fn(&str, &mut Vec<Range<usize>>) + Send + Sync>;
+
+impl std::fmt::Debug for Find {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Find::Pattern(pattern) => pattern.as_str(),
+            Find::Cards => "cards",
+            Find::Other(_) => "other",
+        })
+    }
 }
 
 impl Find {
@@ -68,6 +81,7 @@ impl Find {
         match self {
             Find::Pattern(pattern) => found.extend(pattern.find_iter(text).map(|find| find.range())),
             Find::Cards => cards(text, &mut found),
+            Find::Other(find) => find(text, &mut found),
         }
         found
     }
@@ -90,6 +104,29 @@ impl Redactor {
         let max_bytes = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
         let asks = !finders.is_empty() || !fields.is_empty() || max_bytes > 0;
         asks.then_some(Redactor { finders, fields, max_bytes })
+    }
+
+    /// All that can be taken out: what a configuration asks for, what `others` find under their names, and every detector of the log.
+    /// Nothing is cut.
+    pub fn strictest(config: &LogConfig, others: Vec<(&str, Finding)>) -> Self {
+        let own = |pattern: &String| Some(Finder { find: Find::Pattern(compile(pattern).ok()?), label: FIELD.to_string() });
+        let others = others.into_iter().map(|(name, find)| Finder { find: Find::Other(find), label: format!("[{name}]") });
+        let named = DETECTORS.iter().filter_map(|name| Some(Finder { find: Find::named(name)?, label: format!("[{name}]") }));
+        let finders = config.redact_patterns.iter().filter_map(own).chain(others).chain(named).collect();
+        Redactor { finders, fields: config.redact_fields.iter().map(|path| steps(path)).collect(), max_bytes: 0 }
+    }
+
+    /// Takes finds out of every text, number and name of a value; whether there were any.
+    pub fn value(&self, value: &mut Value) -> bool {
+        self.walk(value, 0, &mut usize::MAX.clone())
+    }
+
+    /// The metadata of a body, taken out of it before, as they are logged: what stands at `metadata.…` goes from them, too.
+    pub fn metadata(&self, metadata: String) -> String {
+        let Ok(value) = serde_json::from_str::<Value>(&metadata) else { return self.text(&metadata) };
+        let body = self.redacted(json!({"metadata": value}).to_string());
+        let left = serde_json::from_str::<Value>(&body).ok().and_then(|mut body| body.get_mut("metadata").map(Value::take));
+        left.filter(Value::is_object).map_or_else(|| "{}".to_string(), |left| left.to_string())
     }
 
     /// A body as it is logged.
@@ -309,6 +346,21 @@ mod tests {
         let kept: Value = serde_json::from_str(&kept).expect("JSON");
         assert_eq!(kept, json!({"user": FIELD, "model": "m", "messages": [{"role": "user", "content": FIELD}, {"role": "a"}]}));
         assert_eq!(fields.redacted("{\"user\": ann".into()), "\"[redacted]\"");
+    }
+
+    #[test]
+    fn metadata_go_by_their_place_in_the_body() {
+        let fields = redactor(LogConfig { redact_fields: vec!["metadata.email".into()], ..LogConfig::default() });
+        assert_eq!(fields.metadata(r#"{"email":"ann","topic":"x"}"#.into()), r#"{"email":"[redacted]","topic":"x"}"#);
+        let whole = redactor(LogConfig { redact_fields: vec!["metadata".into()], ..LogConfig::default() });
+        assert_eq!(whole.metadata(r#"{"email":"ann"}"#.into()), "{}");
+        let strict = Redactor::strictest(
+            &LogConfig::default(),
+            vec![("sign", Box::new(|text, found| found.extend(text.find('#').map(|at| at..at + 1))))],
+        );
+        let mut value = json!({"a": "#", "n": 4111111111111111_u64, "arguments": "{\"to\": \"a\\u0040b.example\"}"});
+        assert!(strict.value(&mut value));
+        assert_eq!(value, json!({"a": "[sign]", "n": "[card]", "arguments": "{\"to\":\"[email]\"}"}));
     }
 
     #[test]

@@ -34,6 +34,11 @@ const IS_NEWEST: &str = "NOT EXISTS (SELECT 1 FROM requests AS newer WHERE newer
     AND newer.project = requests.project AND newer.error_code IS NULL AND newer.reply IS NOT NULL \
     AND (newer.at > requests.at OR (newer.at = requests.at AND newer.id > requests.id)))";
 
+/// Whether of a logged body only a part was kept.
+pub fn is_cut(body: &str) -> bool {
+    serde_json::from_str::<Json>(body).map_or(true, |body| body["refit"].get("cut").is_some())
+}
+
 /// The stored completion of that reply id.
 ///
 /// # Errors
@@ -51,22 +56,24 @@ pub fn get(db: &dyn Db, project: &str, id: &str) -> Result<RequestRow, StoreErro
 pub fn list(db: &dyn Db, page: &Page<'_>) -> Result<(Vec<RequestRow>, bool), StoreError> {
     let mut last = page.after.map(|id| get(db, page.project, id)).transpose()?.map(|row| (row.at, row.id));
     let mut found = Vec::new();
-    while found.len() <= page.limit {
+    'pages: while found.len() <= page.limit {
         let rows = look(db, page, last.as_ref())?;
         let is_last = rows.len() < LOOK;
         last = rows.last().map(|(at, id, _)| (*at, id.clone()));
-        found.extend(rows.into_iter().filter(|(_, _, metadata)| has(metadata, page.metadata)).map(|(_, id, _)| id));
+        for (_, id, _) in rows.into_iter().filter(|(_, _, metadata)| has(metadata, page.metadata)) {
+            // Those of which the log kept only a part are none: a page without them is full all the same.
+            found.extend(super::requests::by_id(db, &id)?.filter(|row| row.reply.as_deref().is_some_and(|reply| !is_cut(reply))));
+            if found.len() > page.limit {
+                break 'pages;
+            }
+        }
         if is_last {
             break;
         }
     }
     let more = found.len() > page.limit;
     found.truncate(page.limit);
-    let mut rows = Vec::with_capacity(found.len());
-    for id in found {
-        rows.extend(super::requests::by_id(db, &id)?);
-    }
-    Ok((rows, more))
+    Ok((found, more))
 }
 
 /// Times, ids and metadata of the next rows.

@@ -83,6 +83,14 @@ pub fn by_digest(db: &dyn Db, dataset: Option<&str>, digest: &Digest) -> Result<
     Ok(found.into_iter().next())
 }
 
+/// Every version with that content, whatever its dataset, newest first.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn all_by_digest(db: &dyn Db, digest: &Digest) -> Result<Vec<DatasetVersion>, StoreError> {
+    rows(db, &format!("{SELECT} WHERE digest = ? ORDER BY created_at DESC"), &[(*digest).into()])
+}
+
 fn rows(db: &dyn Db, sql: &str, params: &[Value]) -> Result<Vec<DatasetVersion>, StoreError> {
     db.query(sql, params)?.iter().map(read).collect()
 }

@@ -89,6 +89,9 @@ fn adopt(store: &Store, files: &mut [(FileRow, PathBuf)]) -> Result<(), StoreErr
     Ok(())
 }
 
+/// Age from which a temporary file of an import is nobody's any more.
+const LEFT_OVER: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+
 /// Removes what a killed process left: temporary files, and bytes that no row names. Nobody else may be making files meanwhile.
 ///
 /// # Errors
@@ -98,10 +101,22 @@ pub fn tidy(store: &Store) -> Result<(), StoreError> {
     for path in entries(&store.uploads.incoming())? {
         remove_any(&path)?;
     }
+    // Datasets are imported by other processes, too: only what none of them can be at work on goes.
+    for path in entries(&store.blobs.incoming())?.into_iter().filter(|path| is_left_over(path)) {
+        remove_any(&path)?;
+    }
     for digest in store.uploads.list()? {
         remove_unnamed(store, &digest)?;
     }
     Ok(())
+}
+
+/// Whether a file is of an import (`import_…`, `ids_…`) that wrote to it last more than a day ago.
+fn is_left_over(path: &Path) -> bool {
+    let is_ours =
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("import_") || name.starts_with("ids_"));
+    let age = || path.metadata().and_then(|data| data.modified()).ok()?.elapsed().ok();
+    is_ours && age().is_some_and(|age| age > LEFT_OVER)
 }
 
 /// What lies in a directory; nothing where there is none.

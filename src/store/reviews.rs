@@ -171,11 +171,22 @@ pub fn of_dataset(db: &dyn Db, project: Option<&str>, dataset: &str) -> Result<V
     db.query(&sql, &[dataset.into(), project.into(), project.into()])?.iter().map(review).collect()
 }
 
-/// Writes down what somebody thinks, once.
+/// What an item becomes by its reviews.
+#[derive(Debug, Clone)]
+pub struct Settlement<'a> {
+    /// How many reviews it follows from.
+    pub reviews: usize,
+    /// One of [`STATUSES`].
+    pub status: &'a str,
+    /// The sample as it is accepted.
+    pub outcome: Option<&'a Json>,
+}
+
+/// Writes down what somebody thinks, once, and what the item becomes by it: both or nothing.
 ///
 /// # Errors
-/// [`StoreError::Conflict`] when that person has spoken, or the item is neither open nor disputed.
-pub fn say(db: &dyn Db, said: &Review) -> Result<(), StoreError> {
+/// [`StoreError::Conflict`] when that person has spoken, when the item is not what it was, or when somebody spoke meanwhile.
+pub fn say(db: &dyn Db, said: &Review, settlement: &Settlement<'_>) -> Result<(), StoreError> {
     let sql = "INSERT INTO reviews (item, reviewer, verdict, sample, comment, is_final, at) SELECT ?, ?, ?, ?, ?, ?, ? \
         WHERE EXISTS (SELECT 1 FROM review_items WHERE id = ? AND status = ?)";
     let status = if said.is_final { DISPUTED } else { OPEN };
@@ -190,18 +201,33 @@ pub fn say(db: &dyn Db, said: &Review) -> Result<(), StoreError> {
         (&said.item).into(),
         status.into(),
     ];
-    db.batch(&[Statement::new(sql, params).expecting(1)])
+    db.batch(&[Statement::new(sql, params).expecting(1), settled(&said.item, settlement).expecting(1)])
 }
 
-/// Puts down what an item has become after so many reviews; nothing happens where somebody spoke meanwhile, who does the same then.
+/// Puts down what an item has become by its reviews; nothing happens where somebody spoke meanwhile.
 ///
 /// # Errors
 /// When the database fails.
-pub fn settle(db: &dyn Db, id: &str, reviews: usize, status: &str, outcome: Option<&Json>) -> Result<(), StoreError> {
-    let closed_at = (status == ACCEPTED || status == REJECTED).then(now_ms);
+pub fn settle(db: &dyn Db, id: &str, settlement: &Settlement<'_>) -> Result<(), StoreError> {
+    db.batch(&[settled(id, settlement)])
+}
+
+fn settled(id: &str, settlement: &Settlement<'_>) -> Statement {
+    let Settlement { reviews, status, outcome } = settlement;
+    let closed_at = (*status == ACCEPTED || *status == REJECTED).then(now_ms);
     let sql = "UPDATE review_items SET status = ?, outcome = ?, closed_at = ? WHERE id = ? AND status IN ('open', 'disputed') \
         AND (SELECT COUNT(*) FROM reviews WHERE item = ?) = ?";
-    db.execute(sql, &[status.into(), outcome.into(), closed_at.into(), id.into(), id.into(), reviews.into()]).map(drop)
+    let params: [Value; 6] = [(*status).into(), (*outcome).into(), closed_at.into(), id.into(), id.into(), (*reviews).into()];
+    Statement::new(sql, params)
+}
+
+/// Whether something of a request is proposed for a dataset already.
+///
+/// # Errors
+/// When the database fails.
+pub fn is_known(db: &dyn Db, project: &str, dataset: &str, source: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM review_items WHERE project = ? AND dataset = ? AND source = ?";
+    Ok(!db.query(sql, &[project.into(), dataset.into(), source.into()])?.is_empty())
 }
 
 /// Marks accepted items as part of a version.

@@ -182,3 +182,124 @@ fn developers_review_over_http_within_their_project() {
     assert_eq!((&agreement["items"], &agreement["agreed"], &agreement["kappa"]), (&json!(1), &json!(1), &Value::Null));
     assert_eq!(http("GET", &format!("{}/v1/reviews?status=odd", server.url()), Some(&two), None).status, 400);
 }
+
+#[test]
+fn a_review_whose_settlement_was_cut_off_is_settled_by_the_next_look() {
+    let refit = Refit::new();
+    let key = refit.key();
+    drop(ask(&refit.serve(&[]), &key, "hello", json!({})));
+    curated(&refit, &[]);
+    let item = waiting(&refit, "open").remove(0);
+    let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("the database");
+    let insert = "INSERT INTO reviews (item, reviewer, verdict, is_final, at) VALUES (?, 'ann', 'accept', 0, 1)";
+    database.execute(insert, [id(&item)]).expect("written");
+    drop(database);
+    assert_eq!(review(&refit, &["show", id(&item)]).expect(0).json()["status"], "accepted");
+    assert_eq!(review(&refit, &["publish", "d", "--json"]).expect(0).json()["samples"], 1);
+}
+
+#[test]
+fn what_the_log_would_not_keep_is_taken_out_of_proposals_too() {
+    let refit = Refit::new();
+    let key = refit.key();
+    let arguments = r#"{"to": "bob\u0040example.com", "card": 4111111111111111, "eve@example.com": "ticket T-4711"}"#;
+    {
+        let server = refit.serve(&[]);
+        let call = json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        let messages = json!([{"role": "user", "content": "call +49 (30) 1234-5678 about T-4711"},
+            {"role": "assistant", "content": null, "tool_calls": call}, {"role": "tool", "tool_call_id": "c", "content": "done"},
+            {"role": "user", "content": "thanks", "name": "ann"}]);
+        let body = json!({"model": "mock/echo", "messages": messages});
+        assert_eq!(server.post(CHAT, Some(&key), &body).status, 200);
+    }
+    refit.write("refit.toml", "[log]\nredact_patterns = [\"T-[0-9]+\"]\nredact_fields = [\"messages[].name\"]\n");
+    assert_eq!(curated(&refit, &[])["redacted"], 1);
+    let messages = waiting(&refit, "open").remove(0)["sample"]["input"]["messages"].clone();
+    let text = messages.to_string();
+    for personal in ["bob", "4111", "eve@", "T-4711", "1234-5678", "ann"] {
+        assert!(!text.contains(personal), "{personal}: {text}");
+    }
+    let arguments = messages[1]["tool_calls"][0]["function"]["arguments"].as_str().expect("a text");
+    assert!(serde_json::from_str::<Value>(arguments).expect("still JSON")["to"] == "[email]", "{arguments}");
+}
+
+#[test]
+fn curation_goes_on_behind_what_was_proposed_before() {
+    let refit = Refit::new();
+    let key = refit.key();
+    {
+        let server = refit.serve(&[]);
+        for text in ["one", "two", "three"] {
+            ask(&server, &key, text, json!({}));
+        }
+    }
+    let proposed = || curated(&refit, &["--limit", "2"])["proposed"].clone();
+    assert_eq!([proposed(), proposed(), proposed()], [json!(2), json!(1), json!(0)]);
+}
+
+#[test]
+fn a_version_keeps_the_split_and_takes_from_one_project() {
+    let refit = Refit::new();
+    let made = refit.run(&["key", "create", "k", "--project", "q", "--json"]).expect(0).json();
+    let (key, other) = (refit.key(), made["key"].as_str().expect("a key").to_string());
+    let sample = |i: usize| json!({"id": format!("s{i}"), "input": {"m": format!("{i} {} {}", i * 7919, i * 104_729)}, "target": "x"});
+    refit.write("d.jsonl", (0..20).map(|i| format!("{}\n", sample(i))).collect::<String>());
+    refit.run(&["data", "import", "d.jsonl"]).expect(0);
+    let before = refit.run(&["data", "split", "d", "--json"]).expect(0).json()["split"]["sizes"].clone();
+    {
+        let server = refit.serve(&[]);
+        ask(&server, &key, "hello", json!({}));
+        ask(&server, &other, "secret of q", json!({}));
+    }
+    curated(&refit, &[]);
+    for item in waiting(&refit, "open") {
+        review(&refit, &["accept", id(&item)]).expect(0);
+    }
+    let refused = review(&refit, &["publish", "d"]).expect(2).stderr;
+    assert!(refused.contains("--project") && refused.contains("q"), "{refused}");
+    let row = review(&refit, &["publish", "d", "--project", "default", "--json"]).expect(0).json();
+    assert_eq!((&row["samples"], &row["lineage"]["detail"]["project"]), (&json!(21), &json!("default")));
+    let after = &row["splits"]["sizes"];
+    assert_eq!((&after["test"], &after["validation"]), (&before["test"], &before["validation"]));
+    assert_eq!(after["train"].as_u64(), before["train"].as_u64().map(|train| train + 1));
+}
+
+#[test]
+fn reviews_are_blind_while_open_and_agreement_is_about_what_becomes_of_it() {
+    let refit = Refit::new();
+    let key = refit.key();
+    {
+        let server = refit.serve(&[]);
+        for text in ["a", "b"] {
+            ask(&server, &key, text, json!({}));
+        }
+    }
+    curated(&refit, &["--reviewers", "2"]);
+    let items = waiting(&refit, "open");
+    let [a, b] = [0, 1].map(|at| id(&items[at]));
+    review(&refit, &["edit", a, "--target", "one", "--as", "ann"]).expect(0);
+    let shown = review(&refit, &["show", a]).expect(0).json();
+    assert_eq!((&shown["reviews"], &shown["reviewed"]), (&json!([]), &json!(1)));
+    assert!(review(&refit, &["edit", a, "--target", "two", "--as", "bob"]).expect(0).stdout.contains("is disputed after 2 of 2"));
+    assert_eq!(review(&refit, &["show", a]).expect(0).json()["reviews"].as_array().map(Vec::len), Some(2), "whoever settles it sees both");
+    // An edit into what it is accepts it.
+    review(&refit, &["accept", b, "--as", "ann"]).expect(0);
+    let same = items[1]["sample"]["target"].as_str().expect("a text");
+    review(&refit, &["edit", b, "--target", same, "--as", "bob"]).expect(0);
+    let agreement = review(&refit, &["agreement", "d", "--json"]).expect(0).json();
+    assert_eq!((&agreement["items"], &agreement["agreed"]), (&json!(2), &json!(1)));
+}
+
+#[test]
+fn requests_in_other_protocols_are_counted() {
+    let refit = Refit::new();
+    let key = refit.key();
+    {
+        let server = refit.serve(&[]);
+        ask(&server, &key, "one", json!({}));
+        let body = json!({"model": "mock/echo", "max_tokens": 9, "messages": [{"role": "user", "content": "two"}]});
+        assert_eq!(server.post("/v1/messages", Some(&key), &body).status, 200);
+    }
+    let found = curated(&refit, &[]);
+    assert_eq!((&found["looked_at"], &found["other_protocol"]), (&json!(1), &json!(1)));
+}

@@ -46,7 +46,8 @@ fn banking77_has_the_overlaps_that_it_is_known_for() {
     assert_eq!(report["balance"]["target"]["distinct"], 77);
     let (english, looked_at) = (report["languages"]["counts"]["eng"].as_u64(), report["languages"]["looked_at"].as_u64());
     assert!(english > looked_at.map(|all| all / 3) && looked_at > Some(4_000), "{}", report["languages"]);
-    let fixed = refit.run(&["data", "check", "banking", "--fix", "--json"]).expect(0).json()["fixed"].clone();
+    // What contradicts is left, and told by the exit code.
+    let fixed = refit.run(&["data", "check", "banking", "--fix", "--json"]).expect(1).json()["fixed"].clone();
     assert_eq!(fixed["version"], "banking@2");
     let report = refit.run(&["data", "check", "banking", "--json"]).expect(1).json();
     assert_eq!((&report["duplicates"], of_kind(&report, "leakage", "exact", true)), (&json!([]), 0));
@@ -71,11 +72,11 @@ fn only_what_says_the_same_with_the_same_answer_goes() {
             sample("e", &format!("{text} badly"), "x"),
         ],
     );
-    let fixed = refit.run(&["data", "check", "d", "--fix", "--json"]).expect(0).json();
+    let fixed = refit.run(&["data", "check", "d", "--fix", "--json"]).expect(1).json();
     assert_eq!(fixed["fixed"], json!({"removed": 2, "leaks": 0, "version": "d@2", "digest": fixed["fixed"]["digest"], "samples": 3}));
     let left: BTreeSet<String> = refit.run(&["data", "show", "d"]).expect(0).stdout.lines().map(|line| line[7..8].to_string()).collect();
     assert_eq!(left, BTreeSet::from(["a", "d", "e"].map(String::from)));
-    let again = refit.run(&["data", "check", "d", "--fix"]).expect(0).stdout;
+    let again = refit.run(&["data", "check", "d", "--fix"]).expect(1).stdout;
     assert!(again.contains("nothing may go without a person's look"), "{again}");
 }
 
@@ -161,4 +162,60 @@ fn vectors_tell_outliers_wrong_labels_and_what_live_requests_lack() {
     // A model that makes no vectors is said, and the rest of the report is there.
     let report = refit.run(&["data", "check", "d", "--embedder", "mock/echo", "--json"]).json();
     assert!(report["skipped"][0]["reason"].as_str().is_some_and(|reason| reason.contains("embeddings")), "{report}");
+}
+
+#[test]
+fn personal_data_is_found_in_metadata_numbers_and_names() {
+    let refit = Refit::new();
+    let call = json!({"function": {"name": "f", "arguments": "{\"to\": \"ann\\u0040example.com\"}"}});
+    stored(
+        &refit,
+        &[
+            json!({"id": "meta", "input": {"m": "x"}, "metadata": {"from": "ann@example.com"}}),
+            json!({"id": "number", "input": {"m": "y", "card": 4_111_111_111_111_111_u64}}),
+            json!({"id": "name", "input": {"m": "z"}, "target": {"ann@example.com": 1}}),
+            json!({"id": "call", "input": {"m": "w"}, "target": {"calls": [call]}}),
+        ],
+    );
+    let personal = refit.run(&["data", "check", "d", "--json"]).json()["personal"].clone();
+    assert_eq!(personal["counts"], json!({"credit_card": 1, "email": 3}));
+}
+
+#[test]
+fn live_requests_are_compared_without_what_is_personal_and_not_logged_anew() {
+    let refit = Refit::new();
+    let up = embedder();
+    refit.write("refit.toml", crate::rig::provider(up.port).replace("[\"m\"]", "[\"m\", \"e\"]"));
+    let sample = |i: usize| json!({"id": format!("s{i}"), "input": {"m": format!("my kettle broke on day {}", "x".repeat(i % 13))}});
+    stored(&refit, &(0..20).map(sample).collect::<Vec<_>>());
+    {
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let body = json!({"model": "mock/echo", "messages": [{"role": "user", "content": "a parcel for ann@example.com"}]});
+        assert_eq!(server.post("/v1/chat/completions", Some(&key), &body).status, 200);
+    }
+    let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
+    assert_eq!(report["coverage"]["lacking"][0]["example"], "a parcel for [email]", "{report}");
+    let log = refit.run(&["logs", "export"]).expect(0).stdout;
+    let rows: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let made: Vec<_> = rows.iter().filter(|row| row["endpoint"] == "data.check").collect();
+    assert!(made.len() == 2 && made.iter().all(|row| row["request"].is_null() && row["reply"].is_null()), "{made:?}");
+}
+
+#[test]
+fn live_conversations_are_compared_with_conversations() {
+    let refit = Refit::new();
+    let up = embedder();
+    refit.write("refit.toml", crate::rig::provider(up.port).replace("[\"m\"]", "[\"m\", \"e\"]"));
+    let messages = |i: usize| {
+        json!([{"role": "system", "content": "about a fan"}, {"role": "user", "content": format!("my kettle broke {}", "x".repeat(i))},
+            {"role": "assistant", "content": "how"}, {"role": "user", "content": "in the parcel"}])
+    };
+    stored(&refit, &(0..20).map(|i| json!({"id": format!("s{i}"), "input": {"messages": messages(i)}})).collect::<Vec<_>>());
+    {
+        let (key, server) = (refit.key(), refit.serve(&[]));
+        let body = json!({"model": "mock/echo", "messages": messages(3)});
+        assert_eq!(server.post("/v1/chat/completions", Some(&key), &body).status, 200);
+    }
+    let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
+    assert_eq!((&report["coverage"]["requests"], &report["coverage"]["covered"]), (&json!(1), &json!(1)), "{}", report["coverage"]);
 }

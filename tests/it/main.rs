@@ -15,6 +15,7 @@ mod datasets;
 mod datasets_check;
 mod datasets_docs;
 mod datasets_import;
+mod datasets_quality;
 #[cfg(target_os = "linux")]
 mod dotprompt;
 mod drain;

@@ -134,3 +134,18 @@ fn what_is_stored_goes_when_the_log_lets_it_go() {
     let left = server.get(CHAT, Some(&key));
     assert!(ids(&left).len() == 1 && left.body.contains("\"new\""), "{left:?}");
 }
+
+#[test]
+fn a_page_is_full_though_of_some_only_a_part_was_kept_and_fields_of_metadata_are_taken_out() {
+    let refit = Refit::new();
+    refit.write("refit.toml", "[log]\nmax_body_bytes = 1000\nredact_fields = [\"metadata.email\"]\n");
+    let key = refit.key();
+    let server = refit.serve(&[]);
+    for i in 0..3 {
+        ask(&server, &key, &"long ".repeat(400), json!({"store": true, "metadata": {"n": format!("{i}")}}));
+    }
+    ask(&server, &key, "short", json!({"store": true, "metadata": {"email": "ann", "topic": "a"}}));
+    let page = server.get(&format!("{CHAT}?limit=2"), Some(&key)).json();
+    assert_eq!((page["data"].as_array().map(Vec::len), &page["has_more"]), (Some(1), &json!(false)), "{page}");
+    assert_eq!(page["data"][0]["metadata"], json!({"email": "[redacted]", "topic": "a"}));
+}

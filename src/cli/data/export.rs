@@ -34,7 +34,9 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let datasets = Datasets::new(&context.open_store()?);
     let row = datasets.get(&args.dataset)?;
     let ids = match &args.split {
-        Some(split) => Some(ids_of(&datasets, &row.digest.to_string(), split)?),
+        Some(split) => {
+            Some(datasets.load(row.clone())?.part(Some(split))?.into_iter().map(|sample| sample.id.clone()).collect::<HashSet<_>>())
+        }
         None => None,
     };
     let is_meant = |sample: &Sample| ids.as_ref().is_none_or(|ids| ids.contains(&sample.id));
@@ -52,11 +54,6 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
         return Err(Failure::on(Code::INVALID_VALUE, "format", message));
     };
     write(None, stream()?, |sample| Ok(shape.write(sample).map_err(DatasetError::Shape)?.to_string()))
-}
-
-fn ids_of(datasets: &Datasets, digest: &str, split: &str) -> Result<HashSet<String>, Failure> {
-    let dataset = datasets.open(digest)?;
-    Ok(dataset.part(Some(split))?.into_iter().map(|sample| sample.id.clone()).collect())
 }
 
 fn write(

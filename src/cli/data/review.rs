@@ -82,6 +82,9 @@ enum Verb {
     Publish {
         /// Dataset
         dataset: String,
+        /// Project whose samples are meant [needed where several have some]
+        #[arg(long)]
+        project: Option<String>,
         /// Print the version as JSON
         #[arg(long)]
         json: bool,
@@ -123,13 +126,13 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
         Verb::List { dataset, status, limit, json } => {
             list(&store, &Page { dataset: Some(&dataset), status: Some(&status), limit, ..Page::default() }, json)
         }
-        Verb::Show { item } => output::json(&review::show(&store, None, &item)?),
+        Verb::Show { item } => output::json(&review::show(&store, None, &item, &context.actor())?),
         Verb::Accept(word) => say(&store, said(context, word, "accept", Edit::default())?),
         Verb::Edit { word, edit } => say(&store, said(context, word, "edit", edit)?),
         Verb::Reject(word) => say(&store, said(context, word, "reject", Edit::default())?),
         Verb::Settle { word, verdict, edit } => say(&store, Said { is_final: true, ..said(context, word, &verdict, edit)? }),
         Verb::Agreement { dataset, json } => agreement(&store, &dataset, json),
-        Verb::Publish { dataset, json } => publish(&store, &dataset, json),
+        Verb::Publish { dataset, project, json } => publish(&store, project.as_deref(), &dataset, json),
     }
 }
 
@@ -167,8 +170,8 @@ fn said(context: &Context, word: Word, verdict: &str, edit: Edit) -> Result<Said
 }
 
 fn say(store: &Store, said: Said) -> Result<(), Failure> {
-    let Reviewed { item, reviews } = review::say(store, None, said)?;
-    output::line(format!("{} is {} after {} of {} reviews", item.id, item.status, reviews.len(), item.needed))
+    let Reviewed { item, reviewed, .. } = review::say(store, None, said)?;
+    output::line(format!("{} is {} after {} of {} reviews", item.id, item.status, reviewed, item.needed))
 }
 
 fn agreement(store: &Store, dataset: &str, json: bool) -> Result<(), Failure> {
@@ -179,8 +182,8 @@ fn agreement(store: &Store, dataset: &str, json: bool) -> Result<(), Failure> {
     output::line(found.told())
 }
 
-fn publish(store: &Store, dataset: &str, json: bool) -> Result<(), Failure> {
-    let Some(row) = review::publish(store, None, dataset)? else {
+fn publish(store: &Store, project: Option<&str>, dataset: &str, json: bool) -> Result<(), Failure> {
+    let Some(row) = review::publish(store, project, dataset)? else {
         let failure = Failure::new(Code::CONFLICT, format!("nothing was accepted for {dataset} since it was last published"));
         return Err(failure.with_hint(format!("review what waits: refit data review list {dataset}")));
     };

@@ -102,9 +102,9 @@ impl<'a> Demo<'a> {
         self.story.say(format!(
             "    {} messages · {} duplicates · {} near-duplicates · {} leaks between splits · {:.0} to {:.0} {} each",
             report.samples,
-            report.duplicates.len() + report.normalised_duplicates.len(),
-            report.near_duplicates.len(),
-            report.leakage.len(),
+            report.counts.duplicates + report.counts.normalised_duplicates,
+            report.counts.near_duplicates,
+            report.counts.leakage,
             report.length.min,
             report.length.max,
             report.length.unit

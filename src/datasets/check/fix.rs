@@ -1,9 +1,13 @@
 //! Which samples may go without a person's look: those that say, question and answer, what another one says too. Of copies on two sides
 //! of a split the one that is tested stays, so that nothing leaks. What contradicts or is only near is left to a person.
 
-use super::{Likeness, Report};
+use super::normal;
+use crate::datasets::Sample;
 use crate::datasets::library::Dataset;
-use std::collections::{HashMap, HashSet};
+use crate::types::Digest;
+use serde_json::json;
+use std::cmp::Reverse;
+use std::collections::HashMap;
 
 /// What would go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,22 +18,28 @@ pub struct Fix {
     pub leaks: usize,
 }
 
-/// What may go of a dataset that was checked.
-pub fn fix(dataset: &Dataset, report: &Report) -> Fix {
-    let by_id: HashMap<&str, &_> = dataset.samples.iter().map(|sample| (sample.id.as_str(), sample)).collect();
-    let (mut gone, mut fix) = (HashSet::new(), Fix::default());
-    for found in report.duplicates.iter().chain(&report.normalised_duplicates) {
-        debug_assert!(found.kind != Likeness::Near);
-        let [a, b] = &found.ids;
-        let same_target = matches!((by_id.get(a.as_str()), by_id.get(b.as_str())), (Some(a), Some(b)) if a.target == b.target);
-        if !same_target || gone.contains(a) || gone.contains(b) {
-            continue;
+/// What may go of a dataset: of all samples that are the same but for case, punctuation and white space around, one stays.
+pub fn fix(dataset: &Dataset) -> Fix {
+    let sides = dataset.sides();
+    let side = |sample: &Sample| sides.get(sample.id.as_str()).copied();
+    let mut classes: HashMap<u128, Vec<&Sample>> = HashMap::new();
+    let mut order: Vec<u128> = Vec::new();
+    for sample in &dataset.samples {
+        let key = Digest::of_json(&json!([normal(&sample.input), sample.target])).prefix();
+        let class = classes.entry(key).or_default();
+        if class.is_empty() {
+            order.push(key);
         }
-        let ranks = [rank(found.splits[0].as_deref()), rank(found.splits[1].as_deref())];
-        let (stays, goes) = if ranks[1] > ranks[0] { (b, a) } else { (a, b) };
-        gone.insert(goes.clone());
-        fix.leaks += usize::from(found.splits[0] != found.splits[1]);
-        fix.removed.push((goes.clone(), stays.clone()));
+        class.push(sample);
+    }
+    let mut fix = Fix::default();
+    for class in order.iter().map(|key| &classes[key]) {
+        // Of equal ranks the first.
+        let Some((at, stays)) = class.iter().enumerate().min_by_key(|(at, sample)| (Reverse(rank(side(sample))), *at)) else { continue };
+        for (_, goes) in class.iter().enumerate().filter(|(other, _)| *other != at) {
+            fix.leaks += usize::from(side(goes) != side(stays));
+            fix.removed.push((goes.id.clone(), stays.id.clone()));
+        }
     }
     fix
 }

@@ -1,5 +1,8 @@
 //! Labels that look wrong: confident learning (Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
 //! JAIR 70, 2021) on probabilities that the nearest neighbours of a sample give, the sample itself left out.
+//!
+//! Of it are here the thresholds of each label and the count of the confident joint off its diagonal: every sample there is a suspect. It
+//! does not calibrate the joint, does not prune by class or by noise rate, and trains no classifier.
 
 use super::neighbours::Neighbour;
 use serde::Serialize;

@@ -14,7 +14,7 @@ use crate::stats::percentile;
 use crate::types::traits::CountTokens;
 use languages::Languages;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 
 /// Values of a field beyond this many are counted, not listed.
@@ -22,11 +22,31 @@ const MAX_LISTED_VALUES: usize = 40;
 /// Samples that one check lists.
 pub const MAX_LISTED_SAMPLES: usize = 1_000;
 
+/// Pairs that one check lists.
+pub const MAX_LISTED_PAIRS: usize = 10_000;
+
+/// How many pairs of each kind there are, listed or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Pairs with equal input.
+    pub duplicates: usize,
+    /// Pairs that are equal but for case, white space and punctuation.
+    pub normalised_duplicates: usize,
+    /// Other pairs that are alike.
+    pub near_duplicates: usize,
+    /// Pairs among them whose targets differ.
+    pub contradictions: usize,
+    /// Pairs among them on two sides of the split.
+    pub leakage: usize,
+}
+
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Samples looked at.
     pub samples: usize,
+    /// How many pairs there are; of each kind up to [`MAX_LISTED_PAIRS`] are listed.
+    pub counts: Counts,
     /// Pairs with equal input.
     pub duplicates: Vec<Match>,
     /// Pairs whose texts are equal but for case, white space and punctuation.
@@ -160,12 +180,13 @@ impl Report {
 /// Checks a dataset; lengths in tokens when a counter is given, in words otherwise.
 pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
     let samples = &dataset.samples;
-    let sides: HashMap<&str, &str> =
-        dataset.assignment.iter().flat_map(|(split, ids)| ids.iter().map(move |id| (id.as_str(), split.as_str()))).collect();
+    let sides = dataset.sides();
     let texts: Vec<String> = samples.iter().map(Sample::text).collect();
+    let asked: Vec<String> = samples.iter().map(Sample::asked).collect();
     let side = |i: usize| sides.get(samples[i].id.as_str()).map(|split| split.to_string());
     let mut report = Report {
         samples: samples.len(),
+        counts: Counts::default(),
         duplicates: Vec::new(),
         normalised_duplicates: Vec::new(),
         near_duplicates: Vec::new(),
@@ -174,32 +195,44 @@ pub fn check(dataset: &Dataset, counter: Option<&dyn CountTokens>) -> Report {
         balance: balance(samples),
         length: length(&texts, counter),
         tokens: Vec::new(),
-        languages: languages::of(&texts),
+        languages: languages::of(&asked),
         personal: None,
         label_errors: None,
         outliers: None,
         skipped: Vec::new(),
         without_target: samples.iter().filter(|sample| sample.target.is_null()).count(),
     };
-    for pair in similar::pairs(&texts, split::NEAR) {
+    let number = |i: usize| {
+        let split = sides.get(samples[i].id.as_str());
+        split.map_or(0, |split| split::NAMES.iter().position(|name| name == split).map_or(4, |at| at + 1))
+    };
+    for pair in similar::pairs_across(&asked, split::NEAR, &number) {
         let (a, b) = (pair.a, pair.b);
-        let kind = likeness((&samples[a], &texts[a]), (&samples[b], &texts[b]));
+        let kind = likeness(&samples[a], &samples[b]);
         let ids = [samples[a].id.clone(), samples[b].id.clone()];
         let found = Match { ids, splits: [side(a), side(b)], kind, similarity: pair.similarity };
-        if samples[a].target != samples[b].target {
-            report.contradictions.push(found.clone());
+        if samples[a].target != samples[b].target && samples[a].context() == samples[b].context() {
+            list(&mut report.contradictions, &mut report.counts.contradictions, found.clone());
         }
         if found.splits[0].is_some() && found.splits[1].is_some() && found.splits[0] != found.splits[1] {
-            report.leakage.push(found.clone());
+            list(&mut report.leakage, &mut report.counts.leakage, found.clone());
         }
-        let list = match kind {
-            Likeness::Exact => &mut report.duplicates,
-            Likeness::Normalised => &mut report.normalised_duplicates,
-            Likeness::Near => &mut report.near_duplicates,
+        let (pairs, count) = match kind {
+            Likeness::Exact => (&mut report.duplicates, &mut report.counts.duplicates),
+            Likeness::Normalised => (&mut report.normalised_duplicates, &mut report.counts.normalised_duplicates),
+            Likeness::Near => (&mut report.near_duplicates, &mut report.counts.near_duplicates),
         };
-        list.push(found);
+        list(pairs, count, found);
     }
     report
+}
+
+/// Counts a pair, and lists it where there is room.
+fn list(pairs: &mut Vec<Match>, count: &mut usize, found: Match) {
+    *count += 1;
+    if pairs.len() < MAX_LISTED_PAIRS {
+        pairs.push(found);
+    }
 }
 
 /// Counts the tokens of inputs and targets as a model would.
@@ -213,12 +246,17 @@ pub fn tokens(samples: &[Sample], model: &str, counter: &dyn CountTokens) -> Tok
     Tokens { model: model.to_string(), total: lengths.iter().sum(), length: distribution("tokens", &lengths) }
 }
 
-/// Looks for personal data; `find` names what it finds in a text.
+/// Looks for personal data in every text, number and name of samples, metadata included; `find` names what it finds in a text.
 pub fn personal(samples: &[Sample], find: &dyn Fn(&str) -> Vec<String>) -> Personal {
     let mut personal = Personal::default();
     for sample in samples {
-        let mut kinds = find(&sample.text());
-        kinds.extend(find(&super::sample::text_of(&sample.target)));
+        let mut kinds = Vec::new();
+        let mut look = |text: &str| kinds.extend(find(text));
+        for (name, value) in sample.input.iter().chain(&sample.metadata) {
+            look(name);
+            super::sample::each_text(value, &mut look);
+        }
+        super::sample::each_text(&sample.target, &mut look);
         kinds.sort_unstable();
         kinds.dedup();
         if kinds.is_empty() {
@@ -233,7 +271,7 @@ pub fn personal(samples: &[Sample], find: &dyn Fn(&str) -> Vec<String>) -> Perso
 }
 
 /// How alike two samples are that are near anyway.
-pub(super) fn likeness((a, a_text): (&Sample, &str), (b, b_text): (&Sample, &str)) -> Likeness {
+fn likeness(a: &Sample, b: &Sample) -> Likeness {
     let same = |x: &Value, y: &Value| match (x, y) {
         (Value::String(x), Value::String(y)) => x.trim() == y.trim(),
         _ => x == y,
@@ -241,8 +279,22 @@ pub(super) fn likeness((a, a_text): (&Sample, &str), (b, b_text): (&Sample, &str
     let is_exact = a.input.len() == b.input.len() && a.input.iter().all(|(name, x)| b.input.get(name).is_some_and(|y| same(x, y)));
     match is_exact {
         true => Likeness::Exact,
-        false if similar::letters(a_text) == similar::letters(b_text) => Likeness::Normalised,
+        false if normal(&a.input) == normal(&b.input) => Likeness::Normalised,
         false => Likeness::Near,
+    }
+}
+
+/// Variables with every text in the form in which case and punctuation do not count; what is no text stays as it is.
+fn normal(input: &Map<String, Value>) -> Map<String, Value> {
+    input.iter().map(|(name, value)| (name.clone(), normal_value(value))).collect()
+}
+
+fn normal_value(value: &Value) -> Value {
+    match value {
+        Value::String(text) => similar::letters(text).into(),
+        Value::Array(items) => items.iter().map(normal_value).collect(),
+        Value::Object(fields) => Value::Object(normal(fields)),
+        other => other.clone(),
     }
 }
 

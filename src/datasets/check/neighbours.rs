@@ -51,6 +51,20 @@ pub fn nearest(query: &[f32], vectors: &[Vec<f32>], k: usize, without: Option<us
     best
 }
 
+/// Cosine from which two vectors are the same: vectors are sums of rounded numbers.
+pub const SAME: f32 = 1.0 - 1e-5;
+
+/// Vectors without those that stand there before.
+pub fn distinct(vectors: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let mut distinct: Vec<Vec<f32>> = Vec::new();
+    for vector in vectors {
+        if !distinct.iter().any(|other| cosine(other, vector) >= SAME) {
+            distinct.push(vector.clone());
+        }
+    }
+    distinct
+}
+
 /// The `k` nearest others of every vector.
 pub fn all(vectors: &[Vec<f32>], k: usize) -> Vec<Vec<Neighbour>> {
     vectors.iter().enumerate().map(|(at, vector)| nearest(vector, vectors, k, Some(at))).collect()

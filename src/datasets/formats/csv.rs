@@ -6,7 +6,7 @@ use crate::datasets::DatasetError;
 use crate::datasets::source::{Source, Text};
 use csv::{ByteRecord, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
@@ -33,8 +33,8 @@ impl Format for Csv {
             Some(separator) => separator,
             None => usual(text.fill_buf().map_err(failed)?),
         };
-        let left = Rc::new(Cell::new(MAX_RECORD_BYTES));
-        let bounded = Bounded { text, left: left.clone() };
+        let seen = Rc::new(RefCell::new(Seen::new()));
+        let bounded = Bounded { text, seen: seen.clone() };
         let mut reader = ReaderBuilder::new().delimiter(separator).flexible(true).has_headers(false).from_reader(bounded);
         let told = |error: csv::Error| match error.into_kind() {
             csv::ErrorKind::Io(cause) => cause,
@@ -46,12 +46,15 @@ impl Format for Csv {
         }
         let header = header(&record).map_err(|problem| DatasetError::Broken { file: file.clone(), place: Place::Line(1), problem })?;
         for number in 1.. {
-            left.set(MAX_RECORD_BYTES);
+            let start = reader.position().byte();
+            let line = seen.borrow_mut().begin(start);
             if !reader.read_byte_record(&mut record).map_err(|error| failed(told(error)))? {
                 break;
             }
-            let place = Place::Record(number, record.position().map_or(0, |position| position.line()));
-            each(Record { place, fields: fields(&header, &record), text: as_text(&record, separator) })?;
+            let is_open = seen.borrow().ends_within_quotes(separator);
+            let fields =
+                if is_open { Err("a quote is not closed: everything behind it is one field".into()) } else { fields(&header, &record) };
+            each(Record { place: Place::Record(number, line), fields, text: as_text(&record, separator) })?;
         }
         Ok(())
     }
@@ -101,18 +104,64 @@ fn as_text(record: &ByteRecord, separator: u8) -> String {
 /// A text of which no record takes more than so many bytes: a quote that is never closed must not fill the memory.
 struct Bounded {
     text: Text,
-    left: Rc<Cell<usize>>,
+    seen: Rc<RefCell<Seen>>,
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left.get() == 0 {
-            let problem = format!("a record is longer than {MAX_RECORD_BYTES} bytes; is a quote not closed?");
+        let mut seen = self.seen.borrow_mut();
+        if seen.left == 0 {
+            let problem = format!("the record in line {} is longer than {MAX_RECORD_BYTES} bytes; is a quote not closed?", seen.line);
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
         let read = self.text.read(buffer)?;
-        self.left.set(self.left.get().saturating_sub(read));
+        seen.left = seen.left.saturating_sub(read);
+        seen.is_end |= read == 0 && !buffer.is_empty();
+        seen.bytes.extend_from_slice(&buffer[..read]);
         Ok(read)
+    }
+}
+
+/// What was read of a text since the beginning of a record: lines are counted here as editors do, empty ones and either line end included.
+struct Seen {
+    bytes: Vec<u8>,
+    /// Where `bytes` begin in the text, and in which line.
+    start: u64,
+    line: u64,
+    /// Bytes that the record may still take.
+    left: usize,
+    is_end: bool,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Seen { bytes: Vec::new(), start: 0, line: 1, left: MAX_RECORD_BYTES, is_end: false }
+    }
+
+    /// The record that begins at a place, or behind the line ends there, is read next; its line.
+    fn begin(&mut self, at: u64) -> u64 {
+        self.left = MAX_RECORD_BYTES;
+        let mut passed = usize::try_from(at - self.start).unwrap_or(usize::MAX).min(self.bytes.len());
+        passed += self.bytes[passed..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        self.line += memchr::memchr_iter(b'\n', &self.bytes[..passed]).count() as u64;
+        self.bytes.drain(..passed);
+        self.start += passed as u64;
+        self.line
+    }
+
+    /// Whether the text is over, and a quote that its last record opens is not closed.
+    fn ends_within_quotes(&self, separator: u8) -> bool {
+        let (mut is_field_start, mut is_quoted, mut bytes) = (true, false, self.bytes.iter().peekable());
+        while let Some(byte) = bytes.next().filter(|_| self.is_end) {
+            match *byte {
+                // Two of them are one within a quoted field.
+                b'"' if is_quoted => is_quoted = bytes.next_if(|next| **next == b'"').is_some(),
+                b'"' if is_field_start => is_quoted = true,
+                other => is_field_start = !is_quoted && (other == separator || matches!(other, b'\r' | b'\n')),
+            }
+            is_field_start &= !is_quoted;
+        }
+        is_quoted
     }
 }
 

@@ -1,6 +1,6 @@
 //! Parquet: columnar tables. Read row by row, one row group after the other; lists and structures become JSON.
 
-use super::{Each, Format, Place, Record};
+use super::{Each, Format, MAX_RECORD_BYTES, Place, Record};
 use crate::datasets::DatasetError;
 use crate::datasets::source::Source;
 use parquet::errors::ParquetError;
@@ -8,6 +8,9 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Most bytes that a column of one row group may unpack to, as the file itself says: a page of it is held in memory.
+const MAX_CHUNK_BYTES: i64 = 1 << 30;
 
 pub(super) struct Parquet;
 
@@ -25,12 +28,25 @@ impl Format for Parquet {
         let file = source.file().map_err(failed)?;
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(failed)?;
         let rows = reader.metadata().file_metadata().num_rows();
+        for (group, column) in
+            reader.metadata().row_groups().iter().enumerate().flat_map(|(at, group)| group.columns().iter().map(move |c| (at, c)))
+        {
+            let bytes = column.uncompressed_size();
+            if !(0..=MAX_CHUNK_BYTES).contains(&bytes) {
+                let problem = format!(
+                    "column {} of row group {group} takes {bytes} bytes, more than {MAX_CHUNK_BYTES}; write smaller row groups",
+                    column.column_path()
+                );
+                return Err(failed(io::Error::new(io::ErrorKind::InvalidData, problem)));
+            }
+        }
         let mut records = guarded(|| reader.get_row_iter(None)).map_err(failed)?;
         for number in 1.. {
             let Some(value) = guarded(|| records.next().map(|row| Ok(row?.to_json_value())).transpose()).map_err(failed)? else { break };
             source.reached(number, u64::try_from(rows).unwrap_or(0));
             let text = value.to_string();
             let fields = match value {
+                _ if text.len() > MAX_RECORD_BYTES => Err(format!("longer than {MAX_RECORD_BYTES} bytes")),
                 Value::Object(fields) => Ok(fields),
                 _ => Err("the row has no columns".to_string()),
             };

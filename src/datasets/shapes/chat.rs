@@ -2,10 +2,8 @@
 
 use super::{Draft, Shape, answer, as_message, as_messages, messages, take_id, take_rest};
 use crate::datasets::Sample;
+use crate::datasets::sample::ASKED;
 use serde_json::{Map, Value};
-
-/// What belongs to the question besides the messages.
-const ASKED: [&str; 4] = ["tools", "parallel_tool_calls", "functions", "response_format"];
 
 pub(super) struct Chat;
 

@@ -242,6 +242,10 @@ mod tests {
             (json!({"a": 1, "b": 2}), "(a, b) have no shape"),
             (json!({"inputs": {}}), "did you mean \"input\""),
             (json!({"prompt": "p", "chosen": "a"}), "\"rejected\" is missing"),
+            (
+                json!({"prompt": "p", "chosen": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": "c"}),
+                "\"chosen\" has 2 messages",
+            ),
         ] {
             let told = read(record).expect_err(part);
             assert!(told.contains(part), "{told}");

@@ -52,8 +52,17 @@ fn preferred(fields: &mut Map<String, Value>) -> Result<Parts, String> {
     };
     messages(input.get("messages"), "input.messages")?;
     input.retain(|_, value| !value.is_null());
-    let mut last = |name: &str| Ok::<_, String>(messages(fields.shift_remove(name).as_ref(), name)?.pop().map(answer).unwrap_or_default());
+    let mut last = |name: &str| only(messages(fields.shift_remove(name).as_ref(), name)?, &[], name);
     Ok((input, last(PREFERRED)?, last(OTHER)?))
+}
+
+/// The one answer of a list, which may repeat the question before it.
+fn only(mut said: Vec<Value>, asked: &[Value], name: &str) -> Result<Value, String> {
+    let last = said.pop().map(answer).unwrap_or_default();
+    if said.is_empty() || said == asked {
+        return Ok(last);
+    }
+    Err(format!("field \"{name}\" has {} messages; expected one, the answer", said.len() + 1))
 }
 
 fn chosen(fields: &mut Map<String, Value>) -> Result<Parts, String> {
@@ -63,16 +72,17 @@ fn chosen(fields: &mut Map<String, Value>) -> Result<Parts, String> {
         (Some(Value::String(prompt)), chosen, rejected) => {
             let text = |value: Value, name: &str| match value {
                 Value::String(_) => Ok(value),
-                Value::Array(_) => Ok(messages(Some(&value), name)?.pop().map(answer).unwrap_or_default()),
+                Value::Array(_) => only(messages(Some(&value), name)?, &[json!({"role": "user", "content": prompt})], name),
                 _ => Err(format!("field \"{name}\" must be a text or a list of messages")),
             };
-            let input = Map::from_iter([("prompt".to_string(), prompt.into())]);
+            let input = Map::from_iter([("prompt".to_string(), prompt.clone().into())]);
             Ok((input, text(chosen, "chosen")?, text(rejected, REJECTED)?))
         }
         (Some(prompt), chosen, rejected) => {
             let asked = messages(Some(&prompt), "prompt")?;
-            let last = |value: &Value, name: &str| Ok::<_, String>(messages(Some(value), name)?.pop().map(answer).unwrap_or_default());
-            Ok((Map::from_iter([("messages".to_string(), asked.into())]), last(&chosen, "chosen")?, last(&rejected, REJECTED)?))
+            let (good, bad) = (messages(Some(&chosen), "chosen")?, messages(Some(&rejected), REJECTED)?);
+            let (good, bad) = (only(good, &asked, "chosen")?, only(bad, &asked, REJECTED)?);
+            Ok((Map::from_iter([("messages".to_string(), asked.into())]), good, bad))
         }
         (None, chosen, rejected) => {
             let (mut chosen, mut rejected) = (messages(Some(&chosen), "chosen")?, messages(Some(&rejected), REJECTED)?);

@@ -2,7 +2,8 @@
 //! data as guardrails find it, and what vectors tell: outliers, labels that look wrong, and what live traffic asks that the dataset lacks.
 
 use super::coverage::{self, Coverage};
-use super::vectors;
+use super::{redaction, vectors};
+use crate::config::LogConfig;
 use crate::config::guardrails::Detector;
 use crate::datasets::check::{self as checks, Balance, Report, Skipped, labels, neighbours, outliers};
 use crate::datasets::{Dataset, Sample};
@@ -53,6 +54,8 @@ pub struct Around<'a> {
     pub store: &'a Store,
     /// What makes vectors and counts tokens.
     pub inference: &'a Arc<Inference>,
+    /// What the operator wants to be taken out of logged requests.
+    pub log: &'a LogConfig,
     /// Who watches.
     pub progress: &'a dyn Progress,
 }
@@ -83,7 +86,7 @@ pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> R
             return Ok(whole);
         }
     };
-    let texts: Vec<String> = dataset.samples.iter().map(Sample::text).collect();
+    let texts: Vec<String> = dataset.samples.iter().map(Sample::asked).collect();
     let vectors = match vectors::of(around.inference, &embedder, &texts, around.progress).await {
         Ok(vectors) => vectors,
         Err(failure) => {
@@ -93,7 +96,7 @@ pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> R
     };
     by_vectors(dataset, report, &vectors);
     if let Some(filter) = &wishes.traffic {
-        let live = coverage::live(around.store, filter)?;
+        let live = coverage::live(around.store, filter, &redaction::redactor(around.log))?;
         let asked: Vec<String> = live.iter().map(|request| request.text.clone()).collect();
         match vectors::of(around.inference, &embedder, &asked, around.progress).await {
             Ok(of_live) => whole.coverage = Some(coverage::coverage(&live, &of_live, &vectors)),
@@ -155,6 +158,11 @@ fn by_vectors(dataset: &Dataset, report: &mut Report, vectors: &[Vec<f32>]) {
     report.outliers = Some(found);
     match label_field(report) {
         Some(field) => {
+            let others: Vec<&str> = report.balance.keys().filter(|other| **other != field).map(String::as_str).collect();
+            if !others.is_empty() {
+                let reason = format!("of the target's fields only \"{field}\" was looked at, not {}", others.join(", "));
+                report.skipped.push(Skipped { check: "label errors", reason });
+            }
             let label = |sample: &Sample| match sample.target_field(&field) {
                 Value::Null => None,
                 Value::String(text) => Some(text.clone()),

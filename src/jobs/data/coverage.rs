@@ -1,13 +1,14 @@
 //! Which kinds of live request a dataset lacks: requests of the log that are nearer to nothing in it than its own samples are to each
 //! other, gathered around the first of each kind (leader clustering: Hartigan, Clustering Algorithms, 1975).
 
+use crate::datasets::Sample;
 use crate::datasets::check::neighbours;
-use crate::monitor::rows;
+use crate::monitor::{Redactor, rows};
 use crate::stats::percentile;
 use crate::store::log::Filter;
 use crate::store::{Store, StoreError};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Requests that are looked at: evenly over those that are meant.
 const MOST_REQUESTS: usize = 2_000;
@@ -52,18 +53,28 @@ pub(super) struct Live {
     pub(super) text: String,
 }
 
-/// Requests of the log that ended well and whose bodies were kept.
-pub(super) fn live(store: &Store, filter: &Filter) -> Result<Vec<Live>, StoreError> {
+/// Requests of the log that ended well and whose bodies were kept, without what may be personal.
+pub(super) fn live(store: &Store, filter: &Filter, redactor: &Redactor) -> Result<Vec<Live>, StoreError> {
     let mut found = Vec::new();
     rows::each::<StoreError>(store, filter, |row| {
         if row.error_code.is_none() && row.endpoint == "chat.completions" {
             let row = rows::with_bodies(store, row)?;
-            found.extend(row.request.as_deref().and_then(asked).map(|text| Live { id: row.id, text }));
+            let request = row.request.map(|request| redactor.body(request));
+            found.extend(request.as_deref().and_then(said).map(|text| Live { id: row.id, text }));
         }
         Ok(true)
     })?;
     let step = found.len().div_ceil(MOST_REQUESTS).max(1);
     Ok(found.into_iter().step_by(step).collect())
+}
+
+/// All that the user said: samples are compared by the same.
+fn said(request: &str) -> Option<String> {
+    let request: Value = serde_json::from_str(request).ok()?;
+    let messages = request.get("messages").filter(|messages| messages.is_array())?.clone();
+    let input = Map::from_iter([("messages".to_string(), messages)]);
+    let text = Sample { id: String::new(), input, target: Value::Null, metadata: Map::new() }.asked();
+    (!text.trim().is_empty()).then_some(text)
 }
 
 /// What the user said last.
@@ -77,11 +88,10 @@ pub(super) fn asked(request: &str) -> Option<String> {
 
 /// How much of the requests a dataset covers, by the vectors of both.
 pub(super) fn coverage(live: &[Live], of_live: &[Vec<f32>], samples: &[Vec<f32>]) -> Coverage {
-    let own: Vec<f64> = samples
-        .iter()
-        .enumerate()
-        .filter_map(|(at, vector)| neighbours::nearest(vector, samples, 1, Some(at)).first().map(|near| f64::from(near.cosine)))
-        .collect();
+    // What stands there twice says nothing about how near to each other the others are.
+    let distinct = neighbours::distinct(samples);
+    let nearest = |(at, vector): (usize, &Vec<f32>)| neighbours::nearest(vector, &distinct, 1, Some(at)).first().map(|near| near.cosine);
+    let own: Vec<f64> = distinct.iter().enumerate().filter_map(nearest).map(f64::from).collect();
     let threshold = if own.is_empty() { 1.0 } else { percentile(&own, QUANTILE) };
     let (mut covered, mut kinds): (usize, Vec<(usize, Lacking)>) = (0, Vec::new());
     for (at, (request, vector)) in live.iter().zip(of_live).enumerate() {
@@ -108,6 +118,15 @@ pub(super) fn coverage(live: &[Live], of_live: &[Vec<f32>], samples: &[Vec<f32>]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_of_samples_do_not_raise_the_threshold() {
+        let cloud = |i: usize| vec![1.0, (i % 6) as f32 * 0.1, 0.0];
+        let samples = neighbours::unit((0..60).map(cloud).collect());
+        let of_live = neighbours::unit(vec![vec![1.0, 0.25, 0.0]]);
+        let found = coverage(&[Live { id: "r".into(), text: "t".into() }], &of_live, &samples);
+        assert_eq!((found.covered, found.threshold < 0.9999), (1, true));
+    }
 
     #[test]
     fn what_is_far_from_every_sample_is_lacking_by_its_kind() {

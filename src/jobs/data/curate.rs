@@ -1,12 +1,11 @@
 //! From production to a dataset: logged requests become proposals that people review. What may be personal is taken out first, whatever
 //! the log's own rules are.
 
-use super::judge;
-use crate::config::guardrails::Detector;
+use super::{judge, redaction};
+use crate::config::LogConfig;
 use crate::datasets::{Sample, shapes};
-use crate::guardrails::detect;
 use crate::inference::Inference;
-use crate::monitor::rows;
+use crate::monitor::{Redactor, rows};
 use crate::store::feedback::{self, FeedbackRow};
 use crate::store::log::Filter;
 use crate::store::requests::RequestRow;
@@ -18,9 +17,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// Endpoint whose requests become samples.
 const CHAT: &str = "chat.completions";
+/// Endpoints of conversations in other protocols, which do not.
+const OTHERS: [&str; 2] = ["responses", "messages"];
 
 /// What to propose.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +45,8 @@ pub struct Curation {
     pub limit: usize,
     /// How many people must look at each.
     pub needed: i64,
+    /// What the operator wants to be taken out of logged requests.
+    pub log: LogConfig,
 }
 
 /// What was proposed.
@@ -58,6 +62,8 @@ pub struct Curated {
     pub repeated: usize,
     /// Requests without a whole conversation.
     pub left_out: usize,
+    /// Requests of `/v1/responses` and `/v1/messages`, which are passed over.
+    pub other_protocol: usize,
     /// Proposals from which something personal was taken.
     pub redacted: usize,
     /// Judgements that could not be had.
@@ -77,12 +83,13 @@ pub async fn curate(
     if !ids::is_slug(&curation.dataset) {
         return Err(crate::datasets::DatasetError::Name(curation.dataset.clone()).into());
     }
-    let (mut curated, candidates) = candidates(store, curation)?;
-    let mut items = Vec::new();
-    for mut candidate in candidates {
-        if items.len() >= curation.limit {
-            break;
-        }
+    let (sender, mut receiver) = mpsc::channel(1);
+    let (log, wanted) = (store.clone(), curation.clone());
+    let reader = tokio::task::spawn_blocking(move || candidates(&log, &wanted, &sender));
+    let (mut items, mut unjudged, mut so_far) = (Vec::new(), 0, None);
+    while items.len() < curation.limit {
+        let Some((counts, mut candidate)) = receiver.recv().await else { break };
+        so_far = Some(counts);
         if let Some(model) = &curation.judge {
             match judge::disagrees(inference, model, &candidate.sample).await {
                 Ok(Some(why)) => candidate.reasons.push(format!("{model} disagrees: {why}")),
@@ -90,16 +97,22 @@ pub async fn curate(
                 // A model that is not there will not be there for the next one.
                 Err(failure) if failure.code() == Code::MODEL_NOT_FOUND || failure.code() == Code::INVALID_CONFIG => return Err(failure),
                 Err(_) => {
-                    curated.unjudged += 1;
+                    unjudged += 1;
                     continue;
                 }
             }
         }
         items.push(item(candidate, curation));
     }
+    drop(receiver);
+    let whole = reader.await.map_err(|error| Failure::new(Code::INTERNAL, format!("the log could not be read: {error}")))??;
+    // What was read ahead of the limit does not count.
+    let mut curated = if items.len() < curation.limit { whole } else { so_far.unwrap_or(whole) };
+    curated.unjudged = unjudged;
     if !dry_run {
         curated.proposed = reviews::add(store.db.as_ref(), &items)?;
-        curated.known = items.len() - curated.proposed;
+        // Somebody may have proposed some of them meanwhile.
+        curated.known += items.len() - curated.proposed;
     }
     Ok((curated, items))
 }
@@ -128,11 +141,12 @@ fn item(candidate: Candidate, curation: &Curation) -> ReviewItem {
     }
 }
 
-fn candidates(store: &Store, curation: &Curation) -> Result<(Curated, Vec<Candidate>), StoreError> {
-    let (mut curated, mut found, mut seen) = (Curated::default(), Vec::new(), HashSet::new());
-    // With a judge it is not known yet which of them stay.
-    let most = if curation.judge.is_some() { usize::MAX } else { curation.limit };
+/// Gives what may be proposed to whoever takes it, one after the other with the counts so far, until nobody does any more.
+fn candidates(store: &Store, curation: &Curation, sender: &mpsc::Sender<(Curated, Candidate)>) -> Result<Curated, StoreError> {
+    let (mut curated, mut seen) = (Curated::default(), HashSet::new());
+    let redactor = redaction::redactor(&curation.log);
     rows::each::<StoreError>(store, &curation.filter, |row| {
+        curated.other_protocol += usize::from(row.error_code.is_none() && OTHERS.contains(&row.endpoint.as_str()));
         if row.endpoint != CHAT || row.error_code.is_some() {
             return Ok(true);
         }
@@ -140,20 +154,41 @@ fn candidates(store: &Store, curation: &Curation) -> Result<(Curated, Vec<Candid
         let Some(reasons) = reasons(curation, &row, &given) else { return Ok(true) };
         curated.looked_at += 1;
         let row = rows::with_bodies(store, row)?;
-        let project = row.project.clone();
-        let Some(mut sample) = sample(&row, &given, curation.variable.as_deref()) else {
+        let Some(sample) = sample(&row, &given, curation.variable.as_deref()) else {
             curated.left_out += 1;
             return Ok(true);
         };
-        if !seen.insert(sample.content().prefix()) {
+        let content = sample.content();
+        if !seen.insert(content.prefix()) {
             curated.repeated += 1;
             return Ok(true);
         }
-        curated.redacted += usize::from(redact(&mut sample));
-        found.push(Candidate { sample, project, reasons });
-        Ok(found.len() < most)
+        if reviews::is_known(store.db.as_ref(), &row.project, &curation.dataset, &row.id)? {
+            curated.known += 1;
+            return Ok(true);
+        }
+        let Some(sample) = redacted(&redactor, &row, &given, curation.variable.as_deref()) else {
+            curated.left_out += 1;
+            return Ok(true);
+        };
+        curated.redacted += usize::from(sample.content() != content);
+        let candidate = Candidate { sample, project: row.project, reasons };
+        Ok(sender.blocking_send((curated.clone(), candidate)).is_ok())
     })?;
-    Ok((curated, found))
+    Ok(curated)
+}
+
+/// The sample of a request without what may be personal: first by the places of its body, then what is left in the sample.
+fn redacted(redactor: &Redactor, row: &RequestRow, given: &[FeedbackRow], variable: Option<&str>) -> Option<Sample> {
+    let mut row = row.clone();
+    for body in [&mut row.request, &mut row.reply].into_iter().flatten() {
+        *body = redactor.body(std::mem::take(body));
+    }
+    let mut sample = sample(&row, given, variable)?;
+    for value in sample.input.values_mut().chain([&mut sample.target]) {
+        redactor.value(value);
+    }
+    Some(sample)
 }
 
 /// Why a request is chosen; none where it is not.
@@ -227,60 +262,4 @@ fn answer(reply: &str) -> Option<Value> {
         said.extend(value.map(|value| (name.to_string(), value.clone())));
     }
     (said.len() > 1).then(|| said.into())
-}
-
-/// Puts a word in the place of everything that detectors find; whether there was anything.
-fn redact(sample: &mut Sample) -> bool {
-    let mut any = false;
-    for value in sample.input.values_mut().chain([&mut sample.target]) {
-        any |= redact_value(value);
-    }
-    any
-}
-
-fn redact_value(value: &mut Value) -> bool {
-    match value {
-        Value::String(text) => match redacted(text) {
-            Some(new) => {
-                *text = new;
-                true
-            }
-            None => false,
-        },
-        Value::Array(items) => items.iter_mut().fold(false, |any, item| redact_value(item) | any),
-        Value::Object(fields) => fields.values_mut().fold(false, |any, item| redact_value(item) | any),
-        _ => false,
-    }
-}
-
-fn redacted(text: &str) -> Option<String> {
-    let mut places = Vec::new();
-    for detector in Detector::ALL {
-        let mut found = Vec::new();
-        detect::find(detector, text, &mut found);
-        places.extend(found.into_iter().map(|place| (place, detector.name())));
-    }
-    places.sort_by_key(|(place, _)| (place.start, std::cmp::Reverse(place.end)));
-    let (mut written, mut end) = (String::new(), 0);
-    for (place, name) in &places {
-        if place.start < end {
-            continue;
-        }
-        written.push_str(&text[end..place.start]);
-        written.push_str(&format!("[{name}]"));
-        end = place.end;
-    }
-    written.push_str(&text[end..]);
-    (!places.is_empty()).then_some(written)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_detectors_find_is_taken_out_once() {
-        assert_eq!(redacted("write to ann@example.com from 10.0.0.1"), Some("write to [email] from [ip_address]".into()));
-        assert_eq!(redacted("nothing here"), None);
-    }
 }

@@ -5,6 +5,7 @@ pub mod check;
 mod coverage;
 pub mod curate;
 mod judge;
+mod redaction;
 pub mod review;
 mod vectors;
 

@@ -4,18 +4,20 @@ use crate::datasets::shapes::{self, Draft};
 use crate::datasets::{DatasetError, Datasets, Lineage, Sample};
 use crate::stats::{Interval, cohen_kappa};
 use crate::store::datasets::DatasetVersion;
-use crate::store::reviews::{self, ACCEPTED, DISPUTED, OPEN, Page, REJECTED, Review, ReviewItem};
+use crate::store::reviews::{self, ACCEPTED, DISPUTED, OPEN, Page, REJECTED, Review, ReviewItem, Settlement};
 use crate::store::{Store, StoreError};
 use crate::types::time::now_ms;
-use crate::types::{Code, Failure};
+use crate::types::{Code, Digest, Failure};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// What may be said of a proposal.
 pub const VERDICTS: [&str; 3] = ["accept", "edit", "reject"];
 /// Accepted items that one version takes up.
 const MOST: usize = 1_000_000;
+/// How often a review is written when others speak at the same moment.
+const MOST_TRIES: usize = 8;
 /// Items of a page while all are gathered.
 const PAGE: usize = 1_000;
 
@@ -42,17 +44,30 @@ pub struct Reviewed {
     /// The item.
     #[serde(flatten)]
     pub item: ReviewItem,
-    /// What was said, in order.
+    /// What was said, in order; while the item is open, only what the one who looks has said.
     pub reviews: Vec<Review>,
+    /// How many have said something.
+    pub reviewed: usize,
 }
 
-/// An item with what was said of it.
+/// An item with what was said of it, as `reviewer` may see it: nobody is to follow another one's verdict.
 ///
 /// # Errors
 /// [`StoreError::Unknown`].
-pub fn show(store: &Store, project: Option<&str>, id: &str) -> Result<Reviewed, StoreError> {
+pub fn show(store: &Store, project: Option<&str>, id: &str, reviewer: &str) -> Result<Reviewed, StoreError> {
     let db = store.db.as_ref();
-    Ok(Reviewed { item: reviews::get(db, project, id)?, reviews: reviews::of_item(db, id)? })
+    let (mut item, mut said) = (reviews::get(db, project, id)?, reviews::of_item(db, id)?);
+    // Reviews of versions that wrote verdict and settlement one after the other may have lost the second.
+    if item.status == OPEN && outcome(&item, &said).0 != OPEN {
+        let (status, outcome) = outcome(&item, &said);
+        reviews::settle(db, id, &Settlement { reviews: said.len(), status, outcome: outcome.as_ref() })?;
+        item = reviews::get(db, project, id)?;
+    }
+    let reviewed = said.len();
+    if item.status == OPEN {
+        said.retain(|review| review.reviewer == reviewer);
+    }
+    Ok(Reviewed { item, reviews: said, reviewed })
 }
 
 /// Writes down what somebody says, and what becomes of the item by it.
@@ -61,8 +76,19 @@ pub fn show(store: &Store, project: Option<&str>, id: &str) -> Result<Reviewed, 
 /// [`Code::CONFLICT`] when that person has spoken already, when the item is closed, or when there is no dispute to settle;
 /// [`Code::INVALID_VALUE`] for a verdict or an edit that is none.
 pub fn say(store: &Store, project: Option<&str>, said: Said) -> Result<Reviewed, Failure> {
+    let reviewer = said.reviewer.clone();
+    for _ in 0..MOST_TRIES {
+        if write_down(store, project, &said)? {
+            return Ok(show(store, project, &said.item, &reviewer)?);
+        }
+    }
+    Err(Failure::new(Code::CONFLICT, format!("others review {} at this moment", said.item)).with_hint("say it again"))
+}
+
+/// Writes down what somebody says; false when another one spoke meanwhile.
+fn write_down(store: &Store, project: Option<&str>, said: &Said) -> Result<bool, Failure> {
     let db = store.db.as_ref();
-    let item = reviews::get(db, project, &said.item)?;
+    let item = show(store, project, &said.item, &said.reviewer)?.item;
     if !VERDICTS.contains(&said.verdict.as_str()) {
         return Err(Failure::on(Code::INVALID_VALUE, "verdict", format!("verdict: expected one of {}", VERDICTS.join(", "))));
     }
@@ -86,12 +112,15 @@ pub fn say(store: &Store, project: Option<&str>, said: Said) -> Result<Reviewed,
             failure
         });
     }
-    let Said { item: id, reviewer, verdict, comment, is_final, .. } = said;
-    reviews::say(db, &Review { item: id.clone(), reviewer, verdict, sample, comment, is_final, at: now_ms() })?;
-    let all = reviews::of_item(db, &id)?;
+    let Said { item: id, reviewer, verdict, comment, is_final, .. } = said.clone();
+    let review = Review { item: id, reviewer, verdict, sample, comment, is_final, at: now_ms() };
+    let all: Vec<Review> = before.into_iter().chain([review.clone()]).collect();
     let (status, outcome) = outcome(&item, &all);
-    reviews::settle(db, &id, all.len(), status, outcome.as_ref())?;
-    Ok(show(store, project, &id)?)
+    match reviews::say(db, &review, &Settlement { reviews: all.len(), status, outcome: outcome.as_ref() }) {
+        Ok(()) => Ok(true),
+        Err(StoreError::Conflict(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The sample as edited: a whole one, or the fields `input`, `target` and `metadata` that are other.
@@ -126,19 +155,37 @@ fn outcome(item: &ReviewItem, said: &[Review]) -> (&'static str, Option<Value>) 
     }
 }
 
-/// The first two verdicts of every item that has two.
+/// What the first two reviewers want to become of every item that has two: `accept`, `reject`, or an edit by its content.
 ///
 /// # Errors
 /// When the database fails.
 pub fn pairs(store: &Store, project: Option<&str>, dataset: &str) -> Result<Vec<[String; 2]>, StoreError> {
-    let mut pairs: Vec<(String, Vec<String>)> = Vec::new();
-    for review in reviews::of_dataset(store.db.as_ref(), project, dataset)?.into_iter().filter(|review| !review.is_final) {
+    let db = store.db.as_ref();
+    let mut pairs: Vec<(String, Vec<Review>)> = Vec::new();
+    for review in reviews::of_dataset(db, project, dataset)?.into_iter().filter(|review| !review.is_final) {
         match pairs.last_mut().filter(|(item, _)| *item == review.item) {
-            Some((_, verdicts)) => verdicts.push(review.verdict),
-            None => pairs.push((review.item, vec![review.verdict])),
+            Some((_, said)) => said.push(review),
+            None => pairs.push((review.item.clone(), vec![review])),
         }
     }
-    Ok(pairs.into_iter().filter_map(|(_, verdicts)| Some([verdicts.first()?.clone(), verdicts.get(1)?.clone()])).collect())
+    let mut wanted = Vec::new();
+    for (item, said) in pairs {
+        if let [first, second, ..] = said.as_slice() {
+            // Only an edit needs the item: it may make of it what it was.
+            let has_edit = [first, second].iter().any(|review| review.sample.is_some());
+            let proposed = if has_edit { reviews::get(db, project, &item)?.sample } else { Value::Null };
+            wanted.push([wish(first, &proposed), wish(second, &proposed)]);
+        }
+    }
+    Ok(wanted)
+}
+
+fn wish(review: &Review, proposed: &Value) -> String {
+    match &review.sample {
+        Some(sample) if sample == proposed => "accept".into(),
+        Some(sample) => format!("edit {}", Digest::of_json(sample)),
+        None => review.verdict.clone(),
+    }
 }
 
 /// How often two reviewers say the same.
@@ -148,7 +195,7 @@ pub struct Agreement {
     pub items: usize,
     /// Of them, those of which both say the same.
     pub agreed: usize,
-    /// Cohen's kappa over accept, edit and reject; none where it is not defined.
+    /// Cohen's kappa over what each wants to become of it: accept, reject, and every edit by its content; none where it is not defined.
     pub kappa: Option<f64>,
     /// Its 95 % interval.
     pub ci95: Option<Interval>,
@@ -161,7 +208,7 @@ impl Agreement {
             (Some(kappa), Some([low, high])) => format!("{kappa:.2} (95 % interval {low:.2} to {high:.2})"),
             _ => "not defined".into(),
         };
-        format!("{} items with two reviews, {} of them with the same verdict, Cohen's kappa {kappa}", self.items, self.agreed)
+        format!("{} items with two reviews, {} of them with the same outcome, Cohen's kappa {kappa}", self.items, self.agreed)
     }
 }
 
@@ -177,14 +224,21 @@ pub fn agreement(store: &Store, project: Option<&str>, dataset: &str) -> Result<
     Ok(Agreement { items, agreed, kappa: found.map(|found| found.kappa), ci95: found.map(|found| found.ci95) })
 }
 
-/// Makes a version of a dataset: its newest one, and what was accepted since. None where nothing was.
+/// Makes a version of a dataset: its newest one, and what was accepted since, of one project. None where nothing was. Where the newest
+/// version is split, the new one is split likewise, with what is new in train.
 ///
 /// # Errors
-/// What the store says.
+/// [`Code::CONFLICT`] when several projects have accepted items and none is named, or what the store says.
 pub fn publish(store: &Store, project: Option<&str>, dataset: &str) -> Result<Option<DatasetVersion>, Failure> {
     let items = accepted(store, project, dataset)?;
     if items.is_empty() {
         return Ok(None);
+    }
+    let projects: BTreeSet<&str> = items.iter().map(|item| item.project.as_str()).collect();
+    if projects.len() > 1 {
+        let named = projects.into_iter().collect::<Vec<_>>().join(", ");
+        let failure = Failure::new(Code::CONFLICT, format!("samples of several projects were accepted for {dataset}: {named}"));
+        return Err(failure.with_hint("say whose become a version: --project NAME"));
     }
     let datasets = Datasets::new(store);
     let parent = match datasets.get(dataset) {
@@ -205,10 +259,13 @@ pub fn publish(store: &Store, project: Option<&str>, dataset: &str) -> Result<Op
         kind: "curated".into(),
         source: format!("{} reviewed requests", items.len()),
         parents: parent.iter().map(|row| row.digest).collect(),
-        detail: json!({"items": items.len(), "reviewed_by_two": pairs(store, project, dataset)?.len()}),
+        detail: json!({"project": projects.first(), "items": items.len(), "reviewed_by_two": pairs(store, project, dataset)?.len()}),
         ..Lineage::default()
     };
-    let (row, _) = datasets.store(dataset, old.chain(new.into_iter().map(Ok)), &lineage)?;
+    let (mut row, is_new) = datasets.store(dataset, old.chain(new.into_iter().map(Ok)), &lineage)?;
+    if let Some(parent) = parent.filter(|_| is_new) {
+        datasets.split_as_before(&mut row, &parent, names)?;
+    }
     reviews::publish(store.db.as_ref(), &items.into_iter().map(|item| item.id).collect::<Vec<_>>())?;
     Ok(Some(row))
 }

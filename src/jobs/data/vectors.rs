@@ -14,13 +14,14 @@ const TEXTS: usize = 64;
 /// What of a text is embedded, characters: models read no more than some hundred tokens.
 const CHARACTERS: usize = 4_000;
 
-/// Unit vectors of texts, in their order.
+/// Unit vectors of texts, in their order. The texts are not logged: they are samples, or come out of the log.
 pub(super) async fn of(inference: &Inference, model: &str, texts: &[String], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Failure> {
     let mut vectors = Vec::with_capacity(texts.len());
     for some in texts.chunks(TEXTS) {
         let some: Vec<String> = some.iter().map(|text| readable(text)).collect();
         let request = EmbeddingRequest { model: model.to_string(), input: some.into(), ..EmbeddingRequest::default() };
-        let mut made = Box::pin(inference.embed(Ask::new(&Caller::local("data"), ENDPOINT), request)).await?.response.data;
+        let mut made =
+            Box::pin(inference.embed(Ask { is_private: true, ..Ask::new(&Caller::local("data"), ENDPOINT) }, request)).await?.response.data;
         made.sort_by_key(|vector| vector.index);
         for vector in made {
             match vector.embedding {
