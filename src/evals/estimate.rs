@@ -40,7 +40,7 @@ pub(super) fn paired_means(values: &PairedValues, groups: Option<&Vec<u32>>) -> 
     let grouped = clustered(&differences, &of);
     let p = match (grouped.clusters, grouped.standard_error) {
         (0 | 1, _) => 1.0,
-        (_, error) if error > 0.0 => 2.0 * (1.0 - t_cdf((plain.delta / error).abs(), grouped.clusters as f64 - 1.0)),
+        (_, error) if error > 0.0 => 2.0 * t_cdf(-(plain.delta / error).abs(), grouped.clusters as f64 - 1.0),
         _ if plain.delta == 0.0 => 1.0,
         _ => 0.0,
     };

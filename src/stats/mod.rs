@@ -10,6 +10,7 @@ pub mod paired;
 pub mod power;
 pub mod repeats;
 pub mod resample;
+pub mod tango;
 pub mod unpaired;
 
 pub use agreement::{Corrected, Kappa, Validation, cohen_kappa, corrected_rate};
@@ -20,6 +21,7 @@ pub use paired::{Paired, mcnemar_exact, paired};
 pub use power::Power;
 pub use repeats::{pass_all_k, pass_at_k};
 pub use resample::jackknife_error;
+pub use tango::tango;
 pub use unpaired::{Unpaired, unpaired};
 
 #[cfg(test)]
