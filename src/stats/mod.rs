@@ -14,7 +14,7 @@ pub mod tango;
 pub mod unpaired;
 
 pub use agreement::{Corrected, Kappa, Validation, cohen_kappa, corrected_rate};
-pub use clusters::{Clustered, clustered};
+pub use clusters::{Clustered, clustered, clustered_pairs, clustered_shares};
 pub use intervals::{Interval, Summary, percentile, summarise, t_interval, wilson};
 pub use multiple::holm;
 pub use paired::{Paired, mcnemar_exact, paired};

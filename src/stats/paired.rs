@@ -1,7 +1,7 @@
 //! Comparing two systems on the same samples.
 
 use super::distributions::{Z_975, ln_gamma, normal_cdf, normal_quantile, t_cdf, t_quantile};
-use super::intervals::{Interval, mean_and_error, t_interval};
+use super::intervals::{Interval, mean_and_error, open_ended, t_interval};
 use super::tango::tango;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ pub struct Paired {
     /// Its standard error.
     pub standard_error: f64,
     /// Its 95 % interval: Tango's score interval when all values are 0 or 1, Student's t otherwise. It holds 0 wherever `p` is 0.05 or more.
+    #[serde(deserialize_with = "open_ended")]
     pub ci95: Interval,
     /// Two-sided p: exact McNemar when all values are 0 or 1, Student's t otherwise.
     pub p: f64,
@@ -73,8 +74,7 @@ pub fn paired(a: &[f64], b: &[f64]) -> Paired {
         let interval = tango([wins as f64, losses as f64], n as f64, Z_975);
         (interval, mcnemar_exact(wins, losses), PairedTest::McnemarExact)
     } else if standard_error <= f64::EPSILON * delta.abs() {
-        let largest = a.iter().chain(b).fold(1.0f64, |most, value| most.max(value.abs()));
-        let (interval, p) = without_spread(delta, largest, n);
+        let (interval, p) = without_spread(delta, largest(a, b), n as f64);
         (interval, p.max(mcnemar_exact(wins, losses)), PairedTest::T)
     } else {
         (t_interval(&differences), t_test(delta, standard_error, n as f64 - 1.0), PairedTest::T)
@@ -88,12 +88,17 @@ pub fn paired(a: &[f64], b: &[f64]) -> Paired {
 /// as that, and happens no more often than the score interval of no event in n allows, z²/(n + z²).
 ///
 /// Source: Tango's interval without discordant pairs, in closed form, scaled.
-fn without_spread(delta: f64, largest: f64, n: usize) -> (Interval, f64) {
-    let (n, z2) = (n as f64, Z_975 * Z_975);
+pub(super) fn without_spread(delta: f64, largest: f64, n: f64) -> (Interval, f64) {
+    let z2 = Z_975 * Z_975;
     let reach = largest * z2 / (n + z2);
     let room = largest - delta.abs();
     let p = if room > 0.0 { 2.0 * normal_cdf(-(n * delta.abs() / room).sqrt()) } else { 0.0 };
     ([delta - reach, delta + reach], p.min(1.0))
+}
+
+/// How far two values of a metric may be apart: 1 for shares, the largest value that was seen for others.
+pub(super) fn largest(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().chain(b).fold(1.0, |most, value| most.max(value.abs()))
 }
 
 /// The interval, and 0 where it does not hold it.
