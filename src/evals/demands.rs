@@ -18,7 +18,7 @@ pub struct Demand {
 /// What is demanded.
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
-    /// The lower end of the paired difference's 95 % interval is no lower than minus the margin.
+    /// The worse end of the paired difference's 95 % interval is no worse than the margin.
     NotWorseThan {
         /// What is compared with.
         other: Other,
@@ -111,18 +111,18 @@ impl Raw {
                 What::MustPass(must_pass)
             }
             (None, Some(_), _) => return Err("must_pass takes no `metric` and no `margin`: these cases get full marks".into()),
-            _ => return Err("one entry is a threshold (at_least), not_worse_than or must_pass".into()),
+            _ => return Err("one entry is a threshold (at_least, at_most), not_worse_than or must_pass".into()),
         };
         Ok(Demand { target, what })
     }
 }
 
 impl Demand {
-    /// Refuses names that the suite does not have: word at fault and problem.
+    /// Refuses names that the suite does not have, and figures that no case has a value for: word at fault and problem.
     ///
     /// # Errors
     /// With the nearest name.
-    pub(super) fn check(&self, metrics: &[String], targets: &[&str]) -> Result<(), (String, String)> {
+    pub(super) fn check(&self, (metrics, figures): (&[String], &[String]), targets: &[&str]) -> Result<(), (String, String)> {
         let unknown = |what: &str, name: &str, known: &[&str]| {
             let nearest = did_you_mean(name, known.iter().copied());
             Err((name.to_string(), format!("gate: there is no {what} \"{name}\"{nearest}")))
@@ -131,6 +131,11 @@ impl Demand {
             return unknown("target", target, targets);
         }
         let What::NotWorseThan { other, metric, .. } = &self.what else { return Ok(()) };
+        if !metrics.contains(metric) && figures.contains(metric) {
+            let problem =
+                format!("gate: \"{metric}\" has no value for each case to compare; not_worse_than takes one of: {}", metrics.join(", "));
+            return Err((metric.clone(), problem));
+        }
         if !metrics.contains(metric) {
             let known: Vec<_> = metrics.iter().map(String::as_str).collect();
             return unknown("metric", metric, &known);

@@ -2,9 +2,7 @@
 
 use super::columns::Column;
 use super::compare::PairedValues;
-use crate::stats::distributions::t_cdf;
-use crate::stats::paired::PairedTest;
-use crate::stats::{Paired, Power, Summary, clustered, holm, paired, pass_all_k, pass_at_k, summarise};
+use crate::stats::{Paired, Power, Summary, clustered, clustered_pairs, clustered_shares, holm, paired, pass_all_k, pass_at_k, summarise};
 use serde::{Deserialize, Serialize};
 
 /// Up to so many repeats every `k` is told; beyond, the powers of two and all of them.
@@ -26,25 +24,17 @@ pub struct Passes {
 /// Mean, standard error and interval of the samples' values; clustered where groups are given.
 pub(super) fn summary(values: &[f64], groups: Option<&[u32]>) -> Summary {
     let plain = summarise(values);
-    let Some(groups) = groups.filter(|_| values.len() > 1) else { return plain };
-    let grouped = clustered(values, groups);
+    let Some(groups) = groups.filter(|_| !values.is_empty()) else { return plain };
+    let are_shares = values.iter().all(|value| (0.0..=1.0).contains(value));
+    let grouped = if are_shares { clustered_shares(values, groups) } else { clustered(values, groups) };
     Summary { standard_error: grouped.standard_error, ci95: grouped.ci95, ..plain }
 }
 
 /// The paired difference; clustered where the groups of the first run's samples are given, and tested by Student's t then.
 pub(super) fn paired_means(values: &PairedValues, groups: Option<&Vec<u32>>) -> Paired {
-    let plain = paired(&values.a, &values.b);
-    let Some(groups) = groups.filter(|_| plain.n > 1) else { return plain };
-    let differences: Vec<f64> = values.a.iter().zip(&values.b).map(|(a, b)| b - a).collect();
+    let Some(groups) = groups.filter(|_| !values.a.is_empty()) else { return paired(&values.a, &values.b) };
     let of: Vec<u32> = values.places.iter().map(|at| groups.get(*at).copied().unwrap_or(0)).collect();
-    let grouped = clustered(&differences, &of);
-    let p = match (grouped.clusters, grouped.standard_error) {
-        (0 | 1, _) => 1.0,
-        (_, error) if error > 0.0 => 2.0 * (1.0 - t_cdf((plain.delta / error).abs(), grouped.clusters as f64 - 1.0)),
-        _ if plain.delta == 0.0 => 1.0,
-        _ => 0.0,
-    };
-    Paired { standard_error: grouped.standard_error, ci95: grouped.ci95, p: p.min(1.0), test: PairedTest::T, ..plain }
+    clustered_pairs(&values.a, &values.b, &of)
 }
 
 /// Passes of numbers of repeats up to those that were asked, where there are several: the mean over the samples with so many answers.
@@ -84,6 +74,7 @@ pub(super) fn corrected(p: &[f64]) -> Vec<f64> {
 mod tests {
     use super::super::columns::Repeats;
     use super::*;
+    use crate::stats::paired::PairedTest;
 
     #[test]
     fn groups_of_equal_values_count_once() {

@@ -5,8 +5,10 @@ use super::compare::{self, Pairs};
 use super::demands::{Demand, Demanded, MustPass, Other, What};
 use super::estimate::paired_means;
 use super::prepare::Plan;
+use super::scorers::Scale;
 use super::suite::GateCondition;
 use crate::releases::conditions::Verdict;
+use crate::stats::Paired;
 use crate::store::routes;
 use crate::store::runs::RunRecord;
 use crate::store::{Store, StoreError};
@@ -138,15 +140,9 @@ impl Bench<'_> {
         };
         let pairs = Pairs::between(their_columns, self.columns);
         let paired = paired_means(&compare::values(metric, theirs, own, &pairs), their_columns.is_grouped.then_some(&their_columns.groups));
-        let low = paired.ci95[0];
-        let passed = paired.n > 1 && low >= -margin;
-        let reason = format!(
-            "{metric} {:+.4} against {shown}, interval from {low:.4} {} {} ({} pairs)",
-            paired.delta,
-            if passed { ">=" } else { "<" },
-            0.0 - margin,
-            paired.n
-        );
+        let (within, decided) = within_margin(&paired, self.plan.suite.scale(metric), margin);
+        let passed = paired.n > 1 && within;
+        let reason = format!("{metric} {:+.4} against {shown}, interval {decided} ({} pairs)", paired.delta, paired.n);
         Ok(demanded(passed, reason, Some(paired)))
     }
 
@@ -178,6 +174,17 @@ impl Bench<'_> {
         let columns = Columns::read(self.store, &proof.run, &super::columns::passes)?;
         Ok(Ok((format!("{} of {}", proof.target, proof.run), Some((columns, proof.target)))))
     }
+}
+
+/// Whether the worse end of the interval is within the margin, and how that reads. Of what less is better the upper end is the worse.
+fn within_margin(paired: &Paired, scale: Option<Scale>, margin: f64) -> (bool, String) {
+    let [low, high] = paired.ci95;
+    if matches!(scale, Some(Scale::Less(_))) {
+        let within = high <= margin;
+        return (within, format!("up to {high:.4} {} {margin}", if within { "<=" } else { ">" }));
+    }
+    let within = low >= -margin;
+    (within, format!("from {low:.4} {} {}", if within { ">=" } else { "<" }, 0.0 - margin))
 }
 
 /// What is compared with: its name, and its cases and target, where these are another run's.
@@ -214,5 +221,16 @@ mod tests {
         assert!(!gate(Some("best"), "exact_match:ci_low>=0.5") && gate(Some("best"), "exact_match:ci_low>=0.39"));
         assert!(!gate(Some("none"), "exact_match>=0"), "nothing measured is nothing passed");
         assert_eq!(judge(&[], &targets, Vec::new()), None);
+    }
+
+    #[test]
+    fn where_less_is_better_slower_is_worse() {
+        let (quick, slow) = ([100.0, 110.0, 105.0, 95.0], [200.0, 215.0, 204.0, 196.0]);
+        let slower = crate::stats::paired(&quick, &slow);
+        let faster = crate::stats::paired(&slow, &quick);
+        let (less, more) = (Some(Scale::Less("ms")), Some(Scale::Share));
+        assert!(!within_margin(&slower, less, 20.0).0 && within_margin(&faster, less, 20.0).0);
+        assert!(within_margin(&slower, more, 20.0).0 && !within_margin(&faster, more, 20.0).0);
+        assert!(within_margin(&slower, less, 20.0).1.starts_with("up to 1"));
     }
 }

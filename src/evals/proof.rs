@@ -4,6 +4,7 @@
 use super::demands::Demanded;
 use super::suite::{Suite, Target};
 use crate::prompts::Prompt;
+use crate::releases::conditions::Bound;
 use crate::releases::{Condition, Manifest, Measure, Verdict};
 use crate::store::prompts::PromptVersion;
 use crate::store::runs::{self, RunRecord, RunTarget};
@@ -154,7 +155,7 @@ impl<'v> Judged<'v> {
 fn demanded(run: &RunRecord, target: &str) -> Vec<Verdict> {
     let all: Vec<Demanded> = serde_json::from_value(run.summary["gate"]["demands"].clone()).unwrap_or_default();
     let verdict = |demand: Demanded| Verdict {
-        condition: Condition { metric: demand.demand, on: Measure::Mean, at_least: 1.0 },
+        condition: Condition { metric: demand.demand, on: Measure::Mean, bound: Bound::AtLeast(1.0) },
         value: Some(f64::from(u8::from(demand.passed))),
         passed: demand.passed,
         reason: demand.reason,

@@ -6,7 +6,7 @@ use super::demands::{self, Demand};
 use super::matrix::{MAX_TARGETS, Matrix};
 use super::scorers::{self, Scale, Scorer};
 use crate::datasets::{Plan as SplitPlan, split};
-use crate::releases::conditions::{Condition, Measure};
+use crate::releases::conditions::{Bound, Condition, Measure};
 use crate::types::Digest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
@@ -140,7 +140,10 @@ struct RawCondition {
     metric: String,
     #[serde(default)]
     on: Measure,
-    at_least: f64,
+    #[serde(default)]
+    at_least: Option<f64>,
+    #[serde(default)]
+    at_most: Option<f64>,
 }
 
 fn default_seed() -> u64 {
@@ -283,7 +286,8 @@ impl Suite {
             }
         }
         let targets: Vec<_> = self.targets.iter().map(|target| target.name.as_str()).collect();
-        self.demands.iter().try_for_each(|demand| demand.check(&metrics, &targets))
+        let each = self.metrics();
+        self.demands.iter().try_for_each(|demand| demand.check((&each, &metrics), &targets))
     }
 }
 
@@ -293,7 +297,7 @@ impl RawSplits {
     }
 }
 
-/// The entries of a gate: thresholds have `at_least`, all others are demands.
+/// The entries of a gate: thresholds have `at_least` or `at_most`, all others are demands.
 fn gate(entries: Vec<Value>) -> Result<(Vec<GateCondition>, Vec<Demand>), (String, String)> {
     let (mut conditions, mut demands) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -313,8 +317,10 @@ fn gate(entries: Vec<Value>) -> Result<(Vec<GateCondition>, Vec<Demand>), (Strin
             let raw: demands::Raw = serde_json::from_value(entry.clone()).map_err(wrong)?;
             demands.push(raw.checked().map_err(|problem| (needle(&problem), format!("gate: {problem}")))?);
         } else {
-            let RawCondition { target, metric, on, at_least } = serde_json::from_value(entry.clone()).map_err(wrong)?;
-            conditions.push(GateCondition { target, condition: Condition { metric, on, at_least } });
+            let RawCondition { target, metric, on, at_least, at_most } = serde_json::from_value(entry.clone()).map_err(wrong)?;
+            let bound = Bound::of(at_least, at_most)
+                .map_err(|problem| (at_most.map_or(metric.clone(), |_| "at_most".into()), format!("gate: {metric}: {problem}")))?;
+            conditions.push(GateCondition { target, condition: Condition { metric, on, bound } });
         }
     }
     Ok((conditions, demands))
@@ -375,6 +381,17 @@ mod tests {
         assert_eq!(suite.metrics(), ["exact_match", "has_x"]);
         assert_eq!(suite.gate[0].condition.to_string(), "has_x:ci_low>=0.5");
         assert_eq!((suite.concurrency, suite.path(&suite.dataset)), (CONCURRENCY, "evals/d.jsonl".into()));
+    }
+
+    #[test]
+    fn a_gate_has_bounds_above_and_no_demands_on_what_no_case_has() {
+        let most = GOOD.replace("on: ci_low, at_least: 0.5", "on: ci_high, at_most: 0.5");
+        assert_eq!(Suite::parse(&most, "s.yaml", Path::new("")).expect("parses").gate[0].condition.to_string(), "has_x:ci_high<=0.5");
+        let (line, problem) = fault(&GOOD.replace("at_least: 0.5", "at_least: 0.1, at_most: 0.5"));
+        assert!(line == 12 && problem.contains("two for a range"), "{line} {problem}");
+        let corpus = "  - bleu\n  - exact_match\ngate:\n  - {metric: bleu.corpus, not_worse_than: {target: a}, target: a}\n";
+        let (line, problem) = fault(&GOOD.replace(&GOOD[GOOD.find("  - exact_match").expect("there")..], corpus));
+        assert!(line == 12 && problem.contains("\"bleu.corpus\" has no value for each case"), "{line} {problem}");
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! Means with their standard error, and 95 % intervals for rates and means.
 
 use super::distributions::{Z_975, t_quantile};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A two-sided interval, `[low, high]` on the wire.
 pub type Interval = [f64; 2];
+
+/// Reads an interval. JSON has no word for an end that nothing is known of: such a one is written `null`.
+pub(super) fn open_ended<'de, D: Deserializer<'de>>(from: D) -> Result<Interval, D::Error> {
+    let [low, high] = <[Option<f64>; 2]>::deserialize(from)?;
+    Ok([low.unwrap_or(f64::NEG_INFINITY), high.unwrap_or(f64::INFINITY)])
+}
 
 /// A mean, how sure it is, and from how many values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -16,6 +22,7 @@ pub struct Summary {
     /// Sample standard deviation over √n; 0 with fewer than two values.
     pub standard_error: f64,
     /// 95 % interval: Wilson when every value is 0 or 1, Student's t otherwise.
+    #[serde(deserialize_with = "open_ended")]
     pub ci95: Interval,
 }
 
@@ -67,8 +74,12 @@ pub fn wilson(successes: usize, trials: usize) -> Interval {
     if trials == 0 {
         return [0.0, 1.0];
     }
-    let (n, z) = (trials as f64, Z_975);
-    let p = successes as f64 / n;
+    wilson_of_share(successes as f64 / trials as f64, trials as f64)
+}
+
+/// [`wilson`] for a share `p` of `n` trials, which may be an effective number.
+pub(super) fn wilson_of_share(p: f64, n: f64) -> Interval {
+    let z = Z_975;
     let z2 = z * z;
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let reach = z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();

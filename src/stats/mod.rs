@@ -10,16 +10,18 @@ pub mod paired;
 pub mod power;
 pub mod repeats;
 pub mod resample;
+pub mod tango;
 pub mod unpaired;
 
 pub use agreement::{Corrected, Kappa, Validation, cohen_kappa, corrected_rate};
-pub use clusters::{Clustered, clustered};
+pub use clusters::{Clustered, clustered, clustered_pairs, clustered_shares};
 pub use intervals::{Interval, Summary, percentile, summarise, t_interval, wilson};
 pub use multiple::holm;
 pub use paired::{Paired, mcnemar_exact, paired};
 pub use power::Power;
 pub use repeats::{pass_all_k, pass_at_k};
 pub use resample::jackknife_error;
+pub use tango::tango;
 pub use unpaired::{Unpaired, unpaired};
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ fn a_gate_demands_not_to_be_worse_than_what_is_live() {
             format!("{SUITE}gate:\n  - {{target: fixed, metric: has_text, not_worse_than: {{route: shop}}, margin: {margin}}}\n{entries}");
         refit.write("s.yaml", text);
     };
-    gate("0.1", "");
+    gate("0.2", "");
     let none = refit.run(&["eval", "run", "s.yaml"]).expect(1).stdout;
     assert!(none.contains("there is no route \"shop\""), "{none}");
     refit.run(&["route", "create", "shop", "--suite", "s", "--require", "has_text>=0.5"]).expect(0);
@@ -155,6 +155,11 @@ fn a_gate_demands_not_to_be_worse_than_what_is_live() {
     let release = refit.run(&["release", "create", "--run", "latest", "--target", "echo", "--json"]).expect(0).json();
     let digest = release["digest"].as_str().expect("a digest").to_string();
     refit.run(&["release", "promote", &digest, "--route", "shop"]).expect(0);
+    // One better and nineteen ties rule out no more than −0.12.
+    gate("0.1", "");
+    let few = refit.run(&["eval", "run", "s.yaml"]).expect(1).stdout;
+    assert!(few.contains("miss fixed: has_text +0.0500 against echo, interval from -0.1192 < -0.1 (20 pairs)"), "{few}");
+    gate("0.2", "");
     // Live is beside it in the run.
     let beside = refit.run(&["eval", "run", "s.yaml", "--json"]).expect(0).json();
     let demand = &beside["gate"]["demands"][0];

@@ -169,7 +169,7 @@ fn other_answer(case: &Case<'_>, other: Option<&str>) -> Result<String, String> 
 impl LlmJudge {
     /// Votes that may not be one and the same answer given again.
     fn wish(&self) -> CacheWish {
-        if self.votes > 1 { CacheWish::Aside } else { CacheWish::Usual }
+        if self.votes > 1 { CacheWish::Aside } else { CacheWish::Exact }
     }
 
     async fn verdict(&self, material: &Value, services: &dyn Services) -> Result<Value, String> {
@@ -319,7 +319,7 @@ mod tests {
         let scored = scored.expect("a score");
         assert_eq!((scored.values, scored.explanation.as_deref()), (vec![Some(1.0)], Some("It is four.")));
         let [(request, cache)] = &asked[..] else { panic!("asked {} times", asked.len()) };
-        assert_eq!((request.model.as_str(), request.temperature, *cache), ("up/judge", Some(0.0), CacheWish::Usual));
+        assert_eq!((request.model.as_str(), request.temperature, *cache), ("up/judge", Some(0.0), CacheWish::Exact));
         assert_eq!(request.extra["response_format"]["json_schema"]["strict"], true);
         assert!(request.messages[0].plain_text().contains("Is it right?"));
         let material: Value = serde_json::from_str(&request.messages[1].plain_text()).expect("JSON");

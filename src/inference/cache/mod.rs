@@ -55,6 +55,8 @@ pub enum CacheWish {
     NotKept,
     /// Both.
     Aside,
+    /// Only a reply to the very same request: what is said of one text is not said of another that resembles it. No header says this.
+    Exact,
     /// Something else.
     Unclear,
 }
@@ -63,6 +65,11 @@ impl CacheWish {
     /// Reads the header's words, separated by commas.
     pub fn of(text: &str) -> Self {
         text.split(',').map(str::trim).fold(CacheWish::Usual, |wish, word| wish.and(word))
+    }
+
+    /// Whether the reply to a question that resembles this one will do.
+    fn takes_similar(self) -> bool {
+        self != CacheWish::Exact
     }
 
     fn and(self, word: &str) -> Self {
@@ -272,7 +279,7 @@ impl Inference {
             return Ok(None);
         }
         let asked = Asked { project: &ask.caller.project, road, request, native: ask.native.as_ref() };
-        let question = if setup.config.cache.semantic.enabled { asked.question() } else { None };
+        let question = if setup.config.cache.semantic.enabled && wish.takes_similar() { asked.question() } else { None };
         Ok(Some(CacheKey { key: asked.key(), question, wish }))
     }
 
@@ -356,6 +363,8 @@ mod tests {
         ];
         for (text, wish) in wishes {
             assert_eq!(CacheWish::of(text), wish, "{text}");
+            assert!(wish.takes_similar(), "{text}");
         }
+        assert!(!CacheWish::Exact.takes_similar(), "what a judge says of one answer is not said of another");
     }
 }
