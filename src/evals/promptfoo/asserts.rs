@@ -134,8 +134,7 @@ fn scorer(kind: &str, value: &Value, number: &Number<'_>, (fields, reading): (&M
         "regex" => plain("regex", "pattern", value.clone()),
         "is-json" if value.is_null() => json!("json_schema"),
         "is-json" => {
-            let schema =
-                value.as_str().map_or(Ok(value.clone()), |text| serde_norway::from_str(text)).map_err(|error| error.to_string())?;
+            let schema = value.as_str().map_or(Ok(value.clone()), serde_norway::from_str).map_err(|error| error.to_string())?;
             plain("json_schema", "schema", schema)
         }
         "levenshtein" => {
