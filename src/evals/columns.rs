@@ -115,6 +115,8 @@ impl Columns {
 impl Column {
     fn add(&mut self, case: &CaseRecord, passed: bool) {
         let at = case.position;
+        // A case that was given its answer at last may have cost something before.
+        self.cost_micro_usd = self.cost_micro_usd.saturating_add(case.cost_micro_usd.unwrap_or(0));
         if self.repeats.len() <= at {
             self.repeats.resize(at + 1, Repeats::default());
         }
@@ -123,7 +125,6 @@ impl Column {
         } else {
             self.input_tokens += case.input_tokens;
             self.output_tokens += case.output_tokens;
-            self.cost_micro_usd = self.cost_micro_usd.saturating_add(case.cost_micro_usd.unwrap_or(0));
             self.unpriced += usize::from(case.cost_micro_usd.is_none() && case.error.is_none());
         }
         if case.error.is_some() {
@@ -206,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_was_given_before_costs_nothing_and_has_no_latency() {
-        let cached = CaseRecord { cached: true, ..case(0, 0, Some(1.0)) };
+        let cached = CaseRecord { cached: true, cost_micro_usd: Some(0), ..case(0, 0, Some(1.0)) };
         let columns = Columns::of(&[cached, case(1, 0, Some(1.0))]);
         let column = &columns.targets["t"];
         assert_eq!((column.cached, column.input_tokens, column.cost_micro_usd, column.latency_ms.len()), (1, 3, 2, 1));

@@ -31,6 +31,7 @@ pub mod show;
 pub mod suite;
 mod tally;
 pub mod variants;
+mod work;
 
 pub use bounds::Bounds;
 pub use prepare::{Plan, prepare};

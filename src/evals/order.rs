@@ -1,11 +1,12 @@
 //! The order in which cases are asked, and which of them have an answer already.
 
 use super::prepare::Plan;
+use super::scorers::seam::SCORER_ERROR;
 use crate::store::{Store, StoreError, cases};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// One case of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     /// Target, by its place in the plan.
     pub(super) target: usize,
@@ -31,21 +32,27 @@ pub(super) struct Answered {
     cases: Vec<Vec<bool>>,
     repeats: usize,
     count: usize,
+    /// Those whose answer is stored and whose scorers failed.
+    unscored: HashSet<Place>,
 }
 
 impl Answered {
     /// None of a plan's.
     pub(super) fn new(plan: &Plan) -> Self {
-        Answered { cases: vec![Vec::new(); plan.targets.len()], repeats: plan.suite.repeats, count: 0 }
+        Answered { cases: vec![Vec::new(); plan.targets.len()], repeats: plan.suite.repeats, count: 0, unscored: HashSet::new() }
     }
 
     /// Those that a stored run has.
     pub(super) fn of(store: &Store, run: &str, plan: &Plan) -> Result<Self, StoreError> {
         let mut answered = Answered::new(plan);
         let names: HashMap<&str, usize> = plan.targets.iter().enumerate().map(|(at, target)| (target.name.as_str(), at)).collect();
-        cases::each_answered(store.db.as_ref(), run, &mut |target, position, repeat| {
-            if let Some(target) = names.get(target).filter(|_| repeat < answered.repeats) {
-                answered.add(Place { target: *target, position, repeat });
+        cases::each_outcome(store.db.as_ref(), run, &mut |(target, position, repeat), error| {
+            let Some(target) = names.get(target).filter(|_| repeat < answered.repeats) else { return };
+            let place = Place { target: *target, position, repeat };
+            match error {
+                None => answered.add(place),
+                Some(error) if error.starts_with(SCORER_ERROR) => drop(answered.unscored.insert(place)),
+                Some(_) => {}
             }
         })?;
         Ok(answered)
@@ -61,6 +68,11 @@ impl Answered {
 
     pub(super) fn has(&self, place: Place) -> bool {
         self.cases[place.target].get(place.position * self.repeats + place.repeat).copied().unwrap_or(false)
+    }
+
+    /// Whether its answer is stored and only its scores are missing.
+    pub(super) fn is_unscored(&self, place: Place) -> bool {
+        self.unscored.contains(&place)
     }
 
     pub(super) fn count(&self) -> usize {

@@ -4,6 +4,7 @@
 use super::EvalError;
 use super::bounds::Bounds;
 use super::samples::{Samples, assignment_of};
+use super::score::keep_targets;
 use super::suite::{MAX_REPEATS, Suite, Target};
 use super::variants;
 use crate::access::audit;
@@ -148,13 +149,14 @@ pub fn restore_as(store: &Store, run: &RunRecord, suite: Option<Suite>) -> Resul
         let manifest: Manifest = serde_json::from_value(found.manifest.clone()).map_err(|_| unreadable("manifests"))?;
         targets.push(PlanTarget { name: name.to_string(), release: found.release, manifest });
     }
-    suite.targets.retain(|target| targets.iter().any(|kept| kept.name == target.name));
     let row = Datasets::new(store).get(&format!("{}@{}", run.dataset, run.dataset_digest))?;
     let assignment: Option<Digest> = run.config["assignment"].as_str().and_then(|text| text.parse().ok());
     let limit = run.config["limit"].as_u64().map(|limit| limit as usize);
     let samples = Samples::open(store, &row, suite.split.as_deref().zip(assignment.as_ref()), limit)?;
     let (split, dataset, dataset_digest) = (run.split.clone(), run.dataset.clone(), run.dataset_digest);
-    Ok(Plan { suite, dataset, dataset_digest, split, assignment, limit, prompts, samples, targets })
+    let mut plan = Plan { suite, dataset, dataset_digest, split, assignment, limit, prompts, samples, targets };
+    keep_targets(&mut plan);
+    Ok(plan)
 }
 
 /// What flags said when a run began.

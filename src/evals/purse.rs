@@ -46,7 +46,8 @@ impl Purse {
                 if fits && !state.is_empty {
                     state.held += most;
                     state.calls += 1;
-                    return Some(Held { purse: self, most, cost: 0 });
+                    // A call that is given up cost as much as was set aside.
+                    return Some(Held { purse: self, most, cost: most });
                 }
                 if state.is_empty || state.calls == 0 {
                     state.is_empty = true;
@@ -56,6 +57,11 @@ impl Purse {
             }
             settled.await;
         }
+    }
+
+    /// Whether there is a limit.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.limit.is_some()
     }
 
     /// Whether there was not enough for a call.
@@ -69,9 +75,10 @@ impl Purse {
 }
 
 impl Held<'_> {
-    /// The call is done. Where nobody knows what it cost, it cost as much as was set aside.
-    pub(super) fn settle(mut self, cost_micro_usd: Option<i64>) {
+    /// The call is done, for what is returned. Where nobody knows what it cost, it cost as much as was set aside.
+    pub(super) fn settle(mut self, cost_micro_usd: Option<i64>) -> i64 {
         self.cost = cost_micro_usd.unwrap_or(self.most);
+        self.cost
     }
 }
 
@@ -95,7 +102,7 @@ mod tests {
     async fn what_is_set_aside_is_not_spent_twice() {
         let purse = Purse::new(Some(MicroUsd(100)), 10);
         let first = purse.reserve(Some(MicroUsd(60))).await.expect("enough");
-        let (second, ()) = tokio::join!(purse.reserve(Some(MicroUsd(60))), async { first.settle(Some(20)) });
+        let (second, ()) = tokio::join!(purse.reserve(Some(MicroUsd(60))), async { assert_eq!(first.settle(Some(20)), 20) });
         second.expect("the first was cheaper").settle(None);
         assert!(purse.reserve(Some(MicroUsd(11))).await.is_none() && purse.is_empty());
         assert!(purse.reserve(Some(MicroUsd(1))).await.is_none(), "what is over is over");

@@ -1,5 +1,5 @@
 //! Runs a plan: bounded concurrency that adapts to what providers can take, each case stored as it ends, errors as a third outcome,
-//! resumable after anything.
+//! resumable after anything, by one process at a time.
 //!
 //! Outcomes go to one writer thread that stores whatever has gathered in one short transaction and then looks again: no case waits
 //! for a timer, and a thousand quick ones do not make a thousand transactions.
@@ -7,26 +7,24 @@
 use super::EvalError;
 use super::keep::{self, Kept};
 use super::order::{Answered, Place, places};
-use super::pace::Pace;
 use super::prepare::{Plan, PlanTarget, restore};
-use super::purse::Purse;
 use super::report::Report;
 use super::respond::{Respond, micro_usd};
+use super::score::Others;
 use super::scorers::{self, Case};
 use super::tally::Tally;
+use super::work::{Work, used_nothing};
 use crate::datasets::Sample;
 use crate::store::cases::KeptReply;
+use crate::store::lock::Lock;
 use crate::store::runs::{self, CaseRecord, RunRecord, RunTarget};
 use crate::store::{Store, StoreError, cases};
 use crate::types::blocking::blocking;
 use crate::types::time::now_ms;
 use crate::types::traits::Progress;
 use crate::types::{Code, Digest, Failure, ids};
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -37,6 +35,8 @@ const BUSY_RETRIES: u32 = 8;
 const WRITE_BATCH: usize = 256;
 /// Outcomes that may wait to be stored; more make the asking wait.
 const WAITING: usize = 1_024;
+/// How long a run that is to end waits for the calls under way: they are paid for.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// What a run needs beside its plan.
 #[derive(Clone)]
@@ -59,26 +59,27 @@ enum End {
     Time,
 }
 
-/// What the cases of an execution share.
-struct Work<'p> {
-    plan: &'p Plan,
-    paces: HashMap<String, Arc<Pace>>,
-    purse: Purse,
-}
-
 /// A case that was asked, and its answer, where that may be given again.
 struct Outcome {
     case: CaseRecord,
     keep: Option<KeptReply>,
 }
 
+/// What asking came to, and what it cost, with the calls before it that were refused.
+struct Got {
+    answer: Result<Kept, Failure>,
+    cost: Option<i64>,
+}
+
 impl Runner {
-    /// Stores the run and executes it until every case has an outcome, a bound is reached or `stop` resolves.
+    /// Stores the run and executes it until every case has an outcome, a bound is reached or `stop` says so: once, and calls under way
+    /// are waited for; twice, and they are given up.
     ///
     /// # Errors
+    /// [`Code::CONFLICT`] where another process executes the run.
     /// [`Code::PRICE_UNKNOWN`] for a bound of money over a model whose price is not known; when outcomes cannot be stored. Failing models
     /// are outcomes, not errors.
-    pub async fn run(&self, plan: Plan, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+    pub async fn run(&self, plan: Plan, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
         self.can_keep_bounds(&plan)?;
         self.permits(&plan)?;
         let run = RunRecord {
@@ -95,6 +96,7 @@ impl Runner {
             created_at: now_ms(),
             finished_at: None,
         };
+        let _lock = lock(&self.store, &run.id)?;
         let target = |target: &PlanTarget| RunTarget {
             target: target.name.clone(),
             release: target.release,
@@ -138,7 +140,7 @@ impl Runner {
         }
     }
 
-    async fn execute(&self, mut run: RunRecord, plan: Plan, answered: Answered, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+    async fn execute(&self, mut run: RunRecord, plan: Plan, answered: Answered, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
         let started = Instant::now();
         let plan = Arc::new(plan);
         let (sender, receiver) = channel(WAITING);
@@ -146,7 +148,7 @@ impl Runner {
         let spent = blocking(move || Ok(cases::spent(store.db.as_ref(), &id)?)).await?;
         let (store, id) = (self.store.clone(), run.id.clone());
         let writer = tokio::task::spawn_blocking(move || write(&store, &id, receiver));
-        let (end, answers) = self.ask(&plan, &answered, spent, (sender, stop)).await;
+        let (end, answers) = self.ask(&Work::new(&run.id, &plan, &answered, spent), (sender, stop)).await;
         writer.await.map_err(|_| EvalError::Writer(run.id.clone()))??;
         let (store, shared) = (self.store.clone(), plan.clone());
         blocking(move || {
@@ -162,34 +164,42 @@ impl Runner {
     }
 
     /// Asks every case that has no answer yet; why that ended, and how many have one then.
-    async fn ask(
-        &self,
-        plan: &Arc<Plan>,
-        answered: &Answered,
-        spent: i64,
-        (sender, stop): (Sender<Outcome>, impl Future<Output = ()>),
-    ) -> (End, usize) {
+    async fn ask(&self, work: &Work<'_>, (sender, stop): (Sender<Outcome>, impl Stream<Item = ()>)) -> (End, usize) {
+        let (plan, answered) = (work.plan, work.answered);
         let mut answers = answered.count();
         let mut tally = Tally::new(plan, answers);
         tally.tell(self.progress.as_ref());
-        let providers = plan.targets.iter().map(|target| provider(target).to_string());
-        let paces = providers.map(|name| (name, Arc::new(Pace::new(plan.suite.concurrency)))).collect();
-        let work = Work { plan, paces, purse: Purse::new(plan.suite.bounds.cost, spent) };
-        let open = places(plan).filter(|place| !answered.has(*place)).take_while(|_| !work.purse.is_empty());
-        let asked = stream::iter(open).map(|place| self.case(&work, place));
-        let mut outcomes = std::pin::pin!(asked.buffer_unordered(plan.suite.concurrency));
+        let open = places(plan).filter(|place| !answered.has(*place)).take_while(|_| work.is_open());
+        let mut outcomes = std::pin::pin!(stream::iter(open).map(|place| self.case(work, place)).buffer_unordered(plan.suite.concurrency));
         let mut stop = std::pin::pin!(stop);
         let mut late = std::pin::pin!(over(plan.suite.bounds.time));
-        let end = loop {
+        let mut end = None;
+        loop {
             let outcome = tokio::select! {
                 biased;
-                () = &mut stop => break End::Stopped,
-                () = &mut late => break End::Time,
+                Some(()) = stop.next() => match end {
+                    Some(_) => break,
+                    None => {
+                        end = Some(End::Stopped);
+                        work.close();
+                        late.set(over(Some(GRACE)));
+                        continue;
+                    }
+                },
+                () = &mut late => match end {
+                    Some(_) => break,
+                    None => {
+                        end = Some(End::Time);
+                        work.close();
+                        late.set(over(Some(GRACE)));
+                        continue;
+                    }
+                },
                 next = outcomes.next() => match next {
                     Some(Some(outcome)) => outcome,
-                    // There was no money for it.
+                    // It was not asked: there was no money for it, or no time.
                     Some(None) => continue,
-                    None => break End::Whole,
+                    None => break,
                 },
             };
             answers += usize::from(outcome.case.error.is_none());
@@ -197,14 +207,39 @@ impl Runner {
             tally.tell(self.progress.as_ref());
             if sender.send(outcome).await.is_err() {
                 // The writer failed; its error is reported when it is joined.
-                break End::Stopped;
+                end = Some(End::Stopped);
+                break;
             }
-        };
-        (if work.purse.is_empty() { End::Money } else { end }, answers)
+        }
+        for case in work.given_up() {
+            if sender.send(Outcome { case, keep: None }).await.is_err() {
+                break;
+            }
+        }
+        (if work.purse.is_empty() { End::Money } else { end.unwrap_or(End::Whole) }, answers)
     }
 
-    /// One case, scored; none where there was no money to ask it.
+    /// One case, scored; none where it was not to be asked.
     async fn case(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
+        let outcome = match work.answered.is_unscored(place) {
+            true => self.case_again(work, place).await,
+            false => self.case_asked(work, place).await,
+        };
+        work.end(place);
+        outcome
+    }
+
+    /// A case whose answer is stored and whose scorers failed: only they are asked again.
+    async fn case_again(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
+        let (store, run, target) = (self.store.clone(), work.run.to_string(), work.plan.targets[place.target].name.clone());
+        let stored = blocking(move || Ok(cases::case(store.db.as_ref(), &run, &target, (place.position, place.repeat))?)).await;
+        // What cannot be read now stays without an outcome, and the run incomplete.
+        let case = self.scored(work.plan, &Others::new(), stored.ok()??).await;
+        // What the answer cost is written down already.
+        Some(Outcome { case: CaseRecord { cost_micro_usd: None, ..case }, keep: None })
+    }
+
+    async fn case_asked(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
         let (plan, target) = (work.plan, &work.plan.targets[place.target]);
         let mut case = CaseRecord {
             target: target.name.clone(),
@@ -225,7 +260,9 @@ impl Runner {
         case.sample.clone_from(&sample.id);
         case.group = plan.group_of(&sample);
         let mut keep = None;
-        match self.patiently(work, target, (&sample, place.repeat)).await? {
+        let Got { answer, cost } = self.patiently(work, place, &sample).await?;
+        case.cost_micro_usd = cost;
+        match answer {
             Ok(Kept { reply, cached, keep: kept }) => {
                 keep = kept;
                 let verdict = scorers::score(&plan.suite.scorers, &Case::new(&sample, &reply), self.respond.services()).await;
@@ -233,73 +270,79 @@ impl Runner {
                 case.scores = Value::Object(verdict.scores);
                 case.error = verdict.error;
                 case.cached = cached;
-                case.cost_micro_usd = if cached { Some(0) } else { reply.cost_micro_usd };
                 case.input_tokens = reply.input_tokens;
                 case.output_tokens = reply.output_tokens;
                 case.latency_ms = reply.latency_ms;
                 case.output = reply.output;
                 case.tool_calls = reply.tool_calls;
             }
-            Err(failure) => {
-                case.cost_micro_usd = failure.about().and_then(|told| micro_usd(told.cost));
-                case.error = Some(format!("{}: {failure}", failure.code().name));
-            }
+            Err(failure) => case.error = Some(format!("{}: {failure}", failure.code().name)),
         }
         case.finished_at = now_ms();
         Some(Outcome { case, keep })
     }
 
-    /// One answer; "too busy" is asked again, when the provider may be asked again. None where there is no money to ask.
-    async fn patiently(&self, work: &Work<'_>, target: &PlanTarget, (sample, repeat): (&Sample, usize)) -> Option<Result<Kept, Failure>> {
-        let pace = &work.paces[provider(target)];
-        let mut attempt = 0;
-        loop {
+    /// One answer; "too busy" is asked again, when the provider may be asked again. None where nothing is to be asked any more.
+    async fn patiently(&self, work: &Work<'_>, place: Place, sample: &Sample) -> Option<Got> {
+        let target = &work.plan.targets[place.target];
+        let (mut paid, mut refusal) = (None::<i64>, None);
+        for _ in 0..=BUSY_RETRIES {
             let ready = match self.respond.write(target, &sample.input).await {
                 Ok(ready) => ready,
-                Err(failure) => return Some(Err(failure)),
+                Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
             };
-            let key = work.plan.suite.cache.then(|| keep::key(&ready, repeat));
+            let key = work.plan.suite.cache.then(|| keep::key(&ready, place.repeat));
             if let Some(found) = keep::look_up(&self.store, key.as_deref()).await {
-                return Some(found);
+                return Some(Got { cost: paid.or(found.is_ok().then_some(0)), answer: found });
             }
-            let permit = pace.enter().await;
-            let held = work.purse.reserve(ready.most_cost()).await?;
-            match self.respond.ask(ready).await {
+            let Some((permit, held)) = work.begin(target, place, ready.most_cost()).await else { break };
+            let answer = self.respond.ask(ready).await;
+            let known = match &answer {
+                Ok(reply) => reply.cost_micro_usd,
+                Err(failure) => failure.about().and_then(|told| micro_usd(told.cost)),
+            };
+            let charged = held.settle(known.or(answer.as_ref().err().is_some_and(used_nothing).then_some(0)));
+            let cost = known.or(work.purse.is_bounded().then_some(charged));
+            paid = paid.into_iter().chain(cost).reduce(i64::saturating_add);
+            work.cost(place, paid.unwrap_or(0));
+            match answer {
                 Ok(reply) => {
                     permit.answered();
-                    held.settle(reply.cost_micro_usd);
-                    return Some(Ok(Kept::new(reply, key)));
+                    return Some(Got { answer: Ok(Kept::new(reply, key)), cost: paid });
                 }
-                Err(failure) => {
-                    held.settle(Some(failure.about().and_then(|told| micro_usd(told.cost)).unwrap_or(0)));
-                    if !is_busy(failure.code()) {
-                        return Some(Err(failure));
-                    }
+                Err(failure) if is_busy(failure.code()) => {
                     permit.refused(failure.retry_after_s().map(Duration::from_secs));
-                    if attempt == BUSY_RETRIES {
-                        return Some(Err(failure));
-                    }
-                    attempt += 1;
+                    refusal = Some(failure);
                 }
+                Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
             }
         }
+        refusal.map(|failure| Got { answer: Err(failure), cost: paid })
     }
+}
+
+/// One process at a time executes a run: two would ask everything twice. The system gives the lock back however a process ends.
+fn lock(store: &Store, run: &str) -> Result<Lock, StoreError> {
+    Lock::take(store.directory(), run, &format!("executes run {run} from"))
 }
 
 /// Goes on with a run: cases without an outcome and cases that ended in an error are asked, all others are kept. What `bounds` say
 /// stands in the place of the run's own.
 ///
 /// # Errors
-/// [`EvalError::Run`] for a run that has every answer; what [`Runner::run`] says.
+/// [`EvalError::Run`] for a run that has every answer; [`Code::CONFLICT`] where another process executes it; what [`Runner::run`] says.
 pub async fn resume_within(
     runner: &Runner,
     run: &str,
     bounds: super::bounds::Bounds,
-    stop: impl Future<Output = ()>,
+    stop: impl Stream<Item = ()>,
 ) -> Result<Report, Failure> {
     let (store, id) = (runner.store.clone(), run.to_string());
-    let (mut run, plan) = blocking(move || {
+    let (mut run, plan, _lock) = blocking(move || {
         let run = runs::get(store.db.as_ref(), &id)?;
+        let lock = lock(&store, &run.id)?;
+        // As it stands now that nobody else changes it.
+        let run = runs::get(store.db.as_ref(), &run.id)?;
         let why = match run.status.as_str() {
             runs::FINISHED | runs::PARTIAL => Some("every case has its answer already"),
             runs::SCORED => Some("its answers were stored before, and nothing is asked; score it again: refit eval score"),
@@ -310,7 +353,7 @@ pub async fn resume_within(
         }
         let mut plan = restore(&store, &run)?;
         plan.suite.bounds = bounds.or(plan.suite.bounds);
-        Ok((run, plan))
+        Ok((run, plan, lock))
     })
     .await?;
     runner.can_keep_bounds(&plan)?;
@@ -330,17 +373,13 @@ pub async fn resume_within(
 ///
 /// # Errors
 /// As [`resume_within`].
-pub async fn resume(runner: &Runner, run: &str, stop: impl Future<Output = ()>) -> Result<Report, Failure> {
+pub async fn resume(runner: &Runner, run: &str, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
     resume_within(runner, run, super::bounds::Bounds::default(), stop).await
 }
 
 /// Whether a provider says that it has too much to do.
 fn is_busy(code: Code) -> bool {
     matches!(code, Code::RATE_LIMIT | Code::OVERLOADED | Code::UNAVAILABLE | Code::UPSTREAM_OVERLOADED)
-}
-
-fn provider(target: &PlanTarget) -> &str {
-    target.manifest.model.split('/').next().unwrap_or_default()
 }
 
 /// Resolves when the time is over.

@@ -1,7 +1,7 @@
 //! Several prompts on one suite: every target is measured with each of them, in place of its own.
 
 use super::EvalError;
-use super::demands::Demand;
+use super::demands::{Demand, Other, What};
 use super::suite::{GateCondition, Suite, Target};
 use crate::types::Failure;
 use crate::types::ids::is_slug;
@@ -45,9 +45,24 @@ pub fn replace(suite: &mut Suite, prompts: &[String]) -> Result<(), Failure> {
         .flat_map(|one| of(&one.target).into_iter().map(|target| GateCondition { target, condition: one.condition.clone() }))
         .collect();
     let demands = std::mem::take(&mut suite.demands);
-    suite.demands =
-        demands.iter().flat_map(|one| of(&one.target).into_iter().map(|target| Demand { target, what: one.what.clone() })).collect();
+    suite.demands = demands.into_iter().flat_map(|one| demanded(one, &names)).collect();
     Ok(())
+}
+
+/// A demand, for the variants. Who is compared with another target is compared with its variant of the same prompt.
+fn demanded(demand: Demand, names: &HashMap<String, Vec<String>>) -> Vec<Demand> {
+    let Demand { target, what } = demand;
+    let What::NotWorseThan { other: Other::Target(other), metric, margin } = what else {
+        return variants_of(target.as_ref(), names).into_iter().map(|target| Demand { target, what: what.clone() }).collect();
+    };
+    let others = names.get(&other).map(Vec::as_slice).unwrap_or_default();
+    let mut judged: Vec<_> = names.iter().filter(|(name, _)| target.as_ref().map_or(**name != other, |target| target == *name)).collect();
+    judged.sort_unstable();
+    let against = |(target, other): (&String, &String)| Demand {
+        target: Some(target.clone()),
+        what: What::NotWorseThan { other: Other::Target(other.clone()), metric: metric.clone(), margin },
+    };
+    judged.into_iter().flat_map(|(_, variants)| variants.iter().zip(others)).map(against).collect()
 }
 
 /// The targets that stand in the place of one; of every one where none is named.
@@ -93,12 +108,23 @@ mod tests {
         let source = "name: s\ndataset: d.jsonl\ntargets:\n  - {name: a, model: mock/echo, prompt: own.prompt}\n  - {name: b, model: mock/fixed}\n\
                       scorers: [exact_match]\ngate:\n  - {target: a, metric: exact_match, at_least: 0.5}\n  - {metric: exact_match, at_least: 0.1}\n";
         let mut suite = Suite::parse(source, "s.yaml", Path::new("")).expect("parses");
+        let than = What::NotWorseThan { other: Other::Target("a".into()), metric: "exact_match".into(), margin: 0.1 };
+        suite.demands = vec![Demand { target: Some("b".into()), what: than.clone() }, Demand { target: None, what: than }];
         replace(&mut suite, &["/x/One.prompt".into(), "/y/one.prompt".into(), "two@3".into()]).expect("replaces");
         let names: Vec<_> = suite.targets.iter().map(|target| target.name.as_str()).collect();
         assert_eq!(names, ["a-one", "a-one-2", "a-two-3", "b-one", "b-one-2", "b-two-3"]);
         assert_eq!((suite.targets[5].model.as_str(), suite.targets[5].prompt.as_deref()), ("mock/fixed", Some("two@3")));
         let gate: Vec<_> = suite.gate.iter().map(|condition| condition.target.as_deref()).collect();
         assert_eq!(gate, [Some("a-one"), Some("a-one-2"), Some("a-two-3"), None]);
+        // Each variant is compared with the one of the same prompt, whether its target is named or every one is meant.
+        let demands: Vec<_> = suite.demands.iter().map(|demand| (demand.target.clone().expect("a target"), demand.what.clone())).collect();
+        let expected: Vec<_> = [("b-one", "a-one"), ("b-one-2", "a-one-2"), ("b-two-3", "a-two-3")]
+            .map(|(target, other)| {
+                let other = Other::Target(other.into());
+                (target.to_string(), What::NotWorseThan { other, metric: "exact_match".into(), margin: 0.1 })
+            })
+            .into();
+        assert_eq!(demands, [expected.clone(), expected].concat());
         assert!(replace(&mut suite, &["p".into(), "p".into()]).is_err());
     }
 }

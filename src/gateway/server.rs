@@ -32,7 +32,7 @@ impl Server {
     /// # Errors
     /// [`Code::CONFLICT`] when another `refit serve` runs on the directory; [`Code::INVALID_CONFIG`] when the address cannot be had.
     pub async fn bind(app: Arc<App>, host: &str, port: u16) -> Result<Self, Failure> {
-        let lock = Lock::take(app.store.directory(), "serve")?;
+        let lock = Lock::take(app.store.directory(), "serve", "runs `refit serve` on")?;
         let batches = app.batches.clone();
         let tidied = tokio::task::spawn_blocking(move || batches.tidy()).await;
         tidied.map_err(|error| Failure::new(Code::INTERNAL, format!("tidying up: {error}")))??;

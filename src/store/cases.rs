@@ -69,7 +69,8 @@ const COLUMNS: &str =
     "target, sample, position, repeat_index, output, tool_calls, error, scores, notes, grouping, cached, cost, input_tokens,
     output_tokens, latency_ms, finished_at";
 
-/// Stores outcomes in one transaction, with the answers that may be given again; a case that had an outcome before gets the new one.
+/// Stores outcomes in one transaction, with the answers that may be given again; a case that had an outcome before gets the new one, and
+/// costs what both did.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
@@ -79,7 +80,9 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (run, target, position, repeat_index) DO UPDATE SET sample = excluded.sample, status = excluded.status,
          output = excluded.output, tool_calls = excluded.tool_calls, error = excluded.error, scores = excluded.scores,
-         notes = excluded.notes, grouping = excluded.grouping, cached = excluded.cached, cost = excluded.cost,
+         notes = excluded.notes, grouping = excluded.grouping, cached = excluded.cached,
+         cost = CASE WHEN run_samples.cost IS NULL AND excluded.cost IS NULL THEN NULL
+                ELSE COALESCE(run_samples.cost, 0) + COALESCE(excluded.cost, 0) END,
          input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, latency_ms = excluded.latency_ms,
          finished_at = excluded.finished_at";
     let text = |value: &Json| (!value.is_null()).then(|| value.to_string());
@@ -162,13 +165,13 @@ pub fn each_case<E: From<StoreError>>(db: &dyn Db, run: &str, take: &mut dyn FnM
     }
 }
 
-/// Hands over target, position and repeat of every case that has an answer, in the same order.
+/// Hands over target, position and repeat of every case with its error, where it has one, in the same order.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
-pub fn each_answered(db: &dyn Db, run: &str, take: &mut dyn FnMut(&str, usize, usize)) -> Result<(), StoreError> {
+pub fn each_outcome(db: &dyn Db, run: &str, take: &mut dyn FnMut((&str, usize, usize), Option<&str>)) -> Result<(), StoreError> {
     let sql = format!(
-        "SELECT target, position, repeat_index, status FROM run_samples WHERE run = ? AND (target, position, repeat_index) > (?, ?, ?)
+        "SELECT target, position, repeat_index, error FROM run_samples WHERE run = ? AND (target, position, repeat_index) > (?, ?, ?)
          ORDER BY target, position, repeat_index LIMIT {PAGE}"
     );
     let mut after = Place { target: String::new(), position: -1, repeat: -1 };
@@ -176,14 +179,22 @@ pub fn each_answered(db: &dyn Db, run: &str, take: &mut dyn FnMut(&str, usize, u
         let rows = db.query(&sql, &[run.into(), (&after.target).into(), after.position.into(), after.repeat.into()])?;
         for row in &rows {
             after = Place { target: row.text(0), position: row.int(1), repeat: row.int(2) };
-            if row.text(3) == "scored" {
-                take(&after.target, unsigned(after.position), unsigned(after.repeat));
-            }
+            take((&after.target, unsigned(after.position), unsigned(after.repeat)), row.text_or_null(3).as_deref());
         }
         if (rows.len() as i64) < PAGE {
             return Ok(());
         }
     }
+}
+
+/// The outcome of one case, by target, position and repeat; none where it has none.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn case(db: &dyn Db, run: &str, target: &str, (position, repeat): (usize, usize)) -> Result<Option<CaseRecord>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM run_samples WHERE run = ? AND target = ? AND position = ? AND repeat_index = ?");
+    let whole = |count: usize| Value::from(i64::try_from(count).unwrap_or(i64::MAX));
+    db.query(&sql, &[run.into(), target.into(), whole(position), whole(repeat)])?.first().map(read).transpose()
 }
 
 /// What the calls of a run have cost so far, in micro-dollars, as far as it is known.

@@ -13,11 +13,11 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock `<data-dir>/<name>.lock`.
+    /// Takes the lock `<data-dir>/<name>.lock`; `does` says what its holder does, for whoever comes second.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] naming the process that holds it; [`StoreError::Io`].
-    pub fn take(data_dir: &Path, name: &str) -> Result<Self, StoreError> {
+    pub fn take(data_dir: &Path, name: &str, does: &str) -> Result<Self, StoreError> {
         let path = data_dir.join(format!("{name}.lock"));
         let failed = |source| StoreError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
@@ -27,7 +27,7 @@ impl Lock {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
                 let holder = if holder.is_empty() { "another process".to_string() } else { format!("process {}", holder.trim()) };
-                return Err(StoreError::Conflict(format!("{holder} runs `refit {name}` on {} already", data_dir.display())));
+                return Err(StoreError::Conflict(format!("{holder} {does} {} already", data_dir.display())));
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }

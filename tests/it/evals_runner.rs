@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const SUITE: &str = "name: s\ndataset: d.jsonl\nconcurrency: 4\ntargets:\n  - {name: up, model: up/m, prompt: p.prompt, parameters: {max_tokens: 8}}\n\
+pub const SUITE: &str = "name: s\ndataset: d.jsonl\nconcurrency: 4\ntargets:\n  - {name: up, model: up/m, prompt: p.prompt, parameters: {max_tokens: 8}}\n\
     scorers: [exact_match]\n";
 const PRICES: &str = "[[prices.rows]]\nprovider = \"up\"\nmodel = \"m\"\ninput = 1000\noutput = 1000\n";
 
 /// How often each message was asked.
-type Asked = Arc<Mutex<HashMap<String, usize>>>;
+pub type Asked = Arc<Mutex<HashMap<String, usize>>>;
 
 /// So many samples, and an upstream that says what `answer` makes of a message and how often it was asked before.
-fn rig(samples: usize, answer: impl Fn(&str, usize) -> String + Send + Sync + 'static) -> (Refit, Upstream, Asked) {
+pub fn rig(samples: usize, answer: impl Fn(&str, usize) -> String + Send + Sync + 'static) -> (Refit, Upstream, Asked) {
     let asked = Asked::default();
     let counts = asked.clone();
     let up = upstream(move |stream: &mut TcpStream, body: &str| {
@@ -36,7 +36,7 @@ fn rig(samples: usize, answer: impl Fn(&str, usize) -> String + Send + Sync + 's
     (directory(samples, up.port), up, asked)
 }
 
-fn directory(samples: usize, port: u16) -> Refit {
+pub fn directory(samples: usize, port: u16) -> Refit {
     let refit = Refit::new();
     let line = |i: usize| {
         let sample = json!({"id": format!("c{i}"), "input": {"message": format!("m{i}")}, "target": "yes", "metadata": {"text": format!("t{}", i / 5)}});
@@ -54,18 +54,18 @@ fn message(body: &str) -> String {
     body["messages"][0]["content"].as_str().expect("a message").to_string()
 }
 
-fn run(refit: &Refit, more: &[&str]) -> Done {
+pub fn run(refit: &Refit, more: &[&str]) -> Done {
     let mut args = vec!["eval", "run", "s.yaml", "--json"];
     args.extend(more);
     refit.run(&args)
 }
 
-fn cases(refit: &Refit) -> Vec<Value> {
+pub fn cases(refit: &Refit) -> Vec<Value> {
     let done = refit.run(&["eval", "show", "latest", "--cases", "--json"]).expect(0);
     done.json().as_array().expect("cases").clone()
 }
 
-fn all(asked: &Asked) -> usize {
+pub fn all(asked: &Asked) -> usize {
     asked.lock().expect("whole").values().sum()
 }
 

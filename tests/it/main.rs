@@ -28,6 +28,7 @@ mod embeddings;
 mod engine;
 mod evals;
 mod evals_reports;
+mod evals_resume;
 #[cfg(target_os = "linux")]
 mod evals_runner;
 mod faults;

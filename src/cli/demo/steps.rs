@@ -219,7 +219,7 @@ impl<'a> Demo<'a> {
         let plan = prepare(&self.app.store, suite, &selection, &self.context.actor())?;
         let progress = Arc::new(output::Bar::counting("eval"));
         let runner = Runner { store: self.app.store.clone(), respond: self.app.inference.clone(), progress };
-        let report = self.context.runtime()?.block_on(runner.run(plan, super::serving::interrupted()))?;
+        let report = self.context.runtime()?.block_on(runner.run(plan, crate::cli::eval::interruptions()))?;
         if report.status == runs::CANCELLED {
             return Err(Failure::new(Code::CANCELLED, "the demo was stopped").with_hint("run it again: what was pulled stays"));
         }

@@ -13,6 +13,7 @@ use crate::evals::bounds::{duration, money};
 use crate::evals::prepare::Selection;
 use crate::types::{Code, Failure};
 use clap::Subcommand;
+use futures_util::{Stream, stream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use write::Output;
@@ -39,8 +40,11 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Ask every target every case, score the answers and judge the gate
-    #[command(after_help = "Ctrl-C leaves a run that `refit eval resume` goes on with.\n\nExample:\n  \
-        refit eval run evals/support-intake.yaml --split validation --concurrency 32")]
+    #[command(
+        after_help = "Ctrl-C waits for the calls under way, which are paid for, and leaves a run that `refit eval resume` goes on with; a second Ctrl-C does \
+        not wait.\n\nExample:\n  \
+        refit eval run evals/support-intake.yaml --split validation --concurrency 32"
+    )]
     Run {
         /// Suite file
         suite: PathBuf,
@@ -198,4 +202,9 @@ pub(super) async fn interrupted() {
         // Without a signal handler a run can only be killed, which it survives as well.
         std::future::pending::<()>().await;
     }
+}
+
+/// An item for each Ctrl-C.
+pub(super) fn interruptions() -> impl Stream<Item = ()> {
+    stream::unfold((), |()| async { Some((interrupted().await, ())) })
 }

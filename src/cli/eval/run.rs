@@ -1,6 +1,6 @@
 //! `refit eval run` and `refit eval resume`.
 
-use super::interrupted;
+use super::interruptions;
 use super::write::Output;
 use crate::cli::{Context, GATE_MISSED, output};
 use crate::evals::prepare::Selection;
@@ -20,13 +20,13 @@ pub(super) fn run((context, allow_commands): Place<'_>, suite: &Path, selection:
     let suite = Suite::open(suite)?;
     measure((context, allow_commands), output, |runner| {
         let plan = prepare(&runner.store, suite, selection, &context.actor())?;
-        Ok(async move { runner.run(plan, interrupted()).await })
+        Ok(async move { runner.run(plan, interruptions()).await })
     })
 }
 
 /// Goes on with a run.
 pub(super) fn resume(place: Place<'_>, run: &str, bounds: Bounds, output: &Output) -> Result<ExitCode, Failure> {
-    measure(place, output, |runner| Ok(async move { resume_within(&runner, run, bounds, interrupted()).await }))
+    measure(place, output, |runner| Ok(async move { resume_within(&runner, run, bounds, interruptions()).await }))
 }
 
 /// Builds the runner, executes what `start` makes of it, shows the report and turns it into an exit code.

@@ -1,6 +1,6 @@
 //! An earlier run, scored again: with its own scorers or others, on the answers that it has.
 
-use super::{Others, Scoring, compared_with, hand_over, keep_targets};
+use super::{Others, Scoring, compared_with, hand_over};
 use crate::evals::prepare::restore_as;
 use crate::evals::{EvalError, Suite};
 use crate::store::cases::each_case;
@@ -13,8 +13,7 @@ use crate::types::Failure;
 /// What the run lacks: its dataset, or any answer.
 pub fn again(store: &Store, run: &str, suite: Option<Suite>) -> Result<Scoring, Failure> {
     let run = runs::get(store.db.as_ref(), run)?;
-    let mut plan = restore_as(store, &run, suite)?;
-    keep_targets(&mut plan);
+    let plan = restore_as(store, &run, suite)?;
     let wanted = compared_with(&plan);
     let (mut cases, mut answers) = (0, 0);
     let mut others = Others::new();

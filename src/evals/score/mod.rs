@@ -95,7 +95,7 @@ impl Runner {
     }
 
     /// A case with its new scores. One that never got an answer stays what it is.
-    async fn scored(&self, plan: &Plan, others: &Others, mut case: CaseRecord) -> CaseRecord {
+    pub(super) async fn scored(&self, plan: &Plan, others: &Others, mut case: CaseRecord) -> CaseRecord {
         if case.error.as_ref().is_some_and(|error| !error.starts_with(SCORER_ERROR)) {
             return case;
         }
@@ -155,7 +155,7 @@ fn compared_with(plan: &Plan) -> Vec<String> {
 }
 
 /// Only what a suite asks of the targets at hand.
-fn keep_targets(plan: &mut Plan) {
+pub(super) fn keep_targets(plan: &mut Plan) {
     let names: Arc<[String]> = plan.targets.iter().map(|target| target.name.clone()).collect();
     let is_here = |target: &Option<String>| target.as_ref().is_none_or(|name| names.contains(name));
     plan.suite.gate.retain(|condition| is_here(&condition.target));

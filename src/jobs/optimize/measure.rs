@@ -11,6 +11,7 @@ use crate::store::runs::{self, CaseRecord, RunRecord};
 use crate::types::error::did_you_mean;
 use crate::types::traits::Progress;
 use crate::types::{Code, Digest, Failure};
+use futures_util::{StreamExt, stream};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,9 +74,11 @@ impl Bench {
         let _ = self.dataset.set(format!("{}@{}", plan.dataset, plan.dataset_digest));
         let samples = plan.samples.iter().map(|sample| sample.map(|sample| (sample.id.clone(), sample)));
         let samples: HashMap<String, Sample> = samples.collect::<Result<_, _>>()?;
-        let stop = async {
+        let stop = stream::once(async {
             self.meter.ended().await;
-        };
+        });
+        // What ended stays ended: it is said once.
+        let stop = stop.chain(stream::pending());
         let run = match self.stored(&plan)? {
             Some(run) if matches!(run.status.as_str(), runs::FINISHED | runs::PARTIAL) => run.id,
             Some(run) => self.whole(resume(&self.runner, &run.id, stop).await?).await?,
