@@ -58,13 +58,6 @@ async fn ended(task: JoinHandle<Result<(), Failure>>) -> Result<(), Failure> {
     task.await.unwrap_or_else(|error| Err(Failure::new(Code::INTERNAL, format!("the gateway stopped: {error}"))))
 }
 
-/// Resolves at Ctrl-C.
-pub async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
 /// Step 8.
 pub async fn start(demo: &Demo<'_>, port: u16) -> Result<Serving, Failure> {
     let route = &demo.example.name;
