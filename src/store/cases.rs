@@ -165,11 +165,14 @@ pub fn each_case<E: From<StoreError>>(db: &dyn Db, run: &str, take: &mut dyn FnM
     }
 }
 
+/// Takes a case's target, sample position and repeat, and why it has no answer.
+pub type Take<'t> = dyn FnMut((&str, usize, usize), Option<&str>) + 't;
+
 /// Hands over target, position and repeat of every case with its error, where it has one, in the same order.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
-pub fn each_outcome(db: &dyn Db, run: &str, take: &mut dyn FnMut((&str, usize, usize), Option<&str>)) -> Result<(), StoreError> {
+pub fn each_outcome(db: &dyn Db, run: &str, take: &mut Take<'_>) -> Result<(), StoreError> {
     let sql = format!(
         "SELECT target, position, repeat_index, error FROM run_samples WHERE run = ? AND (target, position, repeat_index) > (?, ?, ?)
          ORDER BY target, position, repeat_index LIMIT {PAGE}"
