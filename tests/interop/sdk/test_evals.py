@@ -38,6 +38,8 @@ def test_whole_flow(client, provider):
               "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.q}}"}]},
               "sampling_params": {"max_completion_tokens": 16, "temperature": 0}}
     run = finished(client, eval, client.evals.runs.create(eval.id, name="first", data_source=source))
+    errors = [item.sample.error for item in client.evals.runs.output_items.list(run.id, eval_id=eval.id) if item.status == "error"]
+    assert errors == []
     assert (run.status, run.model, run.eval_id, run.result_counts.total, run.result_counts.errored) == ("completed", MODELS[provider], eval.id, 2, 0)
     assert run.result_counts.failed >= 1 and run.report_url.startswith("http")
     always = run.per_testing_criteria_results[1]

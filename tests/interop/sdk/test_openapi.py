@@ -78,7 +78,7 @@ def document(refit, whole):
             # The key travels in a header of our own; where schemathesis adds one that it makes up, the two are refused.
             operation.pop("security", None)
             schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            if given:
+            if given and "properties" in schema:
                 needed = ("model", "messages", "max_tokens", "input", *(["prompt"] if name.endswith("/completions") else []))
                 schema["required"] = [field for field in needed if field in schema["properties"]]
             for field in schema.get("properties", {}):
