@@ -2,7 +2,7 @@
 
 use super::columns::{Column, Columns};
 use super::estimate::{self, paired_means};
-use crate::stats::Paired;
+use crate::stats::{Paired, unpaired};
 use crate::store::runs::CaseRecord;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ pub struct Difference {
     /// Numbers.
     #[serde(flatten)]
     pub paired: Paired,
+    /// What the standard error would be if the two had been asked about different samples: what pairing is worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpaired_standard_error: Option<f64>,
     /// Whether less of the metric is better (milliseconds, dollars): then a win is a loss.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub less_is_better: bool,
@@ -115,7 +118,19 @@ pub struct Side<'a> {
 /// Compares `b` with `a` in a metric.
 pub fn compared(metric: &str, a: Side<'_>, b: Side<'_>, pairs: &Pairs) -> Difference {
     let values = values(metric, a.column, b.column, pairs);
-    told(metric, (a.name, b.name), paired_means(&values, a.columns.is_grouped.then_some(&a.columns.groups)))
+    let paired = paired_means(&values, a.columns.is_grouped.then_some(&a.columns.groups));
+    let (detectable, needed) = estimate::power(&paired);
+    Difference {
+        metric: metric.into(),
+        a: a.name.into(),
+        b: b.name.into(),
+        unpaired_standard_error: (paired.n > 1).then(|| unpaired(&values.a, &values.b).standard_error),
+        paired,
+        less_is_better: false,
+        p_holm: None,
+        detectable,
+        needed,
+    }
 }
 
 /// The samples that changed in a metric, the worse ones first; at most `most` of them are named.
@@ -151,11 +166,6 @@ pub fn correct(differences: &mut [Difference]) {
     for (one, p) in differences.iter_mut().zip(estimate::corrected(&raw)) {
         one.p_holm = Some(p);
     }
-}
-
-fn told(metric: &str, (a, b): (&str, &str), paired: Paired) -> Difference {
-    let (detectable, needed) = estimate::power(&paired);
-    Difference { metric: metric.into(), a: a.into(), b: b.into(), paired, less_is_better: false, p_holm: None, detectable, needed }
 }
 
 /// Compares the cases of `b` with those of `a` in a metric; samples that one of them has no answer for are left out.

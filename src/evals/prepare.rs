@@ -19,8 +19,10 @@ use crate::store::runs::RunRecord;
 use crate::store::{Store, adapters, models, runs};
 use crate::types::error::did_you_mean;
 use crate::types::money::MicroUsd;
-use crate::types::{Code, Digest, Failure};
+use crate::types::time::now_ms;
+use crate::types::{Code, Digest, Failure, ids};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,6 +173,24 @@ fn settle(suite: &mut Suite, config: &Value) {
 }
 
 impl Plan {
+    /// The record of a run that begins.
+    pub(super) fn record(&self) -> RunRecord {
+        RunRecord {
+            id: ids::new_id("run"),
+            suite: self.suite.name.clone(),
+            suite_digest: Digest::of(&self.suite.source),
+            scorers_digest: Some(self.suite.scorers_digest),
+            dataset: self.dataset.clone(),
+            dataset_digest: self.dataset_digest,
+            split: self.split.clone(),
+            status: runs::RUNNING.into(),
+            config: self.config(),
+            summary: Value::Null,
+            created_at: now_ms(),
+            finished_at: None,
+        }
+    }
+
     /// What a run stores to be resumed.
     pub(super) fn config(&self) -> serde_json::Value {
         let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
@@ -213,6 +233,27 @@ fn select(suite: &mut Suite, selection: &Selection) -> Result<(), Failure> {
         suite.demands.retain(|demand| demand.target.as_ref().is_none_or(|target| selection.targets.contains(target)));
     }
     variants::replace(suite, &selection.prompts)
+}
+
+/// Prompts of a suite's targets, by the names that the suite has for them.
+pub type Prompts = BTreeMap<String, Arc<Prompt>>;
+
+/// What a suite measures with, found as a run finds it (its dataset becomes a version): the samples, and the prompts of its targets by
+/// the names that it has for them.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn materials(store: &Store, suite: &Suite) -> Result<(Vec<Sample>, Prompts), Failure> {
+    let (row, assignment) = dataset(store, suite)?;
+    let samples = Samples::open(store, &row, suite.split.as_deref().zip(assignment.as_ref()), None)?;
+    let library = Library::new(store);
+    let mut prompts = Prompts::new();
+    for target in &suite.targets {
+        if let Some((name, found)) = target.prompt.clone().zip(prompt_of(suite, &library, target)?) {
+            prompts.insert(name, found.prompt);
+        }
+    }
+    Ok((samples.iter().collect::<Result<_, _>>()?, prompts))
 }
 
 /// A prompt of a target; with its source when it comes from a file and has to be published.

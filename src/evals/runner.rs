@@ -22,7 +22,7 @@ use crate::store::{Store, StoreError, cases};
 use crate::types::blocking::blocking;
 use crate::types::time::now_ms;
 use crate::types::traits::Progress;
-use crate::types::{Code, Digest, Failure, ids};
+use crate::types::{Code, Failure};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -82,20 +82,7 @@ impl Runner {
     pub async fn run(&self, plan: Plan, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
         self.can_keep_bounds(&plan)?;
         self.permits(&plan)?;
-        let run = RunRecord {
-            id: ids::new_id("run"),
-            suite: plan.suite.name.clone(),
-            suite_digest: Digest::of(&plan.suite.source),
-            scorers_digest: Some(plan.suite.scorers_digest),
-            dataset: plan.dataset.clone(),
-            dataset_digest: plan.dataset_digest,
-            split: plan.split.clone(),
-            status: runs::RUNNING.into(),
-            config: plan.config(),
-            summary: Value::Null,
-            created_at: now_ms(),
-            finished_at: None,
-        };
+        let run = plan.record();
         let _lock = lock(&self.store, &run.id)?;
         let target = |target: &PlanTarget| RunTarget {
             target: target.name.clone(),
@@ -299,7 +286,8 @@ impl Runner {
             let answer = self.respond.ask(ready).await;
             let known = match &answer {
                 Ok(reply) => reply.cost_micro_usd,
-                Err(failure) => failure.about().and_then(|told| micro_usd(told.cost)),
+                // Of a call that failed nobody has counted anything: its cost is 0 also where the provider worked.
+                Err(failure) => failure.about().and_then(|told| micro_usd(told.cost)).filter(|cost| *cost > 0),
             };
             let charged = held.settle(known.or(answer.as_ref().err().is_some_and(used_nothing).then_some(0)));
             let cost = known.or(work.purse.is_bounded().then_some(charged));

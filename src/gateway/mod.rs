@@ -24,6 +24,7 @@ pub mod reload;
 mod reviews;
 pub mod routes;
 pub mod server;
+mod shapes;
 mod sse;
 mod status;
 mod upload;

@@ -8,6 +8,7 @@ use super::openai::evals::schema as evals;
 use super::openai::files::{EXPIRES_S, PURPOSES};
 use super::prompts::schema as prompts;
 use super::routes::{Access, access_of};
+use super::shapes::{is, one, pages, whole};
 use crate::access::Role;
 use crate::jobs::batch::ENDPOINTS;
 use serde_json::{Map, Value, json};
@@ -276,50 +277,35 @@ fn text() -> Value {
     json!({"type": "string"})
 }
 
-/// An object with these fields, all of them required; each is `(name, type)`.
-fn with(fields: &[(&str, Value)]) -> Value {
-    let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
-    let properties: Map<_, _> = fields.iter().map(|(name, schema)| ((*name).to_string(), schema.clone())).collect();
-    json!({"type": "object", "required": names, "properties": properties})
-}
-
-fn is(kind: &str) -> Value {
-    json!({"type": kind})
-}
-
-fn one(word: &str) -> Value {
-    json!({"const": word})
-}
-
 fn health() -> Value {
-    with(&[("status", one("ok")), ("version", is("string"))])
+    whole(&[("status", one("ok")), ("version", is("string"))])
 }
 
 fn ready() -> Value {
-    with(&[("status", one("ready"))])
+    whole(&[("status", one("ready"))])
 }
 
 fn status() -> Value {
-    with(&[("status", json!({"enum": ["ok", "failing", "draining"]})), ("version", is("string"))])
+    whole(&[("status", json!({"enum": ["ok", "failing", "draining"]})), ("version", is("string"))])
 }
 
 fn error_schema() -> Value {
-    let error = with(&[
+    let error = whole(&[
         ("message", is("string")),
         ("type", is("string")),
         ("param", json!({"type": ["string", "null"]})),
         ("code", json!({"type": ["string", "null"]})),
     ]);
-    with(&[("error", error)])
+    whole(&[("error", error)])
 }
 
 fn messages_error_schema() -> Value {
-    let error = with(&[("type", is("string")), ("message", is("string"))]);
-    with(&[("type", one("error")), ("error", error)])
+    let error = whole(&[("type", is("string")), ("message", is("string"))]);
+    whole(&[("type", one("error")), ("error", error)])
 }
 
 fn chat_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("object", one("chat.completion")),
         ("created", is("integer")),
@@ -345,11 +331,11 @@ fn stored_update() -> Value {
 }
 
 fn stored_deleted() -> Value {
-    with(&[("id", is("string")), ("object", one("chat.completion.deleted")), ("deleted", json!({"const": true}))])
+    whole(&[("id", is("string")), ("object", one("chat.completion.deleted")), ("deleted", json!({"const": true}))])
 }
 
 fn stored_messages() -> Value {
-    pages(with(&[("id", is("string")), ("role", is("string"))]))
+    pages(whole(&[("id", is("string")), ("role", is("string"))]))
 }
 
 fn review_schema() -> Value {
@@ -362,7 +348,7 @@ fn review_schema() -> Value {
 }
 
 fn review_reply() -> Value {
-    with(&[("id", is("string")), ("dataset", is("string")), ("sample", is("object")), ("status", is("string"))])
+    whole(&[("id", is("string")), ("dataset", is("string")), ("sample", is("object")), ("status", is("string"))])
 }
 
 fn reviews_reply() -> Value {
@@ -370,7 +356,7 @@ fn reviews_reply() -> Value {
 }
 
 fn agreement_reply() -> Value {
-    with(&[("items", is("integer")), ("agreed", is("integer")), ("kappa", json!({"type": ["number", "null"]}))])
+    whole(&[("items", is("integer")), ("agreed", is("integer")), ("kappa", json!({"type": ["number", "null"]}))])
 }
 
 fn completion_reply() -> Value {
@@ -380,15 +366,15 @@ fn completion_reply() -> Value {
 }
 
 fn embedding_reply() -> Value {
-    with(&[("object", one("list")), ("data", is("array")), ("model", is("string")), ("usage", is("object"))])
+    whole(&[("object", one("list")), ("data", is("array")), ("model", is("string")), ("usage", is("object"))])
 }
 
 fn moderation_reply() -> Value {
-    with(&[("id", is("string")), ("model", is("string")), ("results", json!({"type": "array", "items": {"type": "object"}}))])
+    whole(&[("id", is("string")), ("model", is("string")), ("results", json!({"type": "array", "items": {"type": "object"}}))])
 }
 
 fn response_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("object", one("response")),
         ("created_at", is("integer")),
@@ -399,7 +385,7 @@ fn response_reply() -> Value {
 }
 
 fn message_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("type", one("message")),
         ("role", one("assistant")),
@@ -410,11 +396,11 @@ fn message_reply() -> Value {
 }
 
 fn count_reply() -> Value {
-    with(&[("input_tokens", is("integer"))])
+    whole(&[("input_tokens", is("integer"))])
 }
 
 fn model_reply() -> Value {
-    with(&[("id", is("string")), ("object", one("model")), ("created", is("integer")), ("owned_by", is("string"))])
+    whole(&[("id", is("string")), ("object", one("model")), ("created", is("integer")), ("owned_by", is("string"))])
 }
 
 fn list_reply() -> Value {
@@ -464,10 +450,6 @@ fn count_schema() -> Value {
     schema
 }
 
-fn pages(item: Value) -> Value {
-    with(&[("object", one("list")), ("data", json!({"type": "array", "items": item})), ("has_more", is("boolean"))])
-}
-
 fn upload_schema() -> Value {
     json!({"type": "object", "required": ["purpose", "file"], "properties": {
         "purpose": {"enum": PURPOSES},
@@ -478,7 +460,7 @@ fn upload_schema() -> Value {
 }
 
 fn file_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("object", one("file")),
         ("bytes", is("integer")),
@@ -494,7 +476,7 @@ fn files_reply() -> Value {
 }
 
 fn deleted_reply() -> Value {
-    with(&[("id", is("string")), ("object", one("file")), ("deleted", json!({"const": true}))])
+    whole(&[("id", is("string")), ("object", one("file")), ("deleted", json!({"const": true}))])
 }
 
 fn batch_schema() -> Value {
@@ -511,7 +493,7 @@ fn batch_schema() -> Value {
 }
 
 fn batch_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("object", one("batch")),
         ("endpoint", is("string")),
@@ -519,7 +501,7 @@ fn batch_reply() -> Value {
         ("completion_window", is("string")),
         ("status", is("string")),
         ("created_at", is("integer")),
-        ("request_counts", with(&[("total", is("integer")), ("completed", is("integer")), ("failed", is("integer"))])),
+        ("request_counts", whole(&[("total", is("integer")), ("completed", is("integer")), ("failed", is("integer"))])),
     ])
 }
 
@@ -539,7 +521,7 @@ fn feedback_schema() -> Value {
 }
 
 fn feedback_reply() -> Value {
-    with(&[
+    whole(&[
         ("id", is("string")),
         ("object", one("feedback")),
         ("request_id", is("string")),
@@ -550,7 +532,7 @@ fn feedback_reply() -> Value {
 }
 
 fn feedbacks_reply() -> Value {
-    with(&[("object", one("list")), ("data", json!({"type": "array", "items": feedback_reply()}))])
+    whole(&[("object", one("list")), ("data", json!({"type": "array", "items": feedback_reply()}))])
 }
 
 #[cfg(test)]

@@ -142,3 +142,25 @@ fn with_a_gate_only_the_gate_fails_a_build() {
     let open = written("", 0);
     assert_eq!(open.matches("<failure").count(), 1, "{open}");
 }
+
+#[test]
+fn a_call_that_nobody_waited_for_costs_what_was_set_aside() {
+    let first = Arc::new(AtomicUsize::new(0));
+    let count = first.clone();
+    let up = upstream(move |stream: &mut TcpStream, _: &str| {
+        // Five times as long as anybody waits: the provider works, and is paid.
+        if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        says(stream, "yes")
+    });
+    let refit = directory(1, up.port);
+    let config = std::fs::read_to_string(refit.path().join("refit.toml")).expect("a configuration");
+    let slow = config.replacen("[providers.up]\n", "[providers.up]\nfirst_byte_timeout_s = 1\n", 1);
+    refit.write("refit.toml", format!("{slow}[resilience]\nattempts = 1\n"));
+    let failed = run(&refit, &["--max-cost", "1.00"]).expect(2).json();
+    let lost = cost(&failed);
+    assert!(failed["targets"][0]["errors"] == 1 && lost > 4_000, "{failed}");
+    let whole = refit.run(&["eval", "resume", "latest", "--json"]).expect(0).json();
+    assert_eq!(cost(&whole), lost + 4_000);
+}

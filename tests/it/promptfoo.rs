@@ -104,3 +104,21 @@ fn what_cannot_be_read_says_where() {
     assert!(failed.stderr.contains("tests.csv"), "{failed:?}");
     assert!(!refit.path().join("evals").exists(), "nothing is half written");
 }
+
+#[test]
+fn a_suite_that_was_written_by_hand_goes_out_as_a_run_would_read_it() {
+    let refit = Refit::new();
+    // Neither ids nor metadata: what a run takes, an export takes.
+    refit.write("p.prompt", "{{role \"system\"}}Be brief.\n{{role \"user\"}}{{message}}");
+    refit.write("d.jsonl", "{\"input\": {\"message\": \"hello\"}, \"target\": \"greeting\"}\n");
+    let suite =
+        "name: s\ndataset: d.jsonl\ntargets:\n  - {name: a, model: mock/echo, prompt: p.prompt}\nscorers:\n  - exact_match\n  - numeric\n";
+    refit.write("s.yaml", suite);
+    let exported = refit.run(&["eval", "export", "s.yaml"]).expect(0);
+    let config: Value = serde_norway::from_str(&exported.stdout).expect("YAML");
+    assert_eq!(config["tests"][0]["vars"], json!({"message": "hello"}), "{config}");
+    assert_eq!(config["tests"][0]["assert"], json!([{"type": "equals", "value": "greeting"}]));
+    assert!(exported.stderr.contains("scorers[1]: numeric"), "{}", exported.stderr);
+    let chat: Value = serde_json::from_str(config["prompts"][0].as_str().expect("a chat")).expect("JSON");
+    assert_eq!(chat[1], json!({"role": "user", "content": "{{message}}"}));
+}

@@ -1,19 +1,15 @@
 //! `refit eval import` and `refit eval export`: promptfoo's configuration files.
 
 use crate::cli::{Context, output};
-use crate::datasets::{Datasets, Sample};
 use crate::evals::Suite;
+use crate::evals::prepare::materials;
 use crate::evals::promptfoo::{self, Left, Wish};
-use crate::prompts::{Library, Prompt};
-use crate::store::Store;
 use crate::types::ids::is_slug;
 use crate::types::{Code, Failure};
 use clap::ValueEnum;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Formats of other programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,7 +102,8 @@ pub fn import(args: &Import) -> Result<ExitCode, Failure> {
 pub fn export(args: &Export, context: &Context) -> Result<ExitCode, Failure> {
     let Format::Promptfoo = args.format;
     let (suite, store) = (Suite::open(&args.suite)?, context.open_store()?);
-    let exported = promptfoo::export(&suite, &samples(&store, &suite)?, &prompts(&store, &suite)?)?;
+    let (samples, prompts) = materials(&store, &suite)?;
+    let exported = promptfoo::export(&suite, &samples, &prompts)?;
     match &args.out {
         Some(path) => std::fs::write(path, &exported.config).map_err(|error| unwritable(path, &error))?,
         None => output::bytes(exported.config.as_bytes())?,
@@ -133,39 +130,4 @@ fn code(left: &[Left], strict: bool) -> ExitCode {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Code::STORAGE, format!("cannot write {}: {error}", path.display()))
-}
-
-/// The suite's samples; nothing is imported for it.
-fn samples(store: &Store, suite: &Suite) -> Result<Vec<Sample>, Failure> {
-    let path = suite.path(&suite.dataset);
-    if suite.split.is_none() && path.extension().is_some_and(|ending| ending == "jsonl") && path.is_file() {
-        let shown = path.display().to_string();
-        let text =
-            std::fs::read_to_string(&path).map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read {shown}: {error}")))?;
-        let line = |(i, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| Failure::new(Code::INVALID_FILE, format!("{shown}, line {}: {error}", i + 1)))
-        };
-        return text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect();
-    }
-    let name = path.file_stem().filter(|_| path.is_file()).map(|stem| stem.to_string_lossy().into_owned());
-    let dataset = Datasets::new(store).open(&name.unwrap_or_else(|| suite.dataset.clone()))?;
-    Ok(dataset.part(suite.split.as_deref())?.into_iter().cloned().collect())
-}
-
-fn prompts(store: &Store, suite: &Suite) -> Result<BTreeMap<String, Arc<Prompt>>, Failure> {
-    let library = Library::new(store);
-    let mut prompts = BTreeMap::new();
-    for reference in suite.targets.iter().filter_map(|target| target.prompt.as_ref()) {
-        let prompt = if reference.ends_with(".prompt") {
-            let path = suite.path(reference);
-            let unreadable = |error| Failure::new(Code::INVALID_FILE, format!("cannot read {}: {error}", path.display()));
-            let source = std::fs::read_to_string(&path).map_err(unreadable)?;
-            let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-            Arc::new(Prompt::parse(&name, &source)?)
-        } else {
-            library.open(reference)?
-        };
-        prompts.insert(reference.clone(), prompt);
-    }
-    Ok(prompts)
 }

@@ -4,8 +4,8 @@
 use super::fields::Fields;
 use super::{Grade, How, template};
 use crate::evals::scorers;
+use crate::evals::scorers::grams::{common, grams, shared};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 
 /// Characters of both texts, multiplied, that `fuzzy_match` takes: it takes time with the product.
 const MAX_FUZZY: usize = 100_000_000;
@@ -109,32 +109,20 @@ fn fuzzy(found: &str, wanted: &str) -> Result<f64, String> {
     if a.is_empty() && b.is_empty() {
         return Ok(1.0);
     }
-    let mut row = vec![0usize; b.len() + 1];
-    for x in &a {
-        let mut diagonal = 0;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = if x == y { diagonal + 1 } else { above.max(row[j]) };
-            diagonal = above;
-        }
-    }
-    Ok(2.0 * row[b.len()] as f64 / (a.len() + b.len()) as f64)
+    Ok(2.0 * common(&a, &b) as f64 / (a.len() + b.len()) as f64)
 }
 
 /// GLEU of Google's machine translation (Wu et al., 2016, arXiv 1609.08144): runs of one to four words that both have, over the more of
 /// the two; 0 where there is none.
 fn gleu(found: &str, wanted: &str) -> f64 {
     let (a, b): (Vec<&str>, Vec<&str>) = (found.split_whitespace().collect(), wanted.split_whitespace().collect());
-    let runs = |words: &[&str]| -> HashMap<String, usize> {
-        let mut counts = HashMap::new();
-        for n in 1..=4 {
-            words.windows(n).for_each(|run| *counts.entry(run.join(" ")).or_default() += 1);
-        }
-        counts
-    };
-    let (a, b) = (runs(&a), runs(&b));
-    let both: usize = a.iter().map(|(run, count)| b.get(run).map_or(0, |other| *count.min(other))).sum();
-    let most = a.values().sum::<usize>().max(b.values().sum());
+    let (mut both, mut totals) = (0, [0, 0]);
+    for n in 1..=4 {
+        let (runs_a, runs_b) = (grams(&a, n), grams(&b, n));
+        both += shared(&runs_a, &runs_b);
+        totals = [totals[0] + runs_a.values().sum::<usize>(), totals[1] + runs_b.values().sum::<usize>()];
+    }
+    let most = totals[0].max(totals[1]);
     if most == 0 { 0.0 } else { both as f64 / most as f64 }
 }
 

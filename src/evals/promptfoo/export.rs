@@ -2,13 +2,12 @@
 
 use super::{Leaving, Left, providers};
 use crate::datasets::Sample;
+use crate::evals::prepare::Prompts;
 use crate::evals::suite::Suite;
 use crate::prompts::{Input, Prompt};
 use crate::types::chat::Message;
 use crate::types::{Code, Failure};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A configuration, to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +22,7 @@ pub struct Exported {
 ///
 /// # Errors
 /// [`Code::INVALID_VALUE`] where no target carries over.
-pub fn export(suite: &Suite, samples: &[Sample], prompts: &BTreeMap<String, Arc<Prompt>>) -> Result<Exported, Failure> {
+pub fn export(suite: &Suite, samples: &[Sample], prompts: &Prompts) -> Result<Exported, Failure> {
     let mut left = Leaving::default();
     let (mut ids, mut texts) = (Vec::new(), Vec::new());
     for target in &suite.targets {

@@ -49,7 +49,10 @@ pub fn import(file: &Path, wish: &Wish) -> Result<Imported, Failure> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let config = files::value(&files::text(Path::new(""), &shown)?, &shown)?;
     let Value::Object(fields) = &config else {
-        return Err(Failure::new(Code::INVALID_FILE, format!("{shown}: is no map of keys")));
+        return Err(Failure::new(
+            Code::INVALID_FILE,
+            format!("{shown}: expected the keys of a promptfooconfig.yaml: prompts, providers, tests"),
+        ));
     };
     let mut left = Leaving::default();
     for name in fields.keys().filter(|name| !KEYS.contains(&name.as_str())) {

@@ -13,9 +13,9 @@ use super::{EvalError, Reply, Runner};
 use crate::store::cases::{self, CaseRecord};
 use crate::store::runs::{self, RunRecord, RunTarget};
 use crate::store::{Store, StoreError};
+use crate::types::Failure;
 use crate::types::blocking::blocking;
 use crate::types::time::now_ms;
-use crate::types::{Digest, Failure, ids};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -121,23 +121,9 @@ impl Runner {
 }
 
 fn record(scoring: &Scoring) -> RunRecord {
-    let plan = &scoring.plan;
-    let mut config = plan.config();
-    config["scored_from"] = scoring.from.clone().into();
-    RunRecord {
-        id: ids::new_id("run"),
-        suite: plan.suite.name.clone(),
-        suite_digest: Digest::of(&plan.suite.source),
-        scorers_digest: Some(plan.suite.scorers_digest),
-        dataset: plan.dataset.clone(),
-        dataset_digest: plan.dataset_digest,
-        split: plan.split.clone(),
-        status: runs::RUNNING.into(),
-        config,
-        summary: Value::Null,
-        created_at: now_ms(),
-        finished_at: None,
-    }
+    let mut run = scoring.plan.record();
+    run.config["scored_from"] = scoring.from.clone().into();
+    run
 }
 
 fn target(target: &PlanTarget) -> RunTarget {

@@ -1,5 +1,6 @@
 //! The registry of scorers: a file each, a word here. [`seam`] says what a scorer is, [`case`] what it sees.
 
+mod affix;
 mod against;
 mod bleu;
 pub mod case;
@@ -10,10 +11,9 @@ mod combine;
 mod command;
 mod cost;
 mod edit_distance;
-mod ends_with;
 mod exact_match;
 mod external;
-mod grams;
+pub(in crate::evals) mod grams;
 mod includes;
 mod json_field;
 mod json_schema;
@@ -27,7 +27,6 @@ mod regex;
 mod rouge;
 pub mod seam;
 mod similarity;
-mod starts_with;
 mod texts;
 mod tokens;
 mod tool_call;
@@ -36,6 +35,7 @@ mod wasm;
 pub use case::Case;
 pub use options::{Author, Options};
 pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
+pub use similarity::cosine;
 pub use texts::of_texts;
 
 use crate::types::error::did_you_mean;
@@ -49,8 +49,8 @@ const SCORERS: &[(&str, Build, Option<&str>)] = &[
     ("exact_match", exact_match::build, None),
     ("includes", includes::build, Some("value")),
     ("regex", regex::build, Some("pattern")),
-    ("starts_with", starts_with::build, Some("value")),
-    ("ends_with", ends_with::build, Some("value")),
+    ("starts_with", affix::starts_with, Some("value")),
+    ("ends_with", affix::ends_with, Some("value")),
     ("numeric", numeric::build, None),
     ("json_schema", json_schema::build, None),
     ("json_field", json_field::build, Some("fields")),

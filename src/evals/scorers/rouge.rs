@@ -2,7 +2,7 @@
 //! as the `rouge-score` package gives it without stemming. Option `kinds`: of `rouge1` to `rouge5` and `rougeL` (without it `rouge1`, `rouge2` and
 //! `rougeL`). The main metric is the last of them, ROUGE-L by default. Of several targets the best counts.
 
-use super::grams::{grams, shared};
+use super::grams::{common, grams, shared};
 use super::{Case, Options, Pure, Scored, Scorer};
 use crate::types::error::did_you_mean;
 
@@ -70,20 +70,6 @@ fn measure(kind: &str, found: &[String], wanted: &[String]) -> f64 {
     }
     let (precision, recall) = (hits as f64 / of_found as f64, hits as f64 / of_wanted as f64);
     2.0 * precision * recall / (precision + recall)
-}
-
-/// Length of the longest common subsequence.
-fn common(a: &[String], b: &[String]) -> usize {
-    let mut row = vec![0usize; b.len() + 1];
-    for word in a {
-        let mut diagonal = 0;
-        for (j, other) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = if word == other { diagonal + 1 } else { above.max(row[j]) };
-            diagonal = above;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -39,8 +39,8 @@ impl Scorer for Similarity {
     }
 }
 
-/// None for vectors of different lengths and for one that is all zeros.
-fn cosine(a: &[f32], b: &[f32]) -> Option<f64> {
+/// The cosine of two vectors, from -1 to 1; none for vectors of different lengths and for one that is all zeros.
+pub fn cosine(a: &[f32], b: &[f32]) -> Option<f64> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let length = (dot(a, a) * dot(b, b)).sqrt();
     (a.len() == b.len() && length > 0.0).then(|| (dot(a, b) / length).min(1.0))

@@ -1,6 +1,7 @@
 //! `html`: one file that holds everything, without a script and without anything from elsewhere. It opens from the disk, in light and in
 //! dark. Whatever models and datasets say is text here and nothing else.
 
+use super::escape::escape as markup;
 use super::table::{cost, describe};
 use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
 use crate::evals::Report;
@@ -202,19 +203,11 @@ fn row(report: &Report, case: &CaseRecord, word: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            '\0' => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    markup(text, |c| match c {
+        '\'' => Some("&#39;"),
+        '\0' => Some("\u{fffd}"),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `junit`: the XML that continuous integration reads. A suite for each target, a test for each case; a case that did not get full marks is
 //! a failure where there is no gate, one without an answer an error. A gate says itself what fails the build.
 
+use super::escape::escape as markup;
 use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
 use crate::store::runs::CaseRecord;
 use crate::types::Failure;
@@ -97,20 +98,12 @@ fn gate(shown: Shown<'_>, out: &mut dyn Write) -> Result<(), Failure> {
 
 /// A text for XML 1.0, in which some characters cannot be written at all.
 fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\n' => escaped.push_str("&#10;"),
-            '\t' => escaped.push_str("&#9;"),
-            '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    markup(text, |c| match c {
+        '\n' => Some("&#10;"),
+        '\t' => Some("&#9;"),
+        '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => Some("\u{fffd}"),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Ways to show a report or a comparison: a file each, a word in [`FORMATS`]. Cases are read while they are written, so that a report of a
 //! long run takes no more memory than one of a short run.
 
+mod escape;
 pub mod html;
 pub mod json;
 pub mod jsonl;

@@ -138,7 +138,7 @@ fn more(all: usize, shown: usize, text: &mut String) {
 
 /// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60)`.
 pub fn describe(difference: &Difference) -> String {
-    let Difference { metric, a, b, paired, less_is_better, p_holm, detectable, needed } = difference;
+    let Difference { metric, a, b, paired, unpaired_standard_error, less_is_better, p_holm, detectable, needed } = difference;
     let (wins, losses) = if *less_is_better { (paired.losses, paired.wins) } else { (paired.wins, paired.losses) };
     let mut text = format!(
         "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p = {:.3}",
@@ -148,6 +148,9 @@ pub fn describe(difference: &Difference) -> String {
         let _ = write!(text, ", corrected {p:.3}");
     }
     let _ = write!(text, " ({wins} better, {losses} worse of {})", paired.n);
+    if let Some(unpaired) = unpaired_standard_error {
+        let _ = write!(text, ", standard error {:.4} ({unpaired:.4} unpaired)", paired.standard_error);
+    }
     // Whoever sees no difference wants to know which one could have been seen.
     if p_holm.unwrap_or(paired.p) >= 0.05 {
         if let Some(detectable) = detectable {

@@ -1,21 +1,8 @@
 //! What the bodies of the prompt library look like, for `/openapi.json`.
 
 use crate::gateway::openai::check;
-use serde_json::{Map, Value, json};
-
-fn is(kind: &str) -> Value {
-    json!({"type": kind})
-}
-
-fn whole(fields: &[(&str, Value)]) -> Value {
-    let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
-    let properties: Map<_, _> = fields.iter().map(|(name, schema)| ((*name).to_string(), schema.clone())).collect();
-    json!({"type": "object", "required": names, "properties": properties})
-}
-
-fn list(item: Value) -> Value {
-    whole(&[("object", json!({"const": "list"})), ("data", json!({"type": "array", "items": item}))])
-}
+use crate::gateway::shapes::{is, list, whole};
+use serde_json::{Value, json};
 
 /// A version of a prompt.
 pub fn version() -> Value {

@@ -38,14 +38,16 @@ impl Asker {
         if reply.status == 200 { Ok(reply.body) } else { Err(failed(&reply)) }
     }
 
-    /// A vector for each text, by the first model that is free of charge.
-    pub(super) async fn embed(&self, model: &str, texts: &[&str]) -> Result<Vec<Vec<f64>>, NoAnswer> {
+    /// A vector for each text.
+    pub(super) async fn embed(&self, model: &str, texts: &[&str]) -> Result<Vec<Vec<f32>>, NoAnswer> {
         let reply = self.post("/v1/embeddings", &json!({"model": model, "input": texts})).await?;
         if reply.status != 200 {
             return Err(failed(&reply));
         }
-        let numbers = |item: &Value| item["embedding"].as_array().map(|list| list.iter().filter_map(Value::as_f64).collect());
-        let vectors: Option<Vec<Vec<f64>>> = reply.body["data"].as_array().and_then(|data| data.iter().map(numbers).collect());
+        let numbers = |item: &Value| {
+            item["embedding"].as_array().map(|list| list.iter().filter_map(Value::as_f64).map(|number| number as f32).collect())
+        };
+        let vectors: Option<Vec<Vec<f32>>> = reply.body["data"].as_array().and_then(|data| data.iter().map(numbers).collect());
         vectors
             .filter(|vectors| vectors.len() == texts.len())
             .ok_or_else(|| NoAnswer::Failed(Code::UPSTREAM.name.into(), "the provider sent no vectors".into()))

@@ -3,6 +3,7 @@
 use super::ask::{Asker, NoAnswer};
 use super::source::{Asking, Item};
 use crate::evals::graders::{Grade, Grader, How, ModelGrader, template};
+use crate::evals::scorers::cosine;
 use crate::guardrails::schema::{Format, faults};
 use crate::store::openai_evals::EvalItemRow;
 use crate::types::time::now_ms;
@@ -101,13 +102,8 @@ impl Bench {
             return Ok(Grade { score: 0.0, passed: threshold <= 0.0, sample: None });
         }
         let vectors = self.asker.embed(EMBEDDER, &[&texts[0], &texts[1]]).await?;
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-        let (a, b) = (&vectors[0], &vectors[1]);
-        let length = (dot(a, a) * dot(b, b)).sqrt();
-        if length == 0.0 || a.len() != b.len() {
-            return Err(NoAnswer::Failed("grader_error".into(), "the vectors cannot be compared".into()));
-        }
-        let score = dot(a, b) / length;
+        let score = cosine(&vectors[0], &vectors[1]);
+        let score = score.ok_or_else(|| NoAnswer::Failed("grader_error".into(), "the vectors cannot be compared".into()))?;
         Ok(Grade { score, passed: score >= threshold, sample: None })
     }
 

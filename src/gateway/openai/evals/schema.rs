@@ -1,20 +1,7 @@
 //! What the bodies of the Evals API look like, for `/openapi.json`.
 
-use serde_json::{Map, Value, json};
-
-fn is(kind: &str) -> Value {
-    json!({"type": kind})
-}
-
-fn whole(fields: &[(&str, Value)]) -> Value {
-    let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
-    let properties: Map<_, _> = fields.iter().map(|(name, schema)| ((*name).to_string(), schema.clone())).collect();
-    json!({"type": "object", "required": names, "properties": properties})
-}
-
-fn pages(item: Value) -> Value {
-    whole(&[("object", json!({"const": "list"})), ("data", json!({"type": "array", "items": item})), ("has_more", is("boolean"))])
-}
+use crate::gateway::shapes::{is, pages, whole};
+use serde_json::{Value, json};
 
 fn labels() -> Value {
     json!({"type": ["object", "null"], "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512}})
