@@ -362,7 +362,10 @@ fn stored_completions_are_tested_as_they_were_when_the_run_was_made() {
         "input_messages": {"type": "item_reference", "item_reference": "item.input"}});
     let (run, found) = finished(&server, &key, &eval, &again);
     assert_eq!((&run["result_counts"]["total"], &found[0]["sample"]["output"][0]["content"]), (&json!(1), &json!("yes")), "{run}");
-    let none = json!({"type": "completions", "source": {"type": "stored_completions", "metadata": {"team": "c"}}});
-    let refused = begin(&server, &key, &eval, &none);
-    assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("data_source.source")), "{refused:?}");
+    for fields in [json!({"metadata": {"team": "c"}}), json!({"created_before": 1}), json!({"created_after": 4_000_000_000_u64})] {
+        let mut none = json!({"type": "completions", "source": {"type": "stored_completions"}});
+        none["source"].as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let refused = begin(&server, &key, &eval, &none);
+        assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("data_source.source")), "{refused:?}");
+    }
 }
