@@ -136,16 +136,20 @@ fn more(all: usize, shown: usize, text: &mut String) {
     }
 }
 
-/// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60)`.
+/// One line for people: `prompt − base: exact_match +0.050, 95 % interval [-0.010, 0.110], p = 0.125 (4 better, 1 worse of 60), standard error
+/// 0.0300 (0.0421 unpaired)`.
 pub fn describe(difference: &Difference) -> String {
     let Difference { metric, a, b, paired, unpaired_standard_error, less_is_better, p_holm, detectable, needed } = difference;
     let (wins, losses) = if *less_is_better { (paired.losses, paired.wins) } else { (paired.wins, paired.losses) };
     let mut text = format!(
-        "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p = {:.3}",
-        paired.delta, paired.ci95[0], paired.ci95[1], paired.p
+        "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p {}",
+        paired.delta,
+        paired.ci95[0],
+        paired.ci95[1],
+        p_value(paired.p)
     );
     if let Some(p) = p_holm {
-        let _ = write!(text, ", corrected {p:.3}");
+        let _ = write!(text, ", corrected {}", p_value(*p));
     }
     let _ = write!(text, " ({wins} better, {losses} worse of {})", paired.n);
     if let Some(unpaired) = unpaired_standard_error {
@@ -161,4 +165,9 @@ pub fn describe(difference: &Difference) -> String {
         }
     }
     text
+}
+
+/// No p-value is 0.
+fn p_value(p: f64) -> String {
+    if p < 0.0005 { "< 0.001".into() } else { format!("= {p:.3}") }
 }
