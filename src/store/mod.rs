@@ -29,6 +29,7 @@ pub mod routes;
 pub mod runs;
 pub mod sqlite;
 pub mod usage;
+mod wal_index;
 
 pub use blobs::Blobs;
 pub use change::{Change, Commit};

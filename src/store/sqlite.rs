@@ -2,6 +2,7 @@
 //! verbs and job workers write beside the server.
 
 use super::db::{Bound, Bulk, Db, Row, Statement, StoreError, Value};
+use super::wal_index::{Header, WalIndex};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 const READERS: usize = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// How long the answer to "has anybody committed" is believed. It takes some microseconds to find out, and under load everybody asks.
+/// How long the answer to "has anybody committed" is believed. It takes a system call to find out, and under load everybody asks.
 pub(super) const BELIEVED: Duration = Duration::from_millis(1);
 
 /// An open SQLite database.
@@ -37,8 +38,18 @@ struct Writer {
 /// Looks for commits.
 struct Watcher {
     connection: Connection,
-    /// Its data version, which counts the commits of the writer, too, and when that was looked at.
-    seen: Option<(i64, Instant)>,
+    /// Tells where there is nothing to look for.
+    index: Option<WalIndex>,
+    seen: Option<Seen>,
+}
+
+/// What a look found.
+struct Seen {
+    /// The connection's data version, which counts the commits of the writer, too.
+    version: i64,
+    /// The header of the wal-index before that was asked.
+    header: Option<Header>,
+    at: Instant,
 }
 
 impl Sqlite {
@@ -64,7 +75,7 @@ impl Sqlite {
         let writer = connect().map_err(named)?;
         write_ahead(&writer).map_err(named)?;
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;
-        let watcher = Watcher { connection: connect().map_err(named)?, seen: None };
+        let watcher = Watcher { connection: connect().map_err(named)?, index: WalIndex::of(path), seen: None };
         let writer = Writer { seen: data_version(&writer).map_err(named)?, connection: writer };
         let (own, others, alone) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
         Ok(Sqlite { writer: Mutex::new(writer), readers, watcher: Mutex::new(watcher), own, others, alone })
@@ -93,6 +104,11 @@ impl Sqlite {
         });
         self.alone.store(false, Ordering::Release);
         worked
+    }
+
+    /// Commits that were seen and change the generation.
+    fn commits(&self) -> u64 {
+        self.own.load(Ordering::Acquire) + self.others.load(Ordering::Acquire)
     }
 
     /// Counts it when another process, or another program, has committed since the writer looked last.
@@ -189,12 +205,16 @@ impl Db for Sqlite {
 
     fn generation(&self) -> Result<u64, StoreError> {
         let mut watcher = lock(&self.watcher);
-        let Watcher { connection, seen } = &mut *watcher;
+        let Watcher { connection, index, seen } = &mut *watcher;
         let now = Instant::now();
-        if seen.is_none_or(|(_, looked)| now.duration_since(looked) >= BELIEVED) {
+        if seen.as_ref().is_none_or(|seen| now.duration_since(seen.at) >= BELIEVED) {
+            let header = index.as_ref().and_then(WalIndex::header);
+            if let Some(seen) = seen.as_mut().filter(|seen| header.is_some() && seen.header == header) {
+                seen.at = now;
+                return Ok(self.commits());
+            }
             let version = data_version(connection).map_err(fault)?;
-            let changed = seen.is_some_and(|(known, _)| known != version);
-            *seen = Some((version, now));
+            let changed = seen.replace(Seen { version, header, at: now }).is_some_and(|known| known.version != version);
             if changed {
                 // By this process, or by another?
                 match self.writer.try_lock() {
@@ -209,7 +229,7 @@ impl Db for Sqlite {
                 }
             }
         }
-        Ok(self.own.load(Ordering::Acquire) + self.others.load(Ordering::Acquire))
+        Ok(self.commits())
     }
 }
 
