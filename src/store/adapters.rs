@@ -19,7 +19,7 @@ pub struct NewAdapter {
     pub model_digest: Digest,
     /// Digest of the weights blob.
     pub weights: Digest,
-    /// PEFT configuration.
+    /// Its configuration: PEFT's, or a classifier head's.
     pub config: serde_json::Value,
     /// Job, data and recipe it came from.
     pub provenance: serde_json::Value,
@@ -40,12 +40,19 @@ pub struct AdapterRecord {
     pub model_digest: Digest,
     /// Digest of the weights blob.
     pub weights: Digest,
-    /// PEFT configuration.
+    /// Its configuration: PEFT's, or a classifier head's.
     pub config: serde_json::Value,
     /// Job, data and recipe it came from.
     pub provenance: serde_json::Value,
     /// When it was stored.
     pub created_at: i64,
+}
+
+impl AdapterRecord {
+    /// Whether it is a classifier head on an embedding model.
+    pub fn is_head(&self) -> bool {
+        self.config.get("head_type").is_some()
+    }
 }
 
 const COLUMNS: &str = "model, name, version, digest, model_digest, weights, config, provenance, created_at";

@@ -92,7 +92,7 @@ fn quick_suite(text: &str, name: &str) -> String {
 mod tests {
     use super::*;
     use crate::evals::Suite;
-    use crate::tuning::Recipe;
+    use crate::tuning::AnyRecipe;
 
     #[test]
     fn both_examples_are_whole() {
@@ -104,7 +104,7 @@ mod tests {
             let names: Vec<_> = suite.targets.iter().map(|target| target.name.as_str()).collect();
             assert_eq!((suite.targets[2].adapter.as_deref(), suite.split.as_deref()), (Some("a@1"), Some("test")));
             assert_eq!((suite.name.as_str(), names), (example.name.as_str(), vec!["base-naive", "base-prompt", "adapter"]));
-            let recipe = Recipe::parse(&example.recipe).expect("a good recipe");
+            let AnyRecipe::Lora(recipe) = AnyRecipe::parse(&example.recipe).expect("a good recipe") else { panic!("a low-rank adapter") };
             assert_eq!((&recipe.name, &recipe.dataset), (&example.name, &example.name));
             assert_eq!(recipe.max_steps.is_some(), quick);
         }

@@ -18,7 +18,7 @@ use crate::releases::create::{self, Authorship};
 use crate::releases::route::{self, Expected, Promotion, Stage};
 use crate::releases::{Gate, Manifest, ReleaseError};
 use crate::store::runs;
-use crate::tuning::Recipe;
+use crate::tuning::AnyRecipe;
 use crate::types::{Code, Digest, Failure};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl<'a> Demo<'a> {
     /// Step 5.
     pub fn train(&self) -> Result<TuneResult, Failure> {
         self.story.step(5, "train: a LoRA adapter on the train split, in a process of its own")?;
-        let recipe = Recipe::parse(&self.example.recipe)?;
+        let recipe = AnyRecipe::parse(&self.example.recipe)?;
         let job = enqueue(&self.app.store, recipe)?;
         let result = tune::result(&tune::follow(self.context, &self.app.store, &job.id)?)?;
         let [first, last] = result.first_and_last_loss;

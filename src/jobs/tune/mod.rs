@@ -1,4 +1,7 @@
-//! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter.
+//! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter. [`head`] is
+//! the part that fits classifier heads.
+
+mod head;
 
 use super::JobError;
 use super::worker::{Handle, Job};
@@ -8,12 +11,12 @@ use crate::prompts::{Library, Prompt};
 use crate::releases::manifest::PromptRef;
 use crate::store::adapters::{self, AdapterRecord, NewAdapter};
 use crate::store::{Store, jobs, models};
-use crate::tuning::{self, Conversation, Data, Observer, Recipe, StepReport, TuningError};
+use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, Observer, StepReport, TuningError};
 use crate::types::chat::Message;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// The work.
@@ -23,7 +26,7 @@ pub struct Tune;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// How.
-    pub recipe: Recipe,
+    pub recipe: AnyRecipe,
     /// Digest of the model file.
     pub model_digest: Digest,
     /// Digest of the dataset version.
@@ -54,6 +57,9 @@ pub struct TuneProgress {
     pub trained_tokens: u64,
     /// Seconds left.
     pub seconds_left: f64,
+    /// Texts that have become vectors, and all of them, where a head is fitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<[usize; 2]>,
 }
 
 /// What a finished job returns.
@@ -77,29 +83,33 @@ pub struct TuneResult {
     pub first_and_last_loss: [f32; 2],
     /// Lowest validation loss.
     pub validation_loss: Option<f32>,
+    /// Of a head, on the validation split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
 }
 
 /// Checks a recipe against the store and queues its job.
 ///
 /// # Errors
 /// [`JobError::Data`] when the dataset has no split; unknown models, datasets and prompts by name.
-pub fn enqueue(store: &Store, recipe: Recipe) -> Result<jobs::JobRecord, Failure> {
+pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Failure> {
     recipe.check()?;
-    let model = recipe.model.trim_start_matches("local/").to_string();
+    let model = recipe.model().to_string();
     let record = models::find(store.db.as_ref(), &model)?;
     let missing = || {
         Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the local model \"{model}\" is not here"))
             .with_hint(format!("refit model pull {model}"))
     };
     let model_digest = record.ok_or_else(missing)?.digest;
-    let prompt = match &recipe.prompt {
+    head::fits(store, &recipe)?;
+    let prompt = match recipe.prompt() {
         None => None,
         Some(reference) => {
             let version = Library::new(store).get(reference)?;
             Some(PromptRef { name: version.prompt, digest: version.digest })
         }
     };
-    let dataset = open_dataset(store, &recipe.dataset)?;
+    let dataset = open_dataset(store, recipe.dataset())?;
     let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
     let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
     // What the worker would trip over is found now, before anybody waits for it.
@@ -151,15 +161,18 @@ fn conversation(sample: &Sample, prompt: Option<&Prompt>) -> Result<Conversation
     Ok(Conversation { sample: sample.id.clone(), prompt: messages, completion })
 }
 
-/// Without a prompt: `input.messages` as a conversation, or `input.prompt` as one user message.
+/// Without a prompt: `input.messages` as a conversation; or `input.prompt`, or the only text that the input has, as one user message.
 fn raw_messages(sample: &Sample) -> Result<Vec<Message>, Failure> {
     let wrong = |problem: String| Failure::from(TuningError::Example { sample: sample.id.clone(), problem });
     if let Some(messages) = sample.input.get("messages") {
         return serde_json::from_value(messages.clone()).map_err(|error| wrong(format!("input.messages: {error}")));
     }
-    match sample.input.get("prompt").and_then(Value::as_str) {
+    let only = |fields: &Map<String, Value>| {
+        if fields.len() == 1 { fields.values().next().and_then(Value::as_str).map(String::from) } else { None }
+    };
+    match sample.input.get("prompt").and_then(Value::as_str).map(String::from).or_else(|| only(&sample.input)) {
         Some(text) => Ok(vec![Message::text("user", text)]),
-        None => Err(wrong("the recipe names no prompt, and the input has neither messages nor prompt".into())),
+        None => Err(wrong("the recipe names no prompt, and the input has neither messages nor prompt, nor one text alone".into())),
     }
 }
 
@@ -180,11 +193,15 @@ impl Job for Tune {
             return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());
         }
         let (train, validation) = (conversations(store, &spec, &dataset, "train")?, conversations(store, &spec, &dataset, "validation")?);
+        let recipe = match &spec.recipe {
+            AnyRecipe::Lora(recipe) => recipe,
+            AnyRecipe::Head(recipe) => return head::run(store, &spec, recipe, &Data { train: &train, validation: &validation }, handle),
+        };
         store.blobs.check(&spec.model_digest)?;
         let model_file = store.blobs.path(&spec.model_digest);
         let directory = checkpoint_directory(store, &handle.id);
         let data = Data { train: &train, validation: &validation };
-        let trained = tuning::fit(&model_file, &spec.recipe, &data, directory.clone(), &Watch(handle))?;
+        let trained = tuning::fit(&model_file, recipe, &data, directory.clone(), &Watch(handle))?;
         let adapter = keep(store, &spec, &trained, &handle.id)?;
         let _ = std::fs::remove_dir_all(directory);
         let losses = &trained.position.losses;
@@ -198,6 +215,7 @@ impl Job for Tune {
             tokens_per_second: trained.tokens_per_second,
             first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
             validation_loss: trained.position.best,
+            accuracy: None,
         };
         Ok(serde_json::to_value(result).expect("texts and numbers: serialising cannot fail"))
     }
@@ -205,18 +223,21 @@ impl Job for Tune {
 
 /// Stores the weights as a blob and the adapter as a row.
 fn keep(store: &Store, spec: &Spec, trained: &tuning::Trained, job: &str) -> Result<AdapterRecord, Failure> {
-    let weights = store.blobs.put(&trained.weights)?;
-    let config: Value = serde_json::from_slice(&trained.config).expect("the trainer wrote this JSON");
-    let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": spec.model_digest}));
     let position = &trained.position;
     let provenance = json!({
         "job": job, "recipe": spec.recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
         "steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds, "finished_at": now_ms(),
         "losses": position.losses, "validations": position.validations,
     });
-    let model = spec.recipe.model.trim_start_matches("local/").to_string();
-    let adapter =
-        NewAdapter { model, name: spec.recipe.name.clone(), digest, model_digest: spec.model_digest, weights, config, provenance };
+    insert(store, spec, (&trained.config, &trained.weights), provenance)
+}
+
+fn insert(store: &Store, spec: &Spec, (config, weights): (&[u8], &[u8]), provenance: Value) -> Result<AdapterRecord, Failure> {
+    let weights = store.blobs.put(weights)?;
+    let config: Value = serde_json::from_slice(config).expect("the trainer wrote this JSON");
+    let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": spec.model_digest}));
+    let (model, name) = (spec.recipe.model().to_string(), spec.recipe.name().to_string());
+    let adapter = NewAdapter { model, name, digest, model_digest: spec.model_digest, weights, config, provenance };
     Ok(adapters::insert(store.db.as_ref(), &adapter)?)
 }
 
@@ -234,6 +255,7 @@ impl Observer for Watch<'_> {
             tokens_per_second: report.tokens_per_second,
             trained_tokens: report.trained_tokens,
             seconds_left: report.seconds_left,
+            embedded: None,
         };
         self.0.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
     }
@@ -243,12 +265,17 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// Writes an adapter as a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`.
+/// Writes an adapter as a folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT has them, of a head `head_config.json` and
+/// `head.safetensors`.
 ///
 /// # Errors
 /// [`Code::CONFLICT`] when the folder holds one already; what the file system says.
 pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path) -> Result<(), Failure> {
-    let target = folder.join("adapter_model.safetensors");
+    let [config_name, weights_name] = match adapter.is_head() {
+        true => ["head_config.json", "head.safetensors"],
+        false => ["adapter_config.json", "adapter_model.safetensors"],
+    };
+    let target = folder.join(weights_name);
     if target.exists() {
         return Err(Failure::new(Code::CONFLICT, format!("{} holds an adapter already", folder.display())).with_hint("name another folder"));
     }
@@ -256,6 +283,6 @@ pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path) -> Result<(
     let weights = store.blobs.get(&adapter.weights)?;
     let config = serde_json::to_vec_pretty(&adapter.config).expect("JSON serialises");
     std::fs::create_dir_all(folder).map_err(failed)?;
-    std::fs::write(folder.join("adapter_config.json"), config).map_err(failed)?;
+    std::fs::write(folder.join(config_name), config).map_err(failed)?;
     std::fs::write(target, weights).map_err(failed)
 }

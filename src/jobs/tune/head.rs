@@ -1,0 +1,68 @@
+//! Jobs that fit a classifier head on an embedding model.
+
+use super::{Spec, TuneProgress, TuneResult, insert};
+use crate::jobs::worker::Handle;
+use crate::models::{self, Files, open};
+use crate::store::Store;
+use crate::tuning::{self, AnyRecipe, Data, FittedHead, HeadObserver, HeadRecipe};
+use crate::types::time::now_ms;
+use crate::types::{Code, Failure};
+use serde_json::{Value, json};
+
+/// Refuses a recipe whose method is not for its model: heads are for folders of embedding models, low-rank adapters for chat models.
+pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
+    let model_name = recipe.model();
+    match (recipe, models::find(store, model_name)?.files) {
+        (AnyRecipe::Head(_), Files::Gguf(_)) => {
+            let message = format!("the local model \"{model_name}\" chats; a head is fitted on a model that makes embeddings");
+            Err(Failure::on(Code::INVALID_VALUE, "model", message).with_hint("refit model pull all-minilm-l6-v2"))
+        }
+        (AnyRecipe::Lora(_), Files::Folder(_)) => {
+            let message = format!("the local model \"{model_name}\" makes embeddings: only a head can be fitted on it");
+            Err(Failure::on(Code::INVALID_VALUE, "method", message).with_hint("write \"method: head\" into the recipe"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fits the head and stores it.
+pub(super) fn run(store: &Store, spec: &Spec, recipe: &HeadRecipe, data: &Data<'_>, handle: &Handle) -> Result<Value, Failure> {
+    let Files::Folder(files) = open(store, &spec.model_digest)? else {
+        return Err(Failure::new(Code::CORRUPT, "the job's model is no folder of an embedding model"));
+    };
+    let fitted = tuning::fit_head(&files, recipe, data, &Watch(handle))?;
+    let FittedHead { head, c, tried, iterations, first_and_last_loss, validation, tokens, seconds } = &fitted;
+    let provenance = json!({
+        "job": handle.id, "recipe": recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
+        "samples": data.train.len(), "steps": iterations, "c": c, "tried": tried, "loss": first_and_last_loss, "validation": validation,
+        "seconds": seconds, "finished_at": now_ms(),
+    });
+    let adapter = insert(store, spec, (&head.to_config_json(), &head.to_safetensors()?), provenance)?;
+    let result = TuneResult {
+        adapter: format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version),
+        digest: adapter.digest,
+        parameters: head.parameters(),
+        steps: *iterations,
+        trained_tokens: *tokens,
+        seconds: seconds.iter().sum(),
+        tokens_per_second: *tokens as f64 / seconds[0].max(1e-9),
+        first_and_last_loss: first_and_last_loss.map(|loss| loss as f32),
+        validation_loss: validation.map(|validation| validation.loss as f32),
+        accuracy: *validation,
+    };
+    Ok(serde_json::to_value(result).expect("texts and numbers: serialising cannot fail"))
+}
+
+/// Reports to the job's row.
+struct Watch<'a>(&'a Handle);
+
+impl HeadObserver for Watch<'_> {
+    fn embedded(&self, done: usize, total: usize) {
+        let progress = TuneProgress { step: done, steps: total, embedded: Some([done, total]), ..TuneProgress::default() };
+        self.0.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}

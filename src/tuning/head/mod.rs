@@ -1,0 +1,220 @@
+//! Classifier heads on frozen embeddings: the cheapest thing that learns a classification, and the one to try first. Texts become vectors
+//! once, then [`softmax`] fits a head on them in a moment.
+
+mod minimise;
+mod recipe;
+mod softmax;
+
+pub use recipe::HeadRecipe;
+
+use super::{Conversation, Data, TuningError};
+use crate::engine::head::classified_text;
+use crate::engine::{Embedder, Head};
+use crate::stats::wilson;
+use minimise::Minimum;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use recipe::STRENGTHS;
+use serde::{Deserialize, Serialize};
+use softmax::{Rows, Weights};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Texts that become vectors between two looks at the watcher.
+const CHUNK: usize = 128;
+
+/// Watches a fitting.
+pub trait HeadObserver {
+    /// `done` of `total` texts have become vectors.
+    fn embedded(&self, done: usize, total: usize);
+    /// Asked often; `true` ends the work with [`TuningError::Cancelled`].
+    fn cancelled(&self) -> bool;
+}
+
+/// A fitted head and how that went.
+pub struct FittedHead {
+    /// The head.
+    pub head: Head,
+    /// Inverse strength of the penalty that was used.
+    pub c: f64,
+    /// What every strength that was tried came to: mean cross-entropy in nats of texts it was not fitted on.
+    pub tried: Vec<(f64, f64)>,
+    /// Steps of the minimiser.
+    pub iterations: usize,
+    /// Objective before the first and after the last of them, nats.
+    pub first_and_last_loss: [f64; 2],
+    /// On the validation split; none where it is empty.
+    pub validation: Option<Accuracy>,
+    /// Tokens that went through the embedding model.
+    pub tokens: u64,
+    /// Seconds until the texts were vectors, and of the fitting.
+    pub seconds: [f64; 2],
+}
+
+/// A share of right answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Right ones among `of`.
+    pub right: usize,
+    /// Answers in all.
+    pub of: usize,
+    /// The share.
+    pub share: f64,
+    /// Wilson's 95 % interval of it.
+    pub interval: [f64; 2],
+    /// Mean cross-entropy, nats.
+    pub loss: f64,
+}
+
+/// Fits a head on the vectors that a model folder's embedder makes of the conversations' last user messages.
+///
+/// # Errors
+/// [`TuningError`] naming the sample or the recipe's key at fault; [`TuningError::Cancelled`] when the watcher says so.
+pub fn fit_head(
+    files: &BTreeMap<String, PathBuf>,
+    recipe: &HeadRecipe,
+    data: &Data<'_>,
+    observer: &dyn HeadObserver,
+) -> Result<FittedHead, TuningError> {
+    recipe.check()?;
+    let labels = labels(data)?;
+    let began = Instant::now();
+    let model = Embedder::load(files)?;
+    let tokens = [data.train, data.validation].map(|part| part.iter().map(|sample| tokens(&model, sample)).collect::<Result<Vec<_>, _>>());
+    let [train, validation] = tokens;
+    let (train, validation) = (train?, validation?);
+    let all: Vec<&[u32]> = train.iter().chain(&validation).map(Vec::as_slice).collect();
+    let vectors = embed(&model, &all, observer)?;
+    let embedded = began.elapsed().as_secs_f64();
+    let index = |sample: &Conversation| labels.binary_search(&sample.completion).unwrap_or_default();
+    let targets: Vec<usize> = data.train.iter().chain(data.validation).map(index).collect();
+    let set = Set { vectors: &vectors, targets: &targets, classes: labels.len(), observer };
+    let (learned, measured): (Vec<usize>, Vec<usize>) = (0..targets.len()).partition(|row| *row < data.train.len());
+    let (c, tried) = match recipe.c {
+        Some(c) => (c, Vec::new()),
+        None => set.strongest(recipe, &learned, &measured)?,
+    };
+    let (weights, minimum) = set.fit(&learned, c)?;
+    let validation = if measured.is_empty() { None } else { Some(set.measure(&weights, &measured)?) };
+    let (weight, bias) = weights.values.split_at(weights.values.len() - labels.len());
+    let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
+    Ok(FittedHead {
+        head: Head::new(labels, narrow(weight), narrow(bias))?,
+        c,
+        tried,
+        iterations: minimum.iterations,
+        first_and_last_loss: [minimum.first, minimum.value],
+        validation,
+        tokens: all.iter().map(|text| text.len() as u64).sum(),
+        seconds: [embedded, began.elapsed().as_secs_f64() - embedded],
+    })
+}
+
+/// The labels of the train split, in order. A validation row with another one can never be right.
+fn labels(data: &Data<'_>) -> Result<Vec<String>, TuningError> {
+    if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.completion.trim().is_empty()) {
+        return Err(TuningError::Example {
+            sample: sample.sample.clone(),
+            problem: "its target is empty: there is no label to learn".into(),
+        });
+    }
+    let labels: BTreeSet<&str> = data.train.iter().map(|sample| sample.completion.as_str()).collect();
+    if labels.len() < 2 {
+        let found = labels.first().map_or_else(|| "none".to_string(), |label| format!("one, {label:?}"));
+        return Err(super::recipe::wrong("dataset", format!("has fewer than two labels in its train split: {found}")));
+    }
+    if let Some(sample) = data.validation.iter().find(|sample| !labels.contains(sample.completion.as_str())) {
+        let problem = format!("its target {:?} is the target of no sample in the train split", sample.completion);
+        return Err(TuningError::Example { sample: sample.sample.clone(), problem });
+    }
+    Ok(labels.into_iter().map(String::from).collect())
+}
+
+fn tokens(model: &Embedder, sample: &Conversation) -> Result<Vec<u32>, TuningError> {
+    let wrong = |problem: String| TuningError::Example { sample: sample.sample.clone(), problem };
+    let text = classified_text(&sample.prompt).map_err(|problem| wrong(problem.into()))?;
+    let tokens = model.tokens(&text)?;
+    let most = model.max_tokens();
+    if tokens.len() > most { Err(wrong(format!("it has {} tokens, the model takes {most}", tokens.len()))) } else { Ok(tokens) }
+}
+
+fn embed(model: &Embedder, texts: &[&[u32]], observer: &dyn HeadObserver) -> Result<Vec<Vec<f32>>, TuningError> {
+    // Texts of one length together waste nothing.
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|row| texts[*row].len());
+    let mut vectors = vec![Vec::new(); texts.len()];
+    for (part, rows) in order.chunks(CHUNK).enumerate() {
+        if observer.cancelled() {
+            return Err(TuningError::Cancelled(0));
+        }
+        let made = model.embed(&rows.iter().map(|row| texts[*row]).collect::<Vec<_>>());
+        rows.iter().zip(made).for_each(|(row, vector)| vectors[*row] = vector);
+        observer.embedded(part * CHUNK + rows.len(), texts.len());
+    }
+    Ok(vectors)
+}
+
+/// All rows of both splits.
+struct Set<'a> {
+    vectors: &'a [Vec<f32>],
+    targets: &'a [usize],
+    classes: usize,
+    observer: &'a dyn HeadObserver,
+}
+
+impl Set<'_> {
+    fn rows(&self, which: &[usize]) -> Result<Rows, TuningError> {
+        let vectors: Vec<&[f32]> = which.iter().map(|row| self.vectors[*row].as_slice()).collect();
+        Ok(Rows::new(&vectors, which.iter().map(|row| self.targets[*row]).collect())?)
+    }
+
+    fn fit(&self, which: &[usize], c: f64) -> Result<(Weights, Minimum), TuningError> {
+        let dimensions = self.vectors.first().map_or(0, Vec::len);
+        let start = Weights::zero(self.classes, dimensions);
+        let fitted = softmax::fit(&self.rows(which)?, start, c, &mut |_, _| !self.observer.cancelled())?;
+        fitted.ok_or(TuningError::Cancelled(0))
+    }
+
+    fn measure(&self, weights: &Weights, which: &[usize]) -> Result<Accuracy, TuningError> {
+        let (mut right, mut loss) = (0, 0.0);
+        for (logs, row) in weights.log_probabilities(&self.rows(which)?)?.iter().zip(which) {
+            let best = logs.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(class, _)| class);
+            right += usize::from(best == Some(self.targets[*row]));
+            loss -= logs[self.targets[*row]] / which.len() as f64;
+        }
+        let interval = wilson(right, which.len());
+        Ok(Accuracy { right, of: which.len(), share: right as f64 / which.len() as f64, interval, loss })
+    }
+
+    /// The strength with the lowest loss on rows that it was not fitted on, and what each came to.
+    fn strongest(&self, recipe: &HeadRecipe, learned: &[usize], measured: &[usize]) -> Result<(f64, Vec<(f64, f64)>), TuningError> {
+        let parts = if measured.is_empty() { self.folds(recipe, learned) } else { vec![(learned.to_vec(), measured.to_vec())] };
+        let mut tried = Vec::new();
+        for c in STRENGTHS {
+            let (mut loss, mut rows) = (0.0, 0);
+            for (learned, measured) in &parts {
+                let (weights, _) = self.fit(learned, c)?;
+                loss += self.measure(&weights, measured)?.loss * measured.len() as f64;
+                rows += measured.len();
+            }
+            tried.push((c, loss / rows.max(1) as f64));
+        }
+        let best = tried.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(STRENGTHS[0], |(c, _)| *c);
+        Ok((best, tried))
+    }
+
+    /// Cross-validation in parts that have the labels in equal shares: what is fitted on, and what is measured.
+    fn folds(&self, recipe: &HeadRecipe, rows: &[usize]) -> Vec<(Vec<usize>, Vec<usize>)> {
+        let mut order = rows.to_vec();
+        order.shuffle(&mut StdRng::seed_from_u64(recipe.seed));
+        order.sort_by_key(|row| self.targets[*row]);
+        let folds = recipe.folds.min(rows.len());
+        let is_measured = |at: usize, fold: usize| at % folds == fold;
+        let part = |fold: usize, measured: bool| {
+            order.iter().enumerate().filter(|(at, _)| is_measured(*at, fold) == measured).map(|(_, row)| *row).collect()
+        };
+        (0..folds).map(|fold| (part(fold, false), part(fold, true))).collect()
+    }
+}
