@@ -200,6 +200,11 @@ impl Dataset {
         self.assignment.iter().flat_map(|(split, ids)| ids.iter().map(move |id| (id.as_str(), split.as_str()))).collect()
     }
 
+    /// Names of its splits.
+    pub fn split_names(&self) -> impl Iterator<Item = &str> {
+        self.assignment.keys().map(String::as_str)
+    }
+
     /// The samples of a split in its order, or all of them.
     ///
     /// # Errors

@@ -44,3 +44,7 @@ pub mod metrics {}
 
 #[doc = include_str!("scorers.md")]
 pub mod scorers {}
+
+#[cfg(feature = "local")]
+#[doc = include_str!("tuning.md")]
+pub mod tuning {}

@@ -1,15 +1,9 @@
 //! `refit data check` on public data and on small cases: what it finds, what `--fix` takes away, what vectors and models tell.
 
-use crate::support::{Refit, skip};
+use crate::support::{Refit, public, skip};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
-
-/// A folder of the public data.
-fn public(name: &str) -> Option<PathBuf> {
-    Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name)).filter(|folder| folder.is_dir())
-}
 
 fn lines(records: &[Value]) -> String {
     records.iter().map(|record| format!("{record}\n")).collect()

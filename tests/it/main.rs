@@ -26,6 +26,8 @@ mod edges;
 mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
+#[cfg(feature = "local")]
+mod engine_files;
 mod evals;
 mod evals_reports;
 mod evals_resume;
@@ -38,11 +40,21 @@ mod gateway;
 mod guardrails;
 mod headers;
 #[cfg(feature = "local")]
+mod heads;
+#[cfg(feature = "local")]
 mod interop;
 mod keys;
 mod limits;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(feature = "local")]
+mod local_sampling;
+#[cfg(feature = "local")]
+mod local_scheduling;
+#[cfg(feature = "local")]
+mod local_structured;
+#[cfg(feature = "local")]
+mod local_tools;
 mod log;
 mod logs;
 mod messages;

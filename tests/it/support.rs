@@ -270,6 +270,11 @@ pub fn model_file() -> Option<PathBuf> {
     std::env::var_os("REFIT_TEST_MODEL").map(PathBuf::from).filter(|path| path.is_file())
 }
 
+/// A folder of the public data that lies beside the repository; none where it is not there.
+pub fn public(name: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name)).filter(|folder| folder.is_dir())
+}
+
 /// A folder with the real embedding model (all-MiniLM-L6-v2), its files under their names: made of what `REFIT_TEST_EMBEDDER` names, the
 /// JSON of `refit model show`; `./test` pulls the model once and sets the variable.
 pub fn embedder_folder() -> Option<tempfile::TempDir> {

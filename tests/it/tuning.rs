@@ -15,7 +15,7 @@ use refit::engine::nn::swiglu::SwiGlu;
 use refit::tuning::example::{Example, Packed};
 use refit::tuning::lora::Trainable;
 use refit::tuning::optimizer::Gradients;
-use refit::tuning::{Observer, Recipe, StepReport, Trained, Trainer, TuningError};
+use refit::tuning::{AnyRecipe, Observer, Recipe, StepReport, Trained, Trainer, TuningError};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -144,7 +144,8 @@ fn examples(model: &Model) -> Vec<Example> {
 
 fn recipe(changes: &str) -> Recipe {
     let base = "name: t\nmodel: local/smollm2-135m-instruct\ndataset: d\nbatch_size: 4\nmax_steps: 4\ncheckpoint_every: 100\nseed: 3\n";
-    Recipe::parse(&format!("{base}{changes}")).expect("a recipe")
+    let AnyRecipe::Lora(recipe) = AnyRecipe::parse(&format!("{base}{changes}")).expect("a recipe") else { panic!("a low-rank adapter") };
+    recipe
 }
 
 /// Counts steps; asks to stop after `stop_after`.

@@ -31,10 +31,10 @@ pub(super) fn run(store: &Store, spec: &Spec, recipe: &HeadRecipe, data: &Data<'
         return Err(Failure::new(Code::CORRUPT, "the job's model is no folder of an embedding model"));
     };
     let fitted = tuning::fit_head(&files, recipe, data, &Watch(handle))?;
-    let FittedHead { head, c, tried, iterations, first_and_last_loss, validation, tokens, seconds } = &fitted;
+    let FittedHead { head, c, tried, iterations, converged, first_and_last_loss, validation, tokens, seconds } = &fitted;
     let provenance = json!({
         "job": handle.id, "recipe": recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
-        "samples": data.train.len(), "steps": iterations, "c": c, "tried": tried, "loss": first_and_last_loss, "validation": validation,
+        "samples": data.train.len(), "steps": iterations, "converged": converged, "c": c, "tried": tried, "loss": first_and_last_loss, "validation": validation,
         "seconds": seconds, "finished_at": now_ms(),
     });
     let adapter = insert(store, spec, (&head.to_config_json(), &head.to_safetensors()?), provenance)?;

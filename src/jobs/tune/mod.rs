@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
+/// The split that training is measured on.
+const VALIDATION: &str = "validation";
+
 /// The work.
 pub struct Tune;
 
@@ -114,7 +117,7 @@ pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Fail
     let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
     // What the worker would trip over is found now, before anybody waits for it.
     conversations(store, &spec, &dataset, "train")?;
-    conversations(store, &spec, &dataset, "validation")?;
+    validation(store, &spec, &dataset)?;
     let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
 }
@@ -133,6 +136,12 @@ fn open_dataset(store: &Store, reference: &str) -> Result<Dataset, Failure> {
     let name = Path::new(reference).file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     let (row, _) = datasets.import(&name, Path::new(reference), None)?;
     Ok(datasets.open(&format!("{}@{}", row.dataset, row.version))?)
+}
+
+/// Conversations of the validation split, which a dataset that came with its splits may lack.
+fn validation(store: &Store, spec: &Spec, dataset: &Dataset) -> Result<Vec<Conversation>, Failure> {
+    let is_there = dataset.split_names().any(|name| name == VALIDATION);
+    if is_there { conversations(store, spec, dataset, VALIDATION) } else { Ok(Vec::new()) }
 }
 
 /// Conversations of a split: the prompt rendered with the sample's input, and the sample's target as the answer.
@@ -192,7 +201,7 @@ impl Job for Tune {
             let problem = "it was split anew since the job was made".into();
             return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());
         }
-        let (train, validation) = (conversations(store, &spec, &dataset, "train")?, conversations(store, &spec, &dataset, "validation")?);
+        let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
         let recipe = match &spec.recipe {
             AnyRecipe::Lora(recipe) => recipe,
             AnyRecipe::Head(recipe) => return head::run(store, &spec, recipe, &Data { train: &train, validation: &validation }, handle),

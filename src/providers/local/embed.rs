@@ -23,7 +23,7 @@ impl Local {
     }
 
     /// The encoder of a stored model, loading it where needed.
-    async fn encoder(&self, name: &str, pinned: Option<Digest>) -> Result<Arc<Encoder>, Failure> {
+    pub(super) async fn encoder(&self, name: &str, pinned: Option<Digest>) -> Result<Arc<Encoder>, Failure> {
         let digest = self.digest(name, pinned).await?;
         let (shared, name) = (self.shared.clone(), name.to_string());
         let load = move || {

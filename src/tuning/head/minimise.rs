@@ -8,8 +8,6 @@ use std::collections::VecDeque;
 const MEMORY: usize = 10;
 const MAX_ITERATIONS: usize = 1_000;
 const MAX_TRIALS: usize = 40;
-/// It is over when no slope is steeper, beside the first ones.
-const TOLERANCE: f64 = 1e-5;
 /// Share of the promised descent that a step must bring, and of the slope that may be left (Wolfe).
 const DESCENT: f64 = 1e-4;
 const CURVATURE: f64 = 0.9;
@@ -26,17 +24,18 @@ pub(super) struct Minimum {
     pub(super) converged: bool,
 }
 
-/// Minimises a function with its gradient. `go_on` is asked after each iteration, with its number and the value; none when it said no.
+/// Minimises a function with its gradient, until no slope is steeper than `flat`. `go_on` is asked after each iteration, with its number and the value; none when it said no.
 ///
 /// # Errors
 /// What the function says.
 pub(super) fn minimise(
     mut at: Vec<f64>,
+    flat: f64,
     mut function: impl FnMut(&[f64]) -> Result<(f64, Vec<f64>)>,
     go_on: &mut dyn FnMut(usize, f64) -> bool,
 ) -> Result<Option<Minimum>> {
     let (mut value, mut gradient) = function(&at)?;
-    let (first, flat) = (value, TOLERANCE * steepest(&gradient).max(f64::MIN_POSITIVE));
+    let first = value;
     let mut pairs: VecDeque<Pair> = VecDeque::new();
     for iteration in 0..MAX_ITERATIONS {
         if steepest(&gradient) <= flat {
@@ -153,7 +152,7 @@ mod tests {
 
     #[test]
     fn it_finds_the_end_of_a_curved_valley() {
-        let found = minimise(vec![-1.2, 1.0], valley, &mut |_, _| true).expect("runs").expect("not stopped");
+        let found = minimise(vec![-1.2, 1.0], 1e-6, valley, &mut |_, _| true).expect("runs").expect("not stopped");
         assert!(found.converged && found.iterations < 60, "{found:?}");
         assert!(found.at.iter().all(|x| (x - 1.0).abs() < 1e-4), "{found:?}");
         assert!((found.first - 24.2).abs() < 1e-9 && found.value < 1e-8);
@@ -161,11 +160,11 @@ mod tests {
 
     #[test]
     fn it_stops_when_told_and_where_nothing_is_to_be_done() {
-        assert!(minimise(vec![-1.2, 1.0], valley, &mut |iteration, _| iteration < 3).expect("runs").is_none());
-        let there = minimise(vec![1.0, 1.0], valley, &mut |_, _| true).expect("runs").expect("not stopped");
+        assert!(minimise(vec![-1.2, 1.0], 1e-6, valley, &mut |iteration, _| iteration < 3).expect("runs").is_none());
+        let there = minimise(vec![1.0, 1.0], 1e-6, valley, &mut |_, _| true).expect("runs").expect("not stopped");
         assert_eq!((there.iterations, there.value), (0, 0.0));
         // Falls for ever: it ends all the same.
-        let endless = minimise(vec![0.0], |x| Ok((-x[0], vec![-1.0])), &mut |_, _| true).expect("runs").expect("not stopped");
+        let endless = minimise(vec![0.0], 1e-6, |x| Ok((-x[0], vec![-1.0])), &mut |_, _| true).expect("runs").expect("not stopped");
         assert!(!endless.converged);
     }
 }

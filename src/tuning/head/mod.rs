@@ -25,6 +25,10 @@ use std::time::Instant;
 /// Texts that become vectors between two looks at the watcher.
 const CHUNK: usize = 128;
 
+/// Slopes, in nats, at which a minimum is one; and where only strengths are compared.
+const FLAT: f64 = 1e-6;
+const FLAT_ENOUGH: f64 = 1e-4;
+
 /// Watches a fitting.
 pub trait HeadObserver {
     /// `done` of `total` texts have become vectors.
@@ -41,8 +45,10 @@ pub struct FittedHead {
     pub c: f64,
     /// What every strength that was tried came to: mean cross-entropy in nats of texts it was not fitted on.
     pub tried: Vec<(f64, f64)>,
-    /// Steps of the minimiser.
+    /// Steps of the minimiser, and whether it ended at a minimum rather than at their bound.
     pub iterations: usize,
+    /// See there.
+    pub converged: bool,
     /// Objective before the first and after the last of them, nats.
     pub first_and_last_loss: [f64; 2],
     /// On the validation split; none where it is empty.
@@ -96,7 +102,7 @@ pub fn fit_head(
         Some(c) => (c, Vec::new()),
         None => set.strongest(recipe, &learned, &measured)?,
     };
-    let (weights, minimum) = set.fit(&learned, c)?;
+    let (weights, minimum) = set.fit(&set.rows(&learned)?, set.start(), (c, FLAT))?;
     let validation = if measured.is_empty() { None } else { Some(set.measure(&weights, &measured)?) };
     let (weight, bias) = weights.values.split_at(weights.values.len() - labels.len());
     let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
@@ -105,6 +111,7 @@ pub fn fit_head(
         c,
         tried,
         iterations: minimum.iterations,
+        converged: minimum.converged,
         first_and_last_loss: [minimum.first, minimum.value],
         validation,
         tokens: all.iter().map(|text| text.len() as u64).sum(),
@@ -170,10 +177,12 @@ impl Set<'_> {
         Ok(Rows::new(&vectors, which.iter().map(|row| self.targets[*row]).collect())?)
     }
 
-    fn fit(&self, which: &[usize], c: f64) -> Result<(Weights, Minimum), TuningError> {
-        let dimensions = self.vectors.first().map_or(0, Vec::len);
-        let start = Weights::zero(self.classes, dimensions);
-        let fitted = softmax::fit(&self.rows(which)?, start, c, &mut |_, _| !self.observer.cancelled())?;
+    fn start(&self) -> Weights {
+        Weights::zero(self.classes, self.vectors.first().map_or(0, Vec::len))
+    }
+
+    fn fit(&self, rows: &Rows, from: Weights, how: (f64, f64)) -> Result<(Weights, Minimum), TuningError> {
+        let fitted = softmax::fit(rows, from, how, &mut |_, _| !self.observer.cancelled())?;
         fitted.ok_or(TuningError::Cancelled(0))
     }
 
@@ -191,15 +200,15 @@ impl Set<'_> {
     /// The strength with the lowest loss on rows that it was not fitted on, and what each came to.
     fn strongest(&self, recipe: &HeadRecipe, learned: &[usize], measured: &[usize]) -> Result<(f64, Vec<(f64, f64)>), TuningError> {
         let parts = if measured.is_empty() { self.folds(recipe, learned) } else { vec![(learned.to_vec(), measured.to_vec())] };
-        let mut tried = Vec::new();
-        for c in STRENGTHS {
-            let (mut loss, mut rows) = (0.0, 0);
-            for (learned, measured) in &parts {
-                let (weights, _) = self.fit(learned, c)?;
-                loss += self.measure(&weights, measured)?.loss * measured.len() as f64;
-                rows += measured.len();
+        let mut tried = STRENGTHS.map(|c| (c, 0.0)).to_vec();
+        let all: usize = parts.iter().map(|(_, measured)| measured.len()).sum();
+        for (learned, measured) in &parts {
+            let (rows, mut weights) = (self.rows(learned)?, self.start());
+            for (c, loss) in &mut tried {
+                // From the minimum of the stronger penalty it is not far.
+                weights = self.fit(&rows, weights, (*c, FLAT_ENOUGH))?.0;
+                *loss += self.measure(&weights, measured)?.loss * measured.len() as f64 / all as f64;
             }
-            tried.push((c, loss / rows.max(1) as f64));
         }
         let best = tried.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(STRENGTHS[0], |(c, _)| *c);
         Ok((best, tried))

@@ -59,10 +59,15 @@ fn normalised(logits: &[f64]) -> Vec<f64> {
 
 /// Minimises the mean cross-entropy plus ‖W‖² / (2 C rows), the objective of scikit-learn's `LogisticRegression(C=C)` divided by C and
 /// the number of rows; the bias is not penalised. None when `go_on` said no.
-pub(super) fn fit(rows: &Rows, from: Weights, c: f64, go_on: &mut dyn FnMut(usize, f64) -> bool) -> Result<Option<(Weights, Minimum)>> {
+pub(super) fn fit(
+    rows: &Rows,
+    from: Weights,
+    (c, flat): (f64, f64),
+    go_on: &mut dyn FnMut(usize, f64) -> bool,
+) -> Result<Option<(Weights, Minimum)>> {
     let classes = from.classes;
     let objective = |values: &[f64]| value_and_gradient(rows, &Weights { values: values.to_vec(), classes }, c);
-    let minimum = minimise(from.values, objective, go_on)?;
+    let minimum = minimise(from.values, flat, objective, go_on)?;
     Ok(minimum.map(|minimum| (Weights { values: minimum.at.clone(), classes }, minimum)))
 }
 
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn the_minimum_is_that_of_scikit_learn() {
         for (c, expected) in REFERENCE {
-            let (weights, minimum) = fit(&rows(), Weights::zero(3, 2), c, &mut |_, _| true).expect("fits").expect("not stopped");
+            let (weights, minimum) = fit(&rows(), Weights::zero(3, 2), (c, 1e-9), &mut |_, _| true).expect("fits").expect("not stopped");
             assert!(minimum.converged);
             for (found, expected) in weights.values.iter().zip(expected) {
                 assert!((found - expected).abs() < 1e-4, "C = {c}: {:?}", weights.values);
