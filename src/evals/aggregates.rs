@@ -71,8 +71,7 @@ impl Reply {
             output_tokens: case.output_tokens,
             latency_ms: case.latency_ms,
             cost_micro_usd: case.cost_micro_usd,
-            // What the provider said beside the text is not kept.
-            refusal: None,
+            refusal: case.refusal.clone(),
         }
     }
 }

@@ -171,7 +171,7 @@ impl Bench<'_> {
         let Some(proof) = routes::proofs(db, Some(&self.run.suite), &live)?.into_iter().find(fits) else {
             return why(not_measured(&live, &self.run.suite));
         };
-        let columns = Columns::read(self.store, &proof.run, &super::columns::passes)?;
+        let columns = Columns::read(self.store, &proof.run, &|_| None)?;
         Ok(Ok((format!("{} of {}", proof.target, proof.run), Some((columns, proof.target)))))
     }
 }

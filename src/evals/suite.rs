@@ -2,7 +2,7 @@
 
 use super::EvalError;
 use super::bounds::{self, Bounds};
-use super::demands::{self, Demand};
+use super::demands::{self, Demand, What};
 use super::matrix::{MAX_TARGETS, Matrix};
 use super::scorers::{self, Scale, Scorer};
 use crate::datasets::{Plan as SplitPlan, split};
@@ -218,11 +218,20 @@ impl Suite {
         self.scorers.iter().flat_map(|scorer| scorer.metrics()).collect()
     }
 
-    /// The main metric of each scorer: what a case needs full marks in to pass.
+    /// The main metric of each scorer, where it is from 0 to 1: what is compared.
     pub fn main_metrics(&self) -> Vec<String> {
+        self.mains(&[Scale::Pass, Scale::Share])
+    }
+
+    /// The main metrics that say right or wrong: what a case needs full marks in to pass. How good an answer is is no verdict; a threshold
+    /// makes one of it.
+    pub fn pass_metrics(&self) -> Vec<String> {
+        self.mains(&[Scale::Pass])
+    }
+
+    fn mains(&self, scales: &[Scale]) -> Vec<String> {
         let main = self.scorers.iter().filter_map(|scorer| Some((scorer, scorer.metrics().into_iter().next()?)));
-        // Milliseconds and dollars have no full marks; a limit or a threshold makes some of them.
-        main.filter(|(scorer, metric)| scorer.scale(metric) == Scale::Share).map(|(_, metric)| metric).collect()
+        main.filter(|(scorer, metric)| scales.contains(&scorer.scale(metric))).map(|(_, metric)| metric).collect()
     }
 
     /// What the values of a metric mean; none where no scorer reports it.
@@ -284,6 +293,10 @@ impl Suite {
             if let Some(target) = target.as_ref().filter(|target| !names.contains(target.as_str())) {
                 return fault(target, format!("gate: there is no target \"{target}\"{}", did_you_mean(target, names.iter().copied())));
             }
+        }
+        if self.pass_metrics().is_empty() && self.demands.iter().any(|demand| matches!(demand.what, What::MustPass(_))) {
+            let problem = "gate: must_pass: no scorer of the suite says pass or fail; put one into `threshold`";
+            return fault("must_pass", problem.into());
         }
         let targets: Vec<_> = self.targets.iter().map(|target| target.name.as_str()).collect();
         let each = self.metrics();

@@ -27,6 +27,8 @@ mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
 mod evals;
+#[cfg(target_os = "linux")]
+mod evals_money;
 mod evals_reports;
 mod evals_resume;
 #[cfg(target_os = "linux")]

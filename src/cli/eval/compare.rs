@@ -1,7 +1,7 @@
 //! `refit eval compare`: two targets, of one run or of two, sample by sample.
 
 use super::write::Output;
-use crate::evals::columns::{Columns, passes};
+use crate::evals::columns::Columns;
 use crate::evals::compare::{Difference, Pairs, Side, changes, compared, correct};
 use crate::evals::scorers::Scale;
 use crate::evals::show::Comparison;
@@ -83,7 +83,7 @@ impl Run {
     fn find(store: &Store, reference: &str) -> Result<Self, Failure> {
         let (run, target) = reference.split_once('/').map_or((reference, None), |(run, target)| (run, Some(target.to_string())));
         let record = runs::get(store.db.as_ref(), run)?;
-        let columns = Columns::read(store, &record.id, &passes)?;
+        let columns = Columns::read(store, &record.id, &|_| None)?;
         let suite = record.config["suite_source"].as_str().and_then(|source| Suite::parse(source, "suite", Path::new("")).ok());
         let run = Run { record, columns, suite, target };
         match &run.target {
@@ -99,7 +99,7 @@ impl Run {
 
     /// The metrics of a target, those first that the suite's scorers report first.
     fn metrics(&self, target: &str) -> Vec<&str> {
-        let main = serde_json::from_value::<Report>(self.record.summary.clone()).map(|report| report.pass_metrics).unwrap_or_default();
+        let main = serde_json::from_value::<Report>(self.record.summary.clone()).map(|report| report.main_metrics).unwrap_or_default();
         let mut metrics: Vec<&str> =
             self.columns.targets.get(target).into_iter().flat_map(|column| column.metrics.keys()).map(String::as_str).collect();
         metrics.sort_by_key(|metric| main.iter().position(|known| known == metric).unwrap_or(usize::MAX));

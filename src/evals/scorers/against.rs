@@ -1,7 +1,7 @@
 //! `against`: another scorer, with a `target` of its own in the place of the sample's: `{against: {target: Paris, scorer: exact_match}}`.
 //! For checks of single samples, and for what every answer is held against.
 
-use super::{Case, Options, Scale, Scored, Scorer, Services, build_for};
+use super::{Asks, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -43,6 +43,10 @@ impl Scorer for Against {
 
     fn compares_with(&self) -> Vec<String> {
         self.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.scorer.asks()
     }
 }
 

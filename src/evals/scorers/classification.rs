@@ -6,7 +6,7 @@
 //! - `case_sensitive: true`: otherwise case, white space and punctuation around a label do not count.
 
 use super::case::{parsed, text_of};
-use super::{Aggregate, Aggregated, Case, Options, Pure, Scored, Scorer};
+use super::{Aggregate, Aggregated, Case, Options, Pure, Scale, Scored, Scorer};
 use crate::stats::distributions::Z_975;
 use crate::stats::{Summary, jackknife_error};
 use serde_json::{Map, Value, json};
@@ -43,6 +43,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Classification {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

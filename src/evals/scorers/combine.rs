@@ -3,7 +3,7 @@
 //! weighted mean, `not` is 1 less the value, `threshold` is 1 where the value is within its bounds. Each looks at the main metric of its
 //! parts.
 
-use super::{Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
+use super::{Asks, Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -25,11 +25,15 @@ impl Part {
     fn share(spec: &Value, weight: f64, author: Author) -> Result<Self, String> {
         let part = Part::new(spec, weight, author)?;
         match part.scorer.scale(&part.metric) {
-            Scale::Share => Ok(part),
+            Scale::Pass | Scale::Share => Ok(part),
             Scale::Less(unit) | Scale::Plain(unit) => {
                 Err(format!("{} is in {unit}, not from 0 to 1; put it into `threshold`", part.metric))
             }
         }
+    }
+
+    fn scale(&self) -> Scale {
+        self.scorer.scale(&self.metric)
     }
 
     async fn value(&self, case: &Case<'_>, services: &dyn Services) -> Result<(Option<f64>, String), String> {
@@ -95,6 +99,11 @@ impl Scorer for Combined {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        let is_verdict = self.how != How::Weighted && self.parts.iter().all(|part| part.scale() == Scale::Pass);
+        if is_verdict { Scale::Pass } else { Scale::Share }
+    }
+
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
         Box::pin(async move {
             let (mut shown, mut outcome) = (Vec::new(), Outcome::new(self.how));
@@ -116,6 +125,10 @@ impl Scorer for Combined {
 
     fn compares_with(&self) -> Vec<String> {
         self.parts.iter().flat_map(|part| part.scorer.compares_with()).collect()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.parts.iter().flat_map(|part| part.scorer.asks()).collect()
     }
 }
 
@@ -178,6 +191,10 @@ impl Scorer for Not {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        self.part.scale()
+    }
+
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
         Box::pin(async move {
             let (value, text) = self.part.value(case, services).await?;
@@ -191,6 +208,10 @@ impl Scorer for Not {
 
     fn compares_with(&self) -> Vec<String> {
         self.part.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.part.scorer.asks()
     }
 }
 
@@ -227,6 +248,10 @@ impl Scorer for Threshold {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
+    }
+
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
         Box::pin(async move {
             let scored = self.part.scorer.score(case, services).await.map_err(|problem| format!("{}: {problem}", self.part.metric))?;
@@ -244,6 +269,10 @@ impl Scorer for Threshold {
 
     fn compares_with(&self) -> Vec<String> {
         self.part.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.part.scorer.asks()
     }
 }
 

@@ -34,7 +34,7 @@ mod wasm;
 
 pub use case::Case;
 pub use options::{Author, Options};
-pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
+pub use seam::{Aggregate, Aggregated, Asks, Calling, Pure, Scale, Scored, Scorer, Services, Verdict, score};
 pub use similarity::cosine;
 pub use texts::of_texts;
 
@@ -147,9 +147,9 @@ mod tests {
     use super::*;
     use crate::datasets::Sample;
     use crate::evals::Reply;
-    use crate::inference::CacheWish;
+    use crate::inference::{CacheWish, MostCost};
     use crate::types::chat::ChatRequest;
-    use crate::types::traits::Embed;
+    use crate::types::traits::{Embed, Vectors};
     use crate::types::{Code, Failure};
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
@@ -159,13 +159,17 @@ mod tests {
     pub(super) struct Alone;
 
     impl Embed for Alone {
-        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>> {
+        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
             Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
         }
     }
 
     impl Services for Alone {
         fn chat(&self, _request: ChatRequest, _cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>> {
+            Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
+        }
+
+        fn most_cost<'a>(&'a self, _calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
             Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
         }
 

@@ -3,7 +3,7 @@
 
 use super::case::Case;
 use crate::evals::Reply;
-use crate::inference::CacheWish;
+use crate::inference::{CacheWish, MostCost};
 use crate::stats::Summary;
 use crate::types::Failure;
 use crate::types::chat::ChatRequest;
@@ -45,6 +45,11 @@ pub trait Scorer: Send + Sync {
 
     /// Targets whose answers it compares with.
     fn compares_with(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Models that it asks, as far as that is known before it looks at a case.
+    fn asks(&self) -> Vec<Asks> {
         Vec::new()
     }
 }
@@ -101,7 +106,9 @@ impl<P: Pure> Scorer for P {
 /// What the values of a metric mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// From 0 to 1, and more is better.
+    /// 1 for right and 0 for wrong; less than 1 is wrong, too.
+    Pass,
+    /// From 0 to 1, and more is better: how good, not whether it is good enough.
     Share,
     /// A number with a unit of its own (`ms`, `micro-dollars`, `tokens`, `edits`), of which less is better.
     Less(&'static str),
@@ -162,10 +169,31 @@ pub struct Aggregated {
     pub details: Value,
 }
 
+/// A call that a scorer is about to make.
+#[derive(Debug, Clone, Copy)]
+pub enum Calling<'a> {
+    /// Asks a model.
+    Chat(&'a ChatRequest),
+    /// Makes vectors: the model, and the texts.
+    Vectors(&'a str, &'a [&'a str]),
+}
+
+/// A model that a scorer asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asks {
+    /// `provider/model` or a route.
+    pub model: String,
+    /// Whether the scorer bounds what may be answered.
+    pub has_limit: bool,
+}
+
 /// What scorers may call.
 pub trait Services: Embed {
     /// Asks a model, on the road that applications take.
     fn chat(&self, request: ChatRequest, cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>>;
+
+    /// The most that a call may cost.
+    fn most_cost<'a>(&'a self, calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>>;
 
     /// Whether the suite's author may run programs here.
     fn allows_commands(&self) -> bool;

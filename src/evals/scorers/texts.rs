@@ -1,11 +1,11 @@
 //! A scorer's word on two texts, without a run around them: for scorers that only compute.
 
-use super::{Case, Services, build};
+use super::{Calling, Case, Services, build};
 use crate::datasets::Sample;
 use crate::evals::Reply;
-use crate::inference::CacheWish;
+use crate::inference::{CacheWish, MostCost};
 use crate::types::chat::ChatRequest;
-use crate::types::traits::Embed;
+use crate::types::traits::{Embed, Vectors};
 use crate::types::{Code, Failure};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -31,13 +31,17 @@ fn refused() -> Failure {
 }
 
 impl Embed for Nobody {
-    fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>> {
+    fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
         Box::pin(async { Err(refused()) })
     }
 }
 
 impl Services for Nobody {
     fn chat(&self, _request: ChatRequest, _cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>> {
+        Box::pin(async { Err(refused()) })
+    }
+
+    fn most_cost<'a>(&'a self, _calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
         Box::pin(async { Err(refused()) })
     }
 

@@ -5,7 +5,7 @@
 //! - `extra: true` allows more calls than the wanted ones.
 
 use super::case::{holds, parsed, same};
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use serde_json::Value;
 
 struct ToolCall {
@@ -60,6 +60,10 @@ fn call(value: &Value) -> Result<Call, String> {
 impl Pure for ToolCall {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -54,9 +54,10 @@ impl Show for Junit {
 
 fn begin(shown: Shown<'_>, target: &str, out: &mut dyn Write) -> Result<(), Failure> {
     let totals = shown.report.targets.iter().find(|one| one.name == target).map(|one| &one.totals);
-    let (tests, errors, passed) = totals.map_or((0, 0, 0), |totals| (totals.n + totals.errors, totals.errors, totals.passed));
+    let (tests, errors) = totals.map_or((0, 0), |totals| (totals.n + totals.errors, totals.errors));
     // A gate allows for cases that miss.
-    let failures = if shown.report.gate.is_some() { 0 } else { tests - errors - passed.min(tests - errors) };
+    let missed = totals.map_or(0, |totals| totals.judged - totals.passed.min(totals.judged));
+    let failures = if shown.report.gate.is_some() { 0 } else { missed };
     let name = format!("{}/{target}", shown.report.suite);
     put(out, format!("<testsuite name=\"{}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">\n", escape(&name)))
 }
@@ -68,6 +69,11 @@ fn test(shown: Shown<'_>, case: &CaseRecord, out: &mut dyn Write) -> Result<(), 
     let said = escape(&cut(&case.output, CHARACTERS));
     match verdict(shown.report, case) {
         "pass" => put(out, format!("{head}/>\n")),
+        // There is no test without an outcome: what nobody calls a failure is none.
+        "scored" => put(
+            out,
+            format!("{head}><system-out>no scorer says pass or fail: {}&#10;{said}</system-out></testcase>\n", escape(&scores(case))),
+        ),
         "miss" if shown.report.gate.is_some() => {
             put(out, format!("{head}><system-out>missed: {}&#10;{said}</system-out></testcase>\n", escape(&scores(case))))
         }

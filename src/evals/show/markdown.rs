@@ -1,9 +1,10 @@
 //! `markdown`: GitHub-flavoured, for a comment on a pull request or the summary of a workflow.
 
-use super::table::{cost, describe};
-use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
+use super::table::{cost, describe, scoring_cost};
+use super::{Comparison, Show, Shown, case_name, cut, ks, passes_at, put, scores, verdict};
 use crate::evals::Report;
 use crate::evals::compare::Changed;
+use crate::evals::metrics::Totals;
 use crate::types::Failure;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -86,9 +87,14 @@ fn numbers(report: &Report, text: &mut String) {
     let row = |name: &str, values: Vec<String>, text: &mut String| {
         let _ = writeln!(text, "| {name} | {} |", values.join(" | "));
     };
-    let each = |of: &dyn Fn(&crate::evals::metrics::Totals) -> String| report.targets.iter().map(|target| of(&target.totals)).collect();
+    let each = |of: &dyn Fn(&Totals) -> String| report.targets.iter().map(|target| of(&target.totals)).collect();
+    for k in ks(report) {
+        let told = |totals: &Totals| passes_at(totals, k).map_or("-".into(), |(values, intervals)| format!("{values} {intervals}"));
+        row(&format!("pass@{k} / pass^{k}"), each(&told), text);
+    }
     row("errors", each(&|totals| totals.errors.to_string()), text);
     row("cost", each(&cost), text);
+    row("cost of scoring", each(&scoring_cost), text);
     row("latency p50 / p95 ms", each(&|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)), text);
     text.push('\n');
 }
@@ -113,7 +119,7 @@ fn missed(shown: Shown<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     let (mut text, mut count) = (String::new(), 0usize);
     shown.each_case(&mut |case| {
         let word = verdict(shown.report, &case);
-        if word == "pass" {
+        if !["miss", "error"].contains(&word) {
             return Ok(());
         }
         count += 1;

@@ -1,6 +1,6 @@
 //! `table`: for a terminal. What changed comes first, then the numbers, then what the gate said.
 
-use super::{Comparison, Show, Shown, put};
+use super::{Comparison, Show, Shown, ks, passes_at, put};
 use crate::evals::Report;
 use crate::evals::compare::{Changed, Changes, Difference};
 use crate::evals::metrics::Totals;
@@ -85,12 +85,9 @@ fn numbers(report: &Report) -> comfy_table::Table {
             totals.metrics.get(metric).map_or("-".into(), |found| format!("[{:.3}, {:.3}]", found.ci95[0], found.ci95[1]))
         }));
     }
-    let ks =
-        report.targets.first().map(|target| target.totals.passes.iter().map(|passes| passes.k).collect::<Vec<_>>()).unwrap_or_default();
-    for k in ks {
-        table.add_row(row(&format!("pass@{k} / pass^{k}"), &|totals| {
-            totals.passes.iter().find(|passes| passes.k == k).map_or("-".into(), |passes| format!("{:.3} / {:.3}", passes.any, passes.all))
-        }));
+    for k in ks(report) {
+        table.add_row(row(&format!("pass@{k} / pass^{k}"), &|totals| passes_at(totals, k).map_or("-".into(), |(values, _)| values)));
+        table.add_row(row("  95 % interval", &|totals| passes_at(totals, k).map_or("-".into(), |(_, intervals)| intervals)));
     }
     table.add_row(row("errors", &|totals| totals.errors.to_string()));
     if report.targets.iter().any(|target| target.totals.cached > 0) {
@@ -100,16 +97,28 @@ fn numbers(report: &Report) -> comfy_table::Table {
     if report.targets.iter().any(|target| target.totals.cost_micro_usd > 0 || target.totals.unpriced > 0) {
         table.add_row(row("cost", &cost));
     }
+    if report.targets.iter().any(|target| target.totals.scoring_cost_micro_usd > 0 || target.totals.scoring_unpriced > 0) {
+        table.add_row(row("cost of scoring", &scoring_cost));
+    }
     table.add_row(row("latency p50 / p95 ms", &|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)));
     table
 }
 
 /// What calls cost; unknown prices are said, not left out.
 pub(super) fn cost(totals: &Totals) -> String {
-    match (totals.unpriced, totals.cost_micro_usd) {
+    money(totals.cost_micro_usd, totals.unpriced, "calls")
+}
+
+/// What the scorers' own calls cost.
+pub(super) fn scoring_cost(totals: &Totals) -> String {
+    money(totals.scoring_cost_micro_usd, totals.scoring_unpriced, "cases")
+}
+
+fn money(cost: i64, unpriced: usize, what: &str) -> String {
+    match (unpriced, cost) {
         (0, cost) => MicroUsd(cost).to_string(),
         (_, 0) => "unknown".into(),
-        (unpriced, cost) => format!("{} and {unpriced} calls without a known price", MicroUsd(cost)),
+        (unpriced, cost) => format!("{} and {unpriced} {what} without a known price", MicroUsd(cost)),
     }
 }
 
