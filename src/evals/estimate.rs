@@ -49,11 +49,12 @@ pub(super) fn summary(values: &[f64], groups: Option<&[u32]>) -> Summary {
     Summary { standard_error: grouped.standard_error, ci95: grouped.ci95, ..plain }
 }
 
-/// The paired difference; clustered where the groups of the first run's samples are given, and tested by Student's t then.
-pub(super) fn paired_means(values: &PairedValues, groups: Option<&Vec<u32>>) -> Paired {
-    let Some(groups) = groups.filter(|_| !values.a.is_empty()) else { return paired(&values.a, &values.b) };
-    let of: Vec<u32> = values.places.iter().map(|at| groups.get(*at).copied().unwrap_or(0)).collect();
-    clustered_pairs(&values.a, &values.b, &of)
+/// The paired difference; clustered where the groups of the pairs are given, and tested by Student's t then.
+pub(super) fn paired_means(values: &PairedValues, groups: Option<&[u32]>) -> Paired {
+    match groups.filter(|_| !values.a.is_empty()) {
+        None => paired(&values.a, &values.b),
+        Some(groups) => clustered_pairs(&values.a, &values.b, groups),
+    }
 }
 
 /// Passes of numbers of repeats up to those that were asked, where there are several: the mean over the samples with so many answers, with
@@ -142,8 +143,8 @@ mod tests {
 
     #[test]
     fn a_grouped_difference_is_tested_with_its_groups() {
-        let values = PairedValues { a: vec![0.0; 6], b: vec![1.0, 1.0, 1.0, 0.0, 0.0, 0.0], places: (0..6).collect() };
-        let groups = vec![0, 0, 0, 1, 1, 1];
+        let values = PairedValues { a: vec![0.0; 6], b: vec![1.0, 1.0, 1.0, 0.0, 0.0, 0.0], ..PairedValues::default() };
+        let groups = [0, 0, 0, 1, 1, 1];
         let (plain, grouped) = (paired_means(&values, None), paired_means(&values, Some(&groups)));
         assert!(grouped.standard_error > plain.standard_error && grouped.p > plain.p);
         assert_eq!((plain.test, grouped.test, grouped.wins), (PairedTest::McnemarExact, PairedTest::T, 3));

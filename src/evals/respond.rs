@@ -73,6 +73,9 @@ pub trait Respond: Send + Sync {
     /// What is known of the price of a `provider/model`.
     fn priced(&self, model: &str) -> Priced;
 
+    /// Days that answers are given again for; 0 for ever.
+    fn replies_days(&self) -> u64;
+
     /// What scorers may call.
     fn services(&self) -> &dyn Services;
 }
@@ -90,6 +93,10 @@ impl Respond for Inference {
 
     fn priced(&self, model: &str) -> Priced {
         Inference::priced(self, model)
+    }
+
+    fn replies_days(&self) -> u64 {
+        self.config().evals.replies_retention_days
     }
 
     fn services(&self) -> &dyn Services {

@@ -95,7 +95,12 @@ impl Runner {
         };
         let targets: Vec<RunTarget> = plan.targets.iter().map(target).collect();
         let (store, stored) = (self.store.clone(), run.clone());
-        blocking(move || Ok(runs::insert(store.db.as_ref(), &stored, &targets)?)).await?;
+        let plan = blocking(move || {
+            plan.keep_files(&store)?;
+            runs::insert(store.db.as_ref(), &stored, &targets)?;
+            Ok(plan)
+        })
+        .await?;
         let answered = Answered::new(&plan);
         self.execute(run, plan, answered, stop).await
     }
@@ -119,7 +124,12 @@ impl Runner {
         let plan = Arc::new(plan);
         let (sender, receiver) = channel(WAITING);
         let (store, id) = (self.store.clone(), run.id.clone());
-        let spent = blocking(move || Ok(cases::spent(store.db.as_ref(), &id)?)).await?;
+        let forgets = plan.suite.cache.then(|| self.respond.replies_days());
+        let spent = blocking(move || {
+            forgets.map(|days| keep::forget(&store, days)).transpose()?;
+            Ok(cases::spent(store.db.as_ref(), &id)?)
+        })
+        .await?;
         let (store, id) = (self.store.clone(), run.id.clone());
         let writer = tokio::task::spawn_blocking(move || write(&store, &id, receiver));
         let (end, answers) = self.ask(&Work::new(&run.id, &plan, &answered, spent), (sender, stop)).await;
@@ -274,7 +284,7 @@ impl Runner {
                 Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
             };
             let key = work.plan.suite.cache.then(|| keep::key(&ready, place.repeat));
-            if let Some(found) = keep::look_up(&self.store, key.as_deref()).await {
+            if let Some(found) = keep::look_up(&self.store, key.as_deref(), self.respond.replies_days()).await {
                 return Some(Got { cost: paid.or(found.is_ok().then_some(0)), answer: found });
             }
             let Some(leave) = work.begin(place, ready.most_cost().cost).await else { break };

@@ -125,18 +125,33 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
     }
     let keep = |kept: &KeptReply| {
         let params: [Value; 3] = [(&kept.key).into(), (&kept.reply).into(), crate::types::time::now_ms().into()];
-        Statement::new("INSERT INTO eval_replies (key, reply, created_at) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING", params)
+        Statement::new(
+            "INSERT INTO eval_replies (key, reply, created_at) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+            reply = excluded.reply, created_at = excluded.created_at",
+            params,
+        )
     };
     // Nothing in memory is made of these rows, so that what is looked up for each call stays known.
     db.batch_apart(&Bulk { sql: UPSERT, columns: COLUMN_COUNT, values }, &replies.iter().map(keep).collect::<Vec<_>>())
 }
 
-/// An answer that was given before to what has this key.
+/// An answer that was given before to what has this key, no earlier than `since`, in milliseconds.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
-pub fn kept_reply(db: &dyn Db, key: &str) -> Result<Option<String>, StoreError> {
-    Ok(db.query("SELECT reply FROM eval_replies WHERE key = ?", &[key.into()])?.first().map(|row| row.text(0)))
+pub fn kept_reply(db: &dyn Db, key: &str, since: i64) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT reply FROM eval_replies WHERE key = ? AND created_at >= ?";
+    Ok(db.query(sql, &[key.into(), since.into()])?.first().map(|row| row.text(0)))
+}
+
+/// Deletes answers from before a time, in milliseconds; at most so many. How many went.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn delete_replies_before(db: &dyn Db, before: i64, most: usize) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM eval_replies WHERE key IN (SELECT key FROM eval_replies WHERE created_at < ? ORDER BY created_at LIMIT ?)";
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    db.execute(sql, &[before.into(), most.into()])
 }
 
 /// All outcomes of a run by target, in the order of the split: for runs that fit into memory.

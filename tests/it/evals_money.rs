@@ -65,7 +65,10 @@ fn judges_count_towards_the_concurrency() {
         says(stream, if body.contains("You judge") { VERDICT } else { "yes" })
     });
     let refit = directory(12, up.port);
-    refit.write("s.yaml", judged());
+    // The judge is somebody else's model: two providers have as many calls together as one.
+    let judge = provider(up.port).replace("[providers.up]", "[providers.judge]");
+    refit.write("refit.toml", format!("{}{judge}", provider(up.port)));
+    refit.write("s.yaml", judged().replace("model: up/m, rubric", "model: judge/m, rubric"));
     run(&refit, &[]).expect(0);
     assert_eq!(most.load(Ordering::SeqCst), 4, "as many as the suite says, and no more");
 }
@@ -79,7 +82,11 @@ fn a_bound_of_money_wants_bounded_answers() {
         assert!(done.stderr.contains(problem) && done.stderr.contains(hint), "{}", done.stderr);
     };
     let unbounded = SUITE.replace(", parameters: {max_tokens: 8}", "");
-    refused(unbounded, "answers of up/m (target \"up\") have no max_tokens", "give the target, or its prompt's config, parameters: {max_tokens");
+    refused(
+        unbounded,
+        "answers of up/m (target \"up\") have no max_tokens",
+        "give the target, or its prompt's config, parameters: {max_tokens",
+    );
     let judge = judged().replace("name: quality, parameters: {max_tokens: 8}", "name: quality");
     refused(judge, "answers of up/m (scorer \"quality\") have no max_tokens", "give the scorer parameters: {max_tokens");
     let unpriced = judged().replace("model: up/m, rubric", "model: up/other, rubric");

@@ -29,6 +29,8 @@ mod engine;
 mod evals;
 #[cfg(target_os = "linux")]
 mod evals_money;
+#[cfg(target_os = "linux")]
+mod evals_pinned;
 mod evals_reports;
 mod evals_resume;
 #[cfg(target_os = "linux")]

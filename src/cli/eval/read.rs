@@ -4,6 +4,7 @@ use super::write::Output;
 use crate::cli::output;
 use crate::evals::Report;
 use crate::evals::show::Shown;
+use crate::evals::show::json::plain;
 use crate::store::Store;
 use crate::store::cases::each_case;
 use crate::store::runs::{self, RunRecord};
@@ -71,7 +72,7 @@ fn cases(store: &Store, run: &str, (report, missed): (Option<&Report>, bool), ar
         let before = if array && count > 0 { "," } else { "" };
         let after = if array { "" } else { "\n" };
         count += 1;
-        output::bytes(format!("{before}{}{after}", json!(case)).as_bytes())
+        output::bytes(format!("{before}{}{after}", plain(json!(case).to_string())).as_bytes())
     })?;
     if array { output::bytes(b"]\n") } else { Ok(()) }
 }

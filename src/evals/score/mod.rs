@@ -62,7 +62,12 @@ impl Runner {
         let run = record(&scoring);
         let targets: Vec<RunTarget> = scoring.plan.targets.iter().map(target).collect();
         let (store, stored) = (self.store.clone(), run.clone());
-        blocking(move || Ok(runs::insert(store.db.as_ref(), &stored, &targets)?)).await?;
+        let scoring = blocking(move || {
+            scoring.plan.keep_files(&store)?;
+            runs::insert(store.db.as_ref(), &stored, &targets)?;
+            Ok(scoring)
+        })
+        .await?;
         let plan = self.each(&run.id, scoring).await?;
         let store = self.store.clone();
         blocking(move || {

@@ -14,7 +14,7 @@ struct Against {
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let target = options.take("target").filter(|target| !target.is_null()).ok_or("target is missing")?;
-    let scorer = build_for(&options.take("scorer").ok_or("scorer is missing")?, options.author).map_err(|(_, problem)| problem)?;
+    let scorer = build_for(&options.take("scorer").ok_or("scorer is missing")?, options.author.clone()).map_err(|(_, problem)| problem)?;
     options.finish()?;
     let metric = scorer.metrics().into_iter().next().unwrap_or_default();
     Ok(Box::new(Against { name, target, scorer, metric }))
@@ -39,6 +39,10 @@ impl Scorer for Against {
 
     fn runs_commands(&self) -> bool {
         self.scorer.runs_commands()
+    }
+
+    fn is_unpinned(&self) -> bool {
+        self.scorer.is_unpinned()
     }
 
     fn compares_with(&self) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! `html`: one file that holds everything, without a script and without anything from elsewhere. It opens from the disk, in light and in
 //! dark. Whatever models and datasets say is text here and nothing else.
 
-use super::escape::escape as markup;
+use super::escape::{escape as markup, is_obeyed};
 use super::table::{cost, describe, scoring_cost};
 use super::{Comparison, Show, Shown, case_name, cut, ks, passes_at, put, scores, verdict};
 use crate::evals::Report;
@@ -55,10 +55,13 @@ impl Show for Html {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, paired, metric, worse, better, changed: samples } = comparison;
+        let Comparison { a, b, paired, metric, worse, better, changed: samples, warnings } = comparison;
         let title = format!("{} against {}", escape(b), escape(a));
         put(out, HEAD.replace("{title}", &title))?;
         let mut text = format!("<h1>{title}</h1>\n<h2>{}: {worse} worse, {better} better</h2>\n", escape(metric));
+        warnings.iter().for_each(|warning| {
+            let _ = writeln!(text, "<p><strong>warning: {}</strong></p>", escape(warning));
+        });
         changed(&samples[..samples.len().min(CHANGED)], (*worse, *better), &mut text);
         differences(paired.iter().map(describe), &mut text);
         put(out, text + "</main></body></html>\n")
@@ -213,7 +216,8 @@ fn row(report: &Report, case: &CaseRecord, word: &str) -> String {
 fn escape(text: &str) -> String {
     markup(text, |c| match c {
         '\'' => Some("&#39;"),
-        '\0' => Some("\u{fffd}"),
+        '\n' | '\t' => None,
+        c if is_obeyed(c) => Some("\u{fffd}"),
         _ => None,
     })
 }

@@ -36,10 +36,14 @@ impl Show for Junit {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, worse, changed, metric, .. } = comparison;
+        let Comparison { a, b, worse, changed, metric, warnings, .. } = comparison;
         let (name, count) = (format!("{b} against {a}"), changed.len());
         let head = format!("<testsuite name=\"{}\" tests=\"{count}\" failures=\"{worse}\" errors=\"0\">", escape(&name));
         put(out, format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"{}\">\n{head}\n", escape(&name)))?;
+        if !warnings.is_empty() {
+            let each: String = warnings.iter().enumerate().map(|(at, one)| property(at, one)).collect();
+            put(out, format!("<properties>{each}</properties>\n"))?;
+        }
         for (at, one) in changed.iter().enumerate() {
             let test = format!("<testcase classname=\"{}\" name=\"{}\"", escape(&name), escape(&one.sample));
             let message = format!("{metric} {} -> {}", one.a, one.b);
@@ -50,6 +54,10 @@ impl Show for Junit {
         }
         put(out, "</testsuite>\n</testsuites>\n")
     }
+}
+
+fn property(at: usize, warning: &str) -> String {
+    format!("<property name=\"warning {}\" value=\"{}\"/>", at + 1, escape(warning))
 }
 
 fn begin(shown: Shown<'_>, target: &str, out: &mut dyn Write) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! `markdown`: GitHub-flavoured, for a comment on a pull request or the summary of a workflow.
 
+use super::escape::is_obeyed;
 use super::table::{cost, describe, scoring_cost};
 use super::{Comparison, Show, Shown, case_name, cut, ks, passes_at, put, scores, verdict};
 use crate::evals::Report;
@@ -63,8 +64,11 @@ impl Show for Markdown {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, paired, metric, worse, better, changed: samples } = comparison;
+        let Comparison { a, b, paired, metric, worse, better, changed: samples, warnings } = comparison;
         let mut text = format!("### {} against {}\n\n{}: {worse} worse, {better} better\n\n", cell(b), cell(a), cell(metric));
+        warnings.iter().for_each(|warning| {
+            let _ = writeln!(text, "⚠️ {}\n", cell(warning));
+        });
         changed(samples, *worse, &mut text);
         for difference in paired {
             let _ = writeln!(text, "- {}", cell(&describe(difference)));
@@ -147,7 +151,8 @@ fn cell(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' | '\r' => escaped.push(' '),
+            '\n' | '\r' | '\t' => escaped.push(' '),
+            c if is_obeyed(c) => escaped.push('\u{fffd}'),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),

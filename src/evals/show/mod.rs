@@ -55,6 +55,8 @@ pub struct Comparison {
     pub better: usize,
     /// Samples that changed, the worse ones first.
     pub changed: Vec<Changed>,
+    /// What makes the two less than comparable: other data, other scorers, samples that only one of them has.
+    pub warnings: Vec<String>,
 }
 
 /// One way to show.

@@ -84,7 +84,7 @@ impl Bench {
         for grader in &self.graders {
             let named = |message: String| NoAnswer::Failed("grader_error".into(), format!("criterion \"{}\": {message}", grader.name));
             let grade = match &grader.how {
-                How::Text(text) => text.grade(space).map_err(named)?,
+                How::Text(text) => text.grade(space).await.map_err(named)?,
                 How::Meaning { input, reference, threshold } => {
                     let texts = [template::render(input, space).map_err(named)?, template::render(reference, space).map_err(named)?];
                     self.meaning(&texts, *threshold).await.map_err(|error| of_grader(error, &named))?

@@ -173,6 +173,10 @@ impl Respond for Meter {
         self.inference.priced(model)
     }
 
+    fn replies_days(&self) -> u64 {
+        self.inference.replies_days()
+    }
+
     fn services(&self) -> &dyn Services {
         self
     }

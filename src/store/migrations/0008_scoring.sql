@@ -2,3 +2,6 @@
 -- on calls of their own, NULL where nobody knows.
 ALTER TABLE run_samples ADD COLUMN refusal TEXT;
 ALTER TABLE run_samples ADD COLUMN scoring_cost BIGINT DEFAULT 0;
+
+-- Answers go when they are too old.
+CREATE INDEX eval_replies_by_age ON eval_replies (created_at);
