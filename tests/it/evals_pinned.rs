@@ -1,7 +1,7 @@
 //! What a run rests on: the modules that scored it, answers that are not too old, comparisons of like with like; and that no text of
 //! anybody reaches a terminal as a command.
 
-use crate::evals_runner::{SUITE, all, cases, rig, run};
+use crate::evals_runner::{SUITE, all, rig, run};
 use crate::support::Refit;
 use serde_json::{Value, json};
 
@@ -149,20 +149,20 @@ fn samples_that_a_difference_takes_are_told_from_a_run() {
 
 #[test]
 fn names_of_samples_command_no_terminal() {
-    let (refit, _up, _) = rig(2, |_, before| if before == 0 { "yes".into() } else { "no".into() });
+    let refit = Refit::new();
     let evil = "c\u{1b}[2J\u{9b}31m\u{202e}";
-    let line = json!({"id": evil, "input": {"message": "m0"}, "target": "yes", "metadata": {"tags": ["t"]}});
-    refit.write("d.jsonl", format!("{line}\n"));
-    refit.write("s.yaml", format!("{SUITE}gate:\n  - {{must_pass: {{tags: [t]}}}}\n"));
-    run(&refit, &[]).expect(0);
+    // Answers from elsewhere bring the names of their samples along.
+    refit.write("o.jsonl", format!("{}\n", json!({"id": evil, "old": "yes", "new": "no", "truth": "yes"})));
+    let args = ["eval", "score", "--outputs", "o.jsonl", "--output", "old=old", "--output", "new=new", "--target", "truth", "--id", "id"];
+    let table = refit.run(&[&args[..], &["--scorer", "exact_match"]].concat()).expect(0).stdout;
     let obeyed = |text: &str| text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
-    let table = refit.run(&["eval", "run", "s.yaml"]).expect(1).stdout;
-    assert!(table.contains("worse  c\\u{1b}[2J\\u{9b}31m\\u{202e}") && !obeyed(&table), "{table:?}");
+    assert!(table.contains("c\\u{1b}[2J\\u{9b}31m\\u{202e}: 1 -> 0") && !obeyed(&table), "{table:?}");
     for format in ["table", "json", "jsonl", "html", "junit", "markdown"] {
         let shown = refit.run(&["eval", "show", "latest", "--format", format]).expect(0).stdout;
         assert!(!obeyed(&shown), "{format}: {shown:?}");
+        let compared = refit.run(&["eval", "compare", "latest/old", "latest/new", "--format", format]).expect(0).stdout;
+        assert!(!obeyed(&compared) && compared.contains("31m"), "{format}: {compared:?}");
     }
     let listed = refit.run(&["eval", "show", "latest", "--cases", "--json"]).expect(0);
     assert!(!obeyed(&listed.stdout) && listed.json()[0]["sample"] == evil, "{}", listed.stdout);
-    assert_eq!(cases(&refit).len(), 1);
 }

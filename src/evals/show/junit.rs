@@ -1,7 +1,7 @@
 //! `junit`: the XML that continuous integration reads. A suite for each target, a test for each case; a case that did not get full marks is
 //! a failure where there is no gate, one without an answer an error. A gate says itself what fails the build.
 
-use super::escape::escape as markup;
+use super::escape::{escape as markup, is_obeyed};
 use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
 use crate::store::runs::CaseRecord;
 use crate::types::Failure;
@@ -115,6 +115,7 @@ fn escape(text: &str) -> String {
     markup(text, |c| match c {
         '\n' => Some("&#10;"),
         '\t' => Some("&#9;"),
+        c if is_obeyed(c) => Some("\u{fffd}"),
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => Some("\u{fffd}"),
         _ => None,
     })
