@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn groups_cost_samples_and_no_spread_is_no_knowledge() {
         let of = |grouped: bool| {
-            let value = |at: usize| f64::from(u8::from(at / 5 % 2 == 0));
+            let value = |at: usize| f64::from(u8::from((at / 5).is_multiple_of(2)));
             let cases: Vec<_> = (0..40)
                 .flat_map(|at| [case("a", at, 0.0, grouped.then_some(at / 5)), case("b", at, value(at), grouped.then_some(at / 5))])
                 .collect();
