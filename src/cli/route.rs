@@ -98,13 +98,12 @@ fn scorers_of(store: &Store, suite: &str, named: Option<&str>) -> Result<Option<
     let db = store.db.as_ref();
     match named {
         Some("any") => Ok(None),
-        Some(file) if file.ends_with(".yaml") || file.ends_with(".yml") => Ok(Some(Suite::open(Path::new(file))?.scorers_digest)),
+        Some(file) if file.ends_with(".yaml") || file.ends_with(".yml") => {
+            Ok(Some(Suite::open(Path::new(file))?.scorers_digest.ok_or_else(|| unpinned(&format!("scorers of {file}")))?))
+        }
         Some(run) => match runs::get(db, run)? {
             runs::RunRecord { scorers_digest: Some(digest), .. } => Ok(Some(digest)),
-            run => {
-                let message = format!("run {} is from before the digests of scorers were written down", run.id);
-                Err(Failure::on(Code::INVALID_VALUE, "--scorers", message).with_hint("name the suite's file instead"))
-            }
+            run => Err(unpinned(&format!("scorers of run {}", run.id))),
         },
         None => {
             let newest = runs::list(db, Some(suite))?.into_iter().find(|run| run.status == runs::FINISHED);
@@ -117,6 +116,14 @@ fn scorers_of(store: &Store, suite: &str, named: Option<&str>) -> Result<Option<
             Ok(digest)
         }
     }
+}
+
+/// Nothing that can be pinned.
+fn unpinned(what: &str) -> Failure {
+    let message =
+        format!("the {what} cannot be pinned: a program outside of the suite scores (`command`), or nobody wrote down which they were");
+    let hint = "a `wasm` scorer is pinned with its module; `--scorers any` takes runs with whatever scorers, and proves that much less";
+    Failure::on(Code::INVALID_VALUE, "--scorers", message).with_hint(hint)
 }
 
 fn list(store: &Store, json: bool) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use super::{Context, output};
 use crate::app::App;
+use crate::evals::keep::forgetting;
 use crate::gateway::{Server, Signals, reload};
 use crate::monitor::retention::{self, Rules};
 use crate::types::Failure;
@@ -58,9 +59,12 @@ async fn serve(app: Arc<App>, host: &str, port: u16) -> Result<(), Failure> {
     output::json(&json!({"address": server.url(), "pid": std::process::id()}))?;
     let of = app.clone();
     let retention = tokio::spawn(retention::keep(app.store.clone(), move || Rules::of(&of.config().log)));
+    let of = app.clone();
+    let forgetting = tokio::spawn(forgetting(app.store.clone(), move || of.config().evals.replies_retention_days));
     let reloading = tokio::spawn(reload::watch(app, signals.hangups()));
     let ended = server.run(signals.stopped(1), signals.stopped(2)).await;
     retention.abort();
+    forgetting.abort();
     reloading.abort();
     ended
 }

@@ -24,6 +24,8 @@ use std::sync::atomic::Ordering;
 
 /// Records between two reports of progress.
 const REPORTED: u64 = 1_000;
+/// Most samples of an import whose files are splits: their ids are kept in memory.
+const MOST_OF_SPLITS: u64 = 10_000_000;
 /// A file's number stands above its places in one number.
 const FILE_SHIFT: u32 = 48;
 
@@ -274,6 +276,12 @@ impl<'a> Intake<'a> {
             self.taken.insert(sample.id.clone());
         }
         self.count += 1;
+        if self.count > MOST_OF_SPLITS && self.import.parts.iter().any(|part| part.split.is_some()) {
+            let problem = format!(
+                "files that are splits may have {MOST_OF_SPLITS} samples together, and there are more; import them as one and split it"
+            );
+            return Err(DatasetError::Argument(problem));
+        }
         writeln!(self.writer, "{}", sample.line()).map_err(failed)?;
         Ok(())
     }

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// Ids in memory: 32 MiB.
 pub const MOST_IN_MEMORY: usize = 1 << 20;
 const ENTRY_BYTES: usize = 33;
+/// Most ids that may stand again: they are kept in memory, 48 bytes each.
+pub const MOST_REPEATS: usize = 5_000_000;
 
 /// One id: its digest, the how-manieth it is, where it stands, and whether the file gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +84,11 @@ impl Ids {
                 heads.extend(next(&mut readers[at])?.map(|entry| Reverse((entry, at))));
             }
         }
+        if found.list.len() > MOST_REPEATS {
+            let problem =
+                format!("more than {MOST_REPEATS} samples repeat another one; take the copies out first, or name each sample (--id)");
+            return Err(io::Error::other(problem));
+        }
         found.list.sort_unstable_by_key(|repeat| repeat.order);
         Ok(found.list)
     }
@@ -113,6 +120,10 @@ impl Repeats {
         match &mut self.last {
             Some((key, first, nth)) if *key == entry.key => {
                 *nth += 1;
+                // One more than is taken says that there are too many.
+                if self.list.len() > MOST_REPEATS {
+                    return;
+                }
                 self.list.push(Repeat { order: entry.order, place: entry.place, first: *first, nth: *nth, is_given: entry.is_given });
             }
             last => *last = Some((entry.key, entry.place, 1)),

@@ -34,6 +34,7 @@ pub fn added(store: &Store, run: &str, plan: &Plan) -> Result<HashMap<String, Ad
         return Ok(HashMap::new());
     }
     let mut targets = HashMap::<String, Aggregates>::new();
+    let mut groups = HashMap::<String, u32>::new();
     each_case::<StoreError>(store.db.as_ref(), run, &mut |case| {
         if case.error.is_some() {
             return Ok(());
@@ -42,8 +43,16 @@ pub fn added(store: &Store, run: &str, plan: &Plan) -> Result<HashMap<String, Ad
         let reply = Reply::stored(&case);
         let none = Map::new();
         let scores = case.scores.as_object().unwrap_or(&none);
+        // All repeats of a sample belong together.
+        let group = match &case.group {
+            None => u32::try_from(case.position).unwrap_or(u32::MAX),
+            Some(name) => {
+                let next = groups.len() as u32;
+                *groups.entry(name.clone()).or_insert(next)
+            }
+        };
         for (_, aggregate) in targets.entry(case.target.clone()).or_insert_with(begin) {
-            aggregate.add(&Case::new(&sample, &reply), scores);
+            aggregate.add(&Case::new(&sample, &reply), scores, group);
         }
         Ok(())
     })?;
@@ -71,8 +80,7 @@ impl Reply {
             output_tokens: case.output_tokens,
             latency_ms: case.latency_ms,
             cost_micro_usd: case.cost_micro_usd,
-            // What the provider said beside the text is not kept.
-            refusal: None,
+            refusal: case.refusal.clone(),
         }
     }
 }

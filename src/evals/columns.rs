@@ -41,6 +41,10 @@ pub struct Column {
     pub cost_micro_usd: i64,
     /// Calls of which nobody knows what they cost.
     pub unpriced: usize,
+    /// What the scorers' own calls cost, as far as it is known, in micro-dollars.
+    pub scoring_cost_micro_usd: i64,
+    /// Cases of which nobody knows what scoring them cost.
+    pub scoring_unpriced: usize,
     /// Milliseconds of every call that was made and answered.
     pub latency_ms: Vec<f64>,
 }
@@ -57,6 +61,8 @@ pub struct Sum {
 pub struct Repeats {
     /// With an answer.
     pub answered: u32,
+    /// Of which somebody says pass or fail.
+    pub judged: u32,
     /// With full marks.
     pub passed: u32,
     /// That ended in an error.
@@ -64,14 +70,14 @@ pub struct Repeats {
 }
 
 impl Columns {
-    /// Reads the cases of a run. `full_marks` says of scores whether they are.
+    /// Reads the cases of a run. `verdict` says of a case whether it passes; none where nobody says.
     ///
     /// # Errors
     /// [`StoreError`] when the database fails.
-    pub fn read(store: &Store, run: &str, full_marks: &dyn Fn(&CaseRecord) -> bool) -> Result<Self, StoreError> {
+    pub fn read(store: &Store, run: &str, verdict: &dyn Fn(&CaseRecord) -> Option<bool>) -> Result<Self, StoreError> {
         let mut columns = Columns::default();
         each_case::<StoreError>(store.db.as_ref(), run, &mut |case| {
-            columns.add(&case, full_marks(&case));
+            columns.add(&case, verdict(&case));
             Ok(())
         })?;
         Ok(columns)
@@ -80,11 +86,11 @@ impl Columns {
     /// The same of cases that are in memory.
     pub fn of<'c>(cases: impl IntoIterator<Item = &'c CaseRecord>) -> Self {
         let mut columns = Columns::default();
-        cases.into_iter().for_each(|case| columns.add(case, passes(case)));
+        cases.into_iter().for_each(|case| columns.add(case, None));
         columns
     }
 
-    fn add(&mut self, case: &CaseRecord, passed: bool) {
+    fn add(&mut self, case: &CaseRecord, verdict: Option<bool>) {
         let at = case.position;
         if self.samples.len() <= at {
             self.samples.resize(at + 1, Box::default());
@@ -102,7 +108,7 @@ impl Columns {
             self.targets.insert(case.target.clone(), Column::default());
         }
         if let Some(column) = self.targets.get_mut(&case.target) {
-            column.add(case, passed);
+            column.add(case, verdict);
         }
     }
 
@@ -113,10 +119,12 @@ impl Columns {
 }
 
 impl Column {
-    fn add(&mut self, case: &CaseRecord, passed: bool) {
+    fn add(&mut self, case: &CaseRecord, verdict: Option<bool>) {
         let at = case.position;
         // A case that was given its answer at last may have cost something before.
         self.cost_micro_usd = self.cost_micro_usd.saturating_add(case.cost_micro_usd.unwrap_or(0));
+        self.scoring_cost_micro_usd = self.scoring_cost_micro_usd.saturating_add(case.scoring_cost_micro_usd.unwrap_or(0));
+        self.scoring_unpriced += usize::from(case.scoring_cost_micro_usd.is_none());
         if self.repeats.len() <= at {
             self.repeats.resize(at + 1, Repeats::default());
         }
@@ -134,7 +142,8 @@ impl Column {
         }
         self.answered += 1;
         self.repeats[at].answered += 1;
-        self.repeats[at].passed += u32::from(passed);
+        self.repeats[at].judged += u32::from(verdict.is_some());
+        self.repeats[at].passed += u32::from(verdict == Some(true));
         if !case.cached {
             self.latency_ms.push(case.latency_ms);
         }
@@ -166,11 +175,6 @@ impl Column {
     }
 }
 
-/// Whether a case has full marks in all that its scorers say, for cases whose suite is not known.
-pub fn passes(case: &CaseRecord) -> bool {
-    case.error.is_none() && case.scores.as_object().is_some_and(|all| all.values().all(|value| value.as_f64() == Some(1.0)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,7 +204,7 @@ mod tests {
         let column = &columns.targets["t"];
         assert_eq!(column.means("m", &columns.groups), (vec![0.5, 1.0], vec![1, 2]));
         assert_eq!((column.answered, column.errors, column.latency_ms.len()), (3, 3, 3));
-        assert_eq!(column.repeats[0], Repeats { answered: 2, passed: 1, errors: 0 });
+        assert_eq!(column.repeats[0], Repeats { answered: 2, judged: 0, passed: 0, errors: 0 });
         assert_eq!((column.mean("m", 2), column.mean("n", 0)), (None, None));
         assert!(columns.is_grouped && columns.groups == [1, 2, 1]);
     }

@@ -72,6 +72,11 @@ impl Pairs {
         Pairs((0..columns.samples.len()).map(|at| (at, at)).collect())
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The samples of two runs with the same id, in the order of the first.
     pub fn between(a: &Columns, b: &Columns) -> Self {
         let theirs = b.positions();
@@ -89,6 +94,20 @@ pub struct PairedValues {
     pub b: Vec<f64>,
     /// Places in `a`.
     pub places: Vec<usize>,
+    /// Places in `b`.
+    pub others: Vec<usize>,
+}
+
+impl PairedValues {
+    /// The group of each pair: by the first run, or by the second where only that has groups; none where neither has.
+    pub fn groups(&self, a: &Columns, b: &Columns) -> Option<Vec<u32>> {
+        let of = |columns: &Columns, places: &[usize]| places.iter().map(|at| columns.groups.get(*at).copied().unwrap_or(0)).collect();
+        match (a.is_grouped, b.is_grouped) {
+            (true, _) => Some(of(a, &self.places)),
+            (false, true) => Some(of(b, &self.others)),
+            (false, false) => None,
+        }
+    }
 }
 
 /// The values of a metric under both, over the samples that both have an answer for.
@@ -99,6 +118,7 @@ pub fn values(metric: &str, a: &Column, b: &Column, pairs: &Pairs) -> PairedValu
             values.a.push(of_a);
             values.b.push(of_b);
             values.places.push(*left);
+            values.others.push(*right);
         }
     }
     values
@@ -118,7 +138,7 @@ pub struct Side<'a> {
 /// Compares `b` with `a` in a metric.
 pub fn compared(metric: &str, a: Side<'_>, b: Side<'_>, pairs: &Pairs) -> Difference {
     let values = values(metric, a.column, b.column, pairs);
-    let paired = paired_means(&values, a.columns.is_grouped.then_some(&a.columns.groups));
+    let paired = paired_means(&values, values.groups(a.columns, b.columns).as_deref());
     let (detectable, needed) = estimate::power(&paired);
     Difference {
         metric: metric.into(),

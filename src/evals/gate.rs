@@ -139,7 +139,8 @@ impl Bench<'_> {
             return Ok(demanded(false, format!("{metric} not worse than {shown}: it was not measured"), None));
         };
         let pairs = Pairs::between(their_columns, self.columns);
-        let paired = paired_means(&compare::values(metric, theirs, own, &pairs), their_columns.is_grouped.then_some(&their_columns.groups));
+        let values = compare::values(metric, theirs, own, &pairs);
+        let paired = paired_means(&values, values.groups(their_columns, self.columns).as_deref());
         let (within, decided) = within_margin(&paired, self.plan.suite.scale(metric), margin);
         let passed = paired.n > 1 && within;
         let reason = format!("{metric} {:+.4} against {shown}, interval {decided} ({} pairs)", paired.delta, paired.n);
@@ -166,12 +167,13 @@ impl Bench<'_> {
         let fits = |proof: &routes::Proof| {
             proof.dataset_digest == self.run.dataset_digest.to_string()
                 && proof.split == self.run.split
-                && proof.scorers_digest == Some(self.plan.suite.scorers_digest)
+                && proof.scorers_digest.is_some()
+                && proof.scorers_digest == self.plan.suite.scorers_digest
         };
         let Some(proof) = routes::proofs(db, Some(&self.run.suite), &live)?.into_iter().find(fits) else {
             return why(not_measured(&live, &self.run.suite));
         };
-        let columns = Columns::read(self.store, &proof.run, &super::columns::passes)?;
+        let columns = Columns::read(self.store, &proof.run, &|_| None)?;
         Ok(Ok((format!("{} of {}", proof.target, proof.run), Some((columns, proof.target)))))
     }
 }

@@ -3,11 +3,20 @@
 
 use super::respond::Reply;
 use crate::inference::Ready;
-use crate::store::Store;
-use crate::store::cases::{KeptReply, kept_reply};
+use crate::store::cases::{KeptReply, delete_replies_before, kept_reply};
+use crate::store::{Store, StoreError};
 use crate::types::blocking::blocking;
+use crate::types::time::now_ms;
 use crate::types::{Digest, Failure};
 use serde_json::json;
+use std::time::Duration;
+
+const DAY_MS: i64 = 86_400_000;
+/// Answers that go in one transaction, and the pause after it.
+const BATCH: usize = 500;
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often `refit serve` looks for old ones.
+const EVERY: Duration = Duration::from_secs(3_600);
 
 /// An answer, and how it came.
 pub(super) struct Kept {
@@ -32,14 +41,51 @@ pub(super) fn key(ready: &Ready, repeat: usize) -> String {
     Digest::of(format!("{}:{repeat}", ready.fingerprint())).to_string()
 }
 
-/// The answer that was given before; none where there is none, or nobody wants it.
-pub(super) async fn look_up(store: &Store, key: Option<&str>) -> Option<Result<Kept, Failure>> {
+/// The answer that was given before, in the last so many days (0: ever); none where there is none, or nobody wants it.
+pub(super) async fn look_up(store: &Store, key: Option<&str>, days: u64) -> Option<Result<Kept, Failure>> {
     let (key, store) = (key?.to_string(), store.clone());
-    let found = match blocking(move || Ok(kept_reply(store.db.as_ref(), &key)?)).await {
+    let found = match blocking(move || Ok(kept_reply(store.db.as_ref(), &key, oldest(days))?)).await {
         Ok(found) => found?,
         Err(failure) => return Some(Err(failure)),
     };
     // What cannot be read any more is asked anew.
     let reply = serde_json::from_str(&found).ok()?;
     Some(Ok(Kept { reply, cached: true, keep: None }))
+}
+
+/// The time before which nothing is given again.
+fn oldest(days: u64) -> i64 {
+    match days {
+        0 => i64::MIN,
+        days => now_ms().saturating_sub(i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(DAY_MS)),
+    }
+}
+
+/// Deletes answers that are older than so many days (0: none), in short transactions with pauses between them. Blocking.
+///
+/// # Errors
+/// When the database fails; what went is gone.
+pub fn forget(store: &Store, days: u64) -> Result<usize, StoreError> {
+    let (before, mut gone) = (oldest(days), 0);
+    loop {
+        let went = delete_replies_before(store.db.as_ref(), before, BATCH)?;
+        gone += went;
+        if went < BATCH {
+            return Ok(gone);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// As [`forget`], at once and every hour, as long as it is waited for.
+pub async fn forgetting(store: Store, days: impl Fn() -> u64) {
+    loop {
+        let (of, days) = (store.clone(), days());
+        match blocking(move || Ok(forget(&of, days)?)).await {
+            Ok(0) => {}
+            Ok(gone) => tracing::info!(gone, "old answers of evaluations were deleted"),
+            Err(failure) => tracing::error!(%failure, "old answers of evaluations could not be deleted; it is tried again"),
+        }
+        tokio::time::sleep(EVERY).await;
+    }
 }

@@ -14,7 +14,10 @@ pub struct Totals {
     pub n: usize,
     /// By metric.
     pub metrics: BTreeMap<String, Summary>,
-    /// Cases with full marks in all that counts.
+    /// Cases of which a scorer says pass or fail.
+    #[serde(default)]
+    pub judged: usize,
+    /// Those of them with full marks in all that counts.
     #[serde(default)]
     pub passed: usize,
     /// Cases that ended in an error: neither right nor wrong.
@@ -34,6 +37,12 @@ pub struct Totals {
     /// Calls of which nobody knows what they cost.
     #[serde(default)]
     pub unpriced: usize,
+    /// What the scorers' own calls cost (judges, vectors), as far as it is known.
+    #[serde(default)]
+    pub scoring_cost_micro_usd: i64,
+    /// Cases of which nobody knows what scoring them cost.
+    #[serde(default)]
+    pub scoring_unpriced: usize,
     /// Latency of the calls with an answer.
     pub latency_ms: Latency,
     /// Of several repeats: whether any, and whether all of `k` have full marks.
@@ -59,6 +68,7 @@ pub fn totals(columns: &Columns, column: &Column, metrics: &[String], repeats: u
     Totals {
         n: column.answered,
         metrics: metrics.iter().map(of).collect(),
+        judged: column.repeats.iter().map(|sample| sample.judged as usize).sum(),
         passed: column.repeats.iter().map(|sample| sample.passed as usize).sum(),
         errors: column.errors,
         cached: column.cached,
@@ -67,7 +77,9 @@ pub fn totals(columns: &Columns, column: &Column, metrics: &[String], repeats: u
         output_tokens: column.output_tokens,
         cost_micro_usd: column.cost_micro_usd,
         unpriced: column.unpriced,
+        scoring_cost_micro_usd: column.scoring_cost_micro_usd,
+        scoring_unpriced: column.scoring_unpriced,
         latency_ms: Latency { p50: percentile(&column.latency_ms, 0.5), p95: percentile(&column.latency_ms, 0.95) },
-        passes: passes(column, repeats),
+        passes: passes(column, repeats, columns.is_grouped.then_some(columns.groups.as_slice())),
     }
 }

@@ -2,8 +2,10 @@
 //! the [`runner`] asks the models, stores each case as it ends and can resume; [`columns`] are what is stored as numbers, over which
 //! [`metrics`], [`gate`], [`compare`] and [`report`] are computed; [`show`] writes reports for people and programs.
 
+mod affordable;
 pub mod aggregates;
 pub mod bounds;
+mod calls;
 pub mod columns;
 pub mod compare;
 pub mod demands;
@@ -11,11 +13,13 @@ pub mod estimate;
 pub mod gate;
 pub mod graders;
 pub mod judge;
-mod keep;
+pub mod keep;
 pub mod matrix;
 pub mod metrics;
 mod order;
 mod pace;
+mod paid;
+pub mod power;
 pub mod prepare;
 pub mod promptfoo;
 mod proof;

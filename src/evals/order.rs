@@ -1,6 +1,7 @@
 //! The order in which cases are asked, and which of them have an answer already.
 
-use super::prepare::Plan;
+use super::calls::provider_of;
+use super::prepare::{Plan, PlanTarget};
 use super::scorers::seam::SCORER_ERROR;
 use crate::store::{Store, StoreError, cases};
 use std::collections::{HashMap, HashSet};
@@ -16,14 +17,31 @@ pub(super) struct Place {
     pub(super) repeat: usize,
 }
 
-/// All cases. Hosted models are asked sample by sample, so that a run which ends early has whole pairs to compare and providers work side by
-/// side; with a local model among them target by target, because it keeps the beginning of a prompt in memory.
-pub(super) fn places(plan: &Plan) -> Box<dyn Iterator<Item = Place> + Send + '_> {
-    let (targets, samples, repeats) = (plan.targets.len(), plan.samples.len(), plan.suite.repeats);
-    let is_local = plan.targets.iter().any(|target| target.manifest.model.starts_with("local/"));
-    let (outer, inner) = if is_local { (targets, samples) } else { (samples, targets) };
-    let pairs = (0..outer).flat_map(move |a| (0..inner).map(move |b| if is_local { (a, b) } else { (b, a) }));
-    Box::new(pairs.flat_map(move |(target, position)| (0..repeats).map(move |repeat| Place { target, position, repeat })))
+/// All cases of a provider's targets. A hosted one is asked sample by sample, so that a run which ends early has whole pairs to compare;
+/// a local one target by target, because it keeps the beginning of a prompt in memory.
+pub(super) fn places<'p>(plan: &'p Plan, provider: &str) -> Box<dyn Iterator<Item = Place> + Send + 'p> {
+    let of = |target: &PlanTarget| provider_of(&target.manifest.model) == provider;
+    let targets: Vec<usize> = (0..plan.targets.len()).filter(|at| of(&plan.targets[*at])).collect();
+    let (samples, repeats) = (plan.samples.len(), plan.suite.repeats);
+    let repeated = move |(target, position)| (0..repeats).map(move |repeat| Place { target, position, repeat });
+    if provider == "local" {
+        return Box::new(
+            targets.into_iter().flat_map(move |target| (0..samples).map(move |position| (target, position))).flat_map(repeated),
+        );
+    }
+    let of_sample = move |position| targets.clone().into_iter().map(move |target| (target, position));
+    Box::new((0..samples).flat_map(of_sample).flat_map(repeated))
+}
+
+/// The providers of a plan, each once.
+pub(super) fn providers(plan: &Plan) -> Vec<&str> {
+    let mut all = Vec::new();
+    for provider in plan.targets.iter().map(|target| provider_of(&target.manifest.model)) {
+        if !all.contains(&provider) {
+            all.push(provider);
+        }
+    }
+    all
 }
 
 /// Cases that have an answer.

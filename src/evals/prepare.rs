@@ -5,6 +5,8 @@ use super::EvalError;
 use super::bounds::Bounds;
 use super::samples::{Samples, assignment_of};
 use super::score::keep_targets;
+use super::scorers::ScorerFiles;
+use super::scorers::files::Kept;
 use super::suite::{MAX_REPEATS, Suite, Target};
 use super::variants;
 use crate::access::audit;
@@ -16,12 +18,12 @@ use crate::releases::Manifest;
 use crate::releases::manifest::PromptRef;
 use crate::store::datasets::DatasetVersion;
 use crate::store::runs::RunRecord;
-use crate::store::{Store, adapters, models, runs};
+use crate::store::{Store, StoreError, adapters, models, runs};
 use crate::types::error::did_you_mean;
 use crate::types::money::MicroUsd;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure, ids};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,13 +134,12 @@ pub fn restore(store: &Store, run: &RunRecord) -> Result<Plan, Failure> {
 /// # Errors
 /// As [`restore`].
 pub fn restore_as(store: &Store, run: &RunRecord, suite: Option<Suite>) -> Result<Plan, Failure> {
-    let unreadable = |what: &str| EvalError::Run { run: run.id.clone(), problem: format!("its stored {what} cannot be read") };
+    let unreadable = |what: &str| unreadable(run, what);
     let prompts: Vec<String> = serde_json::from_value(run.config["prompts"].clone()).unwrap_or_default();
     let mut suite = match suite {
         Some(suite) => suite,
         None => {
-            let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
-            let mut suite = Suite::parse(source, &format!("suite of {}", run.id), Path::new(""))?;
+            let mut suite = suite_of(store, run)?;
             variants::replace(&mut suite, &prompts)?;
             suite
         }
@@ -161,6 +162,24 @@ pub fn restore_as(store: &Store, run: &RunRecord, suite: Option<Suite>) -> Resul
     Ok(plan)
 }
 
+/// The suite of a stored run as it was written, with the files that its scorers were made of.
+///
+/// # Errors
+/// When it, or one of its files, cannot be read.
+pub fn suite_of(store: &Store, run: &RunRecord) -> Result<Suite, Failure> {
+    let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable(run, "suite"))?;
+    let mut files = Kept::new();
+    for (name, digest) in run.config["scorer_files"].as_object().into_iter().flatten() {
+        let digest = digest.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| unreadable(run, "scorers"))?;
+        files.insert(name.clone(), store.blobs.get(&digest)?.into());
+    }
+    Ok(Suite::parse_with(source, &format!("suite of {}", run.id), Path::new(""), ScorerFiles::kept(files))?)
+}
+
+fn unreadable(run: &RunRecord, what: &str) -> EvalError {
+    EvalError::Run { run: run.id.clone(), problem: format!("its stored {what} cannot be read") }
+}
+
 /// What flags said when a run began.
 fn settle(suite: &mut Suite, config: &Value) {
     let number = |key: &str| config[key].as_u64();
@@ -179,7 +198,7 @@ impl Plan {
             id: ids::new_id("run"),
             suite: self.suite.name.clone(),
             suite_digest: Digest::of(&self.suite.source),
-            scorers_digest: Some(self.suite.scorers_digest),
+            scorers_digest: self.suite.scorers_digest,
             dataset: self.dataset.clone(),
             dataset_digest: self.dataset_digest,
             split: self.split.clone(),
@@ -195,9 +214,15 @@ impl Plan {
     pub(super) fn config(&self) -> serde_json::Value {
         let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
         let Bounds { cost, time } = self.suite.bounds;
-        json!({"suite_source": self.suite.source, "split": self.suite.split, "assignment": self.assignment, "limit": self.limit,
+        let files: Map<_, _> = self.suite.files.iter().map(|(name, bytes)| (name.clone(), json!(Digest::of(bytes)))).collect();
+        json!({"suite_source": self.suite.source, "scorer_files": files, "split": self.suite.split, "assignment": self.assignment, "limit": self.limit,
             "concurrency": self.suite.concurrency, "targets": targets, "prompts": self.prompts, "repeats": self.suite.repeats,
             "cache": self.suite.cache, "max_cost_micro_usd": cost, "max_time_s": time.map(|time| time.as_secs_f64())})
+    }
+
+    /// Stores the files that the scorers are made of, so that the run can be scored again with the same ones. Blocking.
+    pub(super) fn keep_files(&self, store: &Store) -> Result<(), StoreError> {
+        self.suite.files.values().try_for_each(|bytes| store.blobs.put(bytes).map(drop))
     }
 
     /// Calls that the run makes: every sample of every target, as often as it is repeated.

@@ -2,7 +2,8 @@
 //! that did must pass the suite's gate.
 
 use super::demands::Demanded;
-use super::suite::{Suite, Target};
+use super::prepare::suite_of;
+use super::suite::Target;
 use crate::prompts::Prompt;
 use crate::releases::conditions::Bound;
 use crate::releases::{Condition, Manifest, Measure, Verdict};
@@ -35,7 +36,7 @@ pub(super) fn prove(store: &Store, suite: &str, version: &PromptVersion, prompt:
         let Some((run, _)) = of_run.first() else { continue };
         let mut judgements = Vec::new();
         for (_, target) in of_run {
-            match judged.by(run, target) {
+            match judged.by(store, run, target) {
                 Ok(verdicts) => judgements.push((target, verdicts)),
                 Err(reason) if !reasons.contains(&reason) => reasons.push(reason),
                 Err(_) => {}
@@ -81,12 +82,11 @@ impl<'v> Judged<'v> {
     }
 
     /// The verdicts of the suite's own gate, as it stood in the run; an error says why the run does not count.
-    fn by(&self, run: &RunRecord, target: &RunTarget) -> Result<Vec<Verdict>, String> {
+    fn by(&self, store: &Store, run: &RunRecord, target: &RunTarget) -> Result<Vec<Verdict>, String> {
         let unreadable = |what: &str| format!("the {what} of run {} cannot be read", run.id);
         let manifest: Manifest = serde_json::from_value(target.manifest.clone()).map_err(|_| unreadable("manifest"))?;
         self.was_sent(run, target, &manifest)?;
-        let source = run.config["suite_source"].as_str().ok_or_else(|| unreadable("suite"))?;
-        let suite = Suite::parse(source, "suite", Path::new("")).map_err(|_| unreadable("suite"))?;
+        let suite = suite_of(store, run).map_err(|_| unreadable("suite"))?;
         let split = suite.split.clone().unwrap_or_else(|| "all".into());
         if run.split != split {
             return Err(format!("run {} was on split \"{}\", and the suite's is \"{split}\"", run.id, run.split));

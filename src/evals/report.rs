@@ -39,7 +39,10 @@ pub struct Report {
     /// How often each was asked.
     #[serde(default = "one")]
     pub repeats: usize,
-    /// Metrics that a case has full marks in when it passes.
+    /// Metrics that targets are compared in.
+    #[serde(default)]
+    pub main_metrics: Vec<String>,
+    /// Metrics that a case has full marks in when it passes; without any nobody says pass or fail.
     #[serde(default)]
     pub pass_metrics: Vec<String>,
     /// In the order of the suite.
@@ -86,8 +89,8 @@ impl Report {
     /// [`StoreError`] when the database fails.
     pub fn build(store: &Store, run: &RunRecord, plan: &Plan, wall_seconds: f64) -> Result<Report, StoreError> {
         let suite = &plan.suite;
-        let (metrics, main) = (suite.metrics(), suite.main_metrics());
-        let columns = Columns::read(store, &run.id, &|case| has_full_marks(case, &main))?;
+        let (metrics, main, pass) = (suite.metrics(), suite.main_metrics(), suite.pass_metrics());
+        let columns = Columns::read(store, &run.id, &|case| verdict(case, &pass))?;
         let nothing = super::columns::Column::default();
         let column = |name: &str| columns.targets.get(name).unwrap_or(&nothing);
         let mut added = added(store, &run.id, plan)?;
@@ -124,7 +127,8 @@ impl Report {
             repeats: suite.repeats,
             gate: judge(&suite.gate, &measured, demands),
             changes,
-            pass_metrics: main,
+            main_metrics: main,
+            pass_metrics: pass,
             targets,
             paired,
             wall_seconds,
@@ -137,9 +141,9 @@ impl Report {
         self.targets.iter().map(|target| target.totals.errors).sum()
     }
 
-    /// Whether a case has full marks in all that counts.
-    pub fn passes(&self, case: &CaseRecord) -> bool {
-        has_full_marks(case, &self.pass_metrics)
+    /// Whether a case has full marks in all that counts; none where nobody says pass or fail.
+    pub fn verdict(&self, case: &CaseRecord) -> Option<bool> {
+        verdict(case, &self.pass_metrics)
     }
 
     /// The report for a terminal.
@@ -155,11 +159,11 @@ impl TargetReport {
     }
 }
 
-fn has_full_marks(case: &CaseRecord, metrics: &[String]) -> bool {
-    match metrics {
-        [] => super::columns::passes(case),
-        metrics => case.error.is_none() && metrics.iter().all(|metric| case.scores[metric].as_f64() == Some(1.0)),
-    }
+/// What the metrics that say pass or fail come to. One without a value of the case says nothing; none where none has one, or there is no
+/// answer.
+fn verdict(case: &CaseRecord, metrics: &[String]) -> Option<bool> {
+    let values = metrics.iter().filter_map(|metric| case.scores[metric].as_f64());
+    values.map(|value| value == 1.0).reduce(|all, one| all && one).filter(|_| case.error.is_none())
 }
 
 /// What changed in a metric since the newest run before this one that has the target; between the first target and the others where no
@@ -170,7 +174,7 @@ fn changed(store: &Store, run: &RunRecord, metric: &str, sides: &[Side<'_>]) -> 
     for side in sides {
         let Some(earlier) = runs::before(store.db.as_ref(), run, side.name)? else { continue };
         if !before.contains_key(&earlier) {
-            before.insert(earlier.clone(), Columns::read(store, &earlier, &super::columns::passes)?);
+            before.insert(earlier.clone(), Columns::read(store, &earlier, &|_| None)?);
         }
         let Some(columns) = before.get(&earlier) else { continue };
         let Some(column) = columns.targets.get(side.name) else { continue };

@@ -2,11 +2,12 @@
 //! call is written first, so that its key and its price are known, and then made.
 
 use super::prepare::PlanTarget;
-use super::scorers::Services;
+use super::scorers::{Calling, Services};
 use crate::access::Caller;
-use crate::inference::{Answer, Ask, CacheWish, Inference, Measured, Ready};
+use crate::inference::{Answer, Ask, CacheWish, Inference, Measured, MostCost, Priced, Ready};
 use crate::types::Failure;
 use crate::types::chat::ChatRequest;
+use crate::types::embeddings::EmbeddingRequest;
 use crate::types::told::Cost;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -47,17 +48,17 @@ impl Reply {
             input_tokens: usage.prompt_tokens,
             output_tokens: usage.completion_tokens,
             latency_ms: answer.latency_ms,
-            cost_micro_usd: micro_usd(answer.told.cost),
+            cost_micro_usd: paid(answer.told.cost),
             refusal,
         }
     }
 }
 
-/// Micro-dollars of a cost that is known.
-pub fn micro_usd(cost: Cost) -> Option<i64> {
+/// What an answer cost, where that is known. One that came without anybody being asked cost nothing.
+fn paid(cost: Cost) -> Option<i64> {
     match cost {
-        Cost::MicroUsd(micro) => Some(micro),
-        Cost::Open | Cost::Unknown => None,
+        Cost::Open => Some(0),
+        cost => cost.micro_usd(),
     }
 }
 
@@ -69,8 +70,11 @@ pub trait Respond: Send + Sync {
     /// Asks once.
     fn ask(&self, ready: Ready) -> BoxFuture<'_, Result<Reply, Failure>>;
 
-    /// Whether it is known what calls of a `provider/model` cost.
-    fn knows_price(&self, model: &str) -> bool;
+    /// What is known of the price of a `provider/model`.
+    fn priced(&self, model: &str) -> Priced;
+
+    /// Days that answers are given again for; 0 for ever.
+    fn replies_days(&self) -> u64;
 
     /// What scorers may call.
     fn services(&self) -> &dyn Services;
@@ -87,9 +91,14 @@ impl Respond for Inference {
         Box::pin(async move { Ok(Reply::of(&self.ask_ready(ready, &Caller::local("eval")).await?)) })
     }
 
-    fn knows_price(&self, model: &str) -> bool {
-        Inference::knows_price(self, model)
+    fn priced(&self, model: &str) -> Priced {
+        Inference::priced(self, model)
     }
+
+    fn replies_days(&self) -> u64 {
+        self.config().evals.replies_retention_days
+    }
+
     fn services(&self) -> &dyn Services {
         self
     }
@@ -101,6 +110,18 @@ impl Services for Inference {
         Box::pin(async move {
             let ask = Ask { cache, ..Ask::new(&Caller::local("eval"), "eval") };
             Ok(Reply::of(&self.answer(ask, request).await?))
+        })
+    }
+
+    fn most_cost<'a>(&'a self, calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
+        Box::pin(async move {
+            match calling {
+                Calling::Chat(request) => self.most_of_chat(request).await,
+                Calling::Vectors(model, texts) => {
+                    let request = EmbeddingRequest { model: (*model).to_string(), input: (*texts).into(), ..EmbeddingRequest::default() };
+                    self.most_of_vectors(&request).await
+                }
+            }
         })
     }
 

@@ -5,15 +5,18 @@
 //! for a timer, and a thousand quick ones do not make a thousand transactions.
 
 use super::EvalError;
+use super::affordable::affordable;
+use super::calls::{cost_of_failure, is_busy};
 use super::keep::{self, Kept};
-use super::order::{Answered, Place, places};
+use super::order::{Answered, Place, places, providers};
+use super::paid::Paid;
 use super::prepare::{Plan, PlanTarget, restore};
 use super::report::Report;
-use super::respond::{Respond, micro_usd};
+use super::respond::Respond;
 use super::score::Others;
 use super::scorers::{self, Case};
 use super::tally::Tally;
-use super::work::{Work, used_nothing};
+use super::work::Work;
 use crate::datasets::Sample;
 use crate::store::cases::KeptReply;
 use crate::store::lock::Lock;
@@ -80,7 +83,7 @@ impl Runner {
     /// [`Code::PRICE_UNKNOWN`] for a bound of money over a model whose price is not known; when outcomes cannot be stored. Failing models
     /// are outcomes, not errors.
     pub async fn run(&self, plan: Plan, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
-        self.can_keep_bounds(&plan)?;
+        affordable(self.respond.as_ref(), &plan.suite, &plan.targets)?;
         self.permits(&plan)?;
         let run = plan.record();
         let _lock = lock(&self.store, &run.id)?;
@@ -92,25 +95,14 @@ impl Runner {
         };
         let targets: Vec<RunTarget> = plan.targets.iter().map(target).collect();
         let (store, stored) = (self.store.clone(), run.clone());
-        blocking(move || Ok(runs::insert(store.db.as_ref(), &stored, &targets)?)).await?;
+        let plan = blocking(move || {
+            plan.keep_files(&store)?;
+            runs::insert(store.db.as_ref(), &stored, &targets)?;
+            Ok(plan)
+        })
+        .await?;
         let answered = Answered::new(&plan);
         self.execute(run, plan, answered, stop).await
-    }
-
-    /// A bound of money can only be kept over models whose price is known.
-    fn can_keep_bounds(&self, plan: &Plan) -> Result<(), Failure> {
-        let unpriced = |target: &&PlanTarget| !self.respond.knows_price(&target.manifest.model);
-        match plan.targets.iter().find(unpriced).filter(|_| plan.suite.bounds.cost.is_some()) {
-            None => Ok(()),
-            Some(target) => {
-                let message = format!(
-                    "the price of {} (target \"{}\") is not known, so that max_cost cannot be kept",
-                    target.manifest.model, target.name
-                );
-                let hint = "add a row to [[prices.rows]] of refit.toml, or bound the time with max_time";
-                Err(Failure::on(Code::PRICE_UNKNOWN, "max_cost", message).with_hint(hint))
-            }
-        }
     }
 
     /// Programs of a suite's author run only where that is allowed: better to know before the first call.
@@ -132,7 +124,12 @@ impl Runner {
         let plan = Arc::new(plan);
         let (sender, receiver) = channel(WAITING);
         let (store, id) = (self.store.clone(), run.id.clone());
-        let spent = blocking(move || Ok(cases::spent(store.db.as_ref(), &id)?)).await?;
+        let forgets = plan.suite.cache.then(|| self.respond.replies_days());
+        let spent = blocking(move || {
+            forgets.map(|days| keep::forget(&store, days)).transpose()?;
+            Ok(cases::spent(store.db.as_ref(), &id)?)
+        })
+        .await?;
         let (store, id) = (self.store.clone(), run.id.clone());
         let writer = tokio::task::spawn_blocking(move || write(&store, &id, receiver));
         let (end, answers) = self.ask(&Work::new(&run.id, &plan, &answered, spent), (sender, stop)).await;
@@ -156,8 +153,11 @@ impl Runner {
         let mut answers = answered.count();
         let mut tally = Tally::new(plan, answers);
         tally.tell(self.progress.as_ref());
-        let open = places(plan).filter(|place| !answered.has(*place)).take_while(|_| work.is_open());
-        let mut outcomes = std::pin::pin!(stream::iter(open).map(|place| self.case(work, place)).buffer_unordered(plan.suite.concurrency));
+        // Each provider's cases are begun by themselves: one that rests keeps none of another waiting.
+        let mut outcomes = stream::select_all(providers(plan).into_iter().map(|provider| {
+            let open = places(plan, provider).filter(|place| !answered.has(*place)).take_while(|_| work.calls.is_open());
+            stream::iter(open).map(|place| self.case(work, place)).buffer_unordered(plan.suite.concurrency).boxed()
+        }));
         let mut stop = std::pin::pin!(stop);
         let mut late = std::pin::pin!(over(plan.suite.bounds.time));
         let mut end = None;
@@ -168,7 +168,7 @@ impl Runner {
                     Some(_) => break,
                     None => {
                         end = Some(End::Stopped);
-                        work.close();
+                        work.calls.close();
                         late.set(over(Some(GRACE)));
                         continue;
                     }
@@ -177,7 +177,7 @@ impl Runner {
                     Some(_) => break,
                     None => {
                         end = Some(End::Time);
-                        work.close();
+                        work.calls.close();
                         late.set(over(Some(GRACE)));
                         continue;
                     }
@@ -203,7 +203,7 @@ impl Runner {
                 break;
             }
         }
-        (if work.purse.is_empty() { End::Money } else { end.unwrap_or(End::Whole) }, answers)
+        (if work.calls.purse.is_empty() { End::Money } else { end.unwrap_or(End::Whole) }, answers)
     }
 
     /// One case, scored; none where it was not to be asked.
@@ -220,10 +220,12 @@ impl Runner {
     async fn case_again(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
         let (store, run, target) = (self.store.clone(), work.run.to_string(), work.plan.targets[place.target].name.clone());
         let stored = blocking(move || Ok(cases::case(store.db.as_ref(), &run, &target, (place.position, place.repeat))?)).await;
-        // What cannot be read now stays without an outcome, and the run incomplete.
-        let case = self.scored(work.plan, &Others::new(), stored.ok()??).await;
-        // What the answer cost is written down already.
-        Some(Outcome { case: CaseRecord { cost_micro_usd: None, ..case }, keep: None })
+        // What cannot be read now stays without an outcome, and the run incomplete. What the answer cost is written down already.
+        let case = CaseRecord { cost_micro_usd: None, ..stored.ok()?? };
+        let paid = Paid::new(self.respond.services(), &work.calls);
+        work.scoring(place, &case, paid.spent());
+        let case = self.scored(work.plan, &Others::new(), (case, &paid)).await;
+        Some(Outcome { case, keep: None })
     }
 
     async fn case_asked(&self, work: &Work<'_>, place: Place) -> Option<Outcome> {
@@ -233,6 +235,7 @@ impl Runner {
             position: place.position,
             repeat: place.repeat,
             scores: json!({}),
+            scoring_cost_micro_usd: Some(0),
             ..CaseRecord::default()
         };
         let sample = match plan.samples.get(place.position) {
@@ -252,16 +255,18 @@ impl Runner {
         match answer {
             Ok(Kept { reply, cached, keep: kept }) => {
                 keep = kept;
-                let verdict = scorers::score(&plan.suite.scorers, &Case::new(&sample, &reply), self.respond.services()).await;
+                (case.cached, case.latency_ms) = (cached, reply.latency_ms);
+                (case.input_tokens, case.output_tokens) = (reply.input_tokens, reply.output_tokens);
+                case.output.clone_from(&reply.output);
+                case.tool_calls.clone_from(&reply.tool_calls);
+                case.refusal.clone_from(&reply.refusal);
+                let paid = Paid::new(self.respond.services(), &work.calls);
+                work.scoring(place, &case, paid.spent());
+                let verdict = scorers::score(&plan.suite.scorers, &Case::new(&sample, &reply), &paid).await;
                 case.notes = verdict.notes();
                 case.scores = Value::Object(verdict.scores);
                 case.error = verdict.error;
-                case.cached = cached;
-                case.input_tokens = reply.input_tokens;
-                case.output_tokens = reply.output_tokens;
-                case.latency_ms = reply.latency_ms;
-                case.output = reply.output;
-                case.tool_calls = reply.tool_calls;
+                case.scoring_cost_micro_usd = paid.spent().known();
             }
             Err(failure) => case.error = Some(format!("{}: {failure}", failure.code().name)),
         }
@@ -279,27 +284,26 @@ impl Runner {
                 Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
             };
             let key = work.plan.suite.cache.then(|| keep::key(&ready, place.repeat));
-            if let Some(found) = keep::look_up(&self.store, key.as_deref()).await {
+            if let Some(found) = keep::look_up(&self.store, key.as_deref(), self.respond.replies_days()).await {
                 return Some(Got { cost: paid.or(found.is_ok().then_some(0)), answer: found });
             }
-            let Some((permit, held)) = work.begin(target, place, ready.most_cost()).await else { break };
+            let Some(leave) = work.begin(place, ready.most_cost().cost).await else { break };
             let answer = self.respond.ask(ready).await;
             let known = match &answer {
                 Ok(reply) => reply.cost_micro_usd,
-                // Of a call that failed nobody has counted anything: its cost is 0 also where the provider worked.
-                Err(failure) => failure.about().and_then(|told| micro_usd(told.cost)).filter(|cost| *cost > 0),
+                Err(failure) => cost_of_failure(failure),
             };
-            let charged = held.settle(known.or(answer.as_ref().err().is_some_and(used_nothing).then_some(0)));
-            let cost = known.or(work.purse.is_bounded().then_some(charged));
+            let charged = leave.held.settle(known);
+            let cost = known.or(work.calls.purse.is_bounded().then_some(charged));
             paid = paid.into_iter().chain(cost).reduce(i64::saturating_add);
             work.cost(place, paid.unwrap_or(0));
             match answer {
                 Ok(reply) => {
-                    permit.answered();
+                    leave.permit.answered();
                     return Some(Got { answer: Ok(Kept::new(reply, key)), cost: paid });
                 }
-                Err(failure) if is_busy(failure.code()) => {
-                    permit.refused(failure.retry_after_s().map(Duration::from_secs));
+                Err(failure) if is_busy(&failure) => {
+                    leave.permit.refused(failure.retry_after_s().map(Duration::from_secs));
                     refusal = Some(failure);
                 }
                 Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
@@ -344,7 +348,7 @@ pub async fn resume_within(
         Ok((run, plan, lock))
     })
     .await?;
-    runner.can_keep_bounds(&plan)?;
+    affordable(runner.respond.as_ref(), &plan.suite, &plan.targets)?;
     runner.permits(&plan)?;
     let store = runner.store.clone();
     let (run, plan, answered) = blocking(move || {
@@ -363,11 +367,6 @@ pub async fn resume_within(
 /// As [`resume_within`].
 pub async fn resume(runner: &Runner, run: &str, stop: impl Stream<Item = ()>) -> Result<Report, Failure> {
     resume_within(runner, run, super::bounds::Bounds::default(), stop).await
-}
-
-/// Whether a provider says that it has too much to do.
-fn is_busy(code: Code) -> bool {
-    matches!(code, Code::RATE_LIMIT | Code::OVERLOADED | Code::UNAVAILABLE | Code::UPSTREAM_OVERLOADED)
 }
 
 /// Resolves when the time is over.

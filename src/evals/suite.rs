@@ -2,18 +2,20 @@
 
 use super::EvalError;
 use super::bounds::{self, Bounds};
-use super::demands::{self, Demand};
+use super::demands::{self, Demand, What};
 use super::matrix::{MAX_TARGETS, Matrix};
-use super::scorers::{self, Scale, Scorer};
+use super::scorers::files::Kept;
+use super::scorers::{self, Scale, Scorer, ScorerFiles};
 use crate::datasets::{Plan as SplitPlan, split};
 use crate::releases::conditions::{Bound, Condition, Measure};
 use crate::types::Digest;
 use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A suite, as the program uses it.
 pub struct Suite {
@@ -45,8 +47,11 @@ pub struct Suite {
     pub gate: Vec<GateCondition>,
     /// What is demanded besides.
     pub demands: Vec<Demand>,
-    /// Digest of the scorers as they are written.
-    pub scorers_digest: Digest,
+    /// Digest of the scorers as they are written, with the files that they are made of. None where a program outside of the suite scores:
+    /// nobody knows whether it is the same one tomorrow, so that no gate can rely on it.
+    pub scorers_digest: Option<Digest>,
+    /// Files that scorers are made of.
+    pub files: Kept,
     /// The file's text; its digest names the suite's version.
     pub source: String,
     /// Folder that the suite's paths start from.
@@ -170,6 +175,14 @@ impl Suite {
     /// # Errors
     /// [`EvalError::Suite`] with the line.
     pub fn parse(source: &str, file: &str, folder: &Path) -> Result<Self, EvalError> {
+        Suite::parse_with(source, file, folder, ScorerFiles::below(folder))
+    }
+
+    /// As [`Suite::parse`]; `files` is where those are that scorers are made of.
+    ///
+    /// # Errors
+    /// [`EvalError::Suite`] with the line.
+    pub fn parse_with(source: &str, file: &str, folder: &Path, files: ScorerFiles) -> Result<Self, EvalError> {
         let raw: Raw = serde_norway::from_str(source).map_err(|error| {
             let line = error.location().map_or(1, |at| at.line());
             let problem = explain(&error.to_string());
@@ -180,9 +193,9 @@ impl Suite {
             let line = source.lines().position(|line| line.contains(needle)).map_or(1, |i| i + 1);
             EvalError::Suite { file: file.to_string(), line, problem }
         };
-        let mut scorers = Vec::new();
+        let (mut scorers, files) = (Vec::new(), Arc::new(files));
         for spec in &raw.scorers {
-            scorers.push(scorers::build(spec).map_err(|(name, problem)| at(&name, format!("scorers: {problem}")))?);
+            scorers.push(scorers::build_with(spec, &files).map_err(|(name, problem)| at(&name, format!("scorers: {problem}")))?);
         }
         let (gate, demands) = gate(raw.gate).map_err(|(needle, problem)| at(&needle, problem))?;
         let bounds = bounds::read(raw.max_cost.as_ref(), raw.max_time.as_deref()).map_err(|(needle, problem)| at(&needle, problem))?;
@@ -198,6 +211,8 @@ impl Suite {
             split: raw.split,
             concurrency: raw.concurrency.unwrap_or(CONCURRENCY),
             targets,
+            scorers_digest: digest_of(raw.scorers, &scorers, &files.taken()),
+            files: files.taken(),
             scorers,
             repeats: raw.repeats.unwrap_or(1),
             cluster: raw.cluster,
@@ -205,7 +220,6 @@ impl Suite {
             bounds,
             gate,
             demands,
-            scorers_digest: Digest::of_json(&Value::from(raw.scorers)),
             source: source.to_string(),
             folder: folder.to_path_buf(),
         };
@@ -218,11 +232,20 @@ impl Suite {
         self.scorers.iter().flat_map(|scorer| scorer.metrics()).collect()
     }
 
-    /// The main metric of each scorer: what a case needs full marks in to pass.
+    /// The main metric of each scorer, where it is from 0 to 1: what is compared.
     pub fn main_metrics(&self) -> Vec<String> {
+        self.mains(&[Scale::Pass, Scale::Share])
+    }
+
+    /// The main metrics that say right or wrong: what a case needs full marks in to pass. How good an answer is is no verdict; a threshold
+    /// makes one of it.
+    pub fn pass_metrics(&self) -> Vec<String> {
+        self.mains(&[Scale::Pass])
+    }
+
+    fn mains(&self, scales: &[Scale]) -> Vec<String> {
         let main = self.scorers.iter().filter_map(|scorer| Some((scorer, scorer.metrics().into_iter().next()?)));
-        // Milliseconds and dollars have no full marks; a limit or a threshold makes some of them.
-        main.filter(|(scorer, metric)| scorer.scale(metric) == Scale::Share).map(|(_, metric)| metric).collect()
+        main.filter(|(scorer, metric)| scales.contains(&scorer.scale(metric))).map(|(_, metric)| metric).collect()
     }
 
     /// What the values of a metric mean; none where no scorer reports it.
@@ -285,6 +308,10 @@ impl Suite {
                 return fault(target, format!("gate: there is no target \"{target}\"{}", did_you_mean(target, names.iter().copied())));
             }
         }
+        if self.pass_metrics().is_empty() && self.demands.iter().any(|demand| matches!(demand.what, What::MustPass(_))) {
+            let problem = "gate: must_pass: no scorer of the suite says pass or fail; put one into `threshold`";
+            return fault("must_pass", problem.into());
+        }
         let targets: Vec<_> = self.targets.iter().map(|target| target.name.as_str()).collect();
         let each = self.metrics();
         self.demands.iter().try_for_each(|demand| demand.check((&each, &metrics), &targets))
@@ -295,6 +322,18 @@ impl RawSplits {
     fn plan(self) -> SplitPlan {
         SplitPlan { seed: self.seed, by: self.by, sizes: [self.train, self.validation, self.test], near: self.near, ..SplitPlan::default() }
     }
+}
+
+fn digest_of(specs: Vec<Value>, scorers: &[Box<dyn Scorer>], files: &Kept) -> Option<Digest> {
+    if scorers.iter().any(|scorer| scorer.is_unpinned()) {
+        return None;
+    }
+    let specs = Value::from(specs);
+    if files.is_empty() {
+        return Some(Digest::of_json(&specs));
+    }
+    let files: Map<_, _> = files.iter().map(|(name, bytes)| (name.clone(), json!(Digest::of(bytes)))).collect();
+    Some(Digest::of_json(&json!([specs, files])))
 }
 
 /// The entries of a gate: thresholds have `at_least` or `at_most`, all others are demands.

@@ -110,6 +110,11 @@ impl Extent {
         Bill { setup, now: now_ms() }.of(plan, &self.size, output)
     }
 
+    /// Whether the reply's tokens have a bound that every provider knows.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.output.is_some()
+    }
+
     /// The same where a reply may be asked for once more.
     pub(super) fn repairing(self, repairs: bool) -> Self {
         Extent { repairs, ..self }
@@ -209,6 +214,16 @@ impl Inference {
             return Err(failure.with_hint("send a \"model\" that it may call; GET /v1/models lists them"));
         }
         Err(not_allowed(name))
+    }
+
+    /// The most that a call may cost, wherever on its road it is answered; none where a price is not known.
+    pub(super) fn most_of(&self, setup: &Setup, road: &Road, call: (Extent, &Foreseen)) -> Result<Option<MicroUsd>, Failure> {
+        Ok(self.need(setup, road, call)?.cost)
+    }
+
+    /// Whether the reply of a target has a bound: the caller's, or its release's.
+    pub(super) fn has_bound(&self, plan: &Arc<Plan>, extent: Extent, foreseen: &Foreseen) -> Result<bool, Failure> {
+        Ok(self.with_release(plan, extent, foreseen)?.is_bounded())
     }
 
     /// The most that the call may need, wherever on its road it is answered: by its target, after a cascade has asked others, and once

@@ -11,7 +11,7 @@ use super::{Ask, Inference};
 use crate::access::Caller;
 use crate::providers::EmbedCall;
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse, Vector};
-use crate::types::traits::Embed;
+use crate::types::traits::{Embed, Vectors};
 use crate::types::{Code, Failure, Told};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -77,7 +77,7 @@ impl Inference {
 
 /// For evaluations and checks of datasets, logged as theirs.
 impl Embed for Inference {
-    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>> {
+    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
         let request = EmbeddingRequest { model: model.to_string(), input: texts.into(), ..EmbeddingRequest::default() };
         Box::pin(async move {
             let embedded = Inference::embed(self, Ask::new(&Caller::local("eval"), "eval"), request).await?;
@@ -86,7 +86,9 @@ impl Embed for Inference {
                 Vector::Floats(numbers) => Ok(numbers.into_iter().map(|x| x as f32).collect()),
                 Vector::Base64(_) => Err(unreadable()),
             };
-            embedded.response.data.into_iter().map(|one| numbers(one.embedding)).collect()
+            let cost_micro_usd = embedded.told.cost.micro_usd();
+            let vectors = embedded.response.data.into_iter().map(|one| numbers(one.embedding)).collect::<Result<_, _>>()?;
+            Ok(Vectors { vectors, cost_micro_usd })
         })
     }
 }

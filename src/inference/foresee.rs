@@ -25,10 +25,15 @@ impl Inference {
     /// The request as every target with a prompt is asked, where the caller has limits. A prompt that cannot be rendered is left
     /// out: the call itself says why.
     pub(super) async fn foresee(&self, ask: &Ask, road: &Road, request: &ChatRequest) -> Foreseen {
-        let mut foreseen = Foreseen::default();
-        if ask.caller.bounds.as_ref().is_none_or(|bounds| bounds.meters.is_empty()) {
-            return foreseen;
+        match ask.caller.bounds.as_ref().is_none_or(|bounds| bounds.meters.is_empty()) {
+            true => Foreseen::default(),
+            false => self.sizes(road, request).await,
         }
+    }
+
+    /// The same for a caller without limits.
+    pub(super) async fn sizes(&self, road: &Road, request: &ChatRequest) -> Foreseen {
+        let mut foreseen = Foreseen::default();
         let first = road.cascade.iter().flat_map(|cascade| &cascade.first.targets);
         for plan in road.targets.iter().chain(first) {
             let has_prompt = plan.manifest.as_ref().is_some_and(|manifest| manifest.prompt.is_some());

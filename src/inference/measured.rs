@@ -1,7 +1,6 @@
 //! Calls of evaluations. A call is written first ([`Inference::ready`]), so that it is known what will be asked and what it may cost, and
 //! then made on the same road as an application's.
 
-use super::admission::Extent;
 use super::attempt::Turn;
 use super::guard::{Guarded, Run, Variables};
 use super::plan::{self, Plan};
@@ -14,8 +13,6 @@ use crate::providers::{Call, Reply};
 use crate::releases::Manifest;
 use crate::types::blocking::blocking;
 use crate::types::chat::ChatRequest;
-use crate::types::money::MicroUsd;
-use crate::types::time::now_ms;
 use crate::types::{Digest, Failure};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
@@ -32,9 +29,9 @@ pub struct Measured<'a> {
 
 /// A call of an evaluation that is written and not yet made.
 pub struct Ready {
-    setup: Arc<Setup>,
+    pub(super) setup: Arc<Setup>,
     road: Arc<Road>,
-    call: Call,
+    pub(super) call: Call,
     guarded: Option<Box<Guarded>>,
     /// Why its variables may not pass.
     refused: Option<Failure>,
@@ -63,24 +60,13 @@ impl Ready {
         }))
     }
 
-    /// The most that the call may cost; none where the price is not known.
-    pub fn most_cost(&self) -> Option<MicroUsd> {
-        Extent::of_chat(&self.call.request).most_cost(&self.setup, self.plan())
-    }
-
-    fn plan(&self) -> &Plan {
+    pub(super) fn plan(&self) -> &Plan {
         // A measured road has one target.
         &self.road.targets[0]
     }
 }
 
 impl Inference {
-    /// Whether the price of a `provider/model` is known now.
-    pub fn knows_price(&self, model: &str) -> bool {
-        let setup = self.setup();
-        model.split_once('/').is_some_and(|(provider, model)| setup.prices.of(provider, model, now_ms()).is_some())
-    }
-
     /// Answers with a given manifest instead of a route's: the same road, for evaluations. Without a prompt in the manifest, the
     /// variables are `messages` (a list of chat messages) or one text, which becomes the user's message.
     ///

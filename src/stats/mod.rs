@@ -20,7 +20,7 @@ pub use multiple::holm;
 pub use paired::{Paired, mcnemar_exact, paired};
 pub use power::Power;
 pub use repeats::{pass_all_k, pass_at_k};
-pub use resample::jackknife_error;
+pub use resample::{Bootstrap, bootstrap_groups, jackknife_error};
 pub use tango::tango;
 pub use unpaired::{Unpaired, unpaired};
 

@@ -24,6 +24,9 @@ pub struct CaseRecord {
     /// Tools that the model wanted to call; `null` where there are none.
     #[serde(skip_serializing_if = "Json::is_null")]
     pub tool_calls: Json,
+    /// The provider's word that the model declined, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
     /// Why there is no answer: the third outcome beside right and wrong.
     pub error: Option<String>,
     /// Value per metric.
@@ -38,6 +41,8 @@ pub struct CaseRecord {
     pub cached: bool,
     /// What the call cost in micro-dollars; none where nobody knows.
     pub cost_micro_usd: Option<i64>,
+    /// What its scorers' calls cost in micro-dollars; none where nobody knows.
+    pub scoring_cost_micro_usd: Option<i64>,
     /// Tokens read.
     pub input_tokens: u64,
     /// Tokens written.
@@ -67,7 +72,10 @@ struct Place {
 
 const COLUMNS: &str =
     "target, sample, position, repeat_index, output, tool_calls, error, scores, notes, grouping, cached, cost, input_tokens,
-    output_tokens, latency_ms, finished_at";
+    output_tokens, latency_ms, finished_at, refusal, scoring_cost";
+
+/// Values of a row.
+const COLUMN_COUNT: usize = 20;
 
 /// Stores outcomes in one transaction, with the answers that may be given again; a case that had an outcome before gets the new one, and
 /// costs what both did.
@@ -76,18 +84,20 @@ const COLUMNS: &str =
 /// [`StoreError`] when the database fails.
 pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptReply]) -> Result<(), StoreError> {
     const UPSERT: &str = "INSERT INTO run_samples (run, target, sample, position, repeat_index, status, output, tool_calls, error, scores,
-         notes, grouping, cached, cost, input_tokens, output_tokens, latency_ms, finished_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         notes, grouping, cached, cost, input_tokens, output_tokens, latency_ms, finished_at, refusal, scoring_cost)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (run, target, position, repeat_index) DO UPDATE SET sample = excluded.sample, status = excluded.status,
          output = excluded.output, tool_calls = excluded.tool_calls, error = excluded.error, scores = excluded.scores,
          notes = excluded.notes, grouping = excluded.grouping, cached = excluded.cached,
          cost = CASE WHEN run_samples.cost IS NULL AND excluded.cost IS NULL THEN NULL
                 ELSE COALESCE(run_samples.cost, 0) + COALESCE(excluded.cost, 0) END,
+         scoring_cost = CASE WHEN run_samples.scoring_cost IS NULL AND excluded.scoring_cost IS NULL THEN NULL
+                ELSE COALESCE(run_samples.scoring_cost, 0) + COALESCE(excluded.scoring_cost, 0) END,
          input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, latency_ms = excluded.latency_ms,
-         finished_at = excluded.finished_at";
+         finished_at = excluded.finished_at, refusal = excluded.refusal";
     let text = |value: &Json| (!value.is_null()).then(|| value.to_string());
     let texts: Vec<_> = cases.iter().map(|case| (case.scores.to_string(), text(&case.notes), text(&case.tool_calls))).collect();
-    let mut values = Vec::with_capacity(cases.len() * 18);
+    let mut values = Vec::with_capacity(cases.len() * COLUMN_COUNT);
     for (case, (scores, notes, tool_calls)) in cases.iter().zip(&texts) {
         let status = if case.error.is_some() { "error" } else { "scored" };
         values.extend([
@@ -109,22 +119,39 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
             whole(case.output_tokens),
             (&case.latency_ms).into(),
             (&case.finished_at).into(),
+            (&case.refusal).into(),
+            (&case.scoring_cost_micro_usd).into(),
         ]);
     }
     let keep = |kept: &KeptReply| {
         let params: [Value; 3] = [(&kept.key).into(), (&kept.reply).into(), crate::types::time::now_ms().into()];
-        Statement::new("INSERT INTO eval_replies (key, reply, created_at) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING", params)
+        Statement::new(
+            "INSERT INTO eval_replies (key, reply, created_at) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+            reply = excluded.reply, created_at = excluded.created_at",
+            params,
+        )
     };
     // Nothing in memory is made of these rows, so that what is looked up for each call stays known.
-    db.batch_apart(&Bulk { sql: UPSERT, columns: 18, values }, &replies.iter().map(keep).collect::<Vec<_>>())
+    db.batch_apart(&Bulk { sql: UPSERT, columns: COLUMN_COUNT, values }, &replies.iter().map(keep).collect::<Vec<_>>())
 }
 
-/// An answer that was given before to what has this key.
+/// An answer that was given before to what has this key, no earlier than `since`, in milliseconds.
 ///
 /// # Errors
 /// [`StoreError`] when the database fails.
-pub fn kept_reply(db: &dyn Db, key: &str) -> Result<Option<String>, StoreError> {
-    Ok(db.query("SELECT reply FROM eval_replies WHERE key = ?", &[key.into()])?.first().map(|row| row.text(0)))
+pub fn kept_reply(db: &dyn Db, key: &str, since: i64) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT reply FROM eval_replies WHERE key = ? AND created_at >= ?";
+    Ok(db.query(sql, &[key.into(), since.into()])?.first().map(|row| row.text(0)))
+}
+
+/// Deletes answers from before a time, in milliseconds; at most so many. How many went.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn delete_replies_before(db: &dyn Db, before: i64, most: usize) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM eval_replies WHERE key IN (SELECT key FROM eval_replies WHERE created_at < ? ORDER BY created_at LIMIT ?)";
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    db.execute(sql, &[before.into(), most.into()])
 }
 
 /// All outcomes of a run by target, in the order of the split: for runs that fit into memory.
@@ -205,7 +232,10 @@ pub fn case(db: &dyn Db, run: &str, target: &str, (position, repeat): (usize, us
 /// # Errors
 /// [`StoreError`] when the database fails.
 pub fn spent(db: &dyn Db, run: &str) -> Result<i64, StoreError> {
-    Ok(db.query("SELECT SUM(cost) FROM run_samples WHERE run = ?", &[run.into()])?.first().map_or(0, |row| row.int(0)))
+    Ok(db
+        .query("SELECT SUM(COALESCE(cost, 0) + COALESCE(scoring_cost, 0)) FROM run_samples WHERE run = ?", &[run.into()])?
+        .first()
+        .map_or(0, |row| row.int(0)))
 }
 
 fn read(row: &Row) -> Result<CaseRecord, StoreError> {
@@ -227,6 +257,8 @@ fn read(row: &Row) -> Result<CaseRecord, StoreError> {
         output_tokens: row.int(13).unsigned_abs(),
         latency_ms: row.real_or_null(14).unwrap_or(0.0),
         finished_at: row.int(15),
+        refusal: row.text_or_null(16),
+        scoring_cost_micro_usd: row.int_or_null(17),
     })
 }
 

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_evals.sql"),
     include_str!("migrations/0006_datasets.sql"),
     include_str!("migrations/0007_openai_evals.sql"),
+    include_str!("migrations/0008_scoring.sql"),
 ];
 
 /// Brings the database to the newest schema.

@@ -229,9 +229,11 @@ pub fn delete(db: &dyn Db, project: &str, id: &str) -> Result<(), StoreError> {
     let guard = "UPDATE openai_evals SET name = name WHERE id = ? AND NOT EXISTS
         (SELECT 1 FROM openai_eval_runs WHERE eval = ? AND status IN ('queued', 'in_progress'))";
     let items = "DELETE FROM openai_eval_items WHERE run IN (SELECT id FROM openai_eval_runs WHERE eval = ?)";
+    let answers = "DELETE FROM openai_eval_answers WHERE run IN (SELECT id FROM openai_eval_runs WHERE eval = ?)";
     db.batch(&[
         Statement::new(guard, [id.into(), id.into()]).expecting(1),
         Statement::new(items, [id.into()]),
+        Statement::new(answers, [id.into()]),
         Statement::new("DELETE FROM openai_eval_runs WHERE eval = ?", [id.into()]),
         Statement::new("DELETE FROM openai_evals WHERE id = ?", [id.into()]),
     ])
@@ -308,7 +310,8 @@ pub fn list_runs(db: &dyn Db, eval: &str, page: Page<'_>, status: Option<Status>
 /// [`StoreError::Conflict`] when it has not ended.
 pub fn delete_run(db: &dyn Db, id: &str) -> Result<(), StoreError> {
     let run = "DELETE FROM openai_eval_runs WHERE id = ? AND status NOT IN ('queued', 'in_progress')";
-    db.batch(&[Statement::new(run, [id.into()]).expecting(1), Statement::new("DELETE FROM openai_eval_items WHERE run = ?", [id.into()])])
+    let items = Statement::new("DELETE FROM openai_eval_items WHERE run = ?", [id.into()]);
+    db.batch(&[Statement::new(run, [id.into()]).expecting(1), items, forgetting_answers(id)])
 }
 
 /// Queued runs, oldest first: `(job, project)`.
@@ -382,6 +385,44 @@ pub fn put_items(db: &dyn Db, run: &str, items: &[EvalItemRow]) -> Result<(), St
         Statement::new(sql.clone(), params)
     };
     db.batch(&items.iter().map(statement).collect::<Vec<_>>())
+}
+
+/// An answer to an item that is not graded yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalAnswerRow {
+    /// The item's place in the data source, from 0.
+    pub number: u64,
+    /// What graders see.
+    pub sample: Json,
+    /// What is told of the call.
+    pub shown: Json,
+}
+
+/// Keeps answers whose grading was cut off.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_answers(db: &dyn Db, run: &str, answers: &[EvalAnswerRow]) -> Result<(), StoreError> {
+    let sql = "INSERT INTO openai_eval_answers (run, number, sample, shown) VALUES (?, ?, ?, ?) ON CONFLICT (run, number) DO UPDATE SET
+        sample = excluded.sample, shown = excluded.shown";
+    let statement =
+        |answer: &EvalAnswerRow| Statement::new(sql, [run.into(), answer.number.into(), (&answer.sample).into(), (&answer.shown).into()]);
+    db.batch(&answers.iter().map(statement).collect::<Vec<_>>())
+}
+
+/// Answers of a run whose grading was cut off.
+///
+/// # Errors
+/// When the database fails.
+pub fn answers(db: &dyn Db, run: &str) -> Result<Vec<EvalAnswerRow>, StoreError> {
+    let rows = db.query("SELECT number, sample, shown FROM openai_eval_answers WHERE run = ? ORDER BY number", &[run.into()])?;
+    let read = |row: &Row| Ok(EvalAnswerRow { number: u64::try_from(row.int(0)).unwrap_or(0), sample: row.json(1)?, shown: row.json(2)? });
+    rows.iter().map(read).collect()
+}
+
+/// Forgets the answers of a run that has ended: its items have what became of them.
+pub fn forgetting_answers(run: &str) -> Statement {
+    Statement::new("DELETE FROM openai_eval_answers WHERE run = ?", [run.into()])
 }
 
 /// Places of the items that have an outcome.

@@ -58,6 +58,11 @@ impl ChatRequest {
     }
 }
 
+/// Whether decoding parameters, by their wire names, bound the tokens of a reply.
+pub fn has_token_limit(parameters: &Map<String, Value>) -> bool {
+    ["max_completion_tokens", "max_tokens"].into_iter().any(|name| parameters.get(name).is_some_and(Value::is_u64))
+}
+
 /// `stream_options`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StreamOptions {

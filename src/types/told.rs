@@ -44,6 +44,16 @@ pub enum Cost {
     MicroUsd(i64),
 }
 
+impl Cost {
+    /// Micro-dollars, where they are known.
+    pub fn micro_usd(self) -> Option<i64> {
+        match self {
+            Cost::MicroUsd(micro) => Some(micro),
+            Cost::Open | Cost::Unknown => None,
+        }
+    }
+}
+
 /// What is known about a call.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Told {

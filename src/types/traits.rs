@@ -12,7 +12,16 @@ pub trait CountTokens: Send + Sync {
 /// Makes vectors of texts that lie near each other where the texts mean the same.
 pub trait Embed: Send + Sync {
     /// One vector a text, in their order, by `provider/model` or a route.
-    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>>;
+    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>>;
+}
+
+/// Vectors of texts, and what they cost.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Vectors {
+    /// One a text, in their order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Micro-dollars; none where nobody knows.
+    pub cost_micro_usd: Option<i64>,
 }
 
 /// Progress of long work, shown as a bar on a terminal and stored for jobs. All methods may be called often; implementations throttle.

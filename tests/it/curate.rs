@@ -291,15 +291,29 @@ fn reviews_are_blind_while_open_and_agreement_is_about_what_becomes_of_it() {
 }
 
 #[test]
-fn requests_in_other_protocols_are_counted() {
+fn conversations_of_every_protocol_are_proposed() {
     let refit = Refit::new();
     let key = refit.key();
     {
         let server = refit.serve(&[]);
         ask(&server, &key, "one", json!({}));
-        let body = json!({"model": "mock/echo", "max_tokens": 9, "messages": [{"role": "user", "content": "two"}]});
-        assert_eq!(server.post("/v1/messages", Some(&key), &body).status, 200);
+        let post = |path: &str, body: Value| assert_eq!(server.post(path, Some(&key), &body).status, 200, "{path}");
+        post(
+            "/v1/messages",
+            json!({"model": "mock/echo", "max_tokens": 9, "system": "Be brief.", "messages": [{"role": "user", "content": "two"}]}),
+        );
+        post("/v1/responses", json!({"model": "mock/echo", "input": "three"}));
+        post("/v1/completions", json!({"model": "mock/echo", "prompt": "four"}));
     }
     let found = curated(&refit, &[]);
-    assert_eq!((&found["looked_at"], &found["other_protocol"]), (&json!(1), &json!(1)));
+    assert_eq!((&found["looked_at"], &found["proposed"], &found["left_out"]), (&json!(4), &json!(4), &json!(0)), "{found}");
+    let items = waiting(&refit, "open");
+    let show = |item: &Value| review(&refit, &["show", id(item)]).expect(0).json()["sample"].clone();
+    let samples: Vec<Value> = items.iter().map(show).collect();
+    let last = |sample: &Value| sample["input"]["messages"].as_array().and_then(|all| all.last()).map(|last| last["content"].clone());
+    let mut asked: Vec<_> = samples.iter().filter_map(last).map(|text| text.to_string()).collect();
+    asked.sort();
+    assert_eq!(asked, ["\"four\"", "\"one\"", "\"three\"", "\"two\""], "{samples:?}");
+    let two = samples.iter().find(|sample| sample["target"] == "two").expect("an answer");
+    assert_eq!(two["input"]["messages"][0], json!({"role": "system", "content": "Be brief."}));
 }

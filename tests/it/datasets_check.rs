@@ -213,3 +213,16 @@ fn live_conversations_are_compared_with_conversations() {
     let report = refit.run(&["data", "check", "d", "--embedder", "up/e", "--coverage", "--model", "mock/echo", "--json"]).json();
     assert_eq!((&report["coverage"]["requests"], &report["coverage"]["covered"]), (&json!(1), &json!(1)), "{}", report["coverage"]);
 }
+
+#[test]
+fn what_the_operator_looks_for_is_personal_too() {
+    let refit = Refit::new();
+    let line = |id: &str, text: &str| json!({"id": id, "input": {"message": text}, "target": "ok"}).to_string();
+    let lines = [line("a", "order ORD-77 is late"), line("b", "acct-123456 please"), line("c", "nothing here")];
+    refit.write("d.jsonl", lines.join("\n"));
+    let set = "[guardrails.own]\npatterns = [{ name = \"order\", regex = \"ORD-[0-9]+\" }]\n";
+    refit.write("refit.toml", format!("[log]\nredact_patterns = [\"acct-[0-9]{{6}}\"]\n\n{set}"));
+    refit.run(&["data", "import", "d.jsonl"]).expect(0);
+    let personal = refit.run(&["data", "check", "d", "--json"]).json()["personal"].clone();
+    assert_eq!(personal["counts"], json!({"order": 1, "redact_patterns[0]": 1}), "{personal}");
+}

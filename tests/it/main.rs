@@ -29,6 +29,10 @@ mod engine;
 #[cfg(feature = "local")]
 mod engine_files;
 mod evals;
+#[cfg(target_os = "linux")]
+mod evals_money;
+#[cfg(target_os = "linux")]
+mod evals_pinned;
 mod evals_reports;
 mod evals_resume;
 #[cfg(target_os = "linux")]

@@ -6,6 +6,8 @@ use crate::support::{Refit, Reply, Server, http, send};
 use async_openai::types::evals::{EvalRun, EvalRunList, EvalRunOutputItem};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than any run here takes, a lease that has to run out included.
@@ -300,6 +302,58 @@ fn a_killed_server_goes_on_where_it_was_and_asks_nothing_twice() {
     // Those that were on their way are asked again, those that were kept are not.
     let twice = times.values().filter(|times| **times > 1).count();
     assert!(twice <= 2 + 16 - usize::try_from(before).expect("few") && twice <= 4, "{times:?}");
+}
+
+#[test]
+fn an_answer_whose_grading_is_cut_off_is_graded_and_not_asked_again() {
+    let asked = place(|_, _| Act::Json(completion("yes")));
+    let is_free = Arc::new(AtomicBool::new(false));
+    let free = is_free.clone();
+    let judge = place(move |_, _| match free.load(Ordering::SeqCst) {
+        true => Act::Json(completion("{\"result\": \"good\"}")),
+        false => {
+            let body = json!({"error": {"message": "slow down", "type": "rate_limit_error", "code": "rate_limit_exceeded"}});
+            Act::Refuse("429 Too Many Requests", "retry-after: 30\r\n", body)
+        }
+    });
+    let refit = crate::places::behind(&[("slow", asked.port), ("judge", judge.port)], "[batches]\nconcurrency = 2\n");
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    let criteria = json!([{"type": "label_model", "name": "tone", "model": "judge/m", "labels": ["good", "bad"], "passing_labels": ["good"],
+        "input": [{"role": "user", "content": "{{sample.output_text}}"}]}]);
+    let eval = make(&server, &key, &custom(true), &criteria);
+    let run = begin(&server, &key, &eval, &slow(&["one".into(), "two".into()])).json();
+    let begun = Instant::now();
+    while judge.bodies().len() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "nobody graded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = i32::try_from(server.pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the process is there");
+    server.wait();
+    is_free.store(true, Ordering::SeqCst);
+    let server = refit.serve(&[]);
+    let run = wait(&server, &key, &run, is_over);
+    assert_eq!(run["result_counts"], json!({"total": 2, "passed": 2, "failed": 0, "errored": 0}), "{run}");
+    assert_eq!(asked.bodies().len(), 2, "each was asked once");
+    let items = server.get(&format!("{}/output_items", path(&run)), Some(&key)).json();
+    assert_eq!(items["data"][0]["sample"]["output"][0]["content"], "yes", "what was asked and answered is told all the same");
+}
+
+#[test]
+fn cosine_says_whose_key_must_be_allowed_what() {
+    let refit = Refit::new();
+    let limited = refit.run(&["key", "create", "limited", "--route", "mock/echo", "--json"]).expect(0).json();
+    let (key, server) = (limited["key"].as_str().expect("a key"), refit.serve(&[]));
+    let criteria = json!([{"type": "text_similarity", "name": "near", "input": "{{item.q}}", "reference": "{{item.a}}",
+        "evaluation_metric": "cosine", "pass_threshold": 0.5}]);
+    let eval = make(&server, key, &custom(false), &criteria);
+    let (run, found) = finished(&server, key, &eval, &json!({"type": "jsonl", "source": content(&[item("a", "b")])}));
+    assert_eq!(run["result_counts"]["errored"], 1, "{run}");
+    let error = found[0]["sample"]["error"]["message"].as_str().unwrap_or_default();
+    assert!(
+        error.contains("cosine calls this model with the key that made the run") && error.contains("local/all-minilm-l6-v2"),
+        "{error}"
+    );
 }
 
 #[test]

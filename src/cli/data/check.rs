@@ -60,7 +60,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let bar = Bar::counting("check");
     let wishes = Wishes { models: args.models, embedder: args.embedder, traffic: args.coverage.then(|| args.filters.filter()) };
     let config = app.config();
-    let around = Around { store: &app.store, inference: &app.inference, log: &config.log, progress: &bar };
+    let around = Around { store: &app.store, inference: &app.inference, log: &config.log, guardrails: &config.guardrails, progress: &bar };
     let whole = context.runtime()?.block_on(data::check::check(&dataset, &wishes, &around))?;
     drop(bar);
     let (fixed, is_clean) = match args.fix {

@@ -82,6 +82,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
         limit: args.limit,
         needed: args.reviewers.into(),
         log: app.config().log.clone(),
+        guardrails: app.config().guardrails.clone(),
     };
     let work = curate::curate(&app.store, &app.inference, &curation, args.dry_run);
     let (curated, items) = context.runtime()?.block_on(work)?;
@@ -99,13 +100,12 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 fn rest(curated: &Curated) -> String {
-    let Curated { looked_at, known, repeated, left_out, other_protocol, redacted, unjudged, .. } = curated;
+    let Curated { looked_at, known, repeated, left_out, redacted, unjudged, .. } = curated;
     let mut parts = vec![format!("{looked_at} requests looked at")];
     for (count, what) in [
         (known, "proposed before"),
         (repeated, "the same as another one"),
         (left_out, "without a whole conversation"),
-        (other_protocol, "of /v1/responses or /v1/messages passed over"),
         (redacted, "with something personal taken out"),
         (unjudged, "could not be judged"),
     ] {

@@ -263,7 +263,7 @@ impl<'a> Demo<'a> {
             return Ok(());
         }
         let suite = Suite::open(&self.example.suite)?;
-        let scorers_digest = Some(suite.scorers_digest);
+        let scorers_digest = suite.scorers_digest;
         let conditions = suite.gate.into_iter().map(|gate| gate.condition).collect();
         let dataset_digest = Some(Datasets::new(store).get(&self.example.name)?.digest);
         let gate = Gate { conditions, split: Some("test".into()), dataset_digest, scorers_digest };

@@ -1,19 +1,19 @@
 //! `refit eval compare`: two targets, of one run or of two, sample by sample.
 
 use super::write::Output;
-use crate::evals::columns::{Columns, passes};
+use crate::evals::columns::Columns;
 use crate::evals::compare::{Difference, Pairs, Side, changes, compared, correct};
+use crate::evals::prepare::suite_of;
 use crate::evals::scorers::Scale;
 use crate::evals::show::Comparison;
 use crate::evals::{Report, Suite};
 use crate::store::Store;
 use crate::store::runs::{self, RunRecord};
 use crate::types::{Code, Failure};
-use std::path::Path;
 use std::process::ExitCode;
 
 /// A run that is compared.
-struct Run {
+pub(super) struct Run {
     record: RunRecord,
     columns: Columns,
     /// Its suite, where that can be read.
@@ -75,21 +75,63 @@ fn comparison((a, left): (&Run, &str), (b, right): (&Run, &str), metric: Option<
     let main = wanted.first().copied().unwrap_or_default();
     let moved = changes(main, side_a, side_b, (&pairs, usize::MAX));
     let moved = if a.has_less_as_better(main) { moved.turned() } else { moved };
-    Ok(Comparison { a: name_a, b: name_b, paired, metric: main.into(), worse: moved.worse, better: moved.better, changed: moved.samples })
+    let warnings = warnings(a, b, pairs.count());
+    let (metric, worse, better, changed) = (main.into(), moved.worse, moved.better, moved.samples);
+    Ok(Comparison { a: name_a, b: name_b, paired, metric, worse, better, changed, warnings })
+}
+
+/// What makes two runs less than comparable, plainly.
+fn warnings(a: &Run, b: &Run, shared: usize) -> Vec<String> {
+    let (left, right, mut warnings) = (&a.record, &b.record, Vec::new());
+    if left.id == right.id {
+        return warnings;
+    }
+    let data = |run: &RunRecord| format!("{}@{} ({})", run.dataset, run.dataset_digest.short(), run.split);
+    if (left.dataset_digest, &left.split) != (right.dataset_digest, &right.split) {
+        warnings.push(format!(
+            "the runs did not measure the same data, {} and {}: the {shared} samples with the same id are compared, and may not say the same",
+            data(left),
+            data(right)
+        ));
+    }
+    match (left.scorers_digest, right.scorers_digest) {
+        (Some(one), Some(other)) if one == other => {}
+        (Some(_), Some(_)) => {
+            warnings.push("the runs did not have the same scorers: a metric of the same name may mean something else".into());
+        }
+        _ => warnings.push("nobody knows whether the runs had the same scorers: a program outside of the suite scores".into()),
+    }
+    let alone = |run: &Run| run.columns.positions().len().saturating_sub(shared);
+    if alone(a) + alone(b) > 0 {
+        warnings.push(format!("{} samples of the first run and {} of the second are not in the other, and left out", alone(a), alone(b)));
+    }
+    warnings
 }
 
 impl Run {
     /// `RUN/TARGET`, or `RUN`.
-    fn find(store: &Store, reference: &str) -> Result<Self, Failure> {
+    pub(super) fn find(store: &Store, reference: &str) -> Result<Self, Failure> {
         let (run, target) = reference.split_once('/').map_or((reference, None), |(run, target)| (run, Some(target.to_string())));
         let record = runs::get(store.db.as_ref(), run)?;
-        let columns = Columns::read(store, &record.id, &passes)?;
-        let suite = record.config["suite_source"].as_str().and_then(|source| Suite::parse(source, "suite", Path::new("")).ok());
+        let columns = Columns::read(store, &record.id, &|_| None)?;
+        let suite = suite_of(store, &record).ok();
         let run = Run { record, columns, suite, target };
         match &run.target {
             Some(target) if !run.columns.targets.contains_key(target) => Err(run.unnamed()),
             _ => Ok(run),
         }
+    }
+
+    /// The target that was named, or all of them.
+    pub(super) fn sides(&self) -> Vec<Side<'_>> {
+        let all = self.columns.targets.iter().filter(|(name, _)| self.target.as_ref().is_none_or(|wanted| wanted == *name));
+        all.map(|(name, column)| Side { name, columns: &self.columns, column }).collect()
+    }
+
+    /// The metric that the suite's scorers report first.
+    pub(super) fn first_metric(&self) -> Option<String> {
+        let target = self.sides().first()?.name;
+        self.metrics(target).first().map(|metric| (*metric).to_string())
     }
 
     /// Whether less of a metric is better, as the run's suite has it.
@@ -99,7 +141,7 @@ impl Run {
 
     /// The metrics of a target, those first that the suite's scorers report first.
     fn metrics(&self, target: &str) -> Vec<&str> {
-        let main = serde_json::from_value::<Report>(self.record.summary.clone()).map(|report| report.pass_metrics).unwrap_or_default();
+        let main = serde_json::from_value::<Report>(self.record.summary.clone()).map(|report| report.main_metrics).unwrap_or_default();
         let mut metrics: Vec<&str> =
             self.columns.targets.get(target).into_iter().flat_map(|column| column.metrics.keys()).map(String::as_str).collect();
         metrics.sort_by_key(|metric| main.iter().position(|known| known == metric).unwrap_or(usize::MAX));

@@ -1,6 +1,7 @@
 //! `refit eval …`: run a suite, resume a run, list, show and compare runs. One file per verb, as far as they are not small.
 
 mod compare;
+mod power;
 mod promptfoo;
 mod read;
 mod run;
@@ -138,6 +139,9 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// How many samples it takes to see a given difference, from what a run has measured
+    #[command(after_help = power::EXAMPLES)]
+    Power(power::Args),
     /// Make a suite of promptfoo's configuration; what does not carry over is listed
     #[command(after_help = "The suite, its dataset and its prompts are written as files. Code of the configuration does not run.\n\n\
         Example:\n  refit eval import promptfooconfig.yaml --name support --judge openai/gpt-4o-mini")]
@@ -182,6 +186,7 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
         Verb::List { suite, json } => read::list(&context.open_store()?, suite.as_deref(), json),
         Verb::Show { run, cases, missed, output } => read::show(&context.open_store()?, &run, cases.then_some(missed), &output),
         Verb::Compare { a, b, metric, output } => compare::compare(&context.open_store()?, (&a, &b), metric.as_deref(), &output),
+        Verb::Power(args) => power::power(&context.open_store()?, &args),
         Verb::Import(args) => promptfoo::import(&args),
         Verb::Export(args) => promptfoo::export(&args, context),
     }

@@ -3,8 +3,8 @@
 use super::write::Output;
 use crate::cli::output;
 use crate::evals::Report;
-use crate::evals::columns::passes;
 use crate::evals::show::Shown;
+use crate::evals::show::json::plain;
 use crate::store::Store;
 use crate::store::cases::each_case;
 use crate::store::runs::{self, RunRecord};
@@ -64,14 +64,15 @@ fn cases(store: &Store, run: &str, (report, missed): (Option<&Report>, bool), ar
         output::bytes(b"[")?;
     }
     each_case::<Failure>(store.db.as_ref(), run, &mut |case| {
-        let full = report.map_or_else(|| passes(&case), |report| report.passes(&case));
-        if missed && full {
+        // Without a report nobody knows yet what passes.
+        let is_missed = case.error.is_some() || report.is_some_and(|report| report.verdict(&case) == Some(false));
+        if missed && !is_missed {
             return Ok(());
         }
         let before = if array && count > 0 { "," } else { "" };
         let after = if array { "" } else { "\n" };
         count += 1;
-        output::bytes(format!("{before}{}{after}", json!(case)).as_bytes())
+        output::bytes(format!("{before}{}{after}", plain(json!(case).to_string())).as_bytes())
     })?;
     if array { output::bytes(b"]\n") } else { Ok(()) }
 }

@@ -3,6 +3,7 @@
 
 mod csv;
 mod jsonl;
+mod pages;
 mod parquet;
 
 use super::DatasetError;

@@ -1,6 +1,6 @@
 //! Parquet: columnar tables. Read row by row, one row group after the other; lists and structures become JSON.
 
-use super::{Each, Format, MAX_RECORD_BYTES, Place, Record};
+use super::{Each, Format, MAX_RECORD_BYTES, Place, Record, pages};
 use crate::datasets::DatasetError;
 use crate::datasets::source::Source;
 use parquet::errors::ParquetError;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Most bytes that a column of one row group may unpack to, as the file itself says: a page of it is held in memory.
+/// Most bytes that a column of one row group may unpack to, as the file's end says.
 const MAX_CHUNK_BYTES: i64 = 1 << 30;
 
 pub(super) struct Parquet;
@@ -40,6 +40,7 @@ impl Format for Parquet {
                 return Err(failed(io::Error::new(io::ErrorKind::InvalidData, problem)));
             }
         }
+        pages::check(&source.file().map_err(failed)?, reader.metadata()).map_err(failed)?;
         let mut records = guarded(|| reader.get_row_iter(None)).map_err(failed)?;
         for number in 1.. {
             let Some(value) = guarded(|| records.next().map(|row| Ok(row?.to_json_value())).transpose()).map_err(failed)? else { break };
@@ -84,5 +85,27 @@ mod tests {
             }
         }
         assert!(refused > 200, "{refused} were refused");
+    }
+
+    #[test]
+    fn a_page_that_lies_about_its_size_is_refused_before_it_is_unpacked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("d.parquet");
+        let whole = include_bytes!("../../../tests/fixtures/chats.parquet");
+        let reader = SerializedFileReader::new(bytes::Bytes::from_static(whole)).expect("reads");
+        let column = reader.metadata().row_group(0).column(0);
+        let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset()) as usize;
+        // Type (field 1, i32), and then the unpacked size as a zigzag varint of two bytes, which five of the same value replace.
+        let mut lying = whole[..start].to_vec();
+        assert_eq!((whole[start], whole[start + 2]), (0x15, 0x15), "the header begins with two numbers");
+        let size_bytes = whole[start + 3..].iter().position(|byte| byte & 0x80 == 0).expect("an end") + 1;
+        lying.extend(&whole[start..start + 3]);
+        lying.extend(std::iter::repeat_n(0xff, size_bytes - 1).chain([0x7e]));
+        lying.extend(&whole[start + 3 + size_bytes..]);
+        std::fs::write(&path, &lying).expect("written");
+        let source = Source::open(&path, "d.parquet".into(), None).expect("a file");
+        let refused = Parquet.read(source, &mut |_| Ok(())).expect_err("it lies");
+        let told = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
+        assert!(told.contains("row group 0: a page"), "{refused}: {told}");
     }
 }

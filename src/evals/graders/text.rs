@@ -5,6 +5,7 @@ use super::fields::Fields;
 use super::{Grade, How, template};
 use crate::evals::scorers;
 use crate::evals::scorers::grams::{common, grams, shared};
+use crate::evals::scorers::seam::MANY_STEPS;
 use serde_json::{Value, json};
 
 /// Characters of both texts, multiplied, that `fuzzy_match` takes: it takes time with the product.
@@ -50,9 +51,9 @@ impl TextGrader {
     ///
     /// # Errors
     /// What could not be filled in or compared.
-    pub fn grade(&self, space: &Value) -> Result<Grade, String> {
+    pub async fn grade(&self, space: &Value) -> Result<Grade, String> {
         let (found, wanted) = (template::render(&self.input, space)?, template::render(&self.reference, space)?);
-        let score = self.measure.of(&found, &wanted)?;
+        let score = self.measure.of(found, wanted).await?;
         Ok(Grade { score, passed: score >= self.threshold, sample: None })
     }
 }
@@ -85,16 +86,20 @@ pub(super) fn similarity(fields: &Fields<'_>) -> Result<How, (String, String)> {
 }
 
 impl Measure {
-    fn of(&self, found: &str, wanted: &str) -> Result<f64, String> {
+    async fn of(&self, found: String, wanted: String) -> Result<f64, String> {
         let yes = |is: bool| Ok(f64::from(u8::from(is)));
         match self {
             Measure::Eq => yes(found == wanted),
             Measure::Ne => yes(found != wanted),
-            Measure::Like => yes(found.contains(wanted)),
+            Measure::Like => yes(found.contains(&wanted)),
             Measure::Ilike => yes(found.to_lowercase().contains(&wanted.to_lowercase())),
-            Measure::Fuzzy => fuzzy(found, wanted),
-            Measure::Gleu => Ok(gleu(found, wanted)),
-            Measure::Scorer(spec) => scorers::of_texts(spec, found, wanted),
+            Measure::Fuzzy if found.len().saturating_mul(wanted.len()) > MANY_STEPS => {
+                let compared = tokio::task::spawn_blocking(move || fuzzy(&found, &wanted));
+                compared.await.unwrap_or_else(|_| Err("it ended early".into()))
+            }
+            Measure::Fuzzy => fuzzy(&found, &wanted),
+            Measure::Gleu => Ok(gleu(&found, &wanted)),
+            Measure::Scorer(spec) => scorers::of_texts(spec, &found, &wanted).await,
         }
     }
 }
@@ -130,13 +135,14 @@ fn gleu(found: &str, wanted: &str) -> f64 {
 mod tests {
     use super::super::Grader;
     use super::*;
+    use futures_util::FutureExt;
 
     fn grade(criterion: Value, item: Value) -> Grade {
         let mut whole = json!({"name": "a", "input": "{{item.a}}", "reference": "{{item.b}}"});
         whole.as_object_mut().expect("an object").extend(criterion.as_object().expect("an object").clone());
         let graders = Grader::read_all(&json!([whole]), false).expect("reads");
         let How::Text(text) = &graders[0].how else { panic!("no text") };
-        text.grade(&json!({"item": item})).expect("grades")
+        text.grade(&json!({"item": item})).now_or_never().expect("it waits for nothing").expect("grades")
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! How far a judge agrees with people, from the samples that carry a person's label: Cohen's kappa, and the rate of good answers
 //! corrected for what the judge gets wrong.
 
+use crate::evals::scorers::seam::drawn;
 use crate::evals::scorers::{Aggregate, Aggregated, Case};
 use crate::stats::{Summary, Validation, cohen_kappa, corrected_rate};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Compares a judge's values with people's labels.
 pub struct Agreement {
@@ -16,9 +18,11 @@ pub struct Agreement {
     /// Turns a label that is a number into a value from 0 to 1.
     pub lowest_and_highest: [f64; 2],
     counts: Counts,
+    /// The same of each group.
+    groups: BTreeMap<u32, Counts>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Counts {
     validation: Validation,
     judged: usize,
@@ -27,10 +31,39 @@ struct Counts {
     unreadable: usize,
 }
 
+impl Counts {
+    /// With so many times what another one has.
+    fn plus(self, other: &Counts, times: usize) -> Self {
+        let (own, more) = (self.validation, other.validation);
+        let validation = Validation {
+            true_positives: own.true_positives + times * more.true_positives,
+            false_negatives: own.false_negatives + times * more.false_negatives,
+            true_negatives: own.true_negatives + times * more.true_negatives,
+            false_positives: own.false_positives + times * more.false_positives,
+        };
+        Counts {
+            validation,
+            judged: self.judged + times * other.judged,
+            positives: self.positives + times * other.positives,
+            unreadable: self.unreadable + times * other.unreadable,
+        }
+    }
+
+    /// Judge and person, of each label.
+    fn pairs(&self) -> impl Iterator<Item = (bool, bool)> + Clone + use<> {
+        let Validation { true_positives, false_negatives, true_negatives, false_positives } = self.validation;
+        let times = |pair: (bool, bool), count: usize| std::iter::repeat_n(pair, count);
+        times((true, true), true_positives)
+            .chain(times((true, false), false_negatives))
+            .chain(times((false, false), true_negatives))
+            .chain(times((false, true), false_positives))
+    }
+}
+
 impl Agreement {
     /// Nothing compared yet.
     pub fn new(metric: String, pointer: String, pass_at: f64, lowest_and_highest: [f64; 2]) -> Self {
-        Agreement { metric, pointer, pass_at, lowest_and_highest, counts: Counts::default() }
+        Agreement { metric, pointer, pass_at, lowest_and_highest, counts: Counts::default(), groups: BTreeMap::new() }
     }
 
     /// Names of the numbers.
@@ -54,44 +87,58 @@ impl Agreement {
     }
 }
 
-impl Aggregate for Agreement {
-    fn add(&mut self, case: &Case<'_>, scores: &Map<String, Value>) {
-        let Some(value) = scores.get(&self.metric).and_then(Value::as_f64) else { return };
-        let judged = value >= self.pass_at;
-        self.counts.judged += 1;
-        self.counts.positives += usize::from(judged);
-        let Some(label) = case.part(&self.pointer).filter(|label| !label.is_null()) else { return };
-        let Some(good) = self.label(label) else {
-            self.counts.unreadable += 1;
-            return;
-        };
-        let Validation { true_positives, false_negatives, true_negatives, false_positives } = &mut self.counts.validation;
+impl Agreement {
+    /// What one case counts for: what the judge called good, and the person's label.
+    fn one(&self, judged: bool, label: Option<&Value>) -> Counts {
+        let mut one = Counts { judged: 1, positives: usize::from(judged), ..Counts::default() };
+        let Some(label) = label else { return one };
+        let Some(good) = self.label(label) else { return Counts { unreadable: 1, ..one } };
+        let Validation { true_positives, false_negatives, true_negatives, false_positives } = &mut one.validation;
         *match (good, judged) {
             (true, true) => true_positives,
             (true, false) => false_negatives,
             (false, false) => true_negatives,
             (false, true) => false_positives,
         } += 1;
+        one
+    }
+
+    /// A number with its error, which is found by drawing groups anew where cases come in groups.
+    fn grouped(&self, alone: Summary, ends: [f64; 2], of: impl Fn(&Counts) -> Option<f64>) -> Summary {
+        if self.groups.len() == self.counts.judged {
+            return alone;
+        }
+        let groups: Vec<&Counts> = self.groups.values().collect();
+        let sum = |times: &[u32]| groups.iter().zip(times).fold(Counts::default(), |sum, (one, times)| sum.plus(one, *times as usize));
+        let (standard_error, ci95) = drawn(groups.len(), ends, |times| of(&sum(times)));
+        Summary { standard_error, ci95, ..alone }
+    }
+}
+
+impl Aggregate for Agreement {
+    fn add(&mut self, case: &Case<'_>, scores: &Map<String, Value>, group: u32) {
+        let Some(value) = scores.get(&self.metric).and_then(Value::as_f64) else { return };
+        let one = self.one(value >= self.pass_at, case.part(&self.pointer).filter(|label| !label.is_null()));
+        self.counts = self.counts.plus(&one, 1);
+        let of_group = self.groups.entry(group).or_default();
+        *of_group = of_group.plus(&one, 1);
     }
 
     fn finish(self: Box<Self>) -> Aggregated {
         let Counts { validation, judged, positives, unreadable } = self.counts;
-        let times = |pair: (bool, bool), count: usize| std::iter::repeat_n(pair, count);
-        let pairs = times((true, true), validation.true_positives)
-            .chain(times((true, false), validation.false_negatives))
-            .chain(times((false, false), validation.true_negatives))
-            .chain(times((false, true), validation.false_positives));
-        let labelled = pairs.clone().count();
-        let kappa = cohen_kappa(pairs);
+        let labelled = self.counts.pairs().count();
+        let kappa = cohen_kappa(self.counts.pairs());
         let corrected = corrected_rate(positives, judged, &validation);
         let mut metrics = Vec::new();
         if let Some(found) = kappa {
-            let summary = Summary { n: found.n, mean: found.kappa, standard_error: found.standard_error, ci95: found.ci95 };
+            let alone = Summary { n: found.n, mean: found.kappa, standard_error: found.standard_error, ci95: found.ci95 };
+            let summary = self.grouped(alone, [-1.0, 1.0], |counts| cohen_kappa(counts.pairs()).map(|found| found.kappa));
             metrics.push((format!("{}.kappa", self.metric), summary));
         }
         if let Some(found) = corrected {
-            let summary = Summary { n: judged, mean: found.rate, standard_error: found.standard_error, ci95: found.ci95 };
-            metrics.push((format!("{}.corrected", self.metric), summary));
+            let alone = Summary { n: judged, mean: found.rate, standard_error: found.standard_error, ci95: found.ci95 };
+            let rate = |counts: &Counts| corrected_rate(counts.positives, counts.judged, &counts.validation).map(|found| found.rate);
+            metrics.push((format!("{}.corrected", self.metric), self.grouped(alone, [0.0, 1.0], rate)));
         }
         let details = json!({
             "labelled": labelled,

@@ -5,6 +5,9 @@
 pub mod again;
 pub mod outputs;
 
+use super::affordable::affordable;
+use super::calls::Calls;
+use super::paid::Paid;
 use super::prepare::{Plan, PlanTarget};
 use super::report::Report;
 use super::scorers::seam::SCORER_ERROR;
@@ -53,11 +56,18 @@ impl Runner {
     /// Where a scorer may not run here; when cases cannot be read or stored. Failing scorers are outcomes, not errors.
     pub async fn score(&self, scoring: Scoring) -> Result<Report, Failure> {
         self.permits(&scoring.plan)?;
+        // No target is asked.
+        affordable(self.respond.as_ref(), &scoring.plan.suite, &[])?;
         let started = Instant::now();
         let run = record(&scoring);
         let targets: Vec<RunTarget> = scoring.plan.targets.iter().map(target).collect();
         let (store, stored) = (self.store.clone(), run.clone());
-        blocking(move || Ok(runs::insert(store.db.as_ref(), &stored, &targets)?)).await?;
+        let scoring = blocking(move || {
+            scoring.plan.keep_files(&store)?;
+            runs::insert(store.db.as_ref(), &stored, &targets)?;
+            Ok(scoring)
+        })
+        .await?;
         let plan = self.each(&run.id, scoring).await?;
         let store = self.store.clone();
         blocking(move || {
@@ -79,9 +89,13 @@ impl Runner {
         let total = cases as u64;
         self.progress.update(0, total, "");
         let mut done = 0;
+        let calls = Calls::new(plan.suite.concurrency, plan.suite.bounds.cost, 0);
         {
             let arriving = stream::poll_fn(|context| receiver.poll_recv(context));
-            let scored = arriving.map(|case| self.scored(&plan, &others, case));
+            let scored = arriving.map(|case| {
+                let (plan, others, paid) = (&plan, &others, Paid::new(self.respond.services(), &calls));
+                async move { self.scored(plan, others, (case, &paid)).await }
+            });
             let mut scored = std::pin::pin!(scored.buffered(plan.suite.concurrency).ready_chunks(WRITE_BATCH));
             while let Some(batch) = scored.next().await {
                 done += batch.len() as u64;
@@ -95,7 +109,8 @@ impl Runner {
     }
 
     /// A case with its new scores. One that never got an answer stays what it is.
-    pub(super) async fn scored(&self, plan: &Plan, others: &Others, mut case: CaseRecord) -> CaseRecord {
+    pub(super) async fn scored(&self, plan: &Plan, others: &Others, (mut case, paid): (CaseRecord, &Paid<'_>)) -> CaseRecord {
+        case.scoring_cost_micro_usd = Some(0);
         if case.error.as_ref().is_some_and(|error| !error.starts_with(SCORER_ERROR)) {
             return case;
         }
@@ -112,10 +127,11 @@ impl Runner {
         let reply = Reply::stored(&case);
         let others = others.get(&(case.position, case.repeat)).map(Vec::as_slice).unwrap_or_default();
         let seen = Case { answered_by: &case.target, others, ..Case::new(&sample, &reply) };
-        let verdict = scorers::score(&plan.suite.scorers, &seen, self.respond.services()).await;
+        let verdict = scorers::score(&plan.suite.scorers, &seen, paid).await;
         case.notes = verdict.notes();
         case.scores = Value::Object(verdict.scores);
         case.error = verdict.error;
+        case.scoring_cost_micro_usd = paid.spent().known();
         case
     }
 }

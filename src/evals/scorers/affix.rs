@@ -1,7 +1,7 @@
 //! `starts_with`, `ends_with`: the answer begins or ends with a text, white space around the answer aside. Options: `value`, a text or a
 //! list of which one is enough (the sample's target without it), `ignore_case: true`.
 
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 
 struct Affix {
     name: String,
@@ -28,6 +28,10 @@ fn build(name: String, mut options: Options, stands: fn(&str, &str) -> bool) -> 
 impl Pure for Affix {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -1,7 +1,7 @@
 //! `against`: another scorer, with a `target` of its own in the place of the sample's: `{against: {target: Paris, scorer: exact_match}}`.
 //! For checks of single samples, and for what every answer is held against.
 
-use super::{Case, Options, Scale, Scored, Scorer, Services, build_for};
+use super::{Asks, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ struct Against {
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let target = options.take("target").filter(|target| !target.is_null()).ok_or("target is missing")?;
-    let scorer = build_for(&options.take("scorer").ok_or("scorer is missing")?, options.author).map_err(|(_, problem)| problem)?;
+    let scorer = build_for(&options.take("scorer").ok_or("scorer is missing")?, options.author.clone()).map_err(|(_, problem)| problem)?;
     options.finish()?;
     let metric = scorer.metrics().into_iter().next().unwrap_or_default();
     Ok(Box::new(Against { name, target, scorer, metric }))
@@ -41,8 +41,16 @@ impl Scorer for Against {
         self.scorer.runs_commands()
     }
 
+    fn is_unpinned(&self) -> bool {
+        self.scorer.is_unpinned()
+    }
+
     fn compares_with(&self) -> Vec<String> {
         self.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.scorer.asks()
     }
 }
 

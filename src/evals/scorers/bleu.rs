@@ -4,12 +4,14 @@
 //! Option: `ignore_case: true`.
 
 use super::grams::grams;
+use super::seam::drawn;
+use super::seam::{Long, MANY_STEPS, apart};
 use super::{Aggregate, Aggregated, Case, Options, Pure, Scored, Scorer};
 use crate::stats::distributions::Z_975;
 use crate::stats::{Summary, jackknife_error};
 use regex::Regex;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 #[derive(Clone)]
@@ -20,6 +22,8 @@ struct Bleu {
 
 /// Longest run of words.
 const ORDER: usize = 4;
+/// Most bytes of a text: memory grows with it.
+const MAX_BYTES: usize = 4_000_000;
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let ignore_case = options.flag("ignore_case")?;
@@ -36,18 +40,26 @@ impl Pure for Bleu {
         Ok(self.counts(case)?.bleu(Order::Effective).into())
     }
 
+    fn long(&self, case: &Case<'_>) -> Option<Long> {
+        let (found, wanted) = case.lengths();
+        (found.saturating_add(wanted).saturating_mul(ORDER) > MANY_STEPS).then(|| apart(self, case))
+    }
+
     fn aggregates(&self) -> Vec<String> {
         vec![format!("{}.corpus", self.name)]
     }
 
     fn aggregate(&self) -> Option<Box<dyn Aggregate>> {
-        Some(Box::new(Corpus { scorer: self.clone(), cases: Vec::new() }))
+        Some(Box::new(Corpus { scorer: self.clone(), cases: Vec::new(), groups: BTreeMap::new() }))
     }
 }
 
 impl Bleu {
     fn counts(&self, case: &Case<'_>) -> Result<Counts, String> {
         let fold = |text: &str| tokens(&if self.ignore_case { text.to_lowercase() } else { text.to_string() });
+        if let (length @ MAX_BYTES.., _) | (_, length @ MAX_BYTES..) = case.lengths() {
+            return Err(format!("a text of {length} bytes; at most {MAX_BYTES} are compared"));
+        }
         let targets: Vec<_> = case.targets()?.iter().map(|target| fold(target)).collect();
         Ok(Counts::of(&fold(case.output()), &targets))
     }
@@ -97,6 +109,12 @@ impl Counts {
             self.right[n] += other.right[n];
             self.total[n] += other.total[n];
         }
+        self
+    }
+
+    fn times(mut self, times: u32) -> Self {
+        let each = [&mut self.found, &mut self.wanted].into_iter().chain(&mut self.right).chain(&mut self.total);
+        each.for_each(|count| *count = count.saturating_mul(times));
         self
     }
 
@@ -163,12 +181,17 @@ struct Corpus {
     scorer: Bleu,
     /// 40 bytes a case: the standard error needs each.
     cases: Vec<Counts>,
+    /// What each group adds up to.
+    groups: BTreeMap<u32, Counts>,
 }
 
 impl Aggregate for Corpus {
-    fn add(&mut self, case: &Case<'_>, _scores: &Map<String, Value>) {
+    fn add(&mut self, case: &Case<'_>, _scores: &Map<String, Value>, group: u32) {
         // What has no target is an error of the case.
-        self.cases.extend(self.scorer.counts(case));
+        let Ok(counts) = self.scorer.counts(case) else { return };
+        let of_group = self.groups.entry(group).or_default();
+        *of_group = of_group.plus(&counts);
+        self.cases.push(counts);
     }
 
     fn finish(self: Box<Self>) -> Aggregated {
@@ -177,9 +200,17 @@ impl Aggregate for Corpus {
         }
         let sum = self.cases.iter().fold(Counts::default(), |sum, counts| sum.plus(counts));
         let mean = sum.bleu(Order::Full);
-        let standard_error = jackknife_error(self.cases.iter().map(|counts| (sum.minus(counts).bleu(Order::Full), 1)));
-        let reach = Z_975 * standard_error;
-        let summary = Summary { n: self.cases.len(), mean, standard_error, ci95: [(mean - reach).max(0.0), (mean + reach).min(1.0)] };
+        let (standard_error, ci95) = if self.groups.len() == self.cases.len() {
+            let standard_error = jackknife_error(self.cases.iter().map(|counts| (sum.minus(counts).bleu(Order::Full), 1)));
+            let reach = Z_975 * standard_error;
+            (standard_error, [(mean - reach).max(0.0), (mean + reach).min(1.0)])
+        } else {
+            let groups: Vec<Counts> = self.groups.values().copied().collect();
+            let sum_of =
+                |times: &[u32]| groups.iter().zip(times).fold(Counts::default(), |sum, (counts, times)| sum.plus(&counts.times(*times)));
+            drawn(groups.len(), [0.0, 1.0], |times| Some(sum_of(times).bleu(Order::Full)))
+        };
+        let summary = Summary { n: self.cases.len(), mean, standard_error, ci95 };
         let details = json!({"words": sum.found, "reference_words": sum.wanted, "right": sum.right, "total": sum.total});
         Aggregated { metrics: vec![(format!("{}.corpus", self.scorer.name), summary)], details }
     }

@@ -60,6 +60,16 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// Bytes of the answer, and of all that the target says.
+    pub(super) fn lengths(&self) -> (usize, usize) {
+        let of = |value: &Value| value.as_str().map_or_else(|| value.to_string().len(), str::len);
+        let target = match self.target {
+            Value::Array(items) => items.iter().map(of).sum(),
+            other => of(other),
+        };
+        (self.output().len(), target)
+    }
+
     /// A part of the sample by its JSON pointer: `/target/…`, `/input/…` or `/metadata/…`.
     pub fn part(&self, pointer: &str) -> Option<&'a Value> {
         let path = pointer.strip_prefix('/')?;

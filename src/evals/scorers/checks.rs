@@ -2,7 +2,7 @@
 //! must hold; of a sample without any it says nothing. Option `at`: a JSON pointer to another place (`/metadata/checks` without it).
 //! Each sample's scorers are made once. They look at their main metric; what they add up over a run is not told.
 
-use super::{Author, Case, Options, Scored, Scorer, Services, build_for};
+use super::{Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use crate::types::Digest;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -51,6 +51,10 @@ impl Checks {
 impl Scorer for Checks {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {

@@ -2,8 +2,10 @@
 //! recall counts twice (β = 2), white space does not count. Of several targets the best counts. Option `ignore_case: true`.
 
 use super::grams::{grams, shared};
+use super::seam::{Long, MANY_STEPS, apart};
 use super::{Case, Options, Pure, Scored, Scorer};
 
+#[derive(Clone)]
 struct Chrf {
     name: String,
     ignore_case: bool,
@@ -11,6 +13,8 @@ struct Chrf {
 
 /// Longest run of characters.
 const ORDER: usize = 6;
+/// Most bytes of a text: memory grows with it.
+const MAX_BYTES: usize = 4_000_000;
 /// β², with β = 2.
 const BETA_SQUARED: f64 = 4.0;
 
@@ -30,8 +34,16 @@ impl Pure for Chrf {
             let text = if self.ignore_case { text.to_lowercase() } else { text.to_string() };
             text.chars().filter(|c| !c.is_whitespace()).collect()
         };
+        if let (length @ MAX_BYTES.., _) | (_, length @ MAX_BYTES..) = case.lengths() {
+            return Err(format!("a text of {length} bytes; at most {MAX_BYTES} are compared"));
+        }
         let found = fold(case.output());
         Ok(case.targets()?.iter().map(|target| measure(&found, &fold(target))).fold(0.0, f64::max).into())
+    }
+
+    fn long(&self, case: &Case<'_>) -> Option<Long> {
+        let (found, wanted) = case.lengths();
+        (found.saturating_add(wanted).saturating_mul(ORDER) > MANY_STEPS).then(|| apart(self, case))
     }
 }
 

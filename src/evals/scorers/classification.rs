@@ -6,7 +6,8 @@
 //! - `case_sensitive: true`: otherwise case, white space and punctuation around a label do not count.
 
 use super::case::{parsed, text_of};
-use super::{Aggregate, Aggregated, Case, Options, Pure, Scored, Scorer};
+use super::seam::drawn;
+use super::{Aggregate, Aggregated, Case, Options, Pure, Scale, Scored, Scorer};
 use crate::stats::distributions::Z_975;
 use crate::stats::{Summary, jackknife_error};
 use serde_json::{Map, Value, json};
@@ -45,6 +46,10 @@ impl Pure for Classification {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
+    }
+
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {
         let wanted = self.wanted(case)?;
         let found = self.found(case.output());
@@ -58,7 +63,7 @@ impl Pure for Classification {
     }
 
     fn aggregate(&self) -> Option<Box<dyn Aggregate>> {
-        Some(Box::new(Confusion { scorer: self.clone(), cells: BTreeMap::new() }))
+        Some(Box::new(Confusion { scorer: self.clone(), cells: BTreeMap::new(), groups: BTreeMap::new() }))
     }
 }
 
@@ -125,14 +130,21 @@ impl Classification {
 struct Confusion {
     scorer: Classification,
     /// Wanted and found; none where the answer had no label.
-    cells: BTreeMap<(String, Option<String>), usize>,
+    cells: BTreeMap<Cell, usize>,
+    /// The same of each group.
+    groups: BTreeMap<u32, BTreeMap<Cell, u32>>,
 }
 
+/// A label that was wanted, and the one that was found.
+type Cell = (String, Option<String>);
+
 impl Aggregate for Confusion {
-    fn add(&mut self, case: &Case<'_>, _scores: &Map<String, Value>) {
+    fn add(&mut self, case: &Case<'_>, _scores: &Map<String, Value>, group: u32) {
         // What has no label in its target is an error of the case.
         if let Ok(wanted) = self.scorer.wanted(case) {
-            *self.cells.entry((wanted, self.scorer.found(case.output()))).or_default() += 1;
+            let cell = (wanted, self.scorer.found(case.output()));
+            *self.groups.entry(group).or_default().entry(cell.clone()).or_default() += 1;
+            *self.cells.entry(cell).or_default() += 1;
         }
     }
 
@@ -144,15 +156,45 @@ impl Aggregate for Confusion {
         }
         let counts = Counts::of(&labels, &self.cells);
         let mean = counts.macro_f1(None);
-        let without = self.cells.iter().map(|(cell, count)| (counts.macro_f1(Some(cell)), *count)).collect::<Vec<_>>();
-        let standard_error = jackknife_error(without.iter().copied());
-        let reach = Z_975 * standard_error;
-        let ci95 = [(mean - reach).max(0.0), (mean + reach).min(1.0)];
+        let (standard_error, ci95) = if self.groups.len() == n { self.one_by_one(&counts) } else { self.by_groups(&labels) };
         Aggregated { metrics: vec![(self.scorer.f1(), Summary { n, mean, standard_error, ci95 })], details: self.details(&labels, &counts) }
     }
 }
 
 impl Confusion {
+    /// Standard error and interval of the macro F1 where every case is a group of its own.
+    fn one_by_one(&self, counts: &Counts<'_>) -> (f64, [f64; 2]) {
+        let without = self.cells.iter().map(|(cell, count)| (counts.macro_f1(Some(cell)), *count)).collect::<Vec<_>>();
+        let (mean, standard_error) = (counts.macro_f1(None), jackknife_error(without.iter().copied()));
+        let reach = Z_975 * standard_error;
+        (standard_error, [(mean - reach).max(0.0), (mean + reach).min(1.0)])
+    }
+
+    /// The same where cases of a group go together.
+    fn by_groups(&self, labels: &[String]) -> (f64, [f64; 2]) {
+        let place: BTreeMap<&str, usize> = labels.iter().map(String::as_str).zip(0..).collect();
+        let at = |(wanted, found): &Cell| {
+            Some((*place.get(wanted.as_str())?, found.as_ref().and_then(|found| place.get(found.as_str()).copied())))
+        };
+        let of_group = |cells: &BTreeMap<Cell, u32>| cells.iter().filter_map(|(cell, count)| Some((at(cell)?, *count))).collect::<Vec<_>>();
+        let groups: Vec<Vec<_>> = self.groups.values().map(of_group).collect();
+        let mut sums = vec![[0u32; 3]; labels.len()];
+        drawn(groups.len(), [0.0, 1.0], |times| {
+            sums.fill([0; 3]);
+            for (cells, times) in groups.iter().zip(times).filter(|(_, times)| **times > 0) {
+                for ((wanted, found), count) in cells {
+                    sums[*wanted][1] += count * times;
+                    let Some(found) = found else { continue };
+                    sums[*found][2] += count * times;
+                    sums[*found][0] += if found == wanted { count * times } else { 0 };
+                }
+            }
+            // As `Counts::of_label` has it: 2·right/(wanted + found), 0 where there is none.
+            let f1 = |[right, wanted, found]: &[u32; 3]| 2.0 * f64::from(*right) / f64::from((wanted + found).max(1));
+            Some(sums.iter().map(f1).sum::<f64>() / labels.len().max(1) as f64)
+        })
+    }
+
     /// Labels in their order: those of the suite, else all that came up.
     fn labels(&self) -> Vec<String> {
         if !self.scorer.labels.is_empty() {
@@ -188,7 +230,7 @@ struct Counts<'l> {
 }
 
 impl<'l> Counts<'l> {
-    fn of(labels: &'l [String], cells: &'l BTreeMap<(String, Option<String>), usize>) -> Self {
+    fn of(labels: &'l [String], cells: &'l BTreeMap<Cell, usize>) -> Self {
         let (mut right, mut wanted, mut found) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for ((of_target, of_answer), count) in cells {
             *wanted.entry(of_target.as_str()).or_default() += count;
@@ -203,12 +245,12 @@ impl<'l> Counts<'l> {
     /// Mean of the labels' F1, without one case of a cell where one is named. A label that nothing has counts 0.
     ///
     /// Source: Opitz & Burst, "Macro F1 and Macro F1" (arXiv 1911.03347), the averaged F1; as scikit-learn has it.
-    fn macro_f1(&self, without: Option<&(String, Option<String>)>) -> f64 {
+    fn macro_f1(&self, without: Option<&Cell>) -> f64 {
         self.labels.iter().map(|label| self.of_label(label, without)[2]).sum::<f64>() / self.labels.len().max(1) as f64
     }
 
     /// Precision, recall and F1 of a label; 0 where they have no cases.
-    fn of_label(&self, label: &str, without: Option<&(String, Option<String>)>) -> [f64; 3] {
+    fn of_label(&self, label: &str, without: Option<&Cell>) -> [f64; 3] {
         let count = |counts: &BTreeMap<&str, usize>| counts.get(label).copied().unwrap_or(0) as f64;
         let (mut right, mut wanted, mut found) = (count(&self.right), count(&self.wanted), count(&self.found));
         if let Some((of_target, of_answer)) = without {
@@ -224,7 +266,7 @@ impl<'l> Counts<'l> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{aggregated, look, recorded, refused};
+    use super::super::tests::{aggregated, aggregated_repeats, look, recorded, refused};
     use super::*;
 
     fn label(options: Value, output: &str, target: Value) -> (f64, String) {
@@ -271,5 +313,19 @@ mod tests {
             assert_eq!(found.details["matrix"], case["matrix"]);
         }
         assert_eq!(aggregated(&json!("classification"), &[]), Aggregated::default());
+    }
+
+    #[test]
+    fn repeats_of_a_sample_do_not_pass_for_samples() {
+        let spec = json!({"classification": ["a", "b"]});
+        let cases: Vec<_> =
+            (0..60).map(|i| (if i % 3 == 0 { "b" } else { "a" }.to_string(), json!(if i % 2 == 0 { "a" } else { "b" }))).collect();
+        let of = |found: super::super::Aggregated| found.metrics[0].1;
+        let (once, ten) = (of(aggregated_repeats(&spec, &cases, 1)), of(aggregated_repeats(&spec, &cases, 10)));
+        assert_eq!((once.mean, once.n, ten.n), (ten.mean, 60, 600));
+        // Equal repeats say nothing new: the error is that of the 60, by another way.
+        assert!((ten.standard_error / once.standard_error - 1.0).abs() < 0.15, "{once:?} {ten:?}");
+        let pair = of(aggregated_repeats(&spec, &cases[..1], 5));
+        assert_eq!(pair.ci95, [0.0, 1.0], "one sample says nothing of others");
     }
 }

@@ -3,7 +3,7 @@
 //! weighted mean, `not` is 1 less the value, `threshold` is 1 where the value is within its bounds. Each looks at the main metric of its
 //! parts.
 
-use super::{Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
+use super::{Asks, Author, Case, Options, Scale, Scored, Scorer, Services, build_for};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -15,21 +15,25 @@ struct Part {
 }
 
 impl Part {
-    fn new(spec: &Value, weight: f64, author: Author) -> Result<Self, String> {
-        let scorer = build_for(spec, author).map_err(|(_, problem)| problem)?;
+    fn new(spec: &Value, weight: f64, author: &Author) -> Result<Self, String> {
+        let scorer = build_for(spec, author.clone()).map_err(|(_, problem)| problem)?;
         let metric = scorer.metrics().into_iter().next().unwrap_or_default();
         Ok(Part { scorer, metric, weight })
     }
 
     /// A part whose value is from 0 to 1.
-    fn share(spec: &Value, weight: f64, author: Author) -> Result<Self, String> {
+    fn share(spec: &Value, weight: f64, author: &Author) -> Result<Self, String> {
         let part = Part::new(spec, weight, author)?;
         match part.scorer.scale(&part.metric) {
-            Scale::Share => Ok(part),
+            Scale::Pass | Scale::Share => Ok(part),
             Scale::Less(unit) | Scale::Plain(unit) => {
                 Err(format!("{} is in {unit}, not from 0 to 1; put it into `threshold`", part.metric))
             }
         }
+    }
+
+    fn scale(&self) -> Scale {
+        self.scorer.scale(&self.metric)
     }
 
     async fn value(&self, case: &Case<'_>, services: &dyn Services) -> Result<(Option<f64>, String), String> {
@@ -67,21 +71,21 @@ pub(super) fn weighted(name: String, options: Options) -> Result<Box<dyn Scorer>
 }
 
 fn combined(name: String, how: How, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let author = options.author;
+    let author = options.author.clone();
     let parts = match options.take("scorers") {
         Some(Value::Array(parts)) if !parts.is_empty() => parts,
         Some(_) => return Err("scorers must be a list of scorers".into()),
         None => return Err("scorers is missing".into()),
     };
     options.finish()?;
-    let parts = parts.iter().map(|part| if how == How::Weighted { with_weight(part, author) } else { Part::share(part, 1.0, author) });
+    let parts = parts.iter().map(|part| if how == How::Weighted { with_weight(part, &author) } else { Part::share(part, 1.0, &author) });
     Ok(Box::new(Combined { name, how, parts: parts.collect::<Result<_, _>>()? }))
 }
 
 /// `{scorer: …, weight: 2}`, or a scorer with weight 1.
-fn with_weight(part: &Value, author: Author) -> Result<Part, String> {
+fn with_weight(part: &Value, author: &Author) -> Result<Part, String> {
     let Some(map) = part.as_object().filter(|map| map.contains_key("scorer")) else { return Part::share(part, 1.0, author) };
-    let mut options = Options::new(map.clone(), author);
+    let mut options = Options::new(map.clone(), author.clone());
     let (scorer, weight) = (options.take("scorer").unwrap_or_default(), options.number("weight", 0.0)?.unwrap_or(1.0));
     options.finish()?;
     if weight <= 0.0 {
@@ -93,6 +97,11 @@ fn with_weight(part: &Value, author: Author) -> Result<Part, String> {
 impl Scorer for Combined {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        let is_verdict = self.how != How::Weighted && self.parts.iter().all(|part| part.scale() == Scale::Pass);
+        if is_verdict { Scale::Pass } else { Scale::Share }
     }
 
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
@@ -114,8 +123,16 @@ impl Scorer for Combined {
         self.parts.iter().any(|part| part.scorer.runs_commands())
     }
 
+    fn is_unpinned(&self) -> bool {
+        self.parts.iter().any(|part| part.scorer.is_unpinned())
+    }
+
     fn compares_with(&self) -> Vec<String> {
         self.parts.iter().flat_map(|part| part.scorer.compares_with()).collect()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.parts.iter().flat_map(|part| part.scorer.asks()).collect()
     }
 }
 
@@ -168,7 +185,7 @@ struct Not {
 }
 
 pub(super) fn not(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let part = Part::share(&options.take("scorer").ok_or("scorer is missing")?, 1.0, options.author)?;
+    let part = Part::share(&options.take("scorer").ok_or("scorer is missing")?, 1.0, &options.author.clone())?;
     options.finish()?;
     Ok(Box::new(Not { name, part }))
 }
@@ -176,6 +193,10 @@ pub(super) fn not(name: String, mut options: Options) -> Result<Box<dyn Scorer>,
 impl Scorer for Not {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        self.part.scale()
     }
 
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
@@ -189,8 +210,16 @@ impl Scorer for Not {
         self.part.scorer.runs_commands()
     }
 
+    fn is_unpinned(&self) -> bool {
+        self.part.scorer.is_unpinned()
+    }
+
     fn compares_with(&self) -> Vec<String> {
         self.part.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.part.scorer.asks()
     }
 }
 
@@ -204,7 +233,7 @@ struct Threshold {
 }
 
 pub(super) fn threshold(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    let mut part = Part::new(&options.take("scorer").ok_or("scorer is missing")?, 1.0, options.author)?;
+    let mut part = Part::new(&options.take("scorer").ok_or("scorer is missing")?, 1.0, &options.author.clone())?;
     let (at_least, at_most) = (options.number("at_least", f64::MIN)?, options.number("at_most", f64::MIN)?);
     let metrics = part.scorer.metrics();
     let place = match options.text("metric")? {
@@ -227,6 +256,10 @@ impl Scorer for Threshold {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
+    }
+
     fn score<'a>(&'a self, case: &'a Case<'a>, services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
         Box::pin(async move {
             let scored = self.part.scorer.score(case, services).await.map_err(|problem| format!("{}: {problem}", self.part.metric))?;
@@ -242,8 +275,16 @@ impl Scorer for Threshold {
         self.part.scorer.runs_commands()
     }
 
+    fn is_unpinned(&self) -> bool {
+        self.part.scorer.is_unpinned()
+    }
+
     fn compares_with(&self) -> Vec<String> {
         self.part.scorer.compares_with()
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        self.part.scorer.asks()
     }
 }
 

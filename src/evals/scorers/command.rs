@@ -61,6 +61,10 @@ impl Scorer for Command {
     fn runs_commands(&self) -> bool {
         true
     }
+
+    fn is_unpinned(&self) -> bool {
+        true
+    }
 }
 
 impl Command {

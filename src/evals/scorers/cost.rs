@@ -20,7 +20,7 @@ impl Pure for Cost {
     }
 
     fn scale(&self, _metric: &str) -> Scale {
-        if self.max_micro_usd.is_some() { Scale::Share } else { Scale::Less("micro-dollars") }
+        if self.max_micro_usd.is_some() { Scale::Pass } else { Scale::Less("micro-dollars") }
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

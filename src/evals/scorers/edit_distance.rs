@@ -2,15 +2,18 @@
 //! (Levenshtein over the longer length), 1 for equal texts. `edit_distance.edits` is their number. Of several targets the nearest counts.
 //! Option: `ignore_case: true`.
 
+use super::seam::{Long, MANY_STEPS, apart};
 use super::{Case, Options, Pure, Scale, Scored, Scorer};
 
+#[derive(Clone)]
 struct EditDistance {
     name: String,
     ignore_case: bool,
 }
 
-/// Most characters of a text that are compared: time grows with the product.
+/// Most characters of a text that are compared: time grows with the product, and with the number of targets.
 const MAX_CHARS: usize = 50_000;
+const MAX_CELLS: usize = MAX_CHARS * MAX_CHARS;
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let ignore_case = options.flag("ignore_case")?;
@@ -31,6 +34,10 @@ impl Pure for EditDistance {
         let fold = |text: &str| if self.ignore_case { text.trim().to_lowercase() } else { text.trim().to_string() };
         let (found, targets) = (fold(case.output()), case.targets()?);
         let length = found.chars().count();
+        let cells: usize = targets.iter().map(|target| target.chars().count().saturating_mul(length)).sum();
+        if cells > MAX_CELLS {
+            return Err(format!("texts of more than {MAX_CHARS} characters, over all targets"));
+        }
         let mut best: Option<(f64, f64)> = None;
         for target in targets.iter().map(|target| fold(target)) {
             let longer = length.max(target.chars().count());
@@ -43,6 +50,11 @@ impl Pure for EditDistance {
         }
         let (near, edits) = best.ok_or("the sample has no target")?;
         Ok(vec![near, edits].into())
+    }
+
+    fn long(&self, case: &Case<'_>) -> Option<Long> {
+        let (found, wanted) = case.lengths();
+        (found.saturating_mul(wanted) > MANY_STEPS).then(|| apart(self, case))
     }
 }
 

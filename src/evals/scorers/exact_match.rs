@@ -1,7 +1,7 @@
 //! `exact_match`: the answer is the target, or one of a list of targets. Options: `json: true` compares parsed JSON, `ignore_case: true`.
 
 use super::case::{parsed, same};
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 
 struct ExactMatch {
     name: String,
@@ -18,6 +18,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for ExactMatch {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -1,7 +1,7 @@
 //! `includes`: the answer contains a text. Options: `value` (the sample's target without it), `any` (one of a list), `all` (every one of
 //! a list), `ignore_case: true`.
 
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 
 struct Includes {
     name: String,
@@ -32,6 +32,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Includes {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

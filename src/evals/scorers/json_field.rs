@@ -2,7 +2,7 @@
 //! to the values that they must have. One metric per field (`json_field.intent`) and their mean per case (`json_field`).
 
 use super::case::{parsed, same};
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use serde_json::Value;
 
 struct JsonField {
@@ -51,6 +51,10 @@ impl Pure for JsonField {
         let mut names = vec![self.name.clone()];
         names.extend(self.fields.iter().map(|field| format!("{}.{}", self.name, field.suffix)));
         names
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -1,7 +1,7 @@
 //! `json_schema`: the answer is valid JSON and, with the option `schema` (JSON Schema or Picoschema), valid against it.
 
 use super::case::parsed;
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use crate::prompts::schema::to_json_schema;
 
 struct JsonSchema {
@@ -25,6 +25,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for JsonSchema {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

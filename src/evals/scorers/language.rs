@@ -3,7 +3,7 @@
 //! language it should have. A text without a language (`42`) is in none. Texts of a few words are often taken for another language.
 
 use super::case::text_of;
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use crate::types::error::did_you_mean;
 use whatlang::{Lang, detect_lang};
 
@@ -31,6 +31,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Language {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -20,7 +20,7 @@ impl Pure for Latency {
     }
 
     fn scale(&self, _metric: &str) -> Scale {
-        if self.max_ms.is_some() { Scale::Share } else { Scale::Less("ms") }
+        if self.max_ms.is_some() { Scale::Pass } else { Scale::Less("ms") }
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

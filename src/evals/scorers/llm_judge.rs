@@ -6,9 +6,10 @@
 //! - `labels`: where a sample carries a person's label (`/metadata/human`): agreement over the run; `pass_at` says which value is good;
 //! - `reference: false` keeps the target from the judge; `parameters`: decoding parameters (temperature 0 without it).
 
-use super::{Aggregate, Case, Options, Scale, Scored, Scorer, Services};
+use super::{Aggregate, Asks, Case, Options, Scale, Scored, Scorer, Services};
 use crate::evals::judge::{Agreement, Judge, Question};
 use crate::inference::CacheWish;
+use crate::types::chat::has_token_limit;
 use futures_util::future::{BoxFuture, try_join_all};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -115,6 +116,7 @@ impl Scorer for LlmJudge {
         match metric.rsplit_once('.') {
             Some((_, "flips")) if metric != self.name => Scale::Less("share"),
             Some((_, "first")) if metric != self.name => Scale::Plain("share"),
+            _ if metric == self.name && matches!(self.form, Form::PassOrFail) => Scale::Pass,
             _ => Scale::Share,
         }
     }
@@ -141,6 +143,10 @@ impl Scorer for LlmJudge {
             Form::Pair(Some(other)) => vec![other.clone()],
             _ => Vec::new(),
         }
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        vec![Asks { model: self.judge.model.clone(), has_limit: has_token_limit(&self.judge.parameters) }]
     }
 
     fn aggregates(&self) -> Vec<String> {
@@ -251,10 +257,11 @@ mod tests {
     use super::super::tests::{aggregated_with, refused, scored_with};
     use crate::datasets::Sample;
     use crate::evals::Reply;
+    use crate::evals::scorers::Calling;
     use crate::evals::scorers::Services;
-    use crate::inference::CacheWish;
+    use crate::inference::{CacheWish, MostCost};
     use crate::types::chat::ChatRequest;
-    use crate::types::traits::Embed;
+    use crate::types::traits::{Embed, Vectors};
     use crate::types::{Code, Failure};
     use futures_util::future::BoxFuture;
     use serde_json::{Value, json};
@@ -278,7 +285,7 @@ mod tests {
     }
 
     impl Embed for Scripted {
-        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>> {
+        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
             Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "no vectors")) })
         }
     }
@@ -291,6 +298,10 @@ mod tests {
                 let output = answer.ok_or_else(|| Failure::new(Code::UPSTREAM, "nothing more to say"))?;
                 Ok(Reply { output, ..Reply::default() })
             })
+        }
+
+        fn most_cost<'a>(&'a self, _calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
+            Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody sets money aside")) })
         }
 
         fn allows_commands(&self) -> bool {

@@ -13,6 +13,7 @@ mod cost;
 mod edit_distance;
 mod exact_match;
 mod external;
+pub mod files;
 pub(in crate::evals) mod grams;
 mod includes;
 mod json_field;
@@ -33,13 +34,15 @@ mod tool_call;
 mod wasm;
 
 pub use case::Case;
+pub use files::ScorerFiles;
 pub use options::{Author, Options};
-pub use seam::{Aggregate, Aggregated, Pure, Scale, Scored, Scorer, Services, Verdict, score};
+pub use seam::{Aggregate, Aggregated, Asks, Calling, Pure, Scale, Scored, Scorer, Services, Verdict, score};
 pub use similarity::cosine;
 pub use texts::of_texts;
 
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Makes a scorer from its options; `name` is what its main metric is called.
 type Build = fn(name: String, options: Options) -> Result<Box<dyn Scorer>, String>;
@@ -81,12 +84,21 @@ const SCORERS: &[(&str, Build, Option<&str>)] = &[
 /// Combinations nest: deeper than this nobody means it.
 const MAX_DEPTH: usize = 16;
 
-/// A scorer from its place in a suite: `exact_match` or `exact_match: {json: true}`. The error carries the word to look for.
+/// A scorer from its place in a suite: `exact_match` or `exact_match: {json: true}`; `files` is where those are that it is made of. The
+/// error carries the word to look for.
 ///
 /// # Errors
 /// The scorer's name or option at fault, and what is wrong.
+pub fn build_with(spec: &Value, files: &Arc<ScorerFiles>) -> Result<Box<dyn Scorer>, (String, String)> {
+    build_for(spec, Author::Suite(files.clone()))
+}
+
+/// As [`build_with`], for scorers that are made of no files.
+///
+/// # Errors
+/// As [`build_with`].
 pub fn build(spec: &Value) -> Result<Box<dyn Scorer>, (String, String)> {
-    build_for(spec, Author::Suite)
+    build_with(spec, &Arc::new(ScorerFiles::kept(files::Kept::new())))
 }
 
 /// As [`build`], for a spec of somebody else than the suite's author.
@@ -147,9 +159,9 @@ mod tests {
     use super::*;
     use crate::datasets::Sample;
     use crate::evals::Reply;
-    use crate::inference::CacheWish;
+    use crate::inference::{CacheWish, MostCost};
     use crate::types::chat::ChatRequest;
-    use crate::types::traits::Embed;
+    use crate::types::traits::{Embed, Vectors};
     use crate::types::{Code, Failure};
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
@@ -159,13 +171,17 @@ mod tests {
     pub(super) struct Alone;
 
     impl Embed for Alone {
-        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, Failure>> {
+        fn embed<'a>(&'a self, _model: &'a str, _texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
             Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
         }
     }
 
     impl Services for Alone {
         fn chat(&self, _request: ChatRequest, _cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>> {
+            Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
+        }
+
+        fn most_cost<'a>(&'a self, _calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
             Box::pin(async { Err(Failure::new(Code::UNSUPPORTED, "nobody answers")) })
         }
 
@@ -199,10 +215,10 @@ mod tests {
     /// What people's labels (`metadata.human`) and a metric's values add up to.
     pub(super) fn aggregated_with(scorer: &dyn Scorer, metric: &str, cases: &[(Value, f64)]) -> Aggregated {
         let mut aggregate = scorer.aggregate().expect("it adds up");
-        for (human, value) in cases {
+        for (group, (human, value)) in (0..).zip(cases) {
             let metadata = Map::from_iter([("human".to_string(), human.clone())]);
             let (sample, reply) = (Sample { metadata, ..sample(Value::Null) }, Reply::default());
-            aggregate.add(&Case::new(&sample, &reply), &Map::from_iter([(metric.to_string(), (*value).into())]));
+            aggregate.add(&Case::new(&sample, &reply), &Map::from_iter([(metric.to_string(), (*value).into())]), group);
         }
         aggregate.finish()
     }
@@ -211,9 +227,20 @@ mod tests {
     pub(super) fn aggregated(spec: &Value, cases: &[(String, Value)]) -> Aggregated {
         let scorer = build(spec).unwrap_or_else(|(_, problem)| panic!("{problem}"));
         let mut aggregate = scorer.aggregate().expect("it adds up");
-        for (output, target) in cases {
+        for (group, (output, target)) in (0..).zip(cases) {
             let (sample, reply) = (sample(target.clone()), Reply { output: output.clone(), ..Reply::default() });
-            aggregate.add(&Case::new(&sample, &reply), &Map::new());
+            aggregate.add(&Case::new(&sample, &reply), &Map::new(), group);
+        }
+        aggregate.finish()
+    }
+
+    /// As [`aggregated`], each case so often, as repeats of one sample.
+    pub(super) fn aggregated_repeats(spec: &Value, cases: &[(String, Value)], times: usize) -> Aggregated {
+        let scorer = build(spec).unwrap_or_else(|(_, problem)| panic!("{problem}"));
+        let mut aggregate = scorer.aggregate().expect("it adds up");
+        for (group, (output, target)) in (0..).zip(cases) {
+            let (sample, reply) = (sample(target.clone()), Reply { output: output.clone(), ..Reply::default() });
+            (0..times).for_each(|_| aggregate.add(&Case::new(&sample, &reply), &Map::new(), group));
         }
         aggregate.finish()
     }
@@ -261,6 +288,31 @@ mod tests {
         assert_eq!(values(json!({"regex": "^NL-\\d{5}$"}), "NL-12345", json!(null)), [1.0]);
         assert_eq!(values(json!({"regex": {"pattern": "^NL-\\d{5}$"}}), "NL-123456", json!(null)), [0.0]);
         assert!(build(&json!("regex")).is_err() && build(&json!({"regex": {"pattern": "("}})).is_err());
+    }
+
+    #[tokio::test]
+    async fn long_texts_are_compared_beside_and_not_in_the_way() {
+        let (output, target) = ("ab ".repeat(1_500), "ba ".repeat(1_500));
+        for word in ["edit_distance", "rouge", "chrf", "bleu"] {
+            // chrF and BLEU take time with the length, the others with its square.
+            let times = if ["chrf", "bleu"].contains(&word) { 200 } else { 1 };
+            let reply = Reply { output: output.repeat(times), ..Reply::default() };
+            let (sample, scorer) = (sample(json!(target.repeat(times))), build(&json!(word)).map_err(|(_, why)| why).expect("built"));
+            let case = Case::new(&sample, &reply);
+            let mut scored = scorer.score(&case, &Alone);
+            assert!(futures_util::poll!(&mut scored).is_pending(), "{word}: it was computed where it stands");
+            assert!(scored.await.expect("a score").values[0].is_some());
+            // A short one is done at once.
+            let reply = Reply { output: "ab".into(), ..Reply::default() };
+            assert!(scorer.score(&Case::new(&sample, &reply), &Alone).now_or_never().is_some() || times > 1, "{word}");
+        }
+        let reply = Reply { output: "a".repeat(40_000), ..Reply::default() };
+        let (sample, scorer) = (
+            sample(json!(["b".repeat(40_000), "c".repeat(40_000)])),
+            build(&json!("edit_distance")).map_err(|(_, why)| why).expect("built"),
+        );
+        let refused = scorer.score(&Case::new(&sample, &reply), &Alone).await;
+        assert!(refused.is_err_and(|why| why.contains("over all targets")));
     }
 
     #[test]

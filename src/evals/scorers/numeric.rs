@@ -7,7 +7,7 @@
 //!
 //! Thousands separators, currency signs and units around the number are passed over. `12 %` equals `12 %`, `12` and `0.12`.
 
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use regex::Regex;
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -52,6 +52,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Numeric {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -1,13 +1,15 @@
 //! Options of a scorer in a suite, read key by key; what nobody asked for is unknown.
 
+use super::ScorerFiles;
 use crate::types::error::did_you_mean;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Who wrote a scorer's options down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Author {
-    /// Whoever wrote the suite.
-    Suite,
+    /// Whoever wrote the suite; its files.
+    Suite(Arc<ScorerFiles>),
     /// Whoever wrote the sample: data, which may come from anywhere.
     Sample,
 }
@@ -25,10 +27,10 @@ impl Options {
         Options { author, given, asked: Vec::new() }
     }
 
-    /// Refuses what a sample brings: scorers that read files, run code, or look into the sample for scorers again.
-    pub(super) fn for_suites_only(&self) -> Result<(), String> {
-        match self.author {
-            Author::Suite => Ok(()),
+    /// The suite's files. Refuses what a sample brings: scorers that read files, run code, or look into the sample for scorers again.
+    pub(super) fn for_suites_only(&self) -> Result<&ScorerFiles, String> {
+        match &self.author {
+            Author::Suite(files) => Ok(files),
             Author::Sample => Err("a sample may not bring this scorer; put it into the suite".into()),
         }
     }

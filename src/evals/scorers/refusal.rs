@@ -2,7 +2,7 @@
 //! refusals begin. `not: refusal` is for suites in which everything should be answered. Option `patterns`: regular expressions that also
 //! mean a refusal. Words are a weak sign; a judge with a rubric is a better one where it matters.
 
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use regex::{Regex, RegexSet};
 use std::sync::LazyLock;
 
@@ -36,6 +36,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Refusal {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

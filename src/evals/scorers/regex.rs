@@ -1,6 +1,6 @@
 //! `regex`: a pattern matches somewhere in the answer (`^` and `$` for all of it). Option: `pattern`. Linear time, whatever the pattern.
 
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 
 struct Regex {
     name: String,
@@ -16,6 +16,10 @@ pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer
 impl Pure for Regex {
     fn metrics(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

@@ -3,9 +3,11 @@
 //! `rougeL`). The main metric is the last of them, ROUGE-L by default. Of several targets the best counts.
 
 use super::grams::{common, grams, shared};
+use super::seam::{Long, MANY_STEPS, apart};
 use super::{Case, Options, Pure, Scored, Scorer};
 use crate::types::error::did_you_mean;
 
+#[derive(Clone)]
 struct Rouge {
     name: String,
     kinds: Vec<&'static str>,
@@ -14,8 +16,11 @@ struct Rouge {
 const KINDS: [&str; 6] = ["rouge1", "rouge2", "rouge3", "rouge4", "rouge5", "rougeL"];
 /// Those that are told when a suite names none.
 const USUAL: [&str; 3] = ["rouge1", "rouge2", "rougeL"];
-/// Most words of a text that are compared for the longest common subsequence: time and memory grow with the product.
+/// Most words of a text that are compared for the longest common subsequence: time grows with the product, and with the number of targets.
 const MAX_WORDS: usize = 20_000;
+const MAX_CELLS: usize = MAX_WORDS * MAX_WORDS;
+/// Bytes that a word has at least, with what parts it from the next.
+const WORD_BYTES: usize = 2;
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
     let kinds = match options.texts("kinds")? {
@@ -43,10 +48,18 @@ impl Pure for Rouge {
         if found.len().max(wanted.iter().map(Vec::len).max().unwrap_or(0)) > MAX_WORDS {
             return Err(format!("a text of more than {MAX_WORDS} words"));
         }
+        if wanted.iter().map(|wanted| wanted.len() * found.len()).sum::<usize>() > MAX_CELLS {
+            return Err(format!("texts of more than {MAX_WORDS} words, over all targets"));
+        }
         let best = |kind: &&'static str| wanted.iter().map(|wanted| measure(kind, &found, wanted)).fold(0.0, f64::max);
         let mut values: Vec<f64> = self.kinds.iter().map(best).collect();
         values.rotate_right(1);
         Ok(values.into())
+    }
+
+    fn long(&self, case: &Case<'_>) -> Option<Long> {
+        let (found, wanted) = case.lengths();
+        ((found / WORD_BYTES).saturating_mul(wanted / WORD_BYTES) > MANY_STEPS).then(|| apart(self, case))
     }
 }
 

@@ -2,9 +2,10 @@
 //! A scorer that only computes implements [`Pure`] and is a scorer by that.
 
 use super::case::Case;
+use crate::datasets::Sample;
 use crate::evals::Reply;
-use crate::inference::CacheWish;
-use crate::stats::Summary;
+use crate::inference::{CacheWish, MostCost};
+use crate::stats::{Summary, bootstrap_groups};
 use crate::types::Failure;
 use crate::types::chat::ChatRequest;
 use crate::types::traits::Embed;
@@ -43,8 +44,18 @@ pub trait Scorer: Send + Sync {
         false
     }
 
+    /// Whether its code lies outside of the suite and its files, where anybody may change it unseen.
+    fn is_unpinned(&self) -> bool {
+        false
+    }
+
     /// Targets whose answers it compares with.
     fn compares_with(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Models that it asks, as far as that is known before it looks at a case.
+    fn asks(&self) -> Vec<Asks> {
         Vec::new()
     }
 }
@@ -64,6 +75,11 @@ pub trait Pure: Send + Sync {
     /// # Errors
     /// Why there is no score.
     fn look(&self, case: &Case<'_>) -> Result<Scored, String>;
+
+    /// The same to be computed on a thread of its own, where that may take long enough to keep other cases waiting ([`MANY_STEPS`]).
+    fn long(&self, _case: &Case<'_>) -> Option<Long> {
+        None
+    }
 
     /// As [`Scorer::aggregates`].
     fn aggregates(&self) -> Vec<String> {
@@ -86,7 +102,8 @@ impl<P: Pure> Scorer for P {
     }
 
     fn score<'a>(&'a self, case: &'a Case<'a>, _services: &'a dyn Services) -> BoxFuture<'a, Result<Scored, String>> {
-        ready(self.look(case)).boxed()
+        let Some(long) = self.long(case) else { return ready(self.look(case)).boxed() };
+        Box::pin(async move { tokio::task::spawn_blocking(long).await.unwrap_or_else(|_| Err("it ended early".into())) })
     }
 
     fn aggregates(&self) -> Vec<String> {
@@ -98,10 +115,25 @@ impl<P: Pure> Scorer for P {
     }
 }
 
+/// Steps (cells of a table, runs of characters) that take some milliseconds: more are computed on a thread of their own.
+pub const MANY_STEPS: usize = 1_000_000;
+
+/// A look that takes long.
+pub type Long = Box<dyn FnOnce() -> Result<Scored, String> + Send>;
+
+/// A look at a case's answer and target, apart from where the case lives.
+pub(super) fn apart<P: Pure + Clone + 'static>(scorer: &P, case: &Case<'_>) -> Long {
+    let sample = Sample { id: case.sample.to_string(), input: Map::new(), target: case.target.clone(), metadata: Map::new() };
+    let (scorer, reply) = (scorer.clone(), case.reply.clone());
+    Box::new(move || scorer.look(&Case::new(&sample, &reply)))
+}
+
 /// What the values of a metric mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// From 0 to 1, and more is better.
+    /// 1 for right and 0 for wrong; less than 1 is wrong, too.
+    Pass,
+    /// From 0 to 1, and more is better: how good, not whether it is good enough.
     Share,
     /// A number with a unit of its own (`ms`, `micro-dollars`, `tokens`, `edits`), of which less is better.
     Less(&'static str),
@@ -144,10 +176,20 @@ impl From<bool> for Scored {
     }
 }
 
+/// Seed of numbers that are found by drawing.
+pub const SEED: u64 = 7;
+
+/// How sure a statistic of grouped cases is, within the ends that it has; the ends themselves where nothing is known.
+pub(in crate::evals) fn drawn(groups: usize, [low, high]: [f64; 2], statistic: impl FnMut(&[u32]) -> Option<f64>) -> (f64, [f64; 2]) {
+    let drawn = bootstrap_groups(groups, SEED, statistic);
+    drawn.map_or((0.0, [low, high]), |found| (found.standard_error, found.ci95.map(|end| end.clamp(low, high))))
+}
+
 /// Adds up the cases of one target, one by one: a run may be larger than memory.
 pub trait Aggregate: Send {
-    /// A case that has an answer, with the values of all metrics.
-    fn add(&mut self, case: &Case<'_>, scores: &Map<String, Value>);
+    /// A case that has an answer, with the values of all metrics. Cases of one group (repeats of a sample, samples of a cluster) are not
+    /// independent of each other.
+    fn add(&mut self, case: &Case<'_>, scores: &Map<String, Value>, group: u32);
 
     /// The numbers.
     fn finish(self: Box<Self>) -> Aggregated;
@@ -162,10 +204,31 @@ pub struct Aggregated {
     pub details: Value,
 }
 
+/// A call that a scorer is about to make.
+#[derive(Debug, Clone, Copy)]
+pub enum Calling<'a> {
+    /// Asks a model.
+    Chat(&'a ChatRequest),
+    /// Makes vectors: the model, and the texts.
+    Vectors(&'a str, &'a [&'a str]),
+}
+
+/// A model that a scorer asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asks {
+    /// `provider/model` or a route.
+    pub model: String,
+    /// Whether the scorer bounds what may be answered.
+    pub has_limit: bool,
+}
+
 /// What scorers may call.
 pub trait Services: Embed {
     /// Asks a model, on the road that applications take.
     fn chat(&self, request: ChatRequest, cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>>;
+
+    /// The most that a call may cost.
+    fn most_cost<'a>(&'a self, calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>>;
 
     /// Whether the suite's author may run programs here.
     fn allows_commands(&self) -> bool;

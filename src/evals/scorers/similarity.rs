@@ -1,7 +1,7 @@
 //! `similarity`: how near the answer's meaning is to the target's: the cosine of their embeddings, 0 where it is negative. Of several
 //! targets the nearest counts. Option `model`: `provider/model` or a route (`local/all-minilm-l6-v2` without it).
 
-use super::{Case, Options, Scored, Scorer, Services};
+use super::{Asks, Case, Options, Scored, Scorer, Services};
 use futures_util::future::BoxFuture;
 
 struct Similarity {
@@ -31,11 +31,16 @@ impl Scorer for Similarity {
                 return Ok(0.0.into());
             }
             let texts: Vec<&str> = std::iter::once(case.output()).chain(targets.iter().map(String::as_str)).collect();
-            let vectors = services.embed(&self.model, &texts).await.map_err(|failure| format!("{}: {failure}", failure.code().name))?;
-            let Some((found, wanted)) = vectors.split_first() else { return Err("the provider sent no vectors".into()) };
+            let made = services.embed(&self.model, &texts).await.map_err(|failure| format!("{}: {failure}", failure.code().name))?;
+            let Some((found, wanted)) = made.vectors.split_first() else { return Err("the provider sent no vectors".into()) };
             let best = wanted.iter().filter_map(|wanted| cosine(found, wanted)).reduce(f64::max);
             best.map(|cosine| cosine.max(0.0).into()).ok_or_else(|| "the vectors cannot be compared".to_string())
         })
+    }
+
+    fn asks(&self) -> Vec<Asks> {
+        // Vectors have the length that they have.
+        vec![Asks { model: self.model.clone(), has_limit: true }]
     }
 }
 

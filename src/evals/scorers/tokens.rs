@@ -21,7 +21,7 @@ impl Pure for Tokens {
     }
 
     fn scale(&self, _metric: &str) -> Scale {
-        if self.max.is_some() { Scale::Share } else { Scale::Less("tokens") }
+        if self.max.is_some() { Scale::Pass } else { Scale::Less("tokens") }
     }
 
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {

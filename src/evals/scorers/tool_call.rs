@@ -5,7 +5,7 @@
 //! - `extra: true` allows more calls than the wanted ones.
 
 use super::case::{holds, parsed, same};
-use super::{Case, Options, Pure, Scored, Scorer};
+use super::{Case, Options, Pure, Scale, Scored, Scorer};
 use serde_json::Value;
 
 struct ToolCall {
@@ -62,6 +62,10 @@ impl Pure for ToolCall {
         vec![self.name.clone()]
     }
 
+    fn scale(&self, _metric: &str) -> Scale {
+        Scale::Pass
+    }
+
     fn look(&self, case: &Case<'_>) -> Result<Scored, String> {
         let wanted = match &self.calls {
             Some(calls) => calls.clone(),
@@ -69,7 +73,11 @@ impl Pure for ToolCall {
             None => read(case.target).map_err(|problem| format!("target: {problem}"))?,
         };
         let made = case.reply.tool_calls.as_array().map(Vec::as_slice).unwrap_or_default();
-        let made = made.iter().map(call).collect::<Result<Vec<_>, _>>()?;
+        let made = match made.iter().map(call).collect::<Result<Vec<_>, _>>() {
+            Ok(made) => made,
+            // What the model made of it is wrong, whatever it meant.
+            Err(problem) => return Ok(Scored::from(false).because(problem)),
+        };
         Ok(match self.mismatch(&made, &wanted) {
             None => true.into(),
             Some(why) => Scored::from(false).because(why),
@@ -80,30 +88,54 @@ impl Pure for ToolCall {
 impl ToolCall {
     /// Why the calls are not the wanted ones; none when they are.
     fn mismatch(&self, made: &[Call], wanted: &[Call]) -> Option<String> {
-        let mut open: Vec<&Call> = made.iter().collect();
+        if self.in_order { self.out_of_order(made, wanted) } else { self.unmatched(made, wanted) }
+    }
+
+    /// The same where calls come in their order: each wanted call is the first one behind the one before it that fits.
+    fn out_of_order(&self, made: &[Call], wanted: &[Call]) -> Option<String> {
         let mut from = 0;
         for call in wanted {
-            let fits = |other: &&Call| other.name == call.name && self.fits(&other.arguments, &call.arguments);
-            let Some(at) = open.iter().skip(from).position(fits) else {
-                let named: Vec<_> = made.iter().filter(|other| other.name == call.name).collect();
-                return Some(match (named.first(), made.is_empty()) {
-                    (_, true) => format!("no tool was called; expected {}", call.name),
-                    (Some(other), _) => format!("{} was called with {}, expected {}", call.name, other.arguments, call.arguments),
-                    (None, _) => format!("{} was not called", call.name),
-                });
-            };
-            let at = from + at;
-            if self.in_order {
-                if at > from && !self.extra {
-                    return Some(format!("{} was called before {}", open[from].name, call.name));
-                }
-                from = at + 1;
-            } else {
-                open.remove(at);
+            let Some(behind) = made[from..].iter().position(|other| self.is(other, call)) else { return Some(missing(made, call)) };
+            if behind > 0 && !self.extra {
+                return Some(format!("{} was called before {}", made[from].name, call.name));
+            }
+            from += behind + 1;
+        }
+        made.get(from).filter(|_| !self.extra).map(|call| format!("{} was called, which was not expected", call.name))
+    }
+
+    /// The same where the order does not matter: each wanted call has a call of its own, if there is any way to give it one.
+    ///
+    /// Source: augmenting paths (Kuhn, "The Hungarian Method for the Assignment Problem", Naval Res. Logist. Quart. 2, 1955).
+    fn unmatched(&self, made: &[Call], wanted: &[Call]) -> Option<String> {
+        let mut taken: Vec<Option<usize>> = vec![None; made.len()];
+        for (at, call) in wanted.iter().enumerate() {
+            if !self.find(at, (made, wanted), &mut taken, &mut vec![false; made.len()]) {
+                return Some(missing(made, call));
             }
         }
-        let surplus = if self.in_order { &open[from.min(open.len())..] } else { &open[..] };
-        surplus.first().filter(|_| !self.extra).map(|call| format!("{} was called, which was not expected", call.name))
+        let surplus = made.iter().zip(&taken).find(|(_, taken)| taken.is_none());
+        surplus.filter(|_| !self.extra).map(|(call, _)| format!("{} was called, which was not expected", call.name))
+    }
+
+    /// Gives a wanted call one that was made; who has it already may take another.
+    fn find(&self, at: usize, calls: (&[Call], &[Call]), taken: &mut [Option<usize>], seen: &mut [bool]) -> bool {
+        let (made, wanted) = calls;
+        for place in 0..made.len() {
+            if seen[place] || !self.is(&made[place], &wanted[at]) {
+                continue;
+            }
+            seen[place] = true;
+            if taken[place].is_none_or(|holder| self.find(holder, calls, taken, seen)) {
+                taken[place] = Some(at);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is(&self, made: &Call, wanted: &Call) -> bool {
+        made.name == wanted.name && self.fits(&made.arguments, &wanted.arguments)
     }
 
     fn fits(&self, made: &Value, wanted: &Value) -> bool {
@@ -113,6 +145,15 @@ impl ToolCall {
             "subset" => holds(made, wanted),
             _ => same(made, wanted),
         }
+    }
+}
+
+/// How a wanted call is missing.
+fn missing(made: &[Call], call: &Call) -> String {
+    match (made.iter().find(|other| other.name == call.name), made.is_empty()) {
+        (_, true) => format!("no tool was called; expected {}", call.name),
+        (Some(other), _) => format!("{} was called with {}, expected {}", call.name, other.arguments, call.arguments),
+        (None, _) => format!("{} was not called", call.name),
     }
 }
 
@@ -159,6 +200,20 @@ mod tests {
         assert_eq!(why(json!({"extra": true}), &aba, wanted.clone()), None);
         assert_eq!(why(json!({"order": "exact", "extra": true}), &[("x", json!({})), a, ("b", json!({}))], wanted), None);
         assert!(why(json!({}), &ab, json!(["a", "a"])).is_some(), "one call does not count twice");
+    }
+
+    #[test]
+    fn each_wanted_call_gets_one_of_its_own_if_there_is_a_way() {
+        // The wider wanted call must not take what only the narrower one fits.
+        let made = [("f", json!({"a": 1, "b": 2})), ("f", json!({"a": 1}))];
+        let wanted = json!([{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1, "b": 2}}]);
+        assert_eq!(why(json!({"arguments": "subset"}), &made, wanted.clone()), None);
+        let twice = [("f", json!({"a": 1})), ("f", json!({"a": 1}))];
+        assert!(why(json!({"arguments": "subset"}), &twice, wanted).is_some_and(|why| why.contains("expected")));
+        let reply = Reply { tool_calls: json!([{"function": {"arguments": "{}"}}]), ..Reply::default() };
+        let scored = looked(&json!("tool_call"), &reply, json!(["f"])).expect("a model's broken call is wrong, and no error");
+        assert_eq!(scored.values, [Some(0.0)]);
+        assert!(scored.explanation.is_some_and(|why| why.contains("a call needs a name")));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! `wasm`: a WebAssembly module of yours scores the answer (see [`external`](super::external) for what it is told and says). Options:
-//! `file`; `fuel`, about the instructions that it may take for a case (200 million); `memory_mib` (64); `metrics`: names of more numbers.
+//! `file`, below the suite's folder; `fuel`, about the instructions that it may take for a case (200 million); `memory_mib` (64); `metrics`: names of more numbers.
 //!
 //! The module imports nothing: it sees the case and nothing else of this machine. It exports its `memory`, `alloc(length) -> pointer`
 //! and `score(pointer, length) -> i64`, the place of its JSON in the upper half and the length in the lower. Each case gets a module that
@@ -28,13 +28,12 @@ struct Code {
 }
 
 pub(super) fn build(name: String, mut options: Options) -> Result<Box<dyn Scorer>, String> {
-    options.for_suites_only()?;
     let file = options.text("file")?.ok_or("file is missing")?;
+    let bytes = options.for_suites_only()?.read(&file)?;
     let fuel = options.count("fuel", 1..=u64::MAX)?.unwrap_or(200_000_000);
     let memory = options.count("memory_mib", 1..=4_096)?.unwrap_or(64);
     let more = external::more(&mut options)?;
     options.finish()?;
-    let bytes = std::fs::read(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
     let mut config = Config::default();
     config.consume_fuel(true);
     let engine = Engine::new(&config);

@@ -1,9 +1,9 @@
 //! `html`: one file that holds everything, without a script and without anything from elsewhere. It opens from the disk, in light and in
 //! dark. Whatever models and datasets say is text here and nothing else.
 
-use super::escape::escape as markup;
-use super::table::{cost, describe};
-use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
+use super::escape::{escape as markup, is_obeyed};
+use super::table::{cost, describe, scoring_cost};
+use super::{Comparison, Show, Shown, case_name, cut, ks, passes_at, put, scores, verdict};
 use crate::evals::Report;
 use crate::evals::compare::Changed;
 use crate::evals::metrics::Totals;
@@ -55,10 +55,13 @@ impl Show for Html {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, paired, metric, worse, better, changed: samples } = comparison;
+        let Comparison { a, b, paired, metric, worse, better, changed: samples, warnings } = comparison;
         let title = format!("{} against {}", escape(b), escape(a));
         put(out, HEAD.replace("{title}", &title))?;
         let mut text = format!("<h1>{title}</h1>\n<h2>{}: {worse} worse, {better} better</h2>\n", escape(metric));
+        warnings.iter().for_each(|warning| {
+            let _ = writeln!(text, "<p><strong>warning: {}</strong></p>", escape(warning));
+        });
         changed(&samples[..samples.len().min(CHANGED)], (*worse, *better), &mut text);
         differences(paired.iter().map(describe), &mut text);
         put(out, text + "</main></body></html>\n")
@@ -123,18 +126,20 @@ fn numbers(report: &Report, text: &mut String) {
         });
         text.push('\n');
     };
-    let ks: Vec<usize> =
-        report.targets.first().map(|target| target.totals.passes.iter().map(|passes| passes.k).collect()).unwrap_or_default();
-    for k in ks {
+    for k in ks(report) {
         row(&format!("pass@{k} / pass^{k}"), &|totals| {
-            totals.passes.iter().find(|passes| passes.k == k).map_or("-".into(), |passes| format!("{:.3} / {:.3}", passes.any, passes.all))
+            passes_at(totals, k).map_or("-".into(), |(values, intervals)| format!("{values}, 95 % intervals {intervals}"))
         });
     }
-    row("cases with full marks", &|totals| format!("{} of {}", totals.passed, totals.n));
+    row("cases with full marks", &|totals| match totals.judged {
+        0 => "no scorer says pass or fail".into(),
+        judged => format!("{} of {judged}", totals.passed),
+    });
     row("errors", &|totals| totals.errors.to_string());
     row("answers given before", &|totals| totals.cached.to_string());
     row("tokens read / written", &|totals| format!("{} / {}", totals.input_tokens, totals.output_tokens));
     row("cost", &cost);
+    row("cost of scoring", &scoring_cost);
     row("latency p50 / p95 ms", &|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95));
     text.push_str("</tbody></table>\n");
 }
@@ -158,11 +163,16 @@ fn differences(lines: impl Iterator<Item = String>, text: &mut String) {
 
 /// Cases: those that did not pass first, read twice rather than kept.
 fn cases(shown: Shown<'_>, out: &mut dyn Write) -> Result<(), Failure> {
-    for (title, most, wanted) in [("Cases that did not pass", MISSED, false), ("Cases with full marks", PASSED, true)] {
+    let lists: [(_, _, &[&str]); 3] = [
+        ("Cases that did not pass", MISSED, &["miss", "error"]),
+        ("Cases of which no scorer says pass or fail", PASSED, &["scored"]),
+        ("Cases with full marks", PASSED, &["pass"]),
+    ];
+    for (title, most, wanted) in lists {
         let mut count = 0usize;
         shown.each_case(&mut |case| {
             let word = verdict(shown.report, &case);
-            if (word == "pass") != wanted {
+            if !wanted.contains(&word) {
                 return Ok(());
             }
             count += 1;
@@ -196,6 +206,7 @@ fn row(report: &Report, case: &CaseRecord, word: &str) -> String {
     let sign = match word {
         "pass" => "✓",
         "miss" => "✗",
+        "scored" => "·",
         _ => "!",
     };
     let (target, name, scores) = (escape(&case.target), escape(&case_name(report, case)), escape(&scores(case)));
@@ -205,7 +216,8 @@ fn row(report: &Report, case: &CaseRecord, word: &str) -> String {
 fn escape(text: &str) -> String {
     markup(text, |c| match c {
         '\'' => Some("&#39;"),
-        '\0' => Some("\u{fffd}"),
+        '\n' | '\t' => None,
+        c if is_obeyed(c) => Some("\u{fffd}"),
         _ => None,
     })
 }

@@ -26,7 +26,7 @@ impl Show for Jsonl {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, paired, metric, worse, better, changed } = comparison;
+        let Comparison { a, b, paired, metric, worse, better, changed, warnings } = comparison;
         let without = Comparison {
             a: a.clone(),
             b: b.clone(),
@@ -35,6 +35,7 @@ impl Show for Jsonl {
             worse: *worse,
             better: *better,
             changed: Vec::new(),
+            warnings: warnings.clone(),
         };
         object(&Line { kind: "comparison", value: &without }, out)?;
         changed.iter().try_for_each(|one| object(&Line { kind: "changed", value: one }, out))

@@ -1,7 +1,7 @@
 //! `junit`: the XML that continuous integration reads. A suite for each target, a test for each case; a case that did not get full marks is
 //! a failure where there is no gate, one without an answer an error. A gate says itself what fails the build.
 
-use super::escape::escape as markup;
+use super::escape::{escape as markup, is_obeyed};
 use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
 use crate::store::runs::CaseRecord;
 use crate::types::Failure;
@@ -36,10 +36,14 @@ impl Show for Junit {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, worse, changed, metric, .. } = comparison;
+        let Comparison { a, b, worse, changed, metric, warnings, .. } = comparison;
         let (name, count) = (format!("{b} against {a}"), changed.len());
         let head = format!("<testsuite name=\"{}\" tests=\"{count}\" failures=\"{worse}\" errors=\"0\">", escape(&name));
         put(out, format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"{}\">\n{head}\n", escape(&name)))?;
+        if !warnings.is_empty() {
+            let each: String = warnings.iter().enumerate().map(|(at, one)| property(at, one)).collect();
+            put(out, format!("<properties>{each}</properties>\n"))?;
+        }
         for (at, one) in changed.iter().enumerate() {
             let test = format!("<testcase classname=\"{}\" name=\"{}\"", escape(&name), escape(&one.sample));
             let message = format!("{metric} {} -> {}", one.a, one.b);
@@ -52,11 +56,16 @@ impl Show for Junit {
     }
 }
 
+fn property(at: usize, warning: &str) -> String {
+    format!("<property name=\"warning {}\" value=\"{}\"/>", at + 1, escape(warning))
+}
+
 fn begin(shown: Shown<'_>, target: &str, out: &mut dyn Write) -> Result<(), Failure> {
     let totals = shown.report.targets.iter().find(|one| one.name == target).map(|one| &one.totals);
-    let (tests, errors, passed) = totals.map_or((0, 0, 0), |totals| (totals.n + totals.errors, totals.errors, totals.passed));
+    let (tests, errors) = totals.map_or((0, 0), |totals| (totals.n + totals.errors, totals.errors));
     // A gate allows for cases that miss.
-    let failures = if shown.report.gate.is_some() { 0 } else { tests - errors - passed.min(tests - errors) };
+    let missed = totals.map_or(0, |totals| totals.judged - totals.passed.min(totals.judged));
+    let failures = if shown.report.gate.is_some() { 0 } else { missed };
     let name = format!("{}/{target}", shown.report.suite);
     put(out, format!("<testsuite name=\"{}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">\n", escape(&name)))
 }
@@ -68,6 +77,11 @@ fn test(shown: Shown<'_>, case: &CaseRecord, out: &mut dyn Write) -> Result<(), 
     let said = escape(&cut(&case.output, CHARACTERS));
     match verdict(shown.report, case) {
         "pass" => put(out, format!("{head}/>\n")),
+        // There is no test without an outcome: what nobody calls a failure is none.
+        "scored" => put(
+            out,
+            format!("{head}><system-out>no scorer says pass or fail: {}&#10;{said}</system-out></testcase>\n", escape(&scores(case))),
+        ),
         "miss" if shown.report.gate.is_some() => {
             put(out, format!("{head}><system-out>missed: {}&#10;{said}</system-out></testcase>\n", escape(&scores(case))))
         }
@@ -101,6 +115,7 @@ fn escape(text: &str) -> String {
     markup(text, |c| match c {
         '\n' => Some("&#10;"),
         '\t' => Some("&#9;"),
+        c if is_obeyed(c) => Some("\u{fffd}"),
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => Some("\u{fffd}"),
         _ => None,
     })

@@ -1,9 +1,11 @@
 //! `markdown`: GitHub-flavoured, for a comment on a pull request or the summary of a workflow.
 
-use super::table::{cost, describe};
-use super::{Comparison, Show, Shown, case_name, cut, put, scores, verdict};
+use super::escape::is_obeyed;
+use super::table::{cost, describe, scoring_cost};
+use super::{Comparison, Show, Shown, case_name, cut, ks, passes_at, put, scores, verdict};
 use crate::evals::Report;
 use crate::evals::compare::Changed;
+use crate::evals::metrics::Totals;
 use crate::types::Failure;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -62,8 +64,11 @@ impl Show for Markdown {
     }
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
-        let Comparison { a, b, paired, metric, worse, better, changed: samples } = comparison;
+        let Comparison { a, b, paired, metric, worse, better, changed: samples, warnings } = comparison;
         let mut text = format!("### {} against {}\n\n{}: {worse} worse, {better} better\n\n", cell(b), cell(a), cell(metric));
+        warnings.iter().for_each(|warning| {
+            let _ = writeln!(text, "⚠️ {}\n", cell(warning));
+        });
         changed(samples, *worse, &mut text);
         for difference in paired {
             let _ = writeln!(text, "- {}", cell(&describe(difference)));
@@ -86,9 +91,14 @@ fn numbers(report: &Report, text: &mut String) {
     let row = |name: &str, values: Vec<String>, text: &mut String| {
         let _ = writeln!(text, "| {name} | {} |", values.join(" | "));
     };
-    let each = |of: &dyn Fn(&crate::evals::metrics::Totals) -> String| report.targets.iter().map(|target| of(&target.totals)).collect();
+    let each = |of: &dyn Fn(&Totals) -> String| report.targets.iter().map(|target| of(&target.totals)).collect();
+    for k in ks(report) {
+        let told = |totals: &Totals| passes_at(totals, k).map_or("-".into(), |(values, intervals)| format!("{values} {intervals}"));
+        row(&format!("pass@{k} / pass^{k}"), each(&told), text);
+    }
     row("errors", each(&|totals| totals.errors.to_string()), text);
     row("cost", each(&cost), text);
+    row("cost of scoring", each(&scoring_cost), text);
     row("latency p50 / p95 ms", each(&|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)), text);
     text.push('\n');
 }
@@ -113,7 +123,7 @@ fn missed(shown: Shown<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     let (mut text, mut count) = (String::new(), 0usize);
     shown.each_case(&mut |case| {
         let word = verdict(shown.report, &case);
-        if word == "pass" {
+        if !["miss", "error"].contains(&word) {
             return Ok(());
         }
         count += 1;
@@ -141,7 +151,8 @@ fn cell(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' | '\r' => escaped.push(' '),
+            '\n' | '\r' | '\t' => escaped.push(' '),
+            c if is_obeyed(c) => escaped.push('\u{fffd}'),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),

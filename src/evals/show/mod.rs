@@ -11,6 +11,8 @@ pub mod table;
 
 use super::Report;
 use super::compare::{Changed, Difference};
+use super::estimate::Passes;
+use super::metrics::Totals;
 use crate::store::Store;
 use crate::store::cases::each_case;
 use crate::store::runs::CaseRecord;
@@ -53,6 +55,8 @@ pub struct Comparison {
     pub better: usize,
     /// Samples that changed, the worse ones first.
     pub changed: Vec<Changed>,
+    /// What makes the two less than comparable: other data, other scorers, samples that only one of them has.
+    pub warnings: Vec<String>,
 }
 
 /// One way to show.
@@ -127,13 +131,30 @@ fn cut(text: &str, most: usize) -> String {
     }
 }
 
-/// How a case went: `pass`, `miss` or `error`.
+/// How a case went: `pass`, `miss`, `error`, or `scored` where nobody says pass or fail.
 fn verdict(report: &Report, case: &CaseRecord) -> &'static str {
-    match &case.error {
-        Some(_) => "error",
-        None if report.passes(case) => "pass",
-        None => "miss",
+    match (&case.error, report.verdict(case)) {
+        (Some(_), _) => "error",
+        (None, Some(true)) => "pass",
+        (None, Some(false)) => "miss",
+        (None, None) => "scored",
     }
+}
+
+/// pass@k and pass^k of a target, each with its standard error, and their intervals; none where they are not told.
+fn passes_at(totals: &Totals, k: usize) -> Option<(String, String)> {
+    let Passes { any, any_standard_error, any_ci95, all, all_standard_error, all_ci95, .. } =
+        totals.passes.iter().find(|passes| passes.k == k)?;
+    let interval = |[low, high]: [f64; 2]| format!("[{low:.3}, {high:.3}]");
+    Some((
+        format!("{any:.3} ± {any_standard_error:.3} / {all:.3} ± {all_standard_error:.3}"),
+        format!("{} / {}", interval(*any_ci95), interval(*all_ci95)),
+    ))
+}
+
+/// The numbers of repeats that a report tells.
+fn ks(report: &Report) -> Vec<usize> {
+    report.targets.first().map(|target| target.totals.passes.iter().map(|passes| passes.k).collect()).unwrap_or_default()
 }
 
 /// A case's name in lists: its sample, and which of the repeats it is where there are several.

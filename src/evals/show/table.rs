@@ -1,6 +1,7 @@
 //! `table`: for a terminal. What changed comes first, then the numbers, then what the gate said.
 
-use super::{Comparison, Show, Shown, put};
+use super::escape::visible;
+use super::{Comparison, Show, Shown, ks, passes_at, put};
 use crate::evals::Report;
 use crate::evals::compare::{Changed, Changes, Difference};
 use crate::evals::metrics::Totals;
@@ -24,7 +25,10 @@ impl Show for Table {
 
     fn comparison(&self, comparison: &Comparison, out: &mut dyn Write) -> Result<(), Failure> {
         let mut text = String::new();
-        let Comparison { paired, metric, worse, better, changed, .. } = comparison;
+        let Comparison { paired, metric, worse, better, changed, warnings, .. } = comparison;
+        warnings.iter().for_each(|warning| {
+            let _ = writeln!(text, "warning: {}", visible(warning));
+        });
         let _ = writeln!(text, "{}", moved(metric, (*worse, *better)));
         changed.iter().take(COMPARED).enumerate().for_each(|(at, one)| change(one, at < *worse, &mut text));
         more(worse + better, changed.len().min(COMPARED), &mut text);
@@ -43,7 +47,11 @@ pub fn run(report: &Report) -> String {
     let _ = writeln!(
         text,
         "{} on {} ({}), {samples} samples{repeats}, {} [{}]",
-        report.suite, report.dataset, report.split, report.run, report.status
+        report.suite,
+        visible(&report.dataset),
+        visible(&report.split),
+        report.run,
+        report.status
     );
     report.changes.iter().filter(|changes| changes.worse + changes.better > 0).for_each(|one| changes(one, &mut text));
     let _ = writeln!(text, "{}", numbers(report));
@@ -54,7 +62,7 @@ pub fn run(report: &Report) -> String {
         let _ = writeln!(text, "gate {}", if gate.passed { "passed" } else { "missed" });
         let thresholds = gate.verdicts.iter().map(|one| (one.verdict.passed, &one.target, &one.verdict.reason));
         for (passed, target, reason) in thresholds.chain(gate.demands.iter().map(|one| (one.passed, &one.target, &one.reason))) {
-            let _ = writeln!(text, "  {} {target}: {reason}", if passed { "ok  " } else { "miss" });
+            let _ = writeln!(text, "  {} {target}: {}", if passed { "ok  " } else { "miss" }, visible(reason));
         }
     }
     text.trim_end().to_string()
@@ -78,19 +86,16 @@ fn numbers(report: &Report) -> comfy_table::Table {
     let metrics = report.targets.iter().flat_map(|target| target.totals.metrics.keys());
     let mut seen = std::collections::BTreeSet::new();
     for metric in metrics.filter(|metric| seen.insert(metric.as_str())) {
-        table.add_row(row(metric, &|totals| {
+        table.add_row(row(&visible(metric), &|totals| {
             totals.metrics.get(metric).map_or("-".into(), |found| format!("{:.3} ± {:.3}", found.mean, found.standard_error))
         }));
         table.add_row(row("  95 % interval", &|totals| {
             totals.metrics.get(metric).map_or("-".into(), |found| format!("[{:.3}, {:.3}]", found.ci95[0], found.ci95[1]))
         }));
     }
-    let ks =
-        report.targets.first().map(|target| target.totals.passes.iter().map(|passes| passes.k).collect::<Vec<_>>()).unwrap_or_default();
-    for k in ks {
-        table.add_row(row(&format!("pass@{k} / pass^{k}"), &|totals| {
-            totals.passes.iter().find(|passes| passes.k == k).map_or("-".into(), |passes| format!("{:.3} / {:.3}", passes.any, passes.all))
-        }));
+    for k in ks(report) {
+        table.add_row(row(&format!("pass@{k} / pass^{k}"), &|totals| passes_at(totals, k).map_or("-".into(), |(values, _)| values)));
+        table.add_row(row("  95 % interval", &|totals| passes_at(totals, k).map_or("-".into(), |(_, intervals)| intervals)));
     }
     table.add_row(row("errors", &|totals| totals.errors.to_string()));
     if report.targets.iter().any(|target| target.totals.cached > 0) {
@@ -100,16 +105,28 @@ fn numbers(report: &Report) -> comfy_table::Table {
     if report.targets.iter().any(|target| target.totals.cost_micro_usd > 0 || target.totals.unpriced > 0) {
         table.add_row(row("cost", &cost));
     }
+    if report.targets.iter().any(|target| target.totals.scoring_cost_micro_usd > 0 || target.totals.scoring_unpriced > 0) {
+        table.add_row(row("cost of scoring", &scoring_cost));
+    }
     table.add_row(row("latency p50 / p95 ms", &|totals| format!("{:.0} / {:.0}", totals.latency_ms.p50, totals.latency_ms.p95)));
     table
 }
 
 /// What calls cost; unknown prices are said, not left out.
 pub(super) fn cost(totals: &Totals) -> String {
-    match (totals.unpriced, totals.cost_micro_usd) {
+    money(totals.cost_micro_usd, totals.unpriced, "calls")
+}
+
+/// What the scorers' own calls cost.
+pub(super) fn scoring_cost(totals: &Totals) -> String {
+    money(totals.scoring_cost_micro_usd, totals.scoring_unpriced, "cases")
+}
+
+fn money(cost: i64, unpriced: usize, what: &str) -> String {
+    match (unpriced, cost) {
         (0, cost) => MicroUsd(cost).to_string(),
         (_, 0) => "unknown".into(),
-        (unpriced, cost) => format!("{} and {unpriced} calls without a known price", MicroUsd(cost)),
+        (unpriced, cost) => format!("{} and {unpriced} {what} without a known price", MicroUsd(cost)),
     }
 }
 
@@ -121,13 +138,13 @@ fn changes(changes: &Changes, text: &mut String) {
 }
 
 fn moved(metric: &str, (worse, better): (usize, usize)) -> String {
-    format!("{metric}: {worse} worse, {better} better")
+    format!("{}: {worse} worse, {better} better", visible(metric))
 }
 
 /// A sample that changed; the worse ones come first.
 fn change(one: &Changed, is_worse: bool, text: &mut String) {
     let word = if is_worse { "worse " } else { "better" };
-    let _ = writeln!(text, "  {word} {}: {} -> {}", one.sample, one.a, one.b);
+    let _ = writeln!(text, "  {word} {}: {} -> {}", visible(&one.sample), one.a, one.b);
 }
 
 fn more(all: usize, shown: usize, text: &mut String) {
@@ -142,7 +159,8 @@ pub fn describe(difference: &Difference) -> String {
     let Difference { metric, a, b, paired, unpaired_standard_error, less_is_better, p_holm, detectable, needed } = difference;
     let (wins, losses) = if *less_is_better { (paired.losses, paired.wins) } else { (paired.wins, paired.losses) };
     let mut text = format!(
-        "{b} − {a}: {metric} {:+.3}, 95 % interval [{:.3}, {:.3}], p {}",
+        "{b} − {a}: {} {:+.3}, 95 % interval [{:.3}, {:.3}], p {}",
+        visible(metric),
         paired.delta,
         paired.ci95[0],
         paired.ci95[1],

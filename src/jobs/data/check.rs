@@ -2,9 +2,10 @@
 //! data as guardrails find it, and what vectors tell: outliers, labels that look wrong, and what live traffic asks that the dataset lacks.
 
 use super::coverage::{self, Coverage};
+use super::operators::{self, Named};
 use super::{redaction, vectors};
-use crate::config::LogConfig;
 use crate::config::guardrails::Detector;
+use crate::config::{GuardrailsConfig, LogConfig};
 use crate::datasets::check::{self as checks, Balance, Report, Skipped, labels, neighbours, outliers};
 use crate::datasets::{Dataset, Sample};
 use crate::guardrails::detect;
@@ -56,6 +57,8 @@ pub struct Around<'a> {
     pub inference: &'a Arc<Inference>,
     /// What the operator wants to be taken out of logged requests.
     pub log: &'a LogConfig,
+    /// What the operator looks for in requests.
+    pub guardrails: &'a GuardrailsConfig,
     /// Who watches.
     pub progress: &'a dyn Progress,
 }
@@ -67,8 +70,9 @@ pub struct Around<'a> {
 pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> Result<Whole, Failure> {
     let mut whole = Whole { report: checks::check(dataset, None), coverage: None };
     let report = &mut whole.report;
-    report.personal = Some(checks::personal(&dataset.samples, &kinds));
-    hide(report);
+    let own = operators::patterns(around.log, around.guardrails);
+    report.personal = Some(checks::personal(&dataset.samples, &|text| kinds(text, &own)));
+    hide(report, &own);
     for model in &wishes.models {
         match around.inference.setup().providers.counter(model).await {
             Ok(counter) => report.tokens.push(checks::tokens(&dataset.samples, model, counter.as_ref())),
@@ -96,7 +100,7 @@ pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> R
     };
     by_vectors(dataset, report, &vectors);
     if let Some(filter) = &wishes.traffic {
-        let live = coverage::live(around.store, filter, &redaction::redactor(around.log))?;
+        let live = coverage::live(around.store, filter, &redaction::redactor(around.log, around.guardrails))?;
         let asked: Vec<String> = live.iter().map(|request| request.text.clone()).collect();
         match vectors::of(around.inference, &embedder, &asked, around.progress).await {
             Ok(of_live) => whole.coverage = Some(coverage::coverage(&live, &of_live, &vectors)),
@@ -106,21 +110,22 @@ pub async fn check(dataset: &Dataset, wishes: &Wishes, around: &Around<'_>) -> R
     Ok(whole)
 }
 
-/// What guardrails find in a text.
-pub(super) fn kinds(text: &str) -> Vec<String> {
+/// What guardrails find in a text, and what the operator's own patterns do.
+fn kinds(text: &str, own: &[Named]) -> Vec<String> {
     let mut places = Vec::new();
     let mut found = |detector: &Detector| {
         places.clear();
         detect::find(*detector, text, &mut places);
         !places.is_empty()
     };
-    Detector::ALL.iter().filter(|detector| found(detector)).map(|detector| detector.name().to_string()).collect()
+    let of_detectors = Detector::ALL.iter().filter(|detector| found(detector)).map(|detector| detector.name().to_string());
+    of_detectors.chain(own.iter().filter(|(_, regex)| regex.is_match(text)).map(|(name, _)| name.clone())).collect()
 }
 
 /// Takes personal data out of the listed values of targets.
-fn hide(report: &mut Report) {
+fn hide(report: &mut Report, own: &[Named]) {
     for (value, _) in report.balance.values_mut().flat_map(|balance| &mut balance.counts) {
-        let found = kinds(&crate::datasets::sample::text_of(value));
+        let found = kinds(&crate::datasets::sample::text_of(value), own);
         if !found.is_empty() {
             *value = format!("[{}]", found.join(", ")).into();
         }

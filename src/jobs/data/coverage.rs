@@ -57,7 +57,7 @@ pub(super) struct Live {
 pub(super) fn live(store: &Store, filter: &Filter, redactor: &Redactor) -> Result<Vec<Live>, StoreError> {
     let mut found = Vec::new();
     rows::each::<StoreError>(store, filter, |row| {
-        if row.error_code.is_none() && row.endpoint == "chat.completions" {
+        if row.error_code.is_none() && super::CONVERSATIONS.contains(&row.endpoint.as_str()) {
             let row = rows::with_bodies(store, row)?;
             let request = row.request.map(|request| redactor.body(request));
             found.extend(request.as_deref().and_then(said).map(|text| Live { id: row.id, text }));

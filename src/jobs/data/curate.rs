@@ -1,8 +1,8 @@
 //! From production to a dataset: logged requests become proposals that people review. What may be personal is taken out first, whatever
 //! the log's own rules are.
 
-use super::{judge, redaction};
-use crate::config::LogConfig;
+use super::{CONVERSATIONS, judge, redaction};
+use crate::config::{GuardrailsConfig, LogConfig};
 use crate::datasets::{Sample, shapes};
 use crate::inference::Inference;
 use crate::monitor::{Redactor, rows};
@@ -18,11 +18,6 @@ use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-
-/// Endpoint whose requests become samples.
-const CHAT: &str = "chat.completions";
-/// Endpoints of conversations in other protocols, which do not.
-const OTHERS: [&str; 2] = ["responses", "messages"];
 
 /// What to propose.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +42,8 @@ pub struct Curation {
     pub needed: i64,
     /// What the operator wants to be taken out of logged requests.
     pub log: LogConfig,
+    /// What the operator looks for in requests.
+    pub guardrails: GuardrailsConfig,
 }
 
 /// What was proposed.
@@ -62,8 +59,6 @@ pub struct Curated {
     pub repeated: usize,
     /// Requests without a whole conversation.
     pub left_out: usize,
-    /// Requests of `/v1/responses` and `/v1/messages`, which are passed over.
-    pub other_protocol: usize,
     /// Proposals from which something personal was taken.
     pub redacted: usize,
     /// Judgements that could not be had.
@@ -144,10 +139,9 @@ fn item(candidate: Candidate, curation: &Curation) -> ReviewItem {
 /// Gives what may be proposed to whoever takes it, one after the other with the counts so far, until nobody does any more.
 fn candidates(store: &Store, curation: &Curation, sender: &mpsc::Sender<(Curated, Candidate)>) -> Result<Curated, StoreError> {
     let (mut curated, mut seen) = (Curated::default(), HashSet::new());
-    let redactor = redaction::redactor(&curation.log);
+    let redactor = redaction::redactor(&curation.log, &curation.guardrails);
     rows::each::<StoreError>(store, &curation.filter, |row| {
-        curated.other_protocol += usize::from(row.error_code.is_none() && OTHERS.contains(&row.endpoint.as_str()));
-        if row.endpoint != CHAT || row.error_code.is_some() {
+        if !CONVERSATIONS.contains(&row.endpoint.as_str()) || row.error_code.is_some() {
             return Ok(true);
         }
         let given = feedback::of_request(store.db.as_ref(), &row.id, None)?;
@@ -252,8 +246,11 @@ fn sample(row: &RequestRow, given: &[FeedbackRow], variable: Option<&str>) -> Op
 /// What the model said; none where the log or a limit has cut it.
 fn answer(reply: &str) -> Option<Value> {
     let reply: Value = serde_json::from_str(reply).ok()?;
-    let choice = reply.get("choices")?.get(0)?;
-    if reply.get("refit").is_some_and(|refit| refit.get("cut").is_some()) || choice["finish_reason"] == "length" {
+    if reply.get("refit").is_some_and(|refit| refit.get("cut").is_some()) {
+        return None;
+    }
+    let Some(choice) = reply.get("choices").and_then(|choices| choices.get(0)) else { return as_sent(&reply) };
+    if choice["finish_reason"] == "length" {
         return None;
     }
     let mut said = Map::from_iter([("role".to_string(), json!("assistant"))]);
@@ -262,4 +259,40 @@ fn answer(reply: &str) -> Option<Value> {
         said.extend(value.map(|value| (name.to_string(), value.clone())));
     }
     (said.len() > 1).then(|| said.into())
+}
+
+/// The text of a reply that was logged as its provider sent it: `content` of `/v1/messages`, `output` of `/v1/responses`. None where it
+/// ended early, or holds anything but text.
+fn as_sent(reply: &Value) -> Option<Value> {
+    let has_ended = reply["stop_reason"] == "end_turn" || reply["stop_reason"] == "stop_sequence" || reply["status"] == "completed";
+    let parts: Vec<&Value> = match (reply["content"].as_array(), reply["output"].as_array()) {
+        (Some(parts), _) => parts.iter().collect(),
+        (None, Some(items)) => {
+            let spoken = items.iter().filter(|item| item["type"] != "reasoning");
+            spoken.map(|item| item["content"].as_array()).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect()
+        }
+        (None, None) => return None,
+    };
+    let texts: Option<Vec<&str>> = parts.iter().filter(|part| part["type"] != "thinking").map(|part| part["text"].as_str()).collect();
+    let text = texts?.concat();
+    (has_ended && !text.is_empty()).then(|| json!({"role": "assistant", "content": text}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_read_in_every_protocol_and_only_whole() {
+        let said = |reply: Value| answer(&reply.to_string()).map(|said| said["content"].clone());
+        let of_messages = |stop: &str| json!({"type": "message", "stop_reason": stop, "content": [{"type": "thinking", "thinking": "?"}, {"type": "text", "text": "Hi"}]});
+        assert_eq!((said(of_messages("end_turn")), said(of_messages("max_tokens"))), (Some(json!("Hi")), None));
+        let item = json!({"type": "message", "content": [{"type": "output_text", "text": "Hi"}]});
+        let of_responses = |status: &str, items: Value| json!({"object": "response", "status": status, "output": items});
+        assert_eq!(said(of_responses("completed", json!([{"type": "reasoning", "summary": []}, item]))), Some(json!("Hi")));
+        assert_eq!(said(of_responses("incomplete", json!([item]))), None);
+        // A call of a tool is no text.
+        assert_eq!(said(of_responses("completed", json!([{"type": "function_call", "name": "f"}]))), None);
+        assert_eq!(said(json!({"choices": [{"finish_reason": "stop", "message": {"content": "Hi"}}]})), Some(json!("Hi")));
+    }
 }

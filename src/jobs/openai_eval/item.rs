@@ -5,19 +5,24 @@ use super::source::{Asking, Item};
 use crate::evals::graders::{Grade, Grader, How, ModelGrader, template};
 use crate::evals::scorers::cosine;
 use crate::guardrails::schema::{Format, faults};
-use crate::store::openai_evals::EvalItemRow;
+use crate::store::openai_evals::{EvalAnswerRow, EvalItemRow};
+use crate::types::Code;
 use crate::types::time::now_ms;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What makes vectors for `cosine`.
 const EMBEDDER: &str = "local/all-minilm-l6-v2";
 
 /// Everything that items of a run share.
 pub(super) struct Bench {
-    pub(super) graders: Vec<Grader>,
-    pub(super) asking: Option<Asking>,
-    pub(super) schema: Option<Format>,
-    pub(super) asker: Asker,
+    graders: Vec<Grader>,
+    asking: Option<Asking>,
+    schema: Option<Format>,
+    asker: Asker,
+    /// Answers that are not graded yet: those that an earlier execution left, and those under way.
+    ungraded: Mutex<HashMap<u64, (Value, Value)>>,
 }
 
 /// Why an item has no grade.
@@ -27,11 +32,51 @@ struct Trouble {
 }
 
 impl Bench {
+    /// With the answers that an earlier execution left.
+    pub(super) fn new(
+        graders: Vec<Grader>,
+        (asking, schema): (Option<Asking>, Option<Format>),
+        asker: Asker,
+        kept: Vec<EvalAnswerRow>,
+    ) -> Self {
+        let ungraded = kept.into_iter().map(|answer| (answer.number, (answer.sample, answer.shown))).collect();
+        Bench { graders, asking, schema, asker, ungraded: Mutex::new(ungraded) }
+    }
+
+    /// Answers that nobody graded.
+    pub(super) fn ungraded(&self) -> Vec<EvalAnswerRow> {
+        let row = |(number, (sample, shown)): (&u64, &(Value, Value))| EvalAnswerRow {
+            number: *number,
+            sample: sample.clone(),
+            shown: shown.clone(),
+        };
+        self.lock().iter().map(row).collect()
+    }
+
+    /// Items whose outcome is stored.
+    pub(super) fn graded(&self, numbers: &[u64]) {
+        let mut ungraded = self.lock();
+        numbers.iter().for_each(|number| drop(ungraded.remove(number)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, (Value, Value)>> {
+        self.ungraded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The outcome of an item; none where the run was halted before there was one.
     pub(super) async fn outcome(&self, number: u64, item: Item) -> Option<EvalItemRow> {
         let mut space = json!({"item": item.item});
         let mut told = json!({});
-        let graded = match self.sample(&space, item.sample).await {
+        let kept = self.lock().get(&number).cloned();
+        let found = match kept {
+            // It was asked before, and only its grades are missing.
+            Some(kept) => Ok(Some(kept)),
+            None => self.sample(&space, item.sample).await,
+        };
+        if let (Some(_), Ok(Some(answered))) = (&self.asking, &found) {
+            self.lock().insert(number, answered.clone());
+        }
+        let graded = match found {
             Err(NoAnswer::Halted) => return None,
             Err(NoAnswer::Failed(code, message)) => Err(Trouble { code, message }),
             Ok(sample) => {
@@ -84,7 +129,7 @@ impl Bench {
         for grader in &self.graders {
             let named = |message: String| NoAnswer::Failed("grader_error".into(), format!("criterion \"{}\": {message}", grader.name));
             let grade = match &grader.how {
-                How::Text(text) => text.grade(space).map_err(named)?,
+                How::Text(text) => text.grade(space).await.map_err(named)?,
                 How::Meaning { input, reference, threshold } => {
                     let texts = [template::render(input, space).map_err(named)?, template::render(reference, space).map_err(named)?];
                     self.meaning(&texts, *threshold).await.map_err(|error| of_grader(error, &named))?
@@ -101,7 +146,7 @@ impl Bench {
         if texts.iter().any(|text| text.trim().is_empty()) {
             return Ok(Grade { score: 0.0, passed: threshold <= 0.0, sample: None });
         }
-        let vectors = self.asker.embed(EMBEDDER, &[&texts[0], &texts[1]]).await?;
+        let vectors = self.asker.embed(EMBEDDER, &[&texts[0], &texts[1]]).await.map_err(may_not_embed)?;
         let score = cosine(&vectors[0], &vectors[1]);
         let score = score.ok_or_else(|| NoAnswer::Failed("grader_error".into(), "the vectors cannot be compared".into()))?;
         Ok(Grade { score, passed: score >= threshold, sample: None })
@@ -136,6 +181,20 @@ impl Bench {
         sample_fields.extend(told);
         sample_fields.insert("error".into(), error);
         sample
+    }
+}
+
+/// Why there are no vectors, with what to do about it: it is the key of the run that asks for them.
+fn may_not_embed(error: NoAnswer) -> NoAnswer {
+    match error {
+        NoAnswer::Failed(code, message) if [Code::FORBIDDEN.name, Code::MODEL_NOT_FOUND.name].contains(&code.as_str()) => {
+            let why = "cosine calls this model with the key that made the run; the key must be allowed to call it, and it must be stored";
+            NoAnswer::Failed(
+                code,
+                format!("{EMBEDDER}: {message} ({why}: refit key update --route {EMBEDDER}, refit model pull all-minilm-l6-v2)"),
+            )
+        }
+        error => error,
     }
 }
 

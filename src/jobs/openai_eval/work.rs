@@ -116,7 +116,23 @@ impl Work {
         }
         let (halter, halt) = watch::channel(false);
         let bench = Arc::new(self.bench(run, heart, halt.clone()).await?);
-        let mut halted = halt;
+        let why = self.outcomes(run, done, (&bench, (halter, halt)), (told, progress)).await;
+        if !matches!(why, Ok(Why::Told(Told::Lost))) {
+            // What was paid for is graded by whoever goes on.
+            let (store, id, answers) = (self.desk.store.clone(), run.id.clone(), bench.ungraded());
+            blocking(move || Ok(rows::put_answers(store.db.as_ref(), &id, &answers)?)).await?;
+        }
+        why
+    }
+
+    /// Their outcomes, stored as they come.
+    async fn outcomes(
+        &self,
+        run: &EvalRunRow,
+        done: HashSet<u64>,
+        (bench, (halter, mut halted)): (&Arc<Bench>, (watch::Sender<bool>, watch::Receiver<bool>)),
+        (mut told, progress): (watch::Receiver<Option<Told>>, &Progress),
+    ) -> Result<Why, Failure> {
         let waiting = self.waiting(run, done)?.take_until(Box::pin(async move {
             let _ = halted.wait_for(|halted| *halted).await;
         }));
@@ -152,9 +168,10 @@ impl Work {
                     None => return Ok(why.unwrap_or(Why::Done)),
                     Some(chunk) => {
                         let items: Vec<_> = chunk.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-                        let kept = items.len() as u64;
+                        let (kept, numbers) = (items.len() as u64, items.iter().map(|item| item.number).collect::<Vec<_>>());
                         let (store, id) = (self.desk.store.clone(), run.id.clone());
                         blocking(move || Ok(rows::put_items(store.db.as_ref(), &id, &items)?)).await?;
+                        bench.graded(&numbers);
                         progress.done.fetch_add(kept, Ordering::Relaxed);
                     }
                 },
@@ -174,10 +191,11 @@ impl Work {
             let schema = check::item_schema(&eval.data_source).map(|schema| schemas.of(schema)).transpose();
             let schema = schema.map_err(|why| Failure::new(Code::INVALID_VALUE, format!("item_schema: {why}")))?;
             // They were checked when the eval was made.
+            let kept = rows::answers(store.db.as_ref(), &run.id)?;
             let graders =
                 Grader::read_all(&run.criteria, true).map_err(|(path, problem)| Failure::on(Code::INVALID_VALUE, path, problem))?;
             let asking = Plan::read(&run.data_source)?.asking().cloned();
-            Ok(Bench { graders, asking, schema, asker })
+            Ok(Bench::new(graders, (asking, schema), asker, kept))
         })
         .await
     }
@@ -207,7 +225,8 @@ impl Work {
         blocking(move || {
             let db = store.db.as_ref();
             let sums = Sums::of(db, &run)?;
-            match db.batch(&[rows::summing(&run.id, &sums.usage(), &sums.criteria(&run)), rows::ending(&run.id, status, &Value::Null)]) {
+            let summed = rows::summing(&run.id, &sums.usage(), &sums.criteria(&run));
+            match db.batch(&[summed, rows::ending(&run.id, status, &Value::Null), rows::forgetting_answers(&run.id)]) {
                 // Somebody ended it otherwise meanwhile.
                 Err(StoreError::Conflict(_)) => Ok(()),
                 other => Ok(other?),
@@ -224,7 +243,7 @@ impl Work {
             // What was graded before stands.
             let sums = Sums::of(store.db.as_ref(), &failed)?;
             let summed = rows::summing(&failed.id, &sums.usage(), &sums.criteria(&failed));
-            match store.db.batch(&[summed, rows::ending(&failed.id, Status::Failed, &error)]) {
+            match store.db.batch(&[summed, rows::ending(&failed.id, Status::Failed, &error), rows::forgetting_answers(&failed.id)]) {
                 Err(StoreError::Conflict(_)) => Ok(()),
                 other => Ok(other?),
             }

@@ -3,13 +3,14 @@
 use super::Halt;
 use crate::access::Caller;
 use crate::evals::prepare::PlanTarget;
-use crate::evals::scorers::Services;
+use crate::evals::scorers::{Calling, Services};
 use crate::evals::{Reply, Respond};
-use crate::inference::{Ask, Inference, Measured, Ready};
+use crate::inference::{Ask, CacheWish, Inference, Measured, MostCost, Priced, Ready};
 use crate::types::chat::ChatRequest;
 use crate::types::money::MicroUsd;
 use crate::types::time::now_ms;
 use crate::types::told::Cost;
+use crate::types::traits::{Embed, Vectors};
 use crate::types::{Code, Failure};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -168,10 +169,44 @@ impl Respond for Meter {
         })
     }
 
-    fn knows_price(&self, model: &str) -> bool {
-        self.inference.knows_price(model)
+    fn priced(&self, model: &str) -> Priced {
+        self.inference.priced(model)
     }
+
+    fn replies_days(&self) -> u64 {
+        self.inference.replies_days()
+    }
+
     fn services(&self) -> &dyn Services {
-        self.inference.as_ref()
+        self
+    }
+}
+
+/// What scorers ask is paid for, too.
+impl Services for Meter {
+    fn chat(&self, request: ChatRequest, cache: CacheWish) -> BoxFuture<'_, Result<Reply, Failure>> {
+        Box::pin(async move {
+            let reply = Services::chat(self.inference.as_ref(), request, cache).await?;
+            self.pay(reply.cost_micro_usd.map_or(Cost::Unknown, Cost::MicroUsd));
+            Ok(reply)
+        })
+    }
+
+    fn most_cost<'a>(&'a self, calling: &'a Calling<'a>) -> BoxFuture<'a, Result<MostCost, Failure>> {
+        self.inference.most_cost(calling)
+    }
+
+    fn allows_commands(&self) -> bool {
+        self.inference.allows_commands()
+    }
+}
+
+impl Embed for Meter {
+    fn embed<'a>(&'a self, model: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vectors, Failure>> {
+        Box::pin(async move {
+            let made = Embed::embed(self.inference.as_ref(), model, texts).await?;
+            self.pay(made.cost_micro_usd.map_or(Cost::Unknown, Cost::MicroUsd));
+            Ok(made)
+        })
     }
 }
