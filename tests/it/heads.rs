@@ -156,6 +156,7 @@ fn a_head_is_measured_and_exported_like_any_adapter() {
     desk(&refit);
     fit(&refit, "c: 30\n");
     refit.write("prompts/plain.prompt", "---\n---\n{{text}}");
+    refit.run(&["prompt", "publish", "prompts/plain.prompt"]).expect(0);
     refit.write(
         "evals/desk.yaml",
         format!(
@@ -189,10 +190,20 @@ fn what_no_head_can_learn_is_said_before_anybody_waits() {
     };
     import("one", &(0..10).map(|at| sample(at, DESK[at % 4].1[at / 4], "always")).collect::<Vec<_>>());
     assert!(run("one", "method: head\n").contains("fewer than two labels"));
-    import("long", &(0..10).map(|at| sample(at, &format!("{} {}", DESK[at % 4].1[at / 4], "word ".repeat(400)), if at % 2 == 0 { "a" } else { "b" })).collect::<Vec<_>>());
+    import(
+        "long",
+        &(0..10)
+            .map(|at| sample(at, &format!("{} {}", DESK[at % 4].1[at / 4], "word ".repeat(400)), if at % 2 == 0 { "a" } else { "b" }))
+            .collect::<Vec<_>>(),
+    );
     let told = run("long", "method: head\n");
     assert!(told.contains("tokens, the model takes 256"), "{told}");
-    import("fields", &(0..10).map(|at| json!({"id": format!("s{at}"), "input": {"a": DESK[at % 4].1[at / 4], "b": "y"}, "target": "a"})).collect::<Vec<_>>());
+    import(
+        "fields",
+        &(0..10)
+            .map(|at| json!({"id": format!("s{at}"), "input": {"a": DESK[at % 4].1[at / 4], "b": "y"}, "target": "a"}))
+            .collect::<Vec<_>>(),
+    );
     assert!(run("fields", "method: head\n").contains("names no prompt"));
     assert!(run("one", "").contains("method: head"), "a low-rank adapter needs a chat model");
     assert!(run("one", "method: head\nrank: 8\n").contains("rank"));
@@ -228,6 +239,7 @@ fn banking77_is_learned_from_ten_examples_of_each_intent() {
     let result = fit(&refit, "");
     assert_eq!(result["parameters"], json!(77 * 385), "{result}");
     refit.write("prompts/plain.prompt", "---\n---\n{{text}}");
+    refit.run(&["prompt", "publish", "prompts/plain.prompt"]).expect(0);
     refit.write(
         "evals/bank.yaml",
         format!(
