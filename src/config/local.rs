@@ -13,11 +13,17 @@ pub struct LocalConfig {
     pub max_context: usize,
     /// Requests that may wait before new ones are answered with 429.
     pub max_queue: usize,
+    /// Memory for keys and values of one model, MiB: running sequences and kept prompts together.
+    pub cache_mib: usize,
+    /// Models that are kept loaded, those that chat and those that embed each; the one unused longest makes room.
+    pub max_models: usize,
+    /// Adapters that are kept loaded.
+    pub max_adapters: usize,
 }
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256 }
+        LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256, cache_mib: 2048, max_models: 4, max_adapters: 32 }
     }
 }
 
@@ -32,6 +38,9 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
         max_batch: count("max_batch", 1..=1_024, default.max_batch),
         max_context: count("max_context", 16..=1 << 24, default.max_context),
         max_queue: count("max_queue", 0..=1 << 20, default.max_queue),
+        cache_mib: count("cache_mib", 1..=1 << 20, default.cache_mib),
+        max_models: count("max_models", 1..=1_024, default.max_models),
+        max_adapters: count("max_adapters", 1..=65_536, default.max_adapters),
     };
     section.finish(problems);
     config

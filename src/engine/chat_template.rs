@@ -1,11 +1,11 @@
 //! The chat template inside a model file (Jinja), rendered with fuel and without any file access: model files are untrusted.
 
-use super::EngineError;
+use super::{EngineError, tools};
 use crate::types::chat::{Content, Message};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, context};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Instructions a template may execute: a conversation of a thousand messages takes a few ten thousand.
 const FUEL: u64 = 2_000_000;
@@ -14,19 +14,23 @@ const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// One message as the template sees it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Plain text.
     pub content: String,
+    /// Calls that an assistant made: `{"type": "function", "function": {"name", "arguments"}}`, the arguments as a value.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Value>,
 }
 
 impl ChatMessage {
     /// A message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        ChatMessage { role: role.into(), content: content.into() }
+        ChatMessage { role: role.into(), content: content.into(), tool_calls: Vec::new() }
     }
 
-    /// A message of the API as this engine understands it: text only, `developer` read as `system`. Serving and training use the same.
+    /// A message of the API as this engine understands it: text and tool calls, `developer` read as `system`. Serving and training use
+    /// the same.
     ///
     /// # Errors
     /// [`EngineError::Request`] naming the part, role or field that would otherwise be dropped.
@@ -38,20 +42,35 @@ impl ChatMessage {
             let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
             return refuse(format!("hold a part of type \"{kind}\"; this local model reads text only"));
         }
-        if message.extra.get("tool_calls").is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty())) {
-            return refuse("hold tool_calls, which local models do not support yet".into());
+        let role = match message.role.as_str() {
+            "developer" => "system",
+            role @ ("system" | "user" | "assistant" | "tool") => role,
+            other => return refuse(format!("hold the role \"{other}\", which local models do not support")),
+        };
+        let mut tool_calls = Vec::new();
+        for call in message.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+            let Some(function) = call.get("function").filter(|function| function.get("name").is_some_and(Value::is_string)) else {
+                return refuse("hold a tool call that names no function".into());
+            };
+            tool_calls.push(json!({"type": "function", "function": {"name": function["name"], "arguments": tools::arguments(function)}}));
         }
-        match message.role.as_str() {
-            "developer" => Ok(ChatMessage::new("system", message.plain_text())),
-            role @ ("system" | "user" | "assistant") => Ok(ChatMessage::new(role, message.plain_text())),
-            other => refuse(format!("hold the role \"{other}\", which local models do not support yet")),
-        }
+        Ok(ChatMessage { tool_calls, ..ChatMessage::new(role, message.plain_text()) })
+    }
+
+    /// The message with every text in it changed.
+    pub fn map_texts(&self, change: impl Fn(&str) -> String) -> Self {
+        // What is put into a text of JSON as it stands there is put into the text.
+        let call = |call: &Value| serde_json::from_str(&change(&call.to_string())).unwrap_or(Value::Null);
+        let tool_calls = self.tool_calls.iter().map(call).collect();
+        ChatMessage { role: self.role.clone(), content: change(&self.content), tool_calls }
     }
 }
 
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// Writes tools and calls itself, in the notation of [`tools`].
+    knows_tools: bool,
     bos: String,
     eos: String,
 }
@@ -76,7 +95,8 @@ impl ChatTemplate {
             Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned("chat", source.to_string()).map_err(template)?;
-        Ok(ChatTemplate { environment, bos, eos })
+        let knows_tools = source.contains("tools") && source.contains("tool_calls") && source.contains(tools::BEGIN);
+        Ok(ChatTemplate { environment, knows_tools, bos, eos })
     }
 
     /// Renders a conversation; `open` adds the opening of the assistant's turn.
@@ -84,10 +104,57 @@ impl ChatTemplate {
     /// # Errors
     /// [`EngineError::Template`] when the template raises, runs out of fuel or uses something unknown.
     pub fn render(&self, messages: &[ChatMessage], open: bool) -> Result<String, EngineError> {
+        self.render_with_tools(messages, &[], open)
+    }
+
+    /// As [`ChatTemplate::render`], with tools that the model may call. Where the template has no words for tools, calls and what
+    /// they returned, they are put into the texts of the messages.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with_tools(&self, messages: &[ChatMessage], tools: &[Value], open: bool) -> Result<String, EngineError> {
         let template_ = self.environment.get_template("chat").map_err(template)?;
-        let values = context! { messages => minijinja::Value::from(Serde(messages)), add_generation_prompt => open, bos_token => self.bos.clone(), eos_token => self.eos.clone() };
+        let told;
+        let (messages, tools) = match self.knows_tools {
+            true => (messages, tools),
+            false => {
+                told = in_words(messages, tools);
+                (told.as_slice(), [].as_slice())
+            }
+        };
+        let tools = if tools.is_empty() { minijinja::Value::from(()) } else { minijinja::Value::from(Serde(tools)) };
+        let values = context! { messages => minijinja::Value::from(Serde(messages)), tools => tools, add_generation_prompt => open, bos_token => self.bos.clone(), eos_token => self.eos.clone() };
         template_.render(values).map_err(template)
     }
+}
+
+/// Tools told in the system message, calls as the model would have written them, what they returned as a user's message.
+fn in_words(messages: &[ChatMessage], tools: &[Value]) -> Vec<ChatMessage> {
+    let mut told: Vec<ChatMessage> = Vec::new();
+    let mut answers = false;
+    for message in messages {
+        let is_answer = message.role == "tool";
+        let answer = || format!("<tool_response>\n{}\n</tool_response>", message.content);
+        match told.last_mut() {
+            // Many templates want user and assistant to take turns.
+            Some(last) if is_answer && answers => last.content = format!("{}\n{}", last.content, answer()),
+            _ if is_answer => told.push(ChatMessage::new("user", answer())),
+            _ => {
+                let calls = message.tool_calls.iter().map(tools::written);
+                let texts: Vec<String> = Some(message.content.clone()).filter(|text| !text.is_empty()).into_iter().chain(calls).collect();
+                told.push(ChatMessage::new(message.role.as_str(), texts.join("\n")));
+            }
+        }
+        answers = is_answer;
+    }
+    if !tools.is_empty() {
+        let described = tools::described(tools);
+        match told.first_mut().filter(|first| first.role == "system") {
+            Some(system) => system.content = format!("{}\n\n{described}", system.content),
+            None => told.insert(0, ChatMessage::new("system", described)),
+        }
+    }
+    told
 }
 
 fn template(error: minijinja::Error) -> EngineError {
@@ -111,5 +178,43 @@ mod tests {
         let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}", String::new(), String::new()).expect("compiles");
         let error = template.render(&[], true).expect_err("raises");
         assert!(error.to_string().contains("roles must alternate"), "{error}");
+    }
+
+    fn conversation() -> Vec<ChatMessage> {
+        let messages = json!([
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "get", "arguments": "{\"city\": \"Ulm\"}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "7"},
+            {"role": "tool", "tool_call_id": "2", "content": "8"},
+        ]);
+        let messages: Vec<Message> = serde_json::from_value(messages).expect("messages");
+        messages.iter().map(|message| ChatMessage::of(message).expect("a message")).collect()
+    }
+
+    fn template_of(source: &str) -> ChatTemplate {
+        ChatTemplate::new(source, String::new(), String::new()).expect("compiles")
+    }
+
+    #[test]
+    fn a_template_without_words_for_tools_gets_them_as_text() {
+        let template = template_of("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}");
+        let tool = json!({"type": "function", "function": {"name": "get", "description": "Weather of a city"}});
+        let text = template.render_with_tools(&conversation(), &[tool], true).expect("renders");
+        let (system, rest) = text.split_once("[user]").expect("a user");
+        assert!(system.starts_with("[system]") && system.contains("Weather of a city") && system.contains(tools::BEGIN), "{system}");
+        assert!(rest.starts_with("Weather?[assistant]<tool_call>\n{\"name\": \"get\", \"arguments\": {\"city\":\"Ulm\"}}\n</tool_call>[user]<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response>"), "{rest}");
+        assert!(!template.render(&conversation(), true).expect("renders").contains("[system]"));
+    }
+
+    #[test]
+    fn a_template_that_knows_tools_gets_them_as_values() {
+        let template = template_of(
+            "{% if tools %}{{ tools[0].function.name }};{% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.tool_calls %}\
+             {% for c in m.tool_calls %}<tool_call>{{ c.function.arguments | tojson }}{% endfor %}{% endif %}{% endfor %}",
+        );
+        let tool = json!({"type": "function", "function": {"name": "get"}});
+        let text = template.render_with_tools(&conversation(), &[tool], true).expect("renders");
+        assert_eq!(text, "get;[user]Weather?[assistant]<tool_call>{\"city\": \"Ulm\"}[tool]7[tool]8");
     }
 }

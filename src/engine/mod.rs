@@ -7,18 +7,26 @@
 pub mod adapter;
 pub mod arch;
 pub mod chat_template;
+pub mod detokenizer;
 pub mod encoder;
 pub mod error;
 pub mod gguf;
+pub mod grammar;
 pub mod kv_cache;
+pub mod logprobs;
 pub mod map;
 pub mod model;
 pub mod nn;
+pub mod pace;
+pub mod penalties;
 pub mod prefix;
+pub mod queue;
 pub mod sampling;
 pub mod scheduler;
+pub mod schema;
 pub mod sequence;
 pub mod tokenizer;
+pub mod tools;
 
 pub use adapter::Adapter;
 pub use encoder::{Embedder, Encoder};

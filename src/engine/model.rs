@@ -6,6 +6,7 @@ use super::arch::{self, Decoder};
 use super::chat_template::{ChatMessage, ChatTemplate};
 use super::gguf::Gguf;
 use super::tokenizer::Tokenizer;
+use serde_json::Value;
 use std::path::Path;
 
 /// Used when a model file brings no template: the ChatML layout.
@@ -41,7 +42,18 @@ impl Model {
     /// # Errors
     /// [`EngineError::Template`] when the model's template refuses it.
     pub fn prompt_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
-        self.tokenizer.encode_prompt(&self.template.render(&self.contained(messages), true)?)
+        self.prompt_tokens_with_tools(messages, &[])
+    }
+
+    /// As [`Model::prompt_tokens`], with tools that the model may call (`{"type": "function", "function": {…}}`).
+    ///
+    /// # Errors
+    /// As [`Model::prompt_tokens`].
+    pub fn prompt_tokens_with_tools(&self, messages: &[ChatMessage], tools: &[Value]) -> Result<Vec<u32>, EngineError> {
+        let tools =
+            tools.iter().map(|tool| serde_json::from_str(&self.tokenizer.without_control(&tool.to_string())).unwrap_or(Value::Null));
+        let tools: Vec<Value> = tools.collect();
+        self.tokenizer.encode_prompt(&self.template.render_with_tools(&self.contained(messages), &tools, true)?)
     }
 
     /// Token ids of a conversation that ends with an assistant message, and how many of them are the prompt: the same ids that
@@ -68,7 +80,7 @@ impl Model {
 
     /// The messages with every control token in their text made harmless.
     fn contained(&self, messages: &[ChatMessage]) -> Vec<ChatMessage> {
-        messages.iter().map(|message| ChatMessage::new(message.role.as_str(), self.tokenizer.without_control(&message.content))).collect()
+        messages.iter().map(|message| message.map_texts(|text| self.tokenizer.without_control(text))).collect()
     }
 
     /// Reads an adapter for this model.

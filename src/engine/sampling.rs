@@ -1,8 +1,13 @@
-//! Choosing the next token: greedy at temperature 0, otherwise temperature, top-k and nucleus sampling (Holtzman et al. 2020,
-//! arXiv 1904.09751) with a seeded generator per request, so that a seed gives the same text whatever else is in the batch.
+//! Choosing the next token: greedy at temperature 0, otherwise temperature, min-p (Nguyen et al. 2024, arXiv 2407.01082), top-k and
+//! nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751), in this order, with a seeded generator per request, so that a seed gives
+//! the same text whatever else is in the batch.
 
+use super::penalties::{Penalties, Repeats};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+/// The nucleus is looked for among so many of the likeliest tokens first, then among eight times as many.
+const FIRST_LOOK: usize = 64;
 
 /// Decoding parameters of one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,64 +18,82 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keep the k likeliest tokens; 0 keeps all.
     pub top_k: usize,
+    /// Leave out tokens less likely than this share of the likeliest one's probability; 0 keeps all.
+    pub min_p: f32,
+    /// What makes tokens less or more likely.
+    pub penalties: Penalties,
     /// Seed; `None` takes a random one.
     pub seed: Option<u64>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: None }
+        Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, penalties: Penalties::default(), seed: None }
     }
 }
+
+/// Tokens that may come next: one bit each, 32 in a word, the lowest first. Tokens beyond the last word may not.
+pub type Mask<'a> = &'a [u32];
 
 /// A request's sampler.
 pub struct Sampler {
     sampling: Sampling,
+    repeats: Repeats,
     generator: StdRng,
+    /// Logits as penalties changed them.
+    changed: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler, seeded.
-    pub fn new(sampling: Sampling) -> Self {
+    /// A sampler for a reply to a prompt, seeded.
+    pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let generator = StdRng::seed_from_u64(sampling.seed.unwrap_or_else(rand::random));
-        Sampler { sampling, generator }
+        let repeats = Repeats::new(sampling.penalties.clone(), prompt);
+        Sampler { sampling, repeats, generator, changed: Vec::new() }
     }
 
-    /// The next token of a row of logits (vocabulary). NaN logits count as impossible.
-    pub fn next(&mut self, logits: &[f32]) -> u32 {
-        if self.sampling.temperature <= 0.0 {
-            return greedy(logits);
+    /// The next token of a row of logits (vocabulary), one of those that the mask allows. NaN logits count as impossible.
+    pub fn next(&mut self, logits: &[f32], mask: Option<Mask<'_>>) -> u32 {
+        let mut changed = std::mem::take(&mut self.changed);
+        let token = if self.repeats.is_neutral() {
+            self.choose(logits, mask)
+        } else {
+            changed.clear();
+            changed.extend_from_slice(logits);
+            self.repeats.apply(&mut changed);
+            self.choose(&changed, mask)
+        };
+        self.changed = changed;
+        self.repeats.note(token);
+        token
+    }
+
+    fn choose(&mut self, logits: &[f32], mask: Option<Mask<'_>>) -> u32 {
+        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
+        if temperature <= 0.0 {
+            return greedy(logits, mask);
         }
-        let mut candidates: Vec<(u32, f32)> =
-            logits.iter().enumerate().filter(|(_, x)| x.is_finite()).map(|(id, x)| (id as u32, x / self.sampling.temperature)).collect();
-        if candidates.is_empty() {
-            return greedy(logits);
-        }
-        if self.sampling.top_k > 0 || self.sampling.top_p < 1.0 {
-            candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            if self.sampling.top_k > 0 {
-                candidates.truncate(self.sampling.top_k);
-            }
-        }
+        let mut candidates: Vec<(u32, f32)> = allowed(logits, mask).filter(|(_, x)| x.is_finite()).collect();
         let max = candidates.iter().fold(f32::NEG_INFINITY, |max, (_, x)| max.max(*x));
+        if candidates.is_empty() {
+            return greedy(logits, mask);
+        }
         for (_, x) in &mut candidates {
-            *x = (*x - max).exp();
+            *x = ((*x - max) / temperature).exp();
         }
-        let mut total: f64 = candidates.iter().map(|(_, p)| f64::from(*p)).sum();
-        if self.sampling.top_p < 1.0 {
-            let mut kept = 0.0;
-            let enough = total * f64::from(self.sampling.top_p);
-            let count = candidates
-                .iter()
-                .take_while(|(_, p)| {
-                    let before = kept;
-                    kept += f64::from(*p);
-                    before < enough
-                })
-                .count();
-            candidates.truncate(count.max(1));
-            total = candidates.iter().map(|(_, p)| f64::from(*p)).sum();
+        if min_p > 0.0 {
+            // The likeliest token's share of its own probability is 1.
+            candidates.retain(|(_, p)| *p >= min_p);
         }
+        if top_k > 0 && candidates.len() > top_k {
+            candidates.select_nth_unstable_by(top_k - 1, likelier);
+            candidates.truncate(top_k);
+            candidates.sort_unstable_by(likelier);
+        }
+        if top_p < 1.0 {
+            keep_nucleus(&mut candidates, top_p);
+        }
+        let total: f64 = candidates.iter().map(|(_, p)| f64::from(*p)).sum();
         let mut left = self.generator.random::<f64>() * total;
         for (id, p) in &candidates {
             left -= f64::from(*p);
@@ -82,9 +105,56 @@ impl Sampler {
     }
 }
 
-fn greedy(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().filter(|(_, x)| !x.is_nan()).max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
-    best.map_or(0, |(id, _)| id as u32)
+/// Descending probability, then ascending id.
+fn likelier(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the likeliest candidates whose weights reach the share `top_p` of all. Sorting a whole vocabulary for each token would cost
+/// more than it brings: the nucleus is mostly small.
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
+    let enough = candidates.iter().map(|(_, p)| f64::from(*p)).sum::<f64>() * f64::from(top_p);
+    let mut look = FIRST_LOOK;
+    loop {
+        let is_all = look >= candidates.len();
+        if !is_all {
+            candidates.select_nth_unstable_by(look - 1, likelier);
+        }
+        let looked = look.min(candidates.len());
+        candidates[..looked].sort_unstable_by(likelier);
+        let mut kept = 0.0;
+        let before = |p: &f32| {
+            let before = kept;
+            kept += f64::from(*p);
+            before
+        };
+        let count = candidates[..looked].iter().map(|(_, p)| p).map(before).take_while(|before| *before < enough).count();
+        if is_all || kept >= enough {
+            candidates.truncate(count.max(1));
+            return;
+        }
+        look *= 8;
+    }
+}
+
+/// Ids and logits of the tokens that a mask allows.
+fn allowed<'a>(logits: &'a [f32], mask: Option<Mask<'a>>) -> Box<dyn Iterator<Item = (u32, f32)> + 'a> {
+    let Some(mask) = mask else { return Box::new(logits.iter().enumerate().map(|(id, x)| (id as u32, *x))) };
+    let words = mask.iter().enumerate().filter(|(_, word)| **word != 0);
+    let ids = words.flat_map(|(at, word)| (0..32).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * 32 + bit));
+    Box::new(ids.filter_map(|id| logits.get(id).map(|x| (id as u32, *x))))
+}
+
+fn greedy(logits: &[f32], mask: Option<Mask<'_>>) -> u32 {
+    let mut best: Option<(u32, f32)> = None;
+    let mut first = None;
+    for (id, x) in allowed(logits, mask) {
+        first = first.or(Some(id));
+        if !x.is_nan() && best.is_none_or(|(_, most)| x > most) {
+            best = Some((id, x));
+        }
+    }
+    best.map(|(id, _)| id).or(first).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -92,8 +162,8 @@ mod tests {
     use super::*;
 
     fn sampled(sampling: Sampling, draws: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling);
-        (0..draws).map(|_| sampler.next(&[1.0, 2.0, 0.5, -1.0])).collect()
+        let mut sampler = Sampler::new(sampling, &[]);
+        (0..draws).map(|_| sampler.next(&[1.0, 2.0, 0.5, -1.0], None)).collect()
     }
 
     #[test]
@@ -122,7 +192,40 @@ mod tests {
 
     #[test]
     fn not_a_number_is_never_chosen() {
-        assert_eq!(greedy(&[f32::NAN, 1.0]), 1);
-        assert_eq!(Sampler::new(Sampling::default()).next(&[f32::NAN, f32::NAN]), 0);
+        assert_eq!(greedy(&[f32::NAN, 1.0], None), 1);
+        assert_eq!(Sampler::new(Sampling::default(), &[]).next(&[f32::NAN, f32::NAN], None), 0);
+    }
+
+    #[test]
+    fn min_p_is_a_share_of_the_likeliest() {
+        // Shares of [1, 2, 0.5, -1] in the likeliest's probability: 0.368, 1, 0.223, 0.050.
+        let draws = sampled(Sampling { min_p: 0.3, seed: Some(1), ..Sampling::default() }, 300);
+        assert!(draws.iter().all(|id| [0, 1].contains(id)) && draws.contains(&0));
+    }
+
+    #[test]
+    fn only_what_the_mask_allows_is_chosen() {
+        let mut sampler = Sampler::new(Sampling { seed: Some(1), ..Sampling::default() }, &[]);
+        let draws: Vec<u32> = (0..100).map(|_| sampler.next(&[1.0, 2.0, 0.5, -1.0], Some(&[0b1101]))).collect();
+        assert!(!draws.contains(&1) && [0, 2, 3].iter().all(|id| draws.contains(id)));
+        assert_eq!(greedy(&[1.0, 2.0, 0.5], Some(&[0b101])), 0);
+        assert_eq!(greedy(&[1.0, f32::NAN, f32::NAN], Some(&[0b110])), 1, "allowed, although impossible");
+    }
+
+    #[test]
+    fn a_nucleus_is_the_same_however_it_is_looked_for() {
+        // 1,000 nearly equal weights: the nucleus is beyond the first look.
+        let weights: Vec<(u32, f32)> = (0..1000).map(|id| (id, 1.0 + ((id * 7919) % 1000) as f32 / 1e4)).collect();
+        let mut found = weights.clone();
+        keep_nucleus(&mut found, 0.5);
+        let mut sorted = weights;
+        sorted.sort_unstable_by(likelier);
+        assert_eq!(found, sorted[..found.len()]);
+        let mass = |part: &[(u32, f32)]| part.iter().map(|(_, p)| f64::from(*p)).sum::<f64>() / mass_of(&sorted);
+        assert!(mass(&found) >= 0.5 && mass(&found[..found.len() - 1]) < 0.5);
+    }
+
+    fn mass_of(all: &[(u32, f32)]) -> f64 {
+        all.iter().map(|(_, p)| f64::from(*p)).sum()
     }
 }

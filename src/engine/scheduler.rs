@@ -1,29 +1,25 @@
 //! The worker thread that owns a model: it admits requests from a bounded queue, shares each step among all running sequences
-//! (continuous batching, Yu et al. 2022, "Orca"), computes long prompts in chunks so that they do not stall the others, and reports
-//! tokens through channels. Async code never touches a tensor.
+//! (continuous batching, Yu et al. 2022, "Orca"), computes long prompts in chunks so that they do not stall the others (Agrawal et al.
+//! 2024, "Sarathi-Serve"), and reports tokens through channels. Async code never touches a tensor.
 
-use super::arch::{Batch, Mode};
+use super::arch::{Batch, Decoder, Mode};
 use super::kv_cache::KvCache;
 use super::model::Model;
 use super::nn::slices::with_slice;
+use super::pace::Pace;
 use super::prefix::{Plan, SlotContent, free_slot, plan};
+use super::queue::{Offered, Queue, Refused, Waiting};
 use super::sequence::{Generate, Sequence};
 use super::{Adapter, EngineError};
 use candle_core::Tensor;
-use std::collections::VecDeque;
+use rayon::prelude::*;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Instant;
 
-/// Prompt tokens computed in one step, all sequences together.
-const PREFILL_CHUNK: usize = 512;
 /// Slots beyond the running sequences, which keep recent prompts for reuse.
 const SPARE_SLOTS: usize = 4;
-/// Memory that keys and values may take.
-const CACHE_BYTES: usize = 2 << 30;
 
 /// How the engine runs a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +32,27 @@ pub struct EngineOptions {
     pub max_queue: usize,
     /// Tokens of a sequence, prompt and reply.
     pub max_context: usize,
+    /// Memory that keys and values may take, running sequences and kept prompts together.
+    pub cache_bytes: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions { threads: 0, max_batch: 24, max_queue: 256, max_context: 4096, cache_bytes: 2 << 30 }
+    }
 }
 
 /// A handle to the worker thread. Dropping the last one ends the thread.
 pub struct Engine {
     model: Arc<Model>,
-    queue: SyncSender<(Generate, Instant)>,
-    waiting: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     options: EngineOptions,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl Engine {
@@ -52,14 +61,13 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Stopped`] when threads cannot be started.
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Result<Self, EngineError> {
-        let (queue, requests) = sync_channel(options.max_queue.max(1));
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let queue = Arc::new(Queue::new(options.max_queue, options.max_batch.max(1)));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("engine-{i}")).build();
         let pool = pool.map_err(|_| EngineError::Stopped)?;
-        let worker = Worker::new(model.clone(), &options, requests, waiting.clone());
+        let worker = Worker::new(model.clone(), &options, queue.clone());
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || pool.install(|| worker.run()));
         thread.map_err(|_| EngineError::Stopped)?;
-        Ok(Engine { model, queue, waiting, options })
+        Ok(Engine { model, queue, options })
     }
 
     /// The model.
@@ -69,64 +77,91 @@ impl Engine {
 
     /// Requests accepted and not yet started.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.queue.len()
     }
 
-    /// Tokens that prompt and reply may have together.
+    /// Requests that can be accepted at once at the very most.
+    pub fn room(&self) -> usize {
+        self.options.max_batch.max(1) + self.options.max_queue
+    }
+
+    /// Tokens that prompt and reply may have together: what the settings, the model and the memory for keys and values allow.
     pub fn context(&self) -> usize {
-        self.options.max_context.min(self.model.decoder.config().context)
+        let config = self.model.decoder.config();
+        self.options.max_context.min(config.context).min(capacity(&self.options, self.model.decoder.as_ref()))
     }
 
-    /// Queues a request; its events follow on its channel. `max_tokens` is cut to what the context still holds.
+    /// Queues a request; its events follow on its channel.
     ///
     /// # Errors
-    /// [`EngineError::ContextLength`] when the prompt alone does not fit, [`EngineError::QueueFull`] when too many wait,
+    /// As [`Engine::submit_all`].
+    pub fn submit(&self, request: Generate) -> Result<(), EngineError> {
+        self.submit_all(vec![request])
+    }
+
+    /// Queues requests, all or none; their events follow on their channels. `max_tokens` is cut to what the context still holds.
+    ///
+    /// # Errors
+    /// [`EngineError::ContextLength`] when a prompt alone does not fit, [`EngineError::QueueFull`] when too many wait,
     /// [`EngineError::Stopped`] when the thread is gone.
-    pub fn submit(&self, mut request: Generate) -> Result<(), EngineError> {
-        let (prompt, context) = (request.tokens.len(), self.context());
-        if prompt == 0 {
-            return Err(EngineError::Request { param: "messages", problem: "give no tokens".into() });
-        }
-        if prompt >= context {
-            return Err(EngineError::ContextLength { prompt, context });
-        }
-        request.max_tokens = request.max_tokens.clamp(1, context - prompt);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.try_send((request, Instant::now())).map_err(|error| {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            match error {
-                TrySendError::Full(_) => EngineError::QueueFull(self.waiting()),
-                TrySendError::Disconnected(_) => EngineError::Stopped,
+    pub fn submit_all(&self, mut requests: Vec<Generate>) -> Result<(), EngineError> {
+        let context = self.context();
+        for request in &mut requests {
+            let prompt = request.tokens.len();
+            if prompt == 0 {
+                return Err(EngineError::Request { param: "messages", problem: "give no tokens".into() });
             }
+            if prompt >= context {
+                return Err(EngineError::ContextLength { prompt, context });
+            }
+            request.max_tokens = request.max_tokens.clamp(1, context - prompt);
+        }
+        self.queue.push(requests).map_err(|refused| match refused {
+            Refused::Full(waiting) => EngineError::QueueFull(waiting),
+            Refused::Closed => EngineError::Stopped,
         })
     }
 }
 
+/// Positions that the memory for keys and values holds.
+fn capacity(options: &EngineOptions, decoder: &dyn Decoder) -> usize {
+    let config = decoder.config();
+    options.cache_bytes / KvCache::new(0, config.layers, config.heads.key_width()).bytes_per_position().max(1)
+}
+
 struct Worker {
     model: Arc<Model>,
-    requests: Receiver<(Generate, Instant)>,
-    waiting: Arc<AtomicUsize>,
-    /// Taken from the channel, not yet started.
-    pending: VecDeque<(Generate, Instant)>,
+    queue: Arc<Queue>,
     running: Vec<Sequence>,
     slots: Vec<SlotContent>,
     cache: KvCache,
+    /// Positions that the cache may hold.
+    capacity: usize,
     max_batch: usize,
+    pace: Pace,
     step: u64,
 }
 
+/// A worker that ends, however it ends, leaves nobody waiting.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.queue.abort();
+    }
+}
+
 impl Worker {
-    fn new(model: Arc<Model>, options: &EngineOptions, requests: Receiver<(Generate, Instant)>, waiting: Arc<AtomicUsize>) -> Self {
+    fn new(model: Arc<Model>, options: &EngineOptions, queue: Arc<Queue>) -> Self {
         let max_batch = options.max_batch.max(1);
         let slots = max_batch + SPARE_SLOTS;
         let config = model.decoder.config();
         let cache = KvCache::new(slots, config.layers, config.heads.key_width());
+        let capacity = capacity(options, model.decoder.as_ref());
         let slots = vec![SlotContent::default(); slots];
-        Worker { model, requests, waiting, pending: VecDeque::new(), running: Vec::new(), slots, cache, max_batch, step: 0 }
+        Worker { model, queue, running: Vec::new(), slots, cache, capacity, max_batch, pace: Pace::default(), step: 0 }
     }
 
     fn run(mut self) {
-        while self.receive() {
+        while !self.running.is_empty() || self.queue.wait() {
             self.admit();
             self.step += 1;
             if self.running.is_empty() {
@@ -142,64 +177,40 @@ impl Worker {
         }
     }
 
-    /// Takes what waits in the channel; blocks when there is nothing to do. Returns whether to go on.
-    fn receive(&mut self) -> bool {
-        if self.running.is_empty() && self.pending.is_empty() {
-            let Ok(request) = self.requests.recv() else { return false };
-            self.pending.push_back(request);
-        }
-        while self.pending.len() < self.max_batch {
-            match self.requests.try_recv() {
-                Ok(request) => self.pending.push_back(request),
-                Err(TryRecvError::Empty) => break,
-                // Every handle is gone: finish what runs.
-                Err(TryRecvError::Disconnected) => return !self.running.is_empty() || !self.pending.is_empty(),
-            }
-        }
-        true
-    }
-
-    /// Starts pending requests, in order; one that waits for another's prompt does not hold up the ones behind it.
+    /// Starts waiting requests, in turn; one that waits for another's prompt does not hold up the ones behind it.
     fn admit(&mut self) {
-        for _ in 0..self.pending.len() {
-            let Some((request, accepted)) = self.pending.pop_front() else { break };
-            if request.events.is_closed() {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                continue;
-            }
-            if let Err(request) = self.start(request, accepted) {
-                self.pending.push_back((request, accepted));
-            }
-        }
+        let queue = self.queue.clone();
+        queue.offer(self.max_batch - self.running.len(), |waiting| self.start(waiting));
     }
 
-    fn start(&mut self, request: Generate, accepted: Instant) -> Result<(), Generate> {
+    fn start(&mut self, waiting: Waiting) -> Offered {
+        let Waiting { request, .. } = &waiting;
         if self.running.len() >= self.max_batch || !self.make_room(request.tokens.len() + request.max_tokens) {
-            return Err(request);
+            return Offered::NoRoom(Box::new(waiting));
         }
-        let Plan::Start { from, positions } = plan(&request.tokens, request.adapter.as_ref(), &self.slots) else { return Err(request) };
-        let Some(slot) = free_slot(&self.slots, from, positions) else { return Err(request) };
+        let Plan::Start { from, positions } = plan(&request.tokens, request.adapter.as_ref(), &self.slots) else {
+            return Offered::Later(Box::new(waiting));
+        };
+        let Some(slot) = free_slot(&self.slots, from, positions) else { return Offered::NoRoom(Box::new(waiting)) };
         if positions > 0 {
             self.cache.copy(from, slot, positions);
         } else {
             self.cache.free(slot);
         }
-        let mut sequence = Sequence::new(request, accepted, slot);
+        let mut sequence = Sequence::new(waiting.request, waiting.accepted, slot);
         (sequence.computed, sequence.cached_tokens) = (positions, positions);
         let (tokens, adapter) = (sequence.tokens.clone(), sequence.adapter.clone());
         self.slots[slot] = SlotContent { tokens, computed: positions, adapter, busy: true, used: self.step };
         self.running.push(sequence);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        Ok(())
+        Offered::Started
     }
 
     /// Frees idle slots, longest unused first, until a sequence of that many tokens fits in memory. One always fits.
     fn make_room(&mut self, tokens: usize) -> bool {
-        let capacity = CACHE_BYTES / self.cache.bytes_per_position();
         loop {
             let reserved: usize = self.running.iter().map(Sequence::reserved).sum();
             let idle: usize = self.slots.iter().filter(|slot| !slot.busy).map(|slot| slot.computed).sum();
-            if reserved + idle + tokens <= capacity || (self.running.is_empty() && idle == 0) {
+            if reserved + idle + tokens <= self.capacity || (self.running.is_empty() && idle == 0) {
                 return true;
             }
             let oldest =
@@ -219,7 +230,9 @@ impl Worker {
             return Ok(());
         }
         let adapters = self.adapter_ranges(&batch, &members);
+        let begun = Instant::now();
         let hidden = self.model.decoder.hidden(&batch, Mode::Infer { cache: &mut self.cache, adapters: &adapters })?;
+        self.pace.note(batch.segments.iter().map(|segment| segment.rows.len()), begun.elapsed());
         let mut complete = Vec::new();
         for (member, segment) in members.iter().zip(&batch.segments) {
             let sequence = &mut self.running[*member];
@@ -232,10 +245,10 @@ impl Worker {
         self.sample(&hidden, &complete)
     }
 
-    /// Rows of the next step: one for each decoding sequence, and prompt chunks up to the limit, handed out in the order of admission.
+    /// Rows of the next step: one for each decoding sequence, and prompt chunks up to a budget, handed out in the order of admission.
     fn compose(&self) -> (Batch, Vec<usize>) {
         let mut chosen = Vec::new();
-        let mut budget = PREFILL_CHUNK;
+        let mut budget = self.pace.prompt_rows(self.running.iter().any(Sequence::is_decoding));
         for (index, sequence) in self.running.iter().enumerate() {
             let left = sequence.tokens.len() - sequence.computed;
             let rows = if left == 1 { 1 } else { left.min(budget) };
@@ -276,11 +289,17 @@ impl Worker {
         let rows = Tensor::from_slice(&rows, rows.len(), hidden.device())?;
         let logits = self.model.decoder.logits(&hidden.index_select(&rows, 0)?)?;
         let vocabulary = logits.dim(1)?;
-        let mut finished = vec![false; self.running.len()];
-        with_slice(&logits, |logits| {
-            for ((member, _), logits) in complete.iter().zip(logits.chunks_exact(vocabulary)) {
-                finished[*member] = !self.running[*member].advance(logits, &self.model.tokenizer);
-            }
+        let mut rows = vec![None; self.running.len()];
+        for (row, (member, _)) in complete.iter().enumerate() {
+            rows[*member] = Some(row);
+        }
+        let tokenizer = &self.model.tokenizer;
+        let running = &mut self.running;
+        let finished = with_slice(&logits, |logits| {
+            let choose = |(sequence, row): (&mut Sequence, &Option<usize>)| {
+                row.is_some_and(|row| !sequence.advance(&logits[row * vocabulary..(row + 1) * vocabulary], tokenizer))
+            };
+            running.par_iter_mut().zip(&rows).with_max_len(1).map(choose).collect::<Vec<bool>>()
         })?;
         self.retire(&finished);
         Ok(())

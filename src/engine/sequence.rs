@@ -2,31 +2,62 @@
 
 use super::EngineError;
 use super::adapter::Adapter;
+use super::detokenizer::Detokenizer;
+use super::grammar::Constraint;
+use super::logprobs::TokenLogprob;
 use super::sampling::{Sampler, Sampling};
-use super::tokenizer::{Detokenizer, Tokenizer};
+use super::tokenizer::Tokenizer;
+use crate::types::asker::Asker;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
+use toktrie::SimpleVob;
 
 /// What a caller asks of the engine.
 pub struct Generate {
     /// Prompt tokens.
     pub tokens: Vec<u32>,
+    /// Who asks: waiting requests take turns by it.
+    pub asker: Asker,
     /// Adapter to apply.
     pub adapter: Option<Arc<Adapter>>,
     /// Decoding parameters.
     pub sampling: Sampling,
+    /// What the reply must be.
+    pub constraint: Option<Constraint>,
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// Texts that end the reply; they are not part of it.
     pub stop: Vec<String>,
+    /// Report log probabilities, with so many of the likeliest tokens beside each.
+    pub logprobs: Option<usize>,
     /// Where events go. When the receiver is dropped the request is cancelled.
     pub events: UnboundedSender<Event>,
+}
+
+impl Generate {
+    /// A request with default sampling and no bound but the context's.
+    pub fn new(tokens: Vec<u32>, events: UnboundedSender<Event>) -> Self {
+        Generate {
+            tokens,
+            asker: Asker::default(),
+            adapter: None,
+            sampling: Sampling::default(),
+            constraint: None,
+            max_tokens: usize::MAX,
+            stop: Vec::new(),
+            logprobs: None,
+            events,
+        }
+    }
 }
 
 /// What the engine reports.
 #[derive(Debug)]
 pub enum Event {
+    /// Tokens of the text that follows, where log probabilities were asked for.
+    Logprobs(Vec<TokenLogprob>),
     /// New text, whole UTF-8 characters.
     Text(String),
     /// The end.
@@ -64,10 +95,16 @@ pub(super) struct Sequence {
     pub(super) adapter: Option<Arc<Adapter>>,
     max_tokens: usize,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     stop: Vec<String>,
     text: Detokenizer,
     /// Text that may be the beginning of a stop text.
     held: String,
+    /// Bytes of text that were sent.
+    sent: usize,
+    logprobs: Option<usize>,
+    /// Log probabilities of tokens that were not sent, and where in the text each begins.
+    unsent: VecDeque<(usize, TokenLogprob)>,
     events: UnboundedSender<Event>,
     accepted: Instant,
     started: Instant,
@@ -79,15 +116,19 @@ impl Sequence {
         Sequence {
             slot,
             prompt_tokens: request.tokens.len(),
+            sampler: Sampler::new(request.sampling, &request.tokens),
             tokens: request.tokens,
             computed: 0,
             cached_tokens: 0,
             adapter: request.adapter,
             max_tokens: request.max_tokens,
-            sampler: Sampler::new(request.sampling),
+            constraint: request.constraint,
             stop: request.stop,
             text: Detokenizer::default(),
             held: String::new(),
+            sent: 0,
+            logprobs: request.logprobs,
+            unsent: VecDeque::new(),
             events: request.events,
             accepted,
             started: Instant::now(),
@@ -98,6 +139,11 @@ impl Sequence {
     /// Whether nobody listens any more.
     pub(super) fn abandoned(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Whether its prompt is computed and its reply has begun.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.tokens.len() > self.prompt_tokens
     }
 
     /// Tokens it may come to hold.
@@ -111,48 +157,73 @@ impl Sequence {
 
     /// Takes the logits of the last token; samples, emits text and returns whether the sequence goes on.
     pub(super) fn advance(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> bool {
-        let token = self.sampler.next(logits);
+        let goes_on = self.step(logits, tokenizer);
+        goes_on.unwrap_or_else(|error| {
+            self.fail(error);
+            false
+        })
+    }
+
+    fn step(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<bool, EngineError> {
+        let mask = self.constraint.as_mut().map(Constraint::mask).transpose()?.flatten();
+        let token = self.sampler.next(logits, mask.as_ref().map(SimpleVob::as_slice));
         self.tokens.push(token);
         let generated = self.tokens.len() - self.prompt_tokens;
         if generated == 1 {
             self.first_token_ms = self.accepted.elapsed().as_secs_f64() * 1e3;
         }
         if tokenizer.is_end(token) {
-            self.finish("stop", tokenizer);
-            return false;
+            self.finish("stop");
+            return Ok(false);
         }
+        if let Some(top) = self.logprobs.filter(|_| !tokenizer.bytes(token).is_empty()) {
+            self.unsent.push_back((self.sent + self.held.len(), TokenLogprob::of(logits, token, top)));
+        }
+        // Whatever a call's arguments say, it ends no reply.
+        let stops = self.constraint.as_ref().is_none_or(|constraint| !constraint.is_call());
+        let is_open = self.constraint.as_mut().map_or(Ok(true), |constraint| constraint.accept(token, tokenizer))?;
         let text = self.text.push(tokenizer, token);
-        if self.emit(&text) {
+        if self.emit(&text, stops) {
             self.done("stop");
-            return false;
+            return Ok(false);
         }
-        if generated >= self.max_tokens {
-            self.finish("length", tokenizer);
-            return false;
+        if !is_open || generated >= self.max_tokens {
+            self.finish(if is_open { "length" } else { "stop" });
+            return Ok(false);
         }
-        true
+        Ok(true)
     }
 
     /// Sends text on, holding back what may become a stop text. Returns whether a stop text was found.
-    fn emit(&mut self, text: &str) -> bool {
+    fn emit(&mut self, text: &str, stops: bool) -> bool {
         self.held.push_str(text);
-        let found = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        let ready = match found {
-            Some(at) => at,
-            None => self.held.len() - longest_stop_prefix(&self.held, &self.stop),
-        };
-        if ready > 0 {
-            let _ = self.events.send(Event::Text(self.held[..ready].to_string()));
-        }
-        self.held.drain(..ready);
+        let stop = if stops { self.stop.as_slice() } else { &[] };
+        let found = stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let ready = found.unwrap_or_else(|| self.held.len() - longest_stop_prefix(&self.held, stop));
+        self.send(ready);
         found.is_some()
     }
 
-    fn finish(&mut self, reason: &'static str, tokenizer: &Tokenizer) {
-        let rest = self.text.finish(tokenizer);
-        let stopped = self.emit(&rest);
-        if !stopped && !self.held.is_empty() {
-            let _ = self.events.send(Event::Text(std::mem::take(&mut self.held)));
+    /// Sends so many bytes of what is held, and the log probabilities of the tokens that begin in them.
+    fn send(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.sent += bytes;
+        let count = self.unsent.iter().take_while(|(begin, _)| *begin < self.sent).count();
+        if count > 0 {
+            let logprobs = self.unsent.drain(..count).map(|(_, logprob)| logprob).collect();
+            let _ = self.events.send(Event::Logprobs(logprobs));
+        }
+        let text: String = self.held.drain(..bytes).collect();
+        let _ = self.events.send(Event::Text(text));
+    }
+
+    fn finish(&mut self, reason: &'static str) {
+        let rest = self.text.finish();
+        let stopped = self.emit(&rest, true);
+        if !stopped {
+            self.send(self.held.len());
         }
         self.done(if stopped { "stop" } else { reason });
     }

@@ -1,8 +1,12 @@
 //! The tokenizer, rebuilt from GGUF metadata: vocabulary, merges, pre-tokenizer and special tokens. No `tokenizer.json` needed.
 
 use super::EngineError;
+use super::detokenizer::TokenBytes;
 use super::gguf::Gguf;
+use super::grammar::Grammars;
 use crate::types::traits::CountTokens;
+use std::collections::HashSet;
+use std::sync::OnceLock;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -30,6 +34,10 @@ pub struct Tokenizer {
     vocabulary: usize,
     /// Control tokens as text.
     control: Vec<String>,
+    /// Control tokens.
+    control_ids: HashSet<u32>,
+    bytes: TokenBytes,
+    grammars: OnceLock<Option<Grammars>>,
 }
 
 impl Tokenizer {
@@ -72,7 +80,10 @@ impl Tokenizer {
         eos.sort_unstable();
         eos.dedup();
         let add_bos = matches!(file.get("tokenizer.ggml.add_bos_token"), Some(super::gguf::Value::Bool(true)));
-        Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary: tokens.len(), control })
+        let control_ids: HashSet<u32> = types.iter().enumerate().filter(|(_, kind)| **kind == CONTROL).map(|(id, _)| id as u32).collect();
+        let bytes = TokenBytes::new(tokens.iter().copied(), |id| control_ids.contains(&(id as u32)));
+        let vocabulary = tokens.len();
+        Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary, control, control_ids, bytes, grammars: OnceLock::new() })
     }
 
     /// Token ids of a text, special tokens in it recognised, none added.
@@ -129,6 +140,30 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Bytes that a token adds to a reply; none for control tokens.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id)
+    }
+
+    /// Whether a token shapes the conversation and is no part of its text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control_ids.contains(&id)
+    }
+
+    /// Tokens that end a reply, ascending.
+    pub fn ends(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Compiles grammars over this vocabulary; built when it is first asked for.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] for a vocabulary that the library cannot take.
+    pub fn grammars(&self) -> Result<&Grammars, EngineError> {
+        let built = self.grammars.get_or_init(|| Grammars::new(self));
+        built.as_ref().ok_or_else(|| EngineError::Unsupported("this model's vocabulary cannot be bound to a grammar".into()))
+    }
+
     /// Number of tokens in the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
@@ -155,38 +190,5 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, EngineError> {
         other => {
             Err(EngineError::Unsupported(format!("pre-tokenizer \"{other}\" is not supported yet (smollm, gpt-2, llama-bpe, qwen2 are)")))
         }
-    }
-}
-
-/// Turns a growing list of tokens into text without ever splitting a UTF-8 character.
-#[derive(Debug, Default)]
-pub struct Detokenizer {
-    ids: Vec<u32>,
-    /// Tokens before this are only context.
-    context: usize,
-    /// Tokens before this were already turned into text.
-    read: usize,
-}
-
-impl Detokenizer {
-    /// Adds a token; returns the text that is complete now, possibly empty.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        self.ids.push(id);
-        let before = tokenizer.decode(&self.ids[self.context..self.read], true);
-        let now = tokenizer.decode(&self.ids[self.context..], true);
-        if now.len() <= before.len() || now.ends_with('\u{fffd}') {
-            return String::new();
-        }
-        self.context = self.read;
-        self.read = self.ids.len();
-        now[before.len()..].to_string()
-    }
-
-    /// What is left at the end: bytes of an unfinished character become U+FFFD.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> String {
-        let before = tokenizer.decode(&self.ids[self.context..self.read], true);
-        let now = tokenizer.decode(&self.ids[self.context..], true);
-        self.read = self.ids.len();
-        now.get(before.len()..).unwrap_or_default().to_string()
     }
 }

@@ -93,7 +93,7 @@ impl Inference {
         given: &Given<'_>,
         beside: &mut Vec<(Arc<Plan>, Usage)>,
     ) -> Option<f64> {
-        let what = What { request: to_judge(judge, given.request, given.response), native: None };
+        let what = What { request: to_judge(judge, given.request, given.response), ..What::default() };
         let asking = |plan: &Arc<Plan>, _: Turn| self.ask_one(plan, what.clone(), false);
         let (reply, plan) = self.attempt(ticket, cascade.judge.as_ref()?, Kind::Whole, &asking).await.ok()?;
         let response = whole(reply.body).ok()?;

@@ -45,6 +45,7 @@ use crate::prompts::{Library, Prompt};
 use crate::providers::{Body, Call, Native, Piece, PieceStream, Reply};
 use crate::releases::Manifest;
 use crate::store::Store;
+use crate::types::asker::Asker;
 use crate::types::blocking::blocking;
 use crate::types::chat::{ChatRequest, ChatResponse, Message};
 use crate::types::glance::Glance;
@@ -198,6 +199,7 @@ struct Begun {
 struct What {
     request: ChatRequest,
     native: Option<Native>,
+    asker: Asker,
 }
 
 impl Begun {
@@ -426,7 +428,8 @@ impl Inference {
         }
         let may_be_kept = guarded.as_ref().is_none_or(|guarded| guarded.may_be_kept());
         let key = if may_be_kept { self.cache_key(&setup, ask, &road, &request)? } else { None };
-        let what = Mutex::new(What { request, native: ask.native.take() });
+        let asker = Asker { project: ask.caller.project.clone(), key: ask.caller.key_id.clone() };
+        let what = Mutex::new(What { request, native: ask.native.take(), asker });
         Ok(Begun { setup, road, what, key, guarded })
     }
 
@@ -478,14 +481,13 @@ impl Inference {
 
     /// The call of a target: the release's prompt and parameters written into the request.
     async fn written(&self, plan: &Arc<Plan>, what: What) -> Result<Call, Failure> {
-        let What { request, native } = what;
         if plan.manifest.as_ref().is_none_or(|manifest| manifest.prompt.is_none()) {
-            return written(plan, None, What { request, native }, &[]);
+            return written(plan, None, what, &[]);
         }
         // A template may take its time.
         let (shared, prompts) = (plan.clone(), self.prompts.clone());
         let first = blocking(move || {
-            let (prompt, what) = (shared.prompt(&prompts)?, What { request, native });
+            let prompt = shared.prompt(&prompts)?;
             match prompt {
                 Some(prompt) if prompt.front.examples.is_some() => Ok(Written::Lacks(prompt, what)),
                 prompt => written(&shared, prompt.as_deref(), what, &[]).map(Written::Whole),
@@ -575,16 +577,26 @@ enum Written {
 }
 
 fn written(plan: &Plan, prompt: Option<&Prompt>, what: What, examples: &[Message]) -> Result<Call, Failure> {
-    let What { request, native } = what;
+    let What { request, native, asker } = what;
     let request = render::chat(plan.manifest.as_ref(), prompt, request, examples)?;
     // A release that adds to the request has to be written into it, which the caller's own body does not know.
     let native = native.filter(|_| plan.manifest.as_ref().is_none_or(Manifest::adds_nothing));
-    Ok(Call { native, ..plan.call(request) })
+    Ok(Call { native, asker, ..plan.call(request) })
 }
 
 impl Plan {
     fn call(&self, request: ChatRequest) -> Call {
         let model_digest = self.manifest.as_ref().and_then(|manifest| manifest.model_digest);
-        Call { model: self.model.clone(), model_digest, adapter: self.adapter, request, native: None, takes_bytes: false, plain: None }
+        let asker = Asker::default();
+        Call {
+            model: self.model.clone(),
+            model_digest,
+            adapter: self.adapter,
+            asker,
+            request,
+            native: None,
+            takes_bytes: false,
+            plain: None,
+        }
     }
 }

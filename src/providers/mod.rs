@@ -18,6 +18,7 @@ mod wire;
 
 pub use registry::Providers;
 
+use crate::types::asker::Asker;
 use crate::types::chat::{ChatChunk, ChatRequest, ChatResponse};
 use crate::types::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::types::glance::Glance;
@@ -40,6 +41,8 @@ pub struct Call {
     pub model_digest: Option<Digest>,
     /// Local providers: digest of the adapter to apply.
     pub adapter: Option<Digest>,
+    /// Who asks: local models are shared out fairly.
+    pub asker: Asker,
     /// The request; its `model` field still holds what the caller wrote, providers send `model` above.
     pub request: ChatRequest,
     /// The same request as the caller wrote it, where that was in another protocol: a provider that speaks it sends this on instead.

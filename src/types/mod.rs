@@ -1,6 +1,7 @@
 //! Rank 0: what every room may speak of. Wire types (unknown fields kept), ids, content digests, the error-code table, and the
 //! small traits that lower rooms need from higher ones. Nothing here does I/O; [`blocking`] is where others do it.
 
+pub mod asker;
 pub mod blocking;
 pub mod chat;
 pub mod digest;

@@ -65,7 +65,7 @@ fn submit(
 ) -> tokio::sync::mpsc::UnboundedReceiver<Event> {
     let (events, receiver) = tokio::sync::mpsc::unbounded_channel();
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    let request = Generate { tokens: tokens.to_vec(), adapter, sampling, max_tokens, stop: vec![], events };
+    let request = Generate { adapter, sampling, max_tokens, ..Generate::new(tokens.to_vec(), events) };
     engine.submit(request).expect("accepted");
     receiver
 }
@@ -75,6 +75,7 @@ fn collect(mut receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String 
     while let Some(event) = receiver.blocking_recv() {
         match event {
             Event::Text(more) => text.push_str(&more),
+            Event::Logprobs(_) => {}
             Event::Done(_) => return text,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -83,7 +84,7 @@ fn collect(mut receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String 
 }
 
 fn engine(model: &Arc<Model>, max_batch: usize) -> Engine {
-    let options = EngineOptions { threads: 2, max_batch, max_queue: 64, max_context: 2048 };
+    let options = EngineOptions { threads: 2, max_batch, max_queue: 64, max_context: 2048, ..EngineOptions::default() };
     Engine::start(model.clone(), options).expect("the engine starts")
 }
 
@@ -226,6 +227,7 @@ fn a_shared_beginning_is_computed_once_and_changes_no_text() {
         loop {
             match events.blocking_recv().expect("an event") {
                 Event::Text(more) => text.push_str(&more),
+                Event::Logprobs(_) => {}
                 Event::Done(finish) => {
                     cached += usize::from(finish.cached_tokens > 60);
                     break;

@@ -4,10 +4,10 @@ use crate::support::{self, Refit};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const MODEL: &str = "smollm2-135m-instruct";
+pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 
 /// A directory with the real model stored under its catalogue name.
-fn with_model(test: &str) -> Option<Refit> {
+pub(crate) fn with_model(test: &str) -> Option<Refit> {
     let Some(file) = support::model_file() else {
         support::skip(test, "REFIT_TEST_MODEL does not name the model file");
         return None;
@@ -84,8 +84,6 @@ fn what_a_local_model_cannot_do_is_refused_by_field() {
         (reply.status, error["code"].as_str().unwrap_or_default().to_string(), error["param"].as_str().unwrap_or_default().to_string())
     };
     let name = format!("local/{MODEL}");
-    let tools = json!({"tools": [{"type": "function", "function": {"name": "f"}}]});
-    assert_eq!(ask(&name, tools), (400, "unsupported".into(), "tools".into()));
     let long = json!({"messages": [{"role": "user", "content": "word ".repeat(9000)}]});
     assert_eq!(ask(&name, long), (400, "context_length_exceeded".into(), "messages".into()));
     assert_eq!(ask("local/smollm2-135m-instrct", json!({})), (404, "model_not_found".into(), "model".into()));

@@ -43,6 +43,14 @@ mod keys;
 mod limits;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(feature = "local")]
+mod local_sampling;
+#[cfg(feature = "local")]
+mod local_scheduling;
+#[cfg(feature = "local")]
+mod local_structured;
+#[cfg(feature = "local")]
+mod local_tools;
 mod log;
 mod logs;
 mod messages;
