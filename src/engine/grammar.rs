@@ -10,7 +10,9 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 /// Longer tokens are never chosen under a grammar: the trie holds up to 1,024 bytes.
@@ -28,14 +30,50 @@ const MAX_LEXER_STATES: usize = 20_000;
 const MAX_DIGITS: usize = 20;
 /// Stack of the compiler: it descends with the schema.
 const COMPILER_STACK_BYTES: usize = 16 << 20;
+/// Time that compiling may take.
+const COMPILE_TIME: Duration = Duration::from_secs(10);
+/// Grammars that are compiled at once.
+const MAX_COMPILING: usize = 4;
 
 /// Compiles grammars over one vocabulary.
 pub struct Grammars {
-    factory: ParserFactory,
+    factory: Arc<ParserFactory>,
+    compiling: Arc<Compiling>,
     /// Tokens that begin with a digit.
     digits: Arc<SimpleVob>,
     /// Fresh matchers by the digest of their grammar, the last used last.
     kept: Mutex<Vec<(Digest, Matcher)>>,
+}
+
+/// How many grammars are being compiled.
+#[derive(Default)]
+struct Compiling {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// A place among those that compile, given back on drop.
+struct Place(Arc<Compiling>);
+
+impl Compiling {
+    fn enter(shared: &Arc<Self>) -> Result<Place, String> {
+        let count = shared.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = shared.changed.wait_timeout_while(count, COMPILE_TIME, |count| *count >= MAX_COMPILING);
+        let (mut count, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err("too many others are being compiled; try again".into());
+        }
+        *count += 1;
+        drop(count);
+        Ok(Place(shared.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.changed.notify_one();
+    }
 }
 
 /// What a reply must be.
@@ -73,7 +111,8 @@ impl Grammars {
         // The library asserts what it expects of a vocabulary, and vocabularies come out of files.
         let factory = catch_unwind(AssertUnwindSafe(build)).ok().flatten()?;
         let digits: Vec<bool> = words.iter().map(|word| word.first().is_some_and(u8::is_ascii_digit)).collect();
-        Some(Grammars { factory, digits: Arc::new(SimpleVob::from_slice(&digits)), kept: Mutex::new(Vec::new()) })
+        let (factory, compiling) = (Arc::new(factory), Arc::default());
+        Some(Grammars { factory, compiling, digits: Arc::new(SimpleVob::from_slice(&digits)), kept: Mutex::new(Vec::new()) })
     }
 
     /// Compiles a grammar, or finds it among those compiled lately.
@@ -96,18 +135,34 @@ impl Grammars {
             Language::Json(schema) => TopLevelGrammar::from_json_schema(with_layout(schema)),
             Language::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         };
-        let build = || Matcher::new(self.factory.create_parser(grammar));
-        let built = stacker::grow(COMPILER_STACK_BYTES, || catch_unwind(AssertUnwindSafe(build)));
-        let matcher = built.map_err(|_| "it is too complex".to_string())?;
-        if let Some(problem) = matcher.get_error() {
-            return Err(first_line(&problem));
-        }
+        let matcher = self.build(grammar)?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.remove(0);
         }
         kept.push((digest, matcher.deep_clone()));
         Ok(Compiled { matcher, digits: self.digits.clone() })
+    }
+
+    /// Compiles in a thread of its own, for a bounded time. What the first token may be is found out there, too: much of what is too
+    /// complex shows then.
+    fn build(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let place = Compiling::enter(&self.compiling)?;
+        let (factory, (finished, result)) = (self.factory.clone(), sync_channel(1));
+        let build = move || {
+            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            match matcher.compute_mask() {
+                Ok(_) => Ok(matcher),
+                Err(error) => Err(in_a_line(&error.to_string())),
+            }
+        };
+        let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK_BYTES).spawn(move || {
+            let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| Err("it is too complex".into()));
+            drop(place);
+            let _ = finished.send(built);
+        });
+        thread.map_err(|_| "no thread could be started to compile it".to_string())?;
+        result.recv_timeout(COMPILE_TIME).unwrap_or_else(|_| Err(format!("compiling it takes more than {COMPILE_TIME:?}")))
     }
 
     fn find(&self, digest: &Digest) -> Option<Matcher> {
@@ -135,10 +190,13 @@ pub fn with_layout(schema: &Value) -> Value {
     }
 }
 
-/// The library's messages go on with traces, which are nobody's business.
-fn first_line(problem: &str) -> String {
-    let line = problem.lines().next().unwrap_or_default().trim();
-    if line.starts_with("panic") { "it is too complex".into() } else { line.chars().take(300).collect() }
+/// A message of the library in one line, without the traces that some go on with.
+fn in_a_line(problem: &str) -> String {
+    if problem.starts_with("panic") {
+        return "it is too complex".into();
+    }
+    let told = problem.split("<backtrace>").next().unwrap_or_default();
+    told.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()
 }
 
 /// A compiled grammar.
@@ -188,12 +246,12 @@ impl Constraint {
     /// The tokens that may come next; `None` where all may.
     ///
     /// # Errors
-    /// [`EngineError::Unsupported`] when the grammar has become too complex.
+    /// [`EngineError::Request`] when the grammar has become too complex.
     pub fn mask(&mut self) -> Result<Option<SimpleVob>, EngineError> {
         if self.waits.is_some() {
             return Ok(None);
         }
-        let mut mask = self.grammar.matcher.compute_mask_or_eos().map_err(|error| too_complex(&error.to_string()))?;
+        let mut mask = self.grammar.matcher.compute_mask_or_eos().map_err(|error| self.too_complex(&error.to_string()))?;
         if self.run >= MAX_DIGITS {
             let mut ending = mask.clone();
             ending.sub(&self.grammar.digits);
@@ -216,7 +274,7 @@ impl Constraint {
         let bytes = tokenizer.bytes(token);
         let digits = bytes.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
         self.run = if digits == bytes.len() { self.run + digits } else { digits };
-        self.grammar.matcher.consume_token(token).map_err(|error| too_complex(&error.to_string()))?;
+        self.grammar.matcher.consume_token(token).map_err(|error| self.too_complex(&error.to_string()))?;
         Ok(!self.grammar.matcher.is_stopped())
     }
 
@@ -238,8 +296,9 @@ impl Constraint {
         let keep = waits.said.len().min(word.len() - 1);
         waits.said.drain(..waits.said.len() - keep);
     }
-}
 
-fn too_complex(problem: &str) -> EngineError {
-    EngineError::Unsupported(format!("the format that was asked for is too complex: {}", first_line(problem)))
+    fn too_complex(&self, problem: &str) -> EngineError {
+        let param = if self.is_calls { "tools" } else { "response_format" };
+        EngineError::Request { param, problem: format!("is too complex to be enforced while decoding: {}", in_a_line(problem)) }
+    }
 }

@@ -32,6 +32,8 @@ const MAX_DEPTH: usize = 64;
 const MAX_SCHEMAS: usize = 5_000;
 /// Largest count of items, properties or characters: each one is a state of the grammar.
 const MAX_COUNT: u64 = 10_000;
+/// Largest multiple, in units of its last decimal: each remainder is a state of the grammar.
+const MAX_MULTIPLE: f64 = 1_000.0;
 const COUNTS: [&str; 6] = ["minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"];
 
 /// Checks a schema. Returns nothing, or a JSON pointer to what is in the way and the reason.
@@ -40,6 +42,12 @@ const COUNTS: [&str; 6] = ["minItems", "maxItems", "minProperties", "maxProperti
 /// As `/properties/a/not`, "…".
 pub fn check(schema: &Value) -> Result<(), (String, String)> {
     Walk { left: MAX_SCHEMAS }.schema(schema, "", 0)
+}
+
+/// Whether a multiple takes few states: `0.25` is 25 hundredths.
+fn is_small_multiple(multiple: f64) -> bool {
+    let units = (0..=6).map(|decimals| multiple * 10f64.powi(decimals));
+    units.into_iter().find(|units| (units - units.round()).abs() < 1e-9).is_some_and(|units| (1.0..=MAX_MULTIPLE).contains(&units.round()))
 }
 
 struct Walk {
@@ -80,6 +88,9 @@ impl Walk {
                 word if COUNTS.contains(&word) && value.as_f64().is_none_or(|count| !(0.0..=MAX_COUNT as f64).contains(&count)) => {
                     return Err((at(), format!("expected a whole number from 0 to {MAX_COUNT}")));
                 }
+                "multipleOf" if !value.as_f64().is_some_and(is_small_multiple) => {
+                    return Err((at(), format!("expected a number of at most 6 decimals, up to {MAX_MULTIPLE} in units of its last one")));
+                }
                 "properties" | "patternProperties" | "$defs" | "definitions" => self.named(value, &at(), depth)?,
                 "items" if value.is_array() => self.listed(value, &at(), depth)?,
                 "items" | "additionalProperties" | "additionalItems" => self.schema(value, &at(), depth + 1)?,
@@ -119,6 +130,8 @@ mod tests {
         assert_eq!(at(json!({"$defs": {"a/b": {"format": "colour"}}})), "/$defs/a~1b/format");
         assert_eq!(at(json!({"$ref": "https://example.com/s"})), "/$ref");
         assert_eq!(at(json!({"type": "string", "maxLength": 1e12})), "/maxLength");
+        assert_eq!(at(json!({"multipleOf": 99_999_999})), "/multipleOf");
+        assert_eq!(at(json!({"multipleOf": 1e-300})), "/multipleOf");
         assert_eq!(at(json!({"properties": []})), "/properties");
         assert_eq!(at(json!({"additionalProperties": 3})), "/additionalProperties");
     }
@@ -126,7 +139,7 @@ mod tests {
     #[test]
     fn properties_may_be_called_like_keywords() {
         let schema = json!({"type": "object", "properties": {"not": {"type": "string"}, "if": true, "format": {"type": "string"}},
-            "uniqueItems": false, "title": "t", "x-order": 1});
+            "uniqueItems": false, "items": [{"multipleOf": 0.01}, {"multipleOf": 5}], "title": "t", "x-order": 1});
         assert_eq!(check(&schema), Ok(()));
     }
 

@@ -104,9 +104,9 @@ fn what_leaves_one_token_is_greedy_and_penalties_break_repetition() {
     }
     // Greedy, the small model says the same sentence again and again.
     let most_said = |more: Value| {
-        let mut fields = json!({"max_tokens": 96});
+        let mut fields = json!({"max_tokens": 128});
         fields.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        let said = text(&up.ask("Repeat the word echo many times.", &fields));
+        let said = text(&up.ask("List one hundred animals.", &fields));
         let mut counts = HashMap::new();
         said.split_whitespace().for_each(|word| *counts.entry(word.to_string()).or_insert(0) += 1);
         counts.into_values().max().unwrap_or(0)
@@ -172,7 +172,13 @@ fn logprobs_come_in_openais_shape_whole_and_streamed() {
         .flat_map(|chunk| chunk["choices"].as_array().expect("choices"))
         .flat_map(|choice| choice["logprobs"]["content"].as_array().cloned().unwrap_or_default())
         .collect();
-    assert_eq!(streamed, rows);
+    // The streamed prompt came from the cache, whose last row is computed alone: the same up to rounding.
+    assert_eq!(streamed.len(), rows.len());
+    for (streamed, row) in streamed.iter().zip(&rows) {
+        assert_eq!((&streamed["token"], &streamed["bytes"]), (&row["token"], &row["bytes"]));
+        let chance = |row: &Value| row["logprob"].as_f64().expect("a number");
+        assert!((chance(streamed) - chance(row)).abs() < 1e-3, "{streamed} {row}");
+    }
     // Each chunk's rows are the tokens that its text begins with.
     assert_eq!(texts(&chunks), [text(&reply)]);
     let plain = up.ask(question, &json!({"logprobs": true, "max_tokens": 2}));

@@ -90,7 +90,7 @@ fn memory_for_keys_and_values_is_bounded_and_waited_for() {
 fn a_long_prompt_does_not_stall_who_is_being_answered() {
     let Some(up) = Up::new("a_long_prompt_does_not_stall_who_is_being_answered", "") else { return };
     up.ask("Hi.", &json!({"max_tokens": 1}));
-    let words: String = (0..1_900).map(|i| format!("{} ", i * 7 % 97)).collect();
+    let words: String = (0..1_300).map(|i| format!("{} ", i * 7 % 97)).collect();
     let (gaps, took) = std::thread::scope(|scope| {
         let stream = scope.spawn(|| tokens_apart(&up, 400));
         std::thread::sleep(Duration::from_millis(800));

@@ -74,7 +74,7 @@ fn every_answer_fits_its_schema() {
 fn a_reply_that_is_cut_says_so_and_streams_are_what_wholes_are() {
     let Some(up) = Up::new("a_reply_that_is_cut_says_so_and_streams_are_what_wholes_are", "") else { return };
     let schema = &schemas()[2];
-    let cut = up.ask(PROMPTS[2], &json!({"response_format": format(schema), "max_tokens": 9}));
+    let cut = up.ask(PROMPTS[2], &json!({"response_format": format(schema), "max_tokens": 14}));
     assert_eq!(cut["choices"][0]["finish_reason"], "length", "{cut}");
     assert!(text(&cut).starts_with("{\"people\": [{\"name\": \""), "{cut}");
 
@@ -110,23 +110,21 @@ fn a_reply_that_is_cut_says_so_and_streams_are_what_wholes_are() {
 fn hostile_schemas_are_refused_in_bounded_time_while_others_are_answered() {
     let Some(up) = Up::new("hostile_schemas_are_refused_in_bounded_time_while_others_are_answered", "") else { return };
     up.ask("Hi.", &json!({"max_tokens": 1}));
-    let deep = (0..120).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}));
+    let deep = (0..100).fold(json!({"type": "string"}), |inner, _| json!({"items": inner}));
     let two = |i: usize| json!({"anyOf": [{"properties": {format!("a{i}"): {"type": "string"}}}, {"properties": {format!("b{i}"): {"type": "integer"}}}]});
     let product = json!({"type": "object", "allOf": (0..24).map(two).collect::<Vec<_>>()});
     let many: Value = (0..6_000).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect::<serde_json::Map<_, _>>().into();
     let words: Vec<String> = (0..40_000).map(|i| format!("word {i}")).collect();
+    let row: serde_json::Map<_, _> = (0..4_000).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect();
     let hostile = [
         ("depth", deep),
         ("a product", product),
         ("properties", json!({"type": "object", "properties": many})),
         ("an enum", json!({"enum": words})),
-        ("a pattern", json!({"type": "string", "pattern": "^((a|b|ab){1,900}){1,900}$"})),
         ("a look-ahead", json!({"type": "string", "pattern": "^(?=a)(?!b).*$"})),
+        ("remainders", json!({"type": "integer", "multipleOf": 99_999_999})),
+        ("a row", json!({"type": "object", "properties": row})),
         ("a count", json!({"type": "array", "minItems": 9_000_000, "items": {"type": "string"}})),
-        (
-            "counts of counts",
-            json!({"type": "array", "minItems": 9_000, "items": {"type": "array", "minItems": 9_000, "items": {"type": "array", "minItems": 9_000}}}),
-        ),
         ("a circle", json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}})),
         ("nowhere", json!({"$ref": "#/$defs/missing"})),
         ("the web", json!({"$ref": "https://example.com/schema.json"})),
@@ -135,6 +133,17 @@ fn hostile_schemas_are_refused_in_bounded_time_while_others_are_answered() {
         ("no schema", json!([1, 2])),
         ("its own layout", json!({"type": "object", "x-guidance": {"whitespace_flexible": true}})),
     ];
+    // These are taken: what they allow is found out step by step, each bounded.
+    let nested = json!({"type": "array", "minItems": 9_000, "items": {"type": "array", "minItems": 9_000, "items": {"type": "array"}}});
+    for schema in [
+        json!({"type": "string", "pattern": "^((a|b|ab){1,900}){1,900}$"}),
+        nested,
+        json!({"enum": (0..9_000).map(|i| format!("word {i}")).collect::<Vec<_>>()}),
+    ] {
+        let began = Instant::now();
+        up.ask("Hi.", &json!({"response_format": format(&schema), "max_tokens": 8}));
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
     for (what, schema) in hostile {
         let began = Instant::now();
         let (status, code, param, message) = std::thread::scope(|scope| {
@@ -144,7 +153,7 @@ fn hostile_schemas_are_refused_in_bounded_time_while_others_are_answered() {
             refusal.join().expect("an answer")
         });
         assert_eq!((status, code.as_str(), param.as_str()), (400, "invalid_value", "response_format"), "{what}: {message}");
-        assert!(message.len() < 700 && !message.contains("backtrace"), "{what}: {message}");
+        assert!(message.len() < 900 && !message.contains("backtrace"), "{what}: {message}");
         assert!(began.elapsed() < Duration::from_secs(15), "{what} took {:?}", began.elapsed());
         if what == "not" {
             assert!(message.contains("/properties/a/not"), "{message}");
