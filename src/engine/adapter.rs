@@ -1,8 +1,9 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors` with keys
 //! `base_model.model.<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank). Never pickle.
 
-use super::EngineError;
 use super::nn::linear::Lora;
+use super::nn::slices::with_slice;
+use super::{EngineError, adapter_check};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -149,6 +150,7 @@ impl Adapter {
     /// # Errors
     /// [`EngineError::Adapter`] naming the key or tensor that does not fit.
     pub fn load(config: &[u8], weights: &[u8], targets: &[LoraTarget]) -> Result<Self, EngineError> {
+        adapter_check::files(config, weights)?;
         let config: AdapterConfig =
             serde_json::from_slice(config).map_err(|error| EngineError::Adapter(format!("adapter_config.json: {error}")))?;
         config.check()?;
@@ -168,6 +170,7 @@ impl Adapter {
             }
             halves.entry(path.to_string()).or_default()[half] = Some(to_f32(&key, &view)?);
         }
+        adapter_check::modules(&config, targets, &halves.keys().map(String::as_str).collect())?;
         let scale = config.scale();
         let mut loras = HashMap::new();
         for (path, [a, b]) in halves {
@@ -234,5 +237,7 @@ fn to_f32(key: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tenso
         safetensors::Dtype::BF16 => DType::BF16,
         other => return Err(EngineError::Adapter(format!("tensor {key} has element type {other:?}; F32, F16 and BF16 are supported"))),
     };
-    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?)
+    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?;
+    with_slice(&tensor, |values| adapter_check::finite(key, values))??;
+    Ok(tensor)
 }

@@ -5,6 +5,7 @@
 //! [`encoder`] has the same two for models that turn texts into vectors.
 
 pub mod adapter;
+mod adapter_check;
 pub mod arch;
 pub mod chat_template;
 pub mod detokenizer;

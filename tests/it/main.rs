@@ -26,6 +26,8 @@ mod edges;
 mod embeddings;
 #[cfg(feature = "local")]
 mod engine;
+#[cfg(feature = "local")]
+mod engine_files;
 mod evals;
 mod evals_reports;
 mod evals_resume;
