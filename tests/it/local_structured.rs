@@ -164,9 +164,9 @@ fn hostile_schemas_are_refused_in_bounded_time_while_others_are_answered() {
 }
 
 #[test]
-fn guardrails_and_graders_use_the_format() {
+fn guardrails_and_the_responses_api_use_the_format() {
     let guard = "[guardrails.json]\nroutes = [\"local/smollm2-135m-instruct\"]\nvalidate_output = true\n";
-    let Some(up) = Up::new("guardrails_and_graders_use_the_format", guard) else { return };
+    let Some(up) = Up::new("guardrails_and_the_responses_api_use_the_format", guard) else { return };
     let reply = up.ask(PROMPTS[0], &json!({"response_format": format(&schemas()[0]), "max_tokens": 100}));
     assert!(serde_json::from_str::<Value>(&text(&reply)).is_ok_and(|value| value["urgent"].is_boolean()), "{reply}");
     // The Responses API's format, on the same model.
