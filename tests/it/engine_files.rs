@@ -1,7 +1,8 @@
 //! Files from strangers: malformed adapters are refused by name, and model files and adapters with any bytes changed are read or
 //! refused, never a panic and never more memory than the file is worth. The seeds are built here; `REFIT_TEST_MUTATIONS` sets how many
-//! mutations of each are tried (the default takes some seconds).
+//! mutations of each are tried (the default takes some seconds, with `./test --full` twenty times that).
 
+use crate::rig::full;
 use crate::support::Refit;
 use refit::engine::Model;
 use refit::engine::adapter::{Adapter, AdapterConfig, LoraTarget};
@@ -30,7 +31,8 @@ impl Numbers {
 }
 
 fn mutations(default: usize) -> usize {
-    std::env::var("REFIT_TEST_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+    let asked = std::env::var("REFIT_TEST_MUTATIONS").ok().and_then(|count| count.parse().ok());
+    asked.unwrap_or(if full() { 20 * default } else { default })
 }
 
 /// A model file of two small layers with a vocabulary of bytes and a few merges.
@@ -181,7 +183,7 @@ fn model_files_with_any_bytes_changed_are_read_or_refused() {
     let path = refit.write("seed.gguf", model_file());
     let model = Model::load(&path).expect("the seed is a model");
     assert_eq!(model.tokenizer.encode("the").expect("tokens").len(), 2, "merges are known");
-    let (taken, refused) = survives("a model file", &model_file(), mutations(2_000), |file| {
+    let (taken, refused) = survives("a model file", &model_file(), mutations(4_000), |file| {
         let path = refit.write("changed.gguf", file);
         let model = Model::load(&path);
         // What was read must be usable, too: tokens, template and grammar.
@@ -246,7 +248,7 @@ fn malformed_adapters_are_refused_by_name() {
         (with(&|c| c["r"] = json!(-1)), "adapter_config.json"),
         (with(&|c| c["r"] = json!("8")), "adapter_config.json"),
         (with(&|c| drop(c.as_object_mut().expect("an object").shift_remove("r"))), "`r`"),
-        (with(&|c| c["lora_alpha"] = json!(1e60)), "lora_alpha"),
+        (with(&|c| c["lora_alpha"] = json!(1e60)), "adapter_config.json"),
         (with(&|c| c["peft_type"] = "IA3".into()), "IA3"),
         (with(&|c| c["bias"] = "all".into()), "bias"),
         (with(&|c| c["target_modules"] = json!(["q_proj", "w_pack"])), "\"w_pack\""),
@@ -289,7 +291,7 @@ fn malformed_adapters_are_refused_by_name() {
 #[test]
 fn adapters_with_any_bytes_changed_are_read_or_refused() {
     let (weights, settings) = (safetensors_of(&tensors(2)), config(2).to_string());
-    let count = mutations(20_000);
+    let count = mutations(200_000);
     let (taken, refused) =
         survives("an adapter's weights", &weights, count, |file| Adapter::load(settings.as_bytes(), file, &targets()).is_ok());
     assert!(taken > 100 && refused > 100, "{taken} read, {refused} refused");

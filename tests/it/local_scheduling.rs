@@ -23,6 +23,8 @@ fn callers_take_turns_however_much_one_asks_for() {
         .as_str()
         .expect("a key")
         .to_string();
+    // Loaded, so that all arrive when they are sent.
+    up.ask("Hi.", &json!({"max_tokens": 1}));
     let order = Mutex::new(Vec::new());
     let ask = |key: &str, who: &'static str, i: usize| {
         let asked = body(&format!("Write about the number {i}."), &json!({"max_tokens": 24, "logit_bias": {"2": -100, "0": -100}}));

@@ -25,6 +25,8 @@ fn schemas() -> Vec<Value> {
             "kind": {"const": "invoice"}, "amount": {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 1000}}}),
         json!({"type": "object", "properties": {"optional": {"type": "boolean"}, "tags": {"type": "array", "maxItems": 3, "items": {"enum": ["x", "y", "z"]}}}, "additionalProperties": false}),
         json!({"enum": ["yes", "no", 1, null]}),
+        // Numbers without bounds: small models never end them by themselves.
+        json!({"type": "object", "required": ["whole", "any"], "additionalProperties": false, "properties": {"whole": {"type": "integer"}, "any": {"type": "number"}}}),
     ]
 }
 
@@ -46,7 +48,7 @@ fn every_answer_fits_its_schema() {
     let mut asked = Vec::new();
     for (at, schema) in schemas().into_iter().enumerate() {
         for (i, prompt) in PROMPTS.iter().enumerate() {
-            for temperature in [0.0, 1.0, 2.0] {
+            for temperature in [0.0, 1.5] {
                 asked.push((schema.clone(), *prompt, temperature, (at * 10 + i) as u64));
             }
         }
@@ -162,9 +164,9 @@ fn hostile_schemas_are_refused_in_bounded_time_while_others_are_answered() {
 }
 
 #[test]
-fn guardrails_and_graders_use_the_format() {
+fn guardrails_and_the_responses_api_use_the_format() {
     let guard = "[guardrails.json]\nroutes = [\"local/smollm2-135m-instruct\"]\nvalidate_output = true\n";
-    let Some(up) = Up::new("guardrails_and_graders_use_the_format", guard) else { return };
+    let Some(up) = Up::new("guardrails_and_the_responses_api_use_the_format", guard) else { return };
     let reply = up.ask(PROMPTS[0], &json!({"response_format": format(&schemas()[0]), "max_tokens": 100}));
     assert!(serde_json::from_str::<Value>(&text(&reply)).is_ok_and(|value| value["urgent"].is_boolean()), "{reply}");
     // The Responses API's format, on the same model.

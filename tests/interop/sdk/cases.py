@@ -7,6 +7,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+# A city that the smallest model comes to the end of.
+KIND = {**CITY, "properties": {"city": {"enum": ["Ulm", "Bonn"]}}}
 TOOL = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": CITY}}
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HELLO = [{"role": "user", "content": "Say hi."}]

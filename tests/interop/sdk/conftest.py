@@ -23,7 +23,8 @@ MODELS = {
     "local": f"local/{MODEL}",
     "mock": "mock/echo",
 }
-# Providers that answer tools and structured output; the local engine says no until its issue, the mock has no such thing.
+# Providers that answer tools and structured output with what the tests play to them; the local model answers for itself, in tests of its own,
+# and the mock has no such thing.
 CAPABLE = ["openai", "azure", "anthropic", "gemini", "row"]
 
 

@@ -4,7 +4,7 @@ import json
 
 import anthropic
 import pytest
-from cases import CITY, HELLO, PNG, SCHEMA, answers
+from cases import CITY, HELLO, KIND, PNG, SCHEMA, answers
 from conftest import CAPABLE, MODELS
 
 ALL = list(MODELS)
@@ -58,6 +58,30 @@ def test_messages_structured(client, provider):
     format = {"type": "json_schema", "schema": SCHEMA}
     message = client.messages.create(model=MODELS[provider], max_tokens=16, messages=HELLO, output_config={"format": format})
     assert json.loads(text(message)) == {"topic": "hi", "urgent": False}
+
+
+def test_local_tools(client):
+    """The local model calls what it must, and goes on when it was answered."""
+    tools = [{**TOOL, "input_schema": KIND}]
+    ask = {"model": MODELS["local"], "max_tokens": 200, "messages": HELLO, "tools": tools}
+    message = client.messages.create(**ask, tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    assert message.stop_reason == "tool_use" and [block.input["city"] in ("Ulm", "Bonn") for block in message.content] == [True]
+    with client.messages.stream(**ask, tool_choice={"type": "tool", "name": "get_weather"}) as stream:
+        streamed = stream.get_final_message()
+    assert [block.input["city"] in ("Ulm", "Bonn") for block in streamed.content if block.type == "tool_use"] == [True]
+    call = message.content[0]
+    turns = HELLO + [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.input}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "7"}]},
+    ]
+    assert text(client.messages.create(**{**ask, "messages": turns, "max_tokens": 16}))
+
+
+def test_local_structured(client):
+    schema = {**SCHEMA, "properties": {"topic": {"enum": ["hi", "bye"]}, "urgent": {"type": "boolean"}}}
+    format = {"type": "json_schema", "schema": schema}
+    message = client.messages.create(model=MODELS["local"], max_tokens=64, messages=HELLO, output_config={"format": format})
+    assert json.loads(text(message)).keys() == {"topic", "urgent"}
 
 
 @pytest.mark.parametrize("provider", CAPABLE)

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Literal
 
 import pytest
 from cases import SCHEMA, answers
@@ -20,11 +21,11 @@ def get_weather(city: str) -> str:
 
 
 def openai_model(refit, provider, **more):
-    return ChatOpenAI(base_url=f"{refit.url}/v1", api_key=refit.key, model=MODELS[provider], max_retries=0, max_tokens=16, **more)
+    return ChatOpenAI(base_url=f"{refit.url}/v1", api_key=refit.key, model=MODELS[provider], max_retries=0, **{"max_tokens": 16, **more})
 
 
-def anthropic_model(refit, provider):
-    return ChatAnthropic(base_url=refit.url, api_key=refit.key, model=MODELS[provider], max_retries=0, max_tokens=16)
+def anthropic_model(refit, provider, **more):
+    return ChatAnthropic(base_url=refit.url, api_key=refit.key, model=MODELS[provider], max_retries=0, **{"max_tokens": 16, **more})
 
 
 BOTH = pytest.mark.parametrize("model", [openai_model, anthropic_model])
@@ -60,6 +61,23 @@ def test_tools_streamed(refit, model, provider):
 def test_structured(refit, model, provider):
     schema = {"title": "ticket", "description": "A ticket", **SCHEMA}
     assert model(refit, provider).with_structured_output(schema, method="json_schema").invoke("Say hi.") == {"topic": "hi", "urgent": False}
+
+
+@tool
+def choose_city(city: Literal["Ulm", "Bonn"]) -> str:
+    """Chooses a city."""
+    return "7"
+
+
+@BOTH
+def test_local_tools_and_structure(refit, model):
+    bound = model(refit, "local").bind_tools([choose_city], tool_choice="choose_city").bind(max_tokens=100)
+    assert [call["args"]["city"] in ("Ulm", "Bonn") for call in bound.invoke("Weather?").tool_calls] == [True]
+    whole = functools.reduce(operator.add, list(bound.stream("Weather?")))
+    assert [call["args"]["city"] in ("Ulm", "Bonn") for call in whole.tool_calls] == [True]
+    properties = {"topic": {"enum": ["hi", "bye"]}, "urgent": {"type": "boolean"}}
+    schema = {"title": "ticket", "description": "A ticket", **SCHEMA, "properties": properties}
+    assert model(refit, "local", max_tokens=64).with_structured_output(schema, method="json_schema").invoke("Say hi.").keys() == {"topic", "urgent"}
 
 
 @pytest.mark.parametrize("provider", ["openai", "row"])

@@ -1,10 +1,11 @@
 """The OpenAI Python SDK: chat completions, completions, responses, embeddings, models, and the Azure client."""
 
 import json
+from typing import Literal
 
 import openai
 import pytest
-from cases import CITY, HELLO, PNG, SCHEMA, TOOL, answers
+from cases import CITY, HELLO, KIND, PNG, SCHEMA, TOOL, answers
 from conftest import CAPABLE, EMBEDDER, MODELS
 from pydantic import BaseModel
 
@@ -19,6 +20,10 @@ class Ticket(BaseModel):
 
 class Weather(BaseModel):
     city: str
+
+
+class Place(BaseModel):
+    city: Literal["Ulm", "Bonn"]
 
 
 @pytest.fixture
@@ -100,15 +105,91 @@ def test_chat_parse_tools(client, provider):
     assert [call.function.parsed_arguments for call in reply.choices[0].message.tool_calls] == [Weather(city="Ulm"), Weather(city="Bonn")]
 
 
+# The local model says what it likes, in the form that was asked for: kinds are words of a list, so that it comes to an end.
+class Note(BaseModel):
+    kind: Literal["greeting", "question", "complaint"]
+    urgent: bool
+
+
+LOCAL = MODELS["local"]
+WEATHER = {**TOOL, "function": {**TOOL["function"], "parameters": KIND, "strict": True}}
+
+
+def fits(call):
+    return call.function.name == "get_weather" and json.loads(call.function.arguments)["city"] in ("Ulm", "Bonn")
+
+
+def test_local_tools(client):
+    """Calls, several where they are allowed, and the turn that answers them."""
+    ask = {"model": LOCAL, "messages": HELLO, "tools": [WEATHER], "tool_choice": "required", "temperature": 0.9, "max_tokens": 900}
+    counts = []
+    for seed in range(6):
+        reply = client.chat.completions.create(**ask, seed=seed)
+        message = reply.choices[0].message
+        assert reply.choices[0].finish_reason == "tool_calls" and message.content is None and all(map(fits, message.tool_calls))
+        counts.append(len(message.tool_calls))
+    assert max(counts) > 1, f"parallel calls were allowed, and there never were any: {counts}"
+    one = client.chat.completions.create(**ask, seed=1, parallel_tool_calls=False).choices[0].message
+    assert len(one.tool_calls) == 1
+    results = [{"role": "tool", "tool_call_id": call.id, "content": '{"celsius": 7}'} for call in one.tool_calls]
+    turn = HELLO + [one.model_dump(exclude_none=True, include={"role", "content", "tool_calls"})] + results
+    assert client.chat.completions.create(model=LOCAL, messages=turn, tools=[WEATHER], max_tokens=32).choices[0].message.content
+
+
+def test_local_tools_streamed_and_parsed(client):
+    ask = {"model": LOCAL, "messages": HELLO, "tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "max_tokens": 100}
+    with client.chat.completions.stream(**ask, tools=[WEATHER]) as stream:
+        reply = stream.get_final_completion()
+    assert reply.choices[0].finish_reason == "tool_calls" and [fits(call) for call in reply.choices[0].message.tool_calls] == [True]
+    reply = client.chat.completions.parse(**ask, tools=[openai.pydantic_function_tool(Place, name="get_weather")])
+    assert [call.function.parsed_arguments.city for call in reply.choices[0].message.tool_calls] in (["Ulm"], ["Bonn"])
+    # A free choice: text or calls, both whole.
+    message = client.chat.completions.create(model=LOCAL, messages=HELLO, tools=[WEATHER], max_tokens=64).choices[0].message
+    assert message.content or all(map(fits, message.tool_calls))
+
+
+def test_local_structured(client):
+    for seed in range(4):
+        ask = {"model": LOCAL, "messages": HELLO, "response_format": Note, "temperature": 1.0, "seed": seed}
+        assert isinstance(client.chat.completions.parse(**ask).choices[0].message.parsed, Note)
+        with client.chat.completions.stream(**ask) as stream:
+            assert isinstance(stream.get_final_completion().choices[0].message.parsed, Note)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model=LOCAL, messages=HELLO, response_format=Note, max_tokens=3)
+    assert isinstance(client.responses.parse(model=LOCAL, input="Say hi.", text_format=Note).output_parsed, Note)
+
+
+def test_local_responses_tools(client):
+    tools = [{"type": "function", "name": "get_weather", "parameters": KIND, "strict": True}]
+    ask = {"model": LOCAL, "input": "Weather?", "tools": tools, "tool_choice": {"type": "function", "name": "get_weather"}}
+    reply = client.responses.create(**ask)
+    assert [json.loads(item.arguments)["city"] for item in reply.output if item.type == "function_call"] in (["Ulm"], ["Bonn"])
+    events = list(client.responses.create(**ask, stream=True))
+    done = [json.loads(event.arguments)["city"] for event in events if event.type == "response.function_call_arguments.done"]
+    assert done in (["Ulm"], ["Bonn"]) and events[-1].type == "response.completed"
+
+
+def test_local_parameters(client):
+    """What the SDK types: log probabilities, several choices, biases, penalties, stop texts, and what vLLM adds."""
+    ask = {"model": LOCAL, "messages": HELLO, "max_tokens": 12}
+    reply = client.chat.completions.create(**ask, n=2, logprobs=True, top_logprobs=2, seed=3, extra_body={"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1})
+    for choice in reply.choices:
+        assert b"".join(bytes(row.bytes) for row in choice.logprobs.content).decode() == choice.message.content
+        assert all(len(row.top_logprobs) == 2 for row in choice.logprobs.content)
+    assert len(reply.choices) == 2
+    client.chat.completions.create(**ask, frequency_penalty=1, presence_penalty=-1, logit_bias={"5": -100}, stop=["hello", "\n"])
+    for wrong, param in [({"logit_bias": {"999999": 1}}, "logit_bias"), ({"top_logprobs": 2}, "top_logprobs"), ({"extra_body": {"best_of": 2}}, "best_of")]:
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**ask, **wrong)
+        assert refused.value.param == param
+
+
 @pytest.mark.parametrize("provider", ["local"])
-def test_chat_tools_and_structure_are_refused_by_name(client, provider):
-    """`no` in the matrix: the local engine's tools and schemas are an issue of their own; the refusal names the field."""
+def test_what_cannot_be_enforced_is_refused_by_name(client, provider):
+    schema = {"name": "n", "schema": {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=MODELS[provider], messages=HELLO, tools=[TOOL])
-    assert refused.value.param == "tools"
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.parse(model=MODELS[provider], messages=HELLO, response_format=Ticket)
-    assert refused.value.param == "response_format"
+        client.chat.completions.create(model=MODELS[provider], messages=HELLO, response_format={"type": "json_schema", "json_schema": schema})
+    assert refused.value.param == "response_format" and "/properties/a/not" in refused.value.message
 
 
 @pytest.mark.parametrize("provider", CAPABLE)

@@ -141,6 +141,31 @@ each("anthropic_structured", CAPABLE, async (_, model) => {
   const message = await anthropic.messages.create({ model, max_tokens: 16, messages: HELLO, output_config });
   assert.deepEqual(JSON.parse(message.content[0].text), { topic: "hi", urgent: false });
 });
+// The local model answers for itself: a word of a list, so that it comes to an end.
+const KIND = { ...CITY, properties: { city: { enum: ["Ulm", "Bonn"] } } };
+const isCity = (call) => assert.ok(["Ulm", "Bonn"].includes(JSON.parse(call.function.arguments).city));
+each("openai_local_tools", ["local"], async (_, model) => {
+  const tools = [{ type: "function", function: { name: "get_weather", parameters: KIND, strict: true } }];
+  const ask = { model, messages: HELLO, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 100 };
+  for (const client of [openai, azure]) {
+    const reply = await client.chat.completions.create(ask);
+    assert.equal(reply.choices[0].finish_reason, "tool_calls");
+    isCity(reply.choices[0].message.tool_calls[0]);
+    isCity((await client.chat.completions.stream(ask).finalChatCompletion()).choices[0].message.tool_calls[0]);
+  }
+});
+each("openai_local_structured", ["local"], async (_, model) => {
+  const schema = { ...SCHEMA, properties: { topic: { enum: ["hi", "bye"] }, urgent: { type: "boolean" } } };
+  const response_format = { type: "json_schema", json_schema: { name: "ticket", strict: true, schema } };
+  const reply = await openai.chat.completions.parse({ model, messages: HELLO, response_format });
+  assert.deepEqual(Object.keys(reply.choices[0].message.parsed), ["topic", "urgent"]);
+});
+each("anthropic_local_tools", ["local"], async (_, model) => {
+  const tools = [{ name: "get_weather", input_schema: KIND }];
+  const ask = { model, max_tokens: 100, messages: HELLO, tools, tool_choice: { type: "any", disable_parallel_tool_use: true } };
+  const message = await anthropic.messages.stream(ask).finalMessage();
+  assert.ok(["Ulm", "Bonn"].includes(message.content[0].input.city));
+});
 
 if (listing) {
   console.log(JSON.stringify(Object.keys(cases)));
