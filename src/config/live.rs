@@ -197,7 +197,7 @@ impl Live {
 
 /// Keys that are read at the start only, where the values differ.
 fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
-    let LocalConfig { threads, max_batch, max_context, max_queue } = &running.local;
+    let LocalConfig { threads, max_batch, max_context, max_queue, adapters_f32 } = &running.local;
     let local = &wanted.local;
     let fixed = [
         ("server.host", running.server.host != wanted.server.host),
@@ -206,6 +206,7 @@ fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("local.max_batch", *max_batch != local.max_batch),
         ("local.max_context", *max_context != local.max_context),
         ("local.max_queue", *max_queue != local.max_queue),
+        ("local.adapters_f32", *adapters_f32 != local.adapters_f32),
         ("telemetry", running.telemetry != wanted.telemetry),
         ("batches.concurrency", running.batches.concurrency != wanted.batches.concurrency),
     ];

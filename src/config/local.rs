@@ -13,11 +13,13 @@ pub struct LocalConfig {
     pub max_context: usize,
     /// Requests that may wait before new ones are answered with 429.
     pub max_queue: usize,
+    /// Adapters are kept in f32 rather than bfloat16: twice the memory, and more of it to read for every token.
+    pub adapters_f32: bool,
 }
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256 }
+        LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256, adapters_f32: false }
     }
 }
 
@@ -32,6 +34,7 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
         max_batch: count("max_batch", 1..=1_024, default.max_batch),
         max_context: count("max_context", 16..=1 << 24, default.max_context),
         max_queue: count("max_queue", 0..=1 << 20, default.max_queue),
+        adapters_f32: section.switch("adapters_f32", default.adapters_f32, problems),
     };
     section.finish(problems);
     config

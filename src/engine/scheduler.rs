@@ -3,6 +3,7 @@
 //! tokens through channels. Async code never touches a tensor.
 
 use super::arch::{Batch, Mode};
+use super::kernel::pool::Pool;
 use super::kv_cache::KvCache;
 use super::model::Model;
 use super::nn::slices::with_slice;
@@ -54,8 +55,7 @@ impl Engine {
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Result<Self, EngineError> {
         let (queue, requests) = sync_channel(options.max_queue.max(1));
         let waiting = Arc::new(AtomicUsize::new(0));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("engine-{i}")).build();
-        let pool = pool.map_err(|_| EngineError::Stopped)?;
+        let pool = Pool::new(options.threads).map_err(|_| EngineError::Stopped)?;
         let worker = Worker::new(model.clone(), &options, requests, waiting.clone());
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || pool.install(|| worker.run()));
         thread.map_err(|_| EngineError::Stopped)?;
@@ -120,7 +120,7 @@ impl Worker {
         let max_batch = options.max_batch.max(1);
         let slots = max_batch + SPARE_SLOTS;
         let config = model.decoder.config();
-        let cache = KvCache::new(slots, config.layers, config.heads.key_width());
+        let cache = KvCache::new(slots, config.layers, config.heads);
         let slots = vec![SlotContent::default(); slots];
         Worker { model, requests, waiting, pending: VecDeque::new(), running: Vec::new(), slots, cache, max_batch, step: 0 }
     }

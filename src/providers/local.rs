@@ -6,10 +6,11 @@ mod embed;
 use super::{Call, EmbedCall, ModelInfo, Piece, PieceStream, Provider, ProviderError, Reply};
 use crate::config::LocalConfig;
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::kernel::low_rank::Precision;
 use crate::engine::sampling::Sampling;
 use crate::engine::scheduler::EngineOptions;
 use crate::engine::sequence::{Event, Finish, Generate};
-use crate::engine::{Adapter, Embedder, Encoder, Engine, EngineError, Model};
+use crate::engine::{Adapter, Embedder, Encoder, Engine, EngineError, Model, Purpose};
 use crate::models::{Files, open};
 use crate::store::{Store, adapters, models};
 use crate::types::blocking::blocking;
@@ -93,7 +94,7 @@ impl Local {
             let Files::Gguf(path) = open(&shared.store, &digest)? else { return Err(embed::only_embeds(&name)) };
             let LocalConfig { threads, max_batch, max_context, max_queue, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context };
-            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path)?), options)?, digest })
+            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path, Purpose::Serve)?), options)?, digest })
         };
         self.shared.engines.get(digest, load).await
     }
@@ -111,7 +112,8 @@ impl Local {
             let record = adapters::by_digest(shared.store.db.as_ref(), &digest)?;
             let record = record.ok_or_else(|| Failure::on(Code::MODEL_NOT_FOUND, "model", format!("the adapter {digest} is not here")))?;
             let weights = shared.store.blobs.get(&record.weights)?;
-            let adapter = loader.engine.model().adapter(record.config.to_string().as_bytes(), &weights)?;
+            let precision = if shared.config.adapters_f32 { Precision::Full } else { Precision::Half };
+            let adapter = loader.engine.model().serving_adapter(record.config.to_string().as_bytes(), &weights, precision)?;
             Ok(Bound { adapter: Arc::new(adapter), model_digest: record.model_digest })
         };
         let bound = self.shared.adapters.get(digest, load).await?;
