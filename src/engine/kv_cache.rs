@@ -3,16 +3,21 @@
 //! with the same beginning reuses it.
 
 use super::kernel::append::{NewRows, append};
-use super::kernel::attend::{POSITIONS, Heads};
+use super::kernel::attend::{Heads, POSITIONS};
+use super::kernel::huge::Buffer;
 use half::f16;
 
-/// One sequence's keys and values: for each layer, blocks of sixteen positions as [`attend`](super::kernel::attend) reads them.
-#[derive(Debug, Clone, Default)]
+/// Positions by which a slot grows.
+const STEP: usize = 128;
+
+/// One sequence's keys and values. For each layer there is room for `capacity` positions of keys, then of values, in blocks of sixteen
+/// positions as [`attend`](super::kernel::attend) reads them.
+#[derive(Debug, Default)]
 struct Slot {
     /// Positions that are held in all layers.
     positions: usize,
-    keys: Vec<Vec<f16>>,
-    values: Vec<Vec<f16>>,
+    capacity: usize,
+    values: Buffer<f16>,
 }
 
 /// The cache.
@@ -26,8 +31,7 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache of `slots` slots for a model with `layers` layers.
     pub fn new(slots: usize, layers: usize, heads: Heads) -> Self {
-        let slot = Slot { positions: 0, keys: vec![Vec::new(); layers], values: vec![Vec::new(); layers] };
-        KvCache { layers, heads, slots: vec![slot; slots] }
+        KvCache { layers, heads, slots: (0..slots).map(|_| Slot::default()).collect() }
     }
 
     /// Positions that a slot holds.
@@ -45,23 +49,20 @@ impl KvCache {
         self.heads.keys * self.heads.padded() * POSITIONS
     }
 
+    /// Elements of the keys, or the values, of that many positions of one layer.
+    fn length(&self, positions: usize) -> usize {
+        positions.div_ceil(POSITIONS) * self.block()
+    }
+
     /// Keeps the first `positions` positions of a slot.
     pub fn truncate(&mut self, slot: usize, positions: usize) {
-        let length = positions.div_ceil(POSITIONS) * self.block();
         let slot = &mut self.slots[slot];
-        for blocks in slot.keys.iter_mut().chain(&mut slot.values) {
-            blocks.truncate(length);
-        }
         slot.positions = slot.positions.min(positions);
     }
 
     /// Empties a slot and gives its memory back.
     pub fn free(&mut self, slot: usize) {
-        let slot = &mut self.slots[slot];
-        for blocks in slot.keys.iter_mut().chain(&mut slot.values) {
-            *blocks = Vec::new();
-        }
-        slot.positions = 0;
+        self.slots[slot] = Slot::default();
     }
 
     /// Copies the first `positions` positions of one slot over another.
@@ -69,29 +70,31 @@ impl KvCache {
         if from == to {
             return self.truncate(to, positions);
         }
-        let length = positions.div_ceil(POSITIONS) * self.block();
-        let mut target = std::mem::take(&mut self.slots[to]);
-        let source = &self.slots[from];
-        let pairs = target.keys.iter_mut().zip(&source.keys).chain(target.values.iter_mut().zip(&source.values));
-        for (target, source) in pairs {
-            // A fresh vector: the memory limit counts positions, not what a longer sequence left reserved here.
-            *target = source[..length].to_vec();
+        self.slots[to] = self.resized(&self.slots[from], positions, positions);
+    }
+
+    /// A slot with room for `capacity` positions that holds the first `positions` of another.
+    fn resized(&self, source: &Slot, positions: usize, capacity: usize) -> Slot {
+        let capacity = capacity.next_multiple_of(STEP);
+        let mut values = Buffer::zeroed(2 * self.layers * self.length(capacity));
+        if source.capacity > 0 {
+            let parts = values.chunks_exact_mut(self.length(capacity)).zip(source.values.chunks_exact(self.length(source.capacity)));
+            let length = self.length(positions);
+            parts.for_each(|(to, from)| to[..length].copy_from_slice(&from[..length]));
         }
-        target.positions = positions;
-        self.slots[to] = target;
+        Slot { positions, capacity, values }
     }
 
     /// Writes new rows to one layer of a slot, from position `new.past` on; the positions count once the last layer has them.
     pub fn append(&mut self, slot: usize, layer: usize, new: NewRows<'_>) {
         let positions = new.past + new.rows.len() / new.stride;
-        let length = positions.div_ceil(POSITIONS) * self.block();
-        let slot = &mut self.slots[slot];
-        for blocks in [&mut slot.keys[layer], &mut slot.values[layer]] {
-            if blocks.len() < length {
-                blocks.resize(length, f16::ZERO);
-            }
+        if positions > self.slots[slot].capacity {
+            self.slots[slot] = self.resized(&self.slots[slot], self.slots[slot].positions, positions);
         }
-        append(&mut slot.keys[layer], &mut slot.values[layer], new, self.heads);
+        let length = self.length(self.slots[slot].capacity);
+        let slot = &mut self.slots[slot];
+        let (keys, values) = slot.values[2 * layer * length..2 * (layer + 1) * length].split_at_mut(length);
+        append(keys, values, new, self.heads);
         if layer + 1 == self.layers {
             slot.positions = positions;
         }
@@ -99,8 +102,8 @@ impl KvCache {
 
     /// Keys and values of one layer of a slot.
     pub fn layer(&self, slot: usize, layer: usize) -> (&[f16], &[f16]) {
-        let slot = &self.slots[slot];
-        (&slot.keys[layer], &slot.values[layer])
+        let length = self.length(self.slots[slot].capacity);
+        self.slots[slot].values[2 * layer * length..2 * (layer + 1) * length].split_at(length)
     }
 }
 
@@ -126,9 +129,9 @@ mod tests {
     #[test]
     fn slots_grow_are_copied_cut_and_freed() {
         let mut cache = KvCache::new(2, 2, HEADS);
-        let counted: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        let counted: Vec<f32> = (0..300).map(|i| i as f32).collect();
         write(&mut cache, 0, 0, &counted[..5]);
-        write(&mut cache, 0, 5, &counted[5..40]);
+        write(&mut cache, 0, 5, &counted[5..300]);
         assert_eq!(keys(&cache, 0), counted);
         cache.copy(0, 1, 18);
         write(&mut cache, 1, 18, &[100.0]);

@@ -1,8 +1,8 @@
 //! The door to this room: conversations and a model file in, an adapter out.
 
 use super::{Example, Observer, Recipe, Trained, Trainer, TuningError};
-use crate::engine::{Model, Purpose};
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::{Model, Purpose};
 use crate::types::chat::Message;
 use std::path::{Path, PathBuf};
 

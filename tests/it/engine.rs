@@ -342,31 +342,28 @@ fn a_shared_beginning_is_computed_once_and_changes_no_text() {
 
 #[test]
 fn an_adapter_survives_saving_and_equals_its_merged_model() {
-    let (Some(model), Some(float)) = (model(), trainable()) else {
-        return support::skip(
-            "an_adapter_survives_saving_and_equals_its_merged_model",
-            "REFIT_TEST_MODEL does not name the model file",
-        );
+    let (Some(exact), Some(float)) = (load(Purpose::ServeExact), trainable()) else {
+        return support::skip("an_adapter_survives_saving_and_equals_its_merged_model", "REFIT_TEST_MODEL does not name the model file");
     };
-    let made = Arc::new(adapter(&model, 5));
-    let tokens = model.tokenizer.encode(TEXT).expect("tokens");
-    let with_adapter = all_logits(&model.decoder, &tokens, Some(&made));
+    let made = Arc::new(adapter(&exact, 5));
+    let tokens = exact.tokenizer.encode(TEXT).expect("tokens");
+    let with_adapter = all_logits(&exact.decoder, &tokens, Some(&made));
     let saved = made.to_safetensors(Some(("base", "test"))).expect("saved");
-    let load = |precision| Arc::new(model.serving_adapter(&made.to_config_json(), &saved, precision).expect("loaded"));
-    assert_eq!(largest_difference(&with_adapter, &all_logits(&model.decoder, &tokens, Some(&load(Precision::Full)))), 0.0);
-    let half = largest_difference(&with_adapter, &all_logits(&model.decoder, &tokens, Some(&load(Precision::Half))));
-    let plain = largest_difference(&with_adapter, &all_logits(&model.decoder, &tokens, None));
+    let loaded = |precision| Arc::new(exact.serving_adapter(&made.to_config_json(), &saved, precision).expect("loaded"));
+    assert_eq!(largest_difference(&with_adapter, &all_logits(&exact.decoder, &tokens, Some(&loaded(Precision::Full)))), 0.0);
+    let half = largest_difference(&with_adapter, &all_logits(&exact.decoder, &tokens, Some(&loaded(Precision::Half))));
+    let plain = largest_difference(&with_adapter, &all_logits(&exact.decoder, &tokens, None));
     assert!(plain > 0.1, "the adapter changes the logits by only {plain}");
     // bfloat16 keeps 8 bits of each of the adapter's values.
-    assert!(half > 0.0 && half < 0.1 * plain, "in half precision they differ by {half}, without the adapter by {plain}");
+    assert!(half > 0.0 && half < 0.05 * plain, "in half precision they differ by {half}, without the adapter by {plain}");
 
     let trained = trained_logits(&float.decoder, &tokens, &made);
     let merged = float.decoder.merged(&made).expect("merged");
     let difference = largest_difference(&trained, &trained_logits(&merged, &tokens, &no_adapter()));
     assert!(difference < 1e-3, "merged differs by {difference}");
-    // The adapter does the same in serving as in training, up to the rounding of weights' inputs.
-    let same = with_adapter.iter().zip(&trained).filter(|(a, b)| argmax(a) == argmax(b)).count();
-    assert!(same * 10 >= 9 * tokens.len(), "the likeliest token is the same at {same} of {} positions", tokens.len());
+    // Serving keeps keys and values in half precision.
+    let difference = largest_difference(&trained, &with_adapter);
+    assert!(difference < 5e-2, "serving with the adapter differs from training by {difference}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! laid out as [attention](super::attend) reads them.
 #![expect(unsafe_code, reason = "threads write disjoint blocks of two slices")]
 
-use super::attend::{Angles, POSITIONS, Heads};
+use super::attend::{Angles, Heads, POSITIONS};
 use super::dots::Dots;
 use super::isa::{Isa, compiled};
 use super::lanes::{LANES, Lanes};

@@ -161,15 +161,21 @@ impl<'a> Work<'a> {
     fn rotated<const N: usize>(&self) -> Vec<[f32; N]> {
         let (width, half) = (self.heads.width, self.heads.width / 2);
         let mut turned = vec![[0f32; N]; width];
+        let mut line_of = vec![0f32; width];
         for line in 0..N {
             let (row, head) = self.place(line);
             let row = self.sequence.first + row;
-            let query = &self.queries.rows[row * self.queries.stride + head * width..][..width];
+            let (low, high) = self.queries.rows[row * self.queries.stride + head * width..][..width].split_at(half);
             let (cos, sin) = self.queries.angles[row * width..][..width].split_at(half);
-            for i in 0..half {
-                let (low, high) = (query[i] * self.queries.scale, query[half + i] * self.queries.scale);
-                turned[i][line] = low * cos[i] - high * sin[i];
-                turned[half + i][line] = high * cos[i] + low * sin[i];
+            let (out_low, out_high) = line_of.split_at_mut(half);
+            for ((((out, low), high), cos), sin) in out_low.iter_mut().zip(low).zip(high).zip(cos).zip(sin) {
+                *out = (low * cos - high * sin) * self.queries.scale;
+            }
+            for ((((out, low), high), cos), sin) in out_high.iter_mut().zip(low).zip(high).zip(cos).zip(sin) {
+                *out = (high * cos + low * sin) * self.queries.scale;
+            }
+            for (turned, x) in turned.iter_mut().zip(&line_of) {
+                turned[line] = *x;
             }
         }
         turned
@@ -404,9 +410,9 @@ mod tests {
             let heads = Heads { queries, keys, width };
             let positions = past + rows;
             let (k, v) = (wave(positions * keys * width, 0.21), wave(positions * keys * width, 0.47));
-            let (q, angles) = (wave(rows * queries * width, 0.93), vec![[1.0; 1], [0.0; 1]].concat());
+            let q = wave(rows * queries * width, 0.93);
             // No rotation: cosines 1, sines 0.
-            let angles: Vec<f32> = (0..rows * width).map(|i| angles[usize::from(i % width >= width / 2)]).collect();
+            let angles: Vec<f32> = (0..rows * width).map(|i| if i % width < width / 2 { 1.0 } else { 0.0 }).collect();
             let (kb, vb) = (blocks(&k, heads, true), blocks(&v, heads, false));
             let attended = Attended { first: 0, rows, past, keys: &kb, values: &vb };
             let given = Queries { rows: &q, stride: queries * width, angles: &angles, scale: 0.2 };

@@ -1,6 +1,9 @@
 //! Products of bytes, sixteen rows of weights at a time: for each row, four weights times four activations are added to a 32-bit sum.
 //! AVX-512 VNNI and AVX-VNNI have an instruction for it; AVX2 takes two or three; the portable twin is plain loops.
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "processor intrinsics; every type is used only in functions compiled for its features, after detection"))]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "processor intrinsics; every type is used only in functions compiled for its features, after detection")
+)]
 
 use super::lanes::{self, LANES, Lanes};
 
@@ -36,6 +39,11 @@ pub(super) trait Dots: Copy {
     fn wide(start: Self::Ints, sums: Self::Narrow) -> Self::Ints;
     /// The sums as floats.
     fn floats(sums: Self::Ints) -> Self::Floats;
+    /// Asks for the cache lines of `items`, `ahead` items further on, which may lie past their end.
+    #[inline(always)]
+    fn prefetch<T>(items: &[T], ahead: usize) {
+        let _ = (items, ahead);
+    }
     /// Rounds a block of floats from -127 to 127 to the nearest whole numbers, ties to even; returns their sum.
     fn rounded(low: Self::Floats, high: Self::Floats, out: &mut [i8; BLOCK]) -> i32;
 }
@@ -111,6 +119,17 @@ mod x86 {
     use super::{BLOCK, Dots, lanes};
     use std::arch::x86_64::*;
 
+    #[inline(always)]
+    fn prefetch<T>(items: &[T], ahead: usize) {
+        let start: *const i8 = items.as_ptr().wrapping_add(ahead).cast();
+        let mut at = 0;
+        while at < size_of_val(items) {
+            // SAFETY: a prefetch reads nothing and never faults, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
+            at += 64;
+        }
+    }
+
     /// One register for sixteen rows.
     #[derive(Clone, Copy)]
     pub struct Avx512Vnni;
@@ -161,6 +180,10 @@ mod x86 {
             lanes::Avx512(unsafe { _mm512_cvtepi32_ps(sums) })
         }
         #[inline(always)]
+        fn prefetch<T>(items: &[T], ahead: usize) {
+            prefetch(items, ahead);
+        }
+        #[inline(always)]
         fn rounded(low: lanes::Avx512, high: lanes::Avx512, out: &mut [i8; BLOCK]) -> i32 {
             unsafe {
                 let (low, high) = (_mm512_cvtps_epi32(low.0), _mm512_cvtps_epi32(high.0));
@@ -179,16 +202,16 @@ mod x86 {
     #[inline(always)]
     fn four(activations: &[i8; 4]) -> __m256i {
         // SAFETY: as for the types below, which call it.
-        unsafe { _mm256_set1_epi32(i32::from_ne_bytes([activations[0] as u8, activations[1] as u8, activations[2] as u8, activations[3] as u8])) }
+        unsafe {
+            _mm256_set1_epi32(i32::from_ne_bytes([activations[0] as u8, activations[1] as u8, activations[2] as u8, activations[3] as u8]))
+        }
     }
 
     /// Sums of four products of signed bytes. The sign moves to the second factor; 2 · 128 · 127 fits in 16 bits.
     #[inline(always)]
     fn products(w: __m256i, a: __m256i) -> __m256i {
         // SAFETY: as for the types below, which call it.
-        unsafe {
-            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)), _mm256_set1_epi16(1))
-        }
+        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)), _mm256_set1_epi16(1)) }
     }
 
     /// AVX2 with the VNNI instructions in their 256-bit form.
@@ -238,6 +261,10 @@ mod x86 {
             Avx2::floats(sums)
         }
         #[inline(always)]
+        fn prefetch<T>(items: &[T], ahead: usize) {
+            prefetch(items, ahead);
+        }
+        #[inline(always)]
         fn rounded(low: lanes::Avx2, high: lanes::Avx2, out: &mut [i8; BLOCK]) -> i32 {
             Avx2::rounded(low, high, out)
         }
@@ -270,10 +297,7 @@ mod x86 {
             unsafe {
                 let (a, b, low) = (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)), _mm256_set1_epi8(15));
                 let (c, d) = (_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b));
-                [
-                    Pair(_mm256_and_si256(a, low), _mm256_and_si256(b, low)),
-                    Pair(_mm256_and_si256(c, low), _mm256_and_si256(d, low)),
-                ]
+                [Pair(_mm256_and_si256(a, low), _mm256_and_si256(b, low)), Pair(_mm256_and_si256(c, low), _mm256_and_si256(d, low))]
             }
         }
         #[inline(always)]
@@ -288,10 +312,7 @@ mod x86 {
         fn plus_nibbles(sums: Pair, line: Pair, activations: &[i8; 4]) -> Pair {
             let a = four(activations);
             unsafe {
-                Pair(
-                    _mm256_add_epi16(sums.0, _mm256_maddubs_epi16(line.0, a)),
-                    _mm256_add_epi16(sums.1, _mm256_maddubs_epi16(line.1, a)),
-                )
+                Pair(_mm256_add_epi16(sums.0, _mm256_maddubs_epi16(line.0, a)), _mm256_add_epi16(sums.1, _mm256_maddubs_epi16(line.1, a)))
             }
         }
         #[inline(always)]
@@ -303,15 +324,16 @@ mod x86 {
         fn wide(start: Pair, sums: Pair) -> Pair {
             unsafe {
                 let ones = _mm256_set1_epi16(1);
-                Pair(
-                    _mm256_add_epi32(start.0, _mm256_madd_epi16(sums.0, ones)),
-                    _mm256_add_epi32(start.1, _mm256_madd_epi16(sums.1, ones)),
-                )
+                Pair(_mm256_add_epi32(start.0, _mm256_madd_epi16(sums.0, ones)), _mm256_add_epi32(start.1, _mm256_madd_epi16(sums.1, ones)))
             }
         }
         #[inline(always)]
         fn floats(sums: Pair) -> lanes::Avx2 {
             unsafe { lanes::Avx2(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
+        }
+        #[inline(always)]
+        fn prefetch<T>(items: &[T], ahead: usize) {
+            prefetch(items, ahead);
         }
         #[inline(always)]
         fn rounded(low: lanes::Avx2, high: lanes::Avx2, out: &mut [i8; BLOCK]) -> i32 {

@@ -1,7 +1,10 @@
 //! Sixteen floats at a time: AVX-512 and AVX2 registers behind one small trait, and a portable twin that the others are tested against.
 //! Hot loops are written over this trait; relying on the compiler to find the lanes by itself was measured to be fifteen
 //! times slower in some builds.
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "processor intrinsics; every type is used only in functions compiled for its features, after detection"))]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "processor intrinsics; every type is used only in functions compiled for its features, after detection")
+)]
 
 use half::{bf16, f16};
 

@@ -284,10 +284,7 @@ mod tests {
         let x = wave(rows * inputs, 0.31);
         let (a, b, c, d) = (wave(9 * inputs, 0.7), wave(37 * 9, 0.3), wave(3 * inputs, 0.5), wave(20 * 3, 0.9));
         for (precision, tolerance) in [(Precision::Full, 1e-4), (Precision::Half, 3e-1)] {
-            let pairs = [
-                Pair { a: &a, b: &b, rank: 9, scale: 0.5, column: 0 },
-                Pair { a: &c, b: &d, rank: 3, scale: 2.0, column: 50 },
-            ];
+            let pairs = [Pair { a: &a, b: &b, rank: 9, scale: 0.5, column: 0 }, Pair { a: &c, b: &d, rank: 3, scale: 2.0, column: 50 }];
             let (both, second) = (LowRank::new(inputs, &pairs, precision), LowRank::new(inputs, &pairs[1..], precision));
             let mut y = vec![1.0; rows * width];
             let adapted = [(1..4, &both), (5..rows, &second)];

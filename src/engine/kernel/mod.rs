@@ -8,6 +8,7 @@ pub mod append;
 pub mod attend;
 mod dots;
 mod formats;
+pub(in crate::engine) mod huge;
 pub mod isa;
 pub(in crate::engine) mod lanes;
 pub mod low_rank;

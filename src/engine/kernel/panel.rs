@@ -82,3 +82,34 @@ fn round_block<D: Dots>(panel: &mut Panel, row: usize, x: &[f32; BLOCK]) {
     let scale = largest * (1.0 / 127.0);
     (panel.scales[row], panel.sums[row], panel.totals[row]) = (scale, sum, scale * sum as f32);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_within_half_a_step_of_the_floats_on_every_instruction_set() {
+        let (rows, blocks) = (11, 3);
+        let width = blocks * BLOCK;
+        let mut x: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.731).sin() * (1.0 + (i / BLOCK) as f32)).collect();
+        x[..BLOCK].fill(0.0);
+        for isa in Isa::available() {
+            let mut panels = vec![EMPTY; rows.div_ceil(ROWS) * blocks];
+            // In two parts, as two threads would.
+            let (first, second) = panels.split_at_mut(2);
+            fill(isa, first, &x, (0, blocks));
+            fill(isa, second, &x, (2, blocks));
+            for (i, x) in x.iter().enumerate() {
+                let (row, column) = (i / width, i % width);
+                let panel = &panels[row / ROWS * blocks + column / BLOCK];
+                let (r, scale) = (row % ROWS, panel.scales[row % ROWS]);
+                let found = scale * f32::from(panel.bytes[r][column % BLOCK]);
+                assert!((found - x).abs() <= 0.5001 * scale, "{isa:?} ({row}, {column}): {found} for {x}");
+                let sum: i32 = panel.bytes[r].iter().map(|x| i32::from(*x)).sum();
+                assert_eq!((panel.sums[r], panel.totals[r]), (sum, scale * sum as f32), "{isa:?} row {row}");
+                let largest = panel.bytes[r].iter().map(|x| x.unsigned_abs()).max();
+                assert_eq!(largest, Some(if row == 0 && column < BLOCK { 0 } else { 127 }), "{isa:?} row {row}");
+            }
+        }
+    }
+}

@@ -16,6 +16,8 @@ use std::ops::Range;
 /// Panels that are multiplied with a tile before the next tile: their activations stay in the second-level cache.
 const GROUP: usize = 16;
 
+/// Blocks between the one that is computed and the one that is fetched.
+const AHEAD: usize = 12;
 /// Panels for each thread from which on rows are shared out rather than outputs.
 const MANY: usize = 4;
 
@@ -283,6 +285,12 @@ fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel
     let mut totals = [D::Floats::splat(0.0); M];
     let lines = weights.lines.chunks_exact(K::LINES);
     for (((lines, scales), mins), panel) in lines.zip(weights.scales).zip(weights.mins).zip(panels) {
+        // The weights come from memory when there are few rows, and the processor's own guesses end at every page.
+        D::prefetch(lines, AHEAD * K::LINES);
+        D::prefetch(std::slice::from_ref(scales), AHEAD);
+        if K::MINS {
+            D::prefetch(std::slice::from_ref(mins), AHEAD);
+        }
         let sums = K::sums::<D, M>(lines, panel);
         let scale = D::Floats::load_f16(scales);
         let min = if K::MINS { D::Floats::load_f16(mins) } else { scale };
@@ -434,8 +442,7 @@ mod tests {
         bytes
     }
 
-    const TYPES: [GgmlDType; 6] =
-        [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
+    const TYPES: [GgmlDType; 6] = [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
 
     fn weight(dtype: GgmlDType, outputs: usize, inputs: usize) -> Weight {
         let bytes = tensor(dtype, outputs * inputs, (outputs * 31 + inputs) as u64);
@@ -462,8 +469,10 @@ mod tests {
         for dtype in TYPES {
             let (outputs, inputs) = (21, 96);
             let bytes = tensor(dtype, outputs * inputs, (outputs * 31 + inputs) as u64);
-            let candle = candle_core::quantized::ggml_file::qtensor_from_ggml(dtype, &bytes, vec![outputs, inputs], &candle_core::Device::Cpu);
-            let plain: Vec<Vec<f32>> = candle.and_then(|t| t.dequantize(&candle_core::Device::Cpu)).and_then(|t| t.to_vec2()).expect("rows");
+            let candle =
+                candle_core::quantized::ggml_file::qtensor_from_ggml(dtype, &bytes, vec![outputs, inputs], &candle_core::Device::Cpu);
+            let plain: Vec<Vec<f32>> =
+                candle.and_then(|t| t.dequantize(&candle_core::Device::Cpu)).and_then(|t| t.to_vec2()).expect("rows");
             let weight = weight(dtype, outputs, inputs);
             let mut row = vec![0.0; inputs];
             for (i, plain) in plain.iter().enumerate() {

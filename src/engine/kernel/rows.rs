@@ -1,7 +1,7 @@
 //! What is done to rows of activations one by one: norms and gates.
 
-use super::isa::{Isa, compiled};
 use super::dots::Dots;
+use super::isa::{Isa, compiled};
 use super::lanes::{LANES, Lanes};
 use super::pool;
 

@@ -10,6 +10,7 @@
 
 use super::dots::BLOCK;
 use super::formats::{self, Block, Format};
+use super::huge::{Buffer, Plain};
 use super::lanes::{LANES, widened};
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
@@ -39,7 +40,7 @@ impl Layout {
 /// its low halves hold those and its high halves inputs 16 + 4g to 16 + 4g + 3.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
+pub(in crate::engine) struct Line(pub(super) [u8; 64]);
 
 /// A weight matrix (outputs, inputs), packed.
 #[derive(Debug)]
@@ -54,18 +55,18 @@ pub struct Weight {
 pub(super) enum Packed {
     Quantised(Quantised),
     /// For each tile, for each input: sixteen rows.
-    F32(Vec<[f32; TILE]>),
-    F16(Vec<[f16; TILE]>),
-    Bf16(Vec<[bf16; TILE]>),
+    F32(Buffer<[f32; TILE]>),
+    F16(Buffer<[f16; TILE]>),
+    Bf16(Buffer<[bf16; TILE]>),
 }
 
 /// For each tile, for each block: lines, scales and, in some layouts, minima.
 #[derive(Debug)]
 pub(super) struct Quantised {
     pub(super) layout: Layout,
-    pub(super) lines: Vec<Line>,
-    pub(super) scales: Vec<[f16; TILE]>,
-    pub(super) mins: Vec<[f16; TILE]>,
+    pub(super) lines: Buffer<Line>,
+    pub(super) scales: Buffer<[f16; TILE]>,
+    pub(super) mins: Buffer<[f16; TILE]>,
 }
 
 /// Bytes of a tensor and how they are to be read.
@@ -213,11 +214,14 @@ fn fill(layout: Layout, (outputs, blocks): (usize, usize), at: impl Fn(usize, us
             }
         }
     }
-    Quantised { layout, lines, scales, mins }
+    Quantised { layout, lines: Buffer::keep(&lines), scales: Buffer::keep(&scales), mins: Buffer::keep(&mins) }
 }
 
 /// Tiles of the floats of a file.
-fn floats<T: Copy + Default, const N: usize>(source: Source<'_>, read: impl Fn([u8; N]) -> T) -> Vec<[T; TILE]> {
+fn floats<T: Copy + Default, const N: usize>(source: Source<'_>, read: impl Fn([u8; N]) -> T) -> Buffer<[T; TILE]>
+where
+    [T; TILE]: Plain,
+{
     let (values, _) = source.bytes.as_chunks::<N>();
     let row = |row: usize| &values[(source.order)(row) * source.inputs..][..source.inputs];
     rows_of(row, (source.outputs, source.inputs), read)
@@ -228,12 +232,15 @@ fn rows_of<'a, S: Copy + 'a, T: Copy + Default>(
     row_of: impl Fn(usize) -> &'a [S],
     (outputs, inputs): (usize, usize),
     read: impl Fn(S) -> T,
-) -> Vec<[T; TILE]> {
+) -> Buffer<[T; TILE]>
+where
+    [T; TILE]: Plain,
+{
     let mut packed = vec![[T::default(); TILE]; outputs.div_ceil(TILE) * inputs];
     for row in 0..outputs {
         for (packed, value) in packed[row / TILE * inputs..].iter_mut().zip(row_of(row)) {
             packed[row % TILE] = read(*value);
         }
     }
-    packed
+    Buffer::keep(&packed)
 }
