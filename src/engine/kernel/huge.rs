@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use memmap2::{MmapMut, MmapRaw};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes of a mapping that weights share; larger ones have one of their own.
 const CHUNK: usize = 32 << 20;
@@ -38,8 +38,8 @@ pub(in crate::engine) struct Buffer<T> {
     values: PhantomData<T>,
 }
 
-/// The mapping that is being filled, and how far.
-static CURRENT: Mutex<Option<(Arc<MmapRaw>, usize)>> = Mutex::new(None);
+/// The mapping that is being filled, as long as somebody has a part of it, and how far it is filled.
+static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
 fn mapped(bytes: usize) -> std::io::Result<Arc<MmapRaw>> {
     let map = MmapMut::map_anon(bytes.max(1))?;
@@ -66,11 +66,11 @@ impl<T: Plain> Buffer<T> {
     pub(in crate::engine) fn keep(values: &[T]) -> Self {
         let bytes = size_of_val(values);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let (map, offset) = match current.take() {
-            Some((map, used)) if used + bytes <= map.len() => (map, used),
+        let (map, offset) = match current.0.upgrade() {
+            Some(map) if current.1 + bytes <= map.len() => (map, current.1),
             _ => (mapped(bytes.max(CHUNK)).expect("memory for an anonymous mapping"), 0),
         };
-        *current = Some((map.clone(), (offset + bytes).next_multiple_of(ALIGNMENT)));
+        *current = (Arc::downgrade(&map), (offset + bytes).next_multiple_of(ALIGNMENT));
         drop(current);
         // SAFETY: these bytes are inside the mapping and were handed out just now, so that nobody else has a reference to them.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), map.as_mut_ptr().add(offset), bytes) };

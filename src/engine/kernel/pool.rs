@@ -262,11 +262,21 @@ mod tests {
         }
     }
 
+    /// Whether all threads of the current pool sleep.
+    fn all_asleep() -> bool {
+        let asleep = |pool: &Pool| pool.state.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst));
+        CURRENT.with(|current| current.borrow().as_ref().is_some_and(asleep))
+    }
+
     #[test]
-    fn work_reaches_threads_that_went_to_sleep() {
+    fn threads_without_work_go_to_sleep_and_work_wakes_them() {
         in_pool(3, || {
             for _ in 0..5 {
-                std::thread::sleep(Duration::from_millis(20));
+                let began = std::time::Instant::now();
+                while !all_asleep() {
+                    assert!(began.elapsed() < Duration::from_secs(20), "threads without work still spin");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 let count = AtomicUsize::new(0);
                 ranges(3, 3, |_| {
                     count.fetch_add(1, Ordering::Relaxed);
