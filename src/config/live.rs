@@ -197,7 +197,7 @@ impl Live {
 
 /// Keys that are read at the start only, where the values differ.
 fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
-    let LocalConfig { threads, max_batch, max_context, max_queue, cache_mib, max_models, max_adapters } = &running.local;
+    let LocalConfig { threads, max_batch, max_context, max_queue, cache_mib, max_models, max_adapters, adapters_f32 } = &running.local;
     let local = &wanted.local;
     let fixed = [
         ("server.host", running.server.host != wanted.server.host),
@@ -209,6 +209,7 @@ fn waiting(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("local.cache_mib", *cache_mib != local.cache_mib),
         ("local.max_models", *max_models != local.max_models),
         ("local.max_adapters", *max_adapters != local.max_adapters),
+        ("local.adapters_f32", *adapters_f32 != local.adapters_f32),
         ("telemetry", running.telemetry != wanted.telemetry),
         ("batches.concurrency", running.batches.concurrency != wanted.batches.concurrency),
     ];

@@ -19,11 +19,22 @@ pub struct LocalConfig {
     pub max_models: usize,
     /// Adapters that are kept loaded.
     pub max_adapters: usize,
+    /// Adapters are kept in f32 rather than bfloat16: twice the memory, and more of it to read for every token.
+    pub adapters_f32: bool,
 }
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        LocalConfig { threads: 0, max_batch: 24, max_context: 4096, max_queue: 256, cache_mib: 2048, max_models: 4, max_adapters: 32 }
+        LocalConfig {
+            threads: 0,
+            max_batch: 24,
+            max_context: 4096,
+            max_queue: 256,
+            cache_mib: 2048,
+            max_models: 4,
+            max_adapters: 32,
+            adapters_f32: false,
+        }
     }
 }
 
@@ -41,6 +52,7 @@ pub(super) fn read(mut section: Section<'_, '_>, problems: &mut Problems<'_>) ->
         cache_mib: count("cache_mib", 1..=1 << 20, default.cache_mib),
         max_models: count("max_models", 1..=1_024, default.max_models),
         max_adapters: count("max_adapters", 1..=65_536, default.max_adapters),
+        adapters_f32: section.switch("adapters_f32", default.adapters_f32, problems),
     };
     section.finish(problems);
     config

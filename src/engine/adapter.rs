@@ -1,13 +1,16 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors` with keys
 //! `base_model.model.<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank). Never pickle.
 
+use super::kernel::low_rank::Precision;
 use super::nn::linear::Lora;
 use super::nn::slices::with_slice;
+use super::packed_adapter::PackedAdapter;
 use super::{EngineError, adapter_check};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 
 const KEY_PREFIX: &str = "base_model.model.";
 const MAX_RANK: usize = 512;
@@ -137,12 +140,13 @@ pub struct Adapter {
     /// Its configuration.
     pub config: AdapterConfig,
     loras: HashMap<String, Lora>,
+    packed: OnceLock<Arc<PackedAdapter>>,
 }
 
 impl Adapter {
     /// An adapter from pairs that exist already (training).
     pub fn new(config: AdapterConfig, loras: HashMap<String, Lora>) -> Self {
-        Adapter { config, loras }
+        Adapter { config, loras, packed: OnceLock::new() }
     }
 
     /// Reads an adapter and checks it against the modules of the base model.
@@ -182,7 +186,34 @@ impl Adapter {
         if loras.is_empty() {
             return Err(EngineError::Adapter("adapter_model.safetensors holds no LoRA tensors".into()));
         }
-        Ok(Adapter { config, loras })
+        Ok(Adapter::new(config, loras))
+    }
+
+    /// The same adapter for serving alone: its values packed in the given precision, and the tensors dropped.
+    ///
+    /// # Errors
+    /// [`EngineError::Tensor`] when a tensor cannot be read.
+    pub fn for_serving(self, targets: &[LoraTarget], precision: Precision) -> Result<Self, EngineError> {
+        let packed = Arc::new(PackedAdapter::new(&self, targets, precision)?);
+        Ok(Adapter { config: self.config, loras: HashMap::new(), packed: OnceLock::from(packed) })
+    }
+
+    /// The packed values; made of the tensors in full precision where the adapter was not packed before.
+    ///
+    /// # Errors
+    /// [`EngineError::Tensor`] when a tensor cannot be read.
+    pub fn packed(&self, targets: impl FnOnce() -> Vec<LoraTarget>) -> Result<Arc<PackedAdapter>, EngineError> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let packed = Arc::new(PackedAdapter::new(self, &targets(), Precision::Full)?);
+        Ok(self.packed.get_or_init(|| packed).clone())
+    }
+
+    /// The same adapter with tensors that no graph is built from, to measure a model that is being trained.
+    pub fn detached(&self) -> Self {
+        let detach = |lora: &Lora| Lora { a: lora.a.detach(), b: lora.b.detach(), scale: lora.scale };
+        Adapter::new(self.config.clone(), self.loras.iter().map(|(path, lora)| (path.clone(), detach(lora))).collect())
     }
 
     /// The pair of a module path, if it is adapted.

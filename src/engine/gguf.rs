@@ -1,6 +1,7 @@
 //! GGUF (version 2 and 3) files, parsed with checked arithmetic: the file is untrusted. Every length is bounded by the file's size
 //! before anything is allocated. Format: ggml's `docs/gguf.md`.
 
+use super::kernel::tiles::{Source, Weight};
 use super::{EngineError, map};
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -8,6 +9,9 @@ use candle_core::{Device, Tensor};
 use memmap2::Mmap;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+
+/// Which row of the file becomes row i of a packed matrix.
+pub type Order<'a> = &'a (dyn Fn(usize) -> usize + Sync);
 
 const MAX_DIMENSIONS: usize = 4;
 const MAX_ARRAY_DEPTH: usize = 2;
@@ -145,13 +149,48 @@ impl Gguf {
     /// # Errors
     /// [`EngineError::Model`] when it is missing, has another shape, or its bytes end past the file.
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor, EngineError> {
+        let info = self.info(name, dims)?;
+        let bytes = &self.map[info.offset..info.offset + info.size];
+        let quantised: QTensor = qtensor_from_ggml(info.dtype, bytes, info.dims.clone(), &Device::Cpu)?;
+        Ok(quantised.dequantize(&Device::Cpu)?)
+    }
+
+    /// A tensor of one dimension, as f32.
+    ///
+    /// # Errors
+    /// As [`Gguf::tensor`].
+    pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {
+        Ok(self.tensor(name, &[length])?.to_vec1()?)
+    }
+
+    /// A matrix (outputs, inputs) packed for serving; row i is row `order(i)` of the file. With `exact`, every value is kept as f32, so
+    /// that nothing is rounded, neither weights nor activations. The file's pages are given back as soon as they have been read.
+    ///
+    /// # Errors
+    /// As [`Gguf::tensor`].
+    pub fn weight(&self, name: &str, shape: (usize, usize), order: Order<'_>, exact: bool) -> Result<Weight, EngineError> {
+        let (outputs, inputs) = shape;
+        let info = self.info(name, &[outputs, inputs])?;
+        let range = info.offset..info.offset + info.size;
+        let source = Source { bytes: &self.map[range.clone()], outputs, inputs, order };
+        let kept = if exact { None } else { Weight::pack(info.dtype, source) };
+        let weight = match kept {
+            Some(weight) => weight,
+            None => {
+                let values = self.tensor(name, &[outputs, inputs])?.flatten_all()?.to_vec1::<f32>()?;
+                if exact { Weight::exact(&values, shape, order) } else { Weight::rounded(&values, shape, order) }
+            }
+        };
+        map::release(&self.map, range);
+        Ok(weight)
+    }
+
+    fn info(&self, name: &str, dims: &[usize]) -> Result<&TensorInfo, EngineError> {
         let info = self.tensors.get(name).ok_or_else(|| self.problem(format!("tensor {name} is missing")))?;
         if info.dims != dims {
             return Err(self.problem(format!("tensor {name} has shape {:?}, the metadata asks for {dims:?}", info.dims)));
         }
-        let bytes = &self.map[info.offset..info.offset + info.size];
-        let quantised: QTensor = qtensor_from_ggml(info.dtype, bytes, info.dims.clone(), &Device::Cpu)?;
-        Ok(quantised.dequantize(&Device::Cpu)?)
+        Ok(info)
     }
 
     fn wrong(&self, key: &str, expected: &str, found: Option<&Value>) -> EngineError {

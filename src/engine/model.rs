@@ -2,9 +2,10 @@
 
 use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
-use super::arch::{self, Decoder};
+use super::arch::{self, Decoder, Purpose};
 use super::chat_template::{ChatMessage, ChatTemplate};
 use super::gguf::Gguf;
+use super::kernel::low_rank::Precision;
 use super::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::path::Path;
@@ -16,25 +17,25 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 /// A model, ready to serve or to train an adapter for.
 pub struct Model {
     /// The network.
-    pub decoder: Box<dyn Decoder>,
+    pub decoder: Decoder,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     template: ChatTemplate,
 }
 
 impl Model {
-    /// Loads a GGUF file.
+    /// Loads a GGUF file for serving or training.
     ///
     /// # Errors
     /// [`EngineError`] naming the key or tensor at fault.
-    pub fn load(path: &Path) -> Result<Self, EngineError> {
+    pub fn load(path: &Path, purpose: Purpose) -> Result<Self, EngineError> {
         let file = Gguf::open(path)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
         let source = if file.get("tokenizer.chat_template").is_some() { file.text("tokenizer.chat_template")? } else { CHATML };
         let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
         let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
         let template = ChatTemplate::new(source, token(tokenizer.bos()), token(eos))?;
-        Ok(Model { decoder: arch::load(&file)?, tokenizer, template })
+        Ok(Model { decoder: arch::load(&file, purpose)?, tokenizer, template })
     }
 
     /// Token ids of a conversation, opened for the assistant's turn.
@@ -89,6 +90,14 @@ impl Model {
     /// [`EngineError::Adapter`] when it does not fit.
     pub fn adapter(&self, config: &[u8], weights: &[u8]) -> Result<Adapter, EngineError> {
         Adapter::load(config, weights, &self.decoder.lora_targets())
+    }
+
+    /// Reads an adapter for this model that will only serve, and keeps it in the given precision.
+    ///
+    /// # Errors
+    /// [`EngineError::Adapter`] when it does not fit.
+    pub fn serving_adapter(&self, config: &[u8], weights: &[u8], precision: Precision) -> Result<Adapter, EngineError> {
+        self.adapter(config, weights)?.for_serving(&self.decoder.lora_targets(), precision)
     }
 
     /// Modules that can be adapted.

@@ -3,6 +3,7 @@
 //! 2024, "Sarathi-Serve"), and reports tokens through channels. Async code never touches a tensor.
 
 use super::arch::{Batch, Decoder, Mode};
+use super::kernel::pool::Pool;
 use super::kv_cache::KvCache;
 use super::model::Model;
 use super::nn::slices::with_slice;
@@ -62,8 +63,7 @@ impl Engine {
     /// [`EngineError::Stopped`] when threads cannot be started.
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Result<Self, EngineError> {
         let queue = Arc::new(Queue::new(options.max_queue, options.max_batch.max(1)));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("engine-{i}")).build();
-        let pool = pool.map_err(|_| EngineError::Stopped)?;
+        let pool = Pool::new(options.threads).map_err(|_| EngineError::Stopped)?;
         let worker = Worker::new(model.clone(), &options, queue.clone());
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || pool.install(|| worker.run()));
         thread.map_err(|_| EngineError::Stopped)?;
@@ -124,9 +124,9 @@ impl Engine {
 }
 
 /// Positions that the memory for keys and values holds.
-fn capacity(options: &EngineOptions, decoder: &dyn Decoder) -> usize {
+fn capacity(options: &EngineOptions, decoder: &Decoder) -> usize {
     let config = decoder.config();
-    options.cache_bytes / KvCache::new(0, config.layers, config.heads.key_width()).bytes_per_position().max(1)
+    options.cache_bytes / KvCache::new(0, config.layers, config.heads).bytes_per_position().max(1)
 }
 
 struct Worker {
@@ -154,8 +154,8 @@ impl Worker {
         let max_batch = options.max_batch.max(1);
         let slots = max_batch + SPARE_SLOTS;
         let config = model.decoder.config();
-        let cache = KvCache::new(slots, config.layers, config.heads.key_width());
-        let capacity = capacity(options, model.decoder.as_ref());
+        let cache = KvCache::new(slots, config.layers, config.heads);
+        let capacity = capacity(options, &model.decoder);
         let slots = vec![SlotContent::default(); slots];
         Worker { model, queue, running: Vec::new(), slots, cache, capacity, max_batch, pace: Pace::default(), step: 0 }
     }

@@ -16,9 +16,10 @@ use self::reply::Replying;
 use super::{Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
 use crate::config::LocalConfig;
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::kernel::low_rank::Precision;
 use crate::engine::scheduler::EngineOptions;
 use crate::engine::sequence::Generate;
-use crate::engine::{Adapter, Embedder, Encoder, Engine, Model};
+use crate::engine::{Adapter, Embedder, Encoder, Engine, Model, Purpose};
 use crate::models::{Files, open};
 use crate::store::{Store, adapters, models};
 use crate::types::blocking::blocking;
@@ -85,7 +86,7 @@ impl Local {
             let Files::Gguf(path) = open(&shared.store, &digest)? else { return Err(embed::only_embeds(&name)) };
             let LocalConfig { threads, max_batch, max_context, max_queue, cache_mib, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context, cache_bytes: cache_mib << 20 };
-            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path)?), options)?, digest })
+            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path, Purpose::Serve)?), options)?, digest })
         };
         self.shared.engines.get(digest, load).await
     }
@@ -102,7 +103,8 @@ impl Local {
         let load = move || {
             let record = stored(&shared.store, &digest)?;
             let weights = shared.store.blobs.get(&record.weights)?;
-            let adapter = loader.engine.model().adapter(record.config.to_string().as_bytes(), &weights)?;
+            let precision = if shared.config.adapters_f32 { Precision::Full } else { Precision::Half };
+            let adapter = loader.engine.model().serving_adapter(record.config.to_string().as_bytes(), &weights, precision)?;
             Ok(Bound { adapter: Arc::new(adapter), model_digest: record.model_digest })
         };
         let bound = self.shared.adapters.get(digest, load).await?;

@@ -1,8 +1,8 @@
 //! The door to this room: conversations and a model file in, an adapter out.
 
 use super::{Example, Observer, Recipe, Trained, Trainer, TuningError};
-use crate::engine::Model;
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::{Model, Purpose};
 use crate::types::chat::Message;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ pub fn fit(
     observer: &dyn Observer,
 ) -> Result<Trained, TuningError> {
     recipe.check()?;
-    let model = Model::load(model_file)?;
+    let model = Model::load(model_file, Purpose::Train)?;
     let max_length = recipe.max_length.min(model.decoder.config().context);
     let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
         conversations.iter().map(|conversation| example(&model, conversation, max_length)).collect()

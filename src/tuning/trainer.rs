@@ -163,7 +163,7 @@ impl Trainer<'_> {
         let mut loss = 0.0;
         for packed in &packed {
             let hidden = self.model.decoder.hidden(&packed.batch, Mode::Train(&state.trainable.adapter))?;
-            let part = cross_entropy::cross_entropy(&hidden, self.model.decoder.head(), &packed.labels, labelled as f32)?;
+            let part = cross_entropy::cross_entropy(&hidden, self.model.decoder.head()?, &packed.labels, labelled as f32)?;
             loss += part.to_scalar::<f32>()?;
             gradients.add(&state.trainable.variables, &part.backward()?)?;
             state.position.trained_tokens += packed.batch.tokens.len() as u64;
@@ -199,15 +199,11 @@ impl Trainer<'_> {
 
     fn validation_loss(&self, state: &State) -> Result<f32, TuningError> {
         let (mut sum, mut count) = (0.0, 0);
+        let adapter = state.trainable.adapter.detached();
         for part in self.validation.chunks(self.recipe.batch_size) {
             let packed = Packed::new(part);
-            let adapter = std::sync::Arc::new(state.trainable.adapter.clone());
-            let rows = packed.batch.tokens.len();
-            let config = self.model.decoder.config();
-            let mut cache = crate::engine::kv_cache::KvCache::new(part.len(), config.layers, config.heads.key_width());
-            let mode = Mode::Infer { cache: &mut cache, adapters: &[(0..rows, adapter)] };
-            let hidden = self.model.decoder.hidden(&packed.batch, mode)?;
-            let (loss, labelled, _) = cross_entropy::evaluate(&hidden, self.model.decoder.head(), &packed.labels)?;
+            let hidden = self.model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
+            let (loss, labelled, _) = cross_entropy::evaluate(&hidden, self.model.decoder.head()?, &packed.labels)?;
             sum += loss;
             count += labelled;
         }

@@ -1,11 +1,10 @@
 //! Our adapters in other people's software. Runs in `./test peft` (part of `./test --full`), which installs what it needs; the group
 //! `blackbox` leaves this module out.
 
-use crate::engine::{TEXT, adapter, all_logits, model};
+use crate::engine::{TEXT, adapter, trainable, trained_logits};
 use crate::support;
 use serde_json::json;
 use std::process::Command;
-use std::sync::Arc;
 
 /// Logits differ by rounding only; those of this model reach 30.
 const TOLERANCE: &str = "0.001";
@@ -14,10 +13,10 @@ const TOLERANCE: &str = "0.001";
 fn peft_folder_gives_the_same_logits_in_hugging_face_peft() {
     let python = std::env::var("REFIT_INTEROP_PYTHON").expect("./test peft sets REFIT_INTEROP_PYTHON");
     let file = support::model_file().expect("./test peft sets REFIT_TEST_MODEL");
-    let model = model().expect("the model");
-    let made = Arc::new(adapter(&model, 7));
+    let model = trainable().expect("the model");
+    let made = adapter(&model, 7);
     let tokens = model.tokenizer.encode(TEXT).expect("tokens");
-    let logits = all_logits(model.decoder.as_ref(), &tokens, Some(&made));
+    let logits = trained_logits(&model.decoder, &tokens, &made);
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name);
     std::fs::create_dir(path("peft")).expect("a folder");

@@ -18,7 +18,7 @@ use refit::tuning::optimizer::Gradients;
 use refit::tuning::{AnyRecipe, Observer, Recipe, StepReport, Trained, Trainer, TuningError};
 use std::cell::Cell;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Values in (-1, 1), a fixed sequence for each seed (a linear congruential generator, Knuth's MMIX constants).
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -113,8 +113,7 @@ fn every_backward_pass_matches_finite_differences() {
 }
 
 fn model() -> Option<Arc<Model>> {
-    static MODEL: OnceLock<Option<Arc<Model>>> = OnceLock::new();
-    MODEL.get_or_init(|| support::model_file().map(|path| Arc::new(Model::load(&path).expect("the model loads")))).clone()
+    crate::engine::trainable()
 }
 
 macro_rules! model_or_skip {
@@ -249,7 +248,7 @@ fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
     let packed = Packed::new(&examples(&model)[..2]);
     let loss = || {
         let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter)).expect("a forward pass");
-        cross_entropy(&hidden, model.decoder.head(), &packed.labels, packed.labelled() as f32).expect("a loss")
+        cross_entropy(&hidden, model.decoder.head().expect("a head"), &packed.labels, packed.labelled() as f32).expect("a loss")
     };
     let mut gradients = Gradients::zero(&trainable.variables);
     gradients.add(&trainable.variables, &loss().backward().expect("a backward pass")).expect("every variable has a gradient");

@@ -1,251 +1,135 @@
-//! The llama family: pre-norm blocks of rotary grouped attention and SwiGLU (Touvron et al. 2023, arXiv 2302.13971). Our own decoder,
-//! because it must serve and train: parity with candle-transformers' is a test.
+//! The llama family: pre-norm blocks of rotary grouped attention and SwiGLU (Touvron et al. 2023, arXiv 2302.13971). This file says where
+//! a GGUF file keeps them; [`serving`](super::serving) and [`training`](super::training) are the network.
 
-use super::{Adapter, Batch, Decoder, DecoderConfig, LoraTarget, Mode};
+use super::serving::{Block, Serving};
+use super::training::{Layer, Norm, Projection, Training};
+use super::{DecoderConfig, Network, Purpose};
 use crate::engine::EngineError;
-use crate::engine::gguf::Gguf;
-use crate::engine::kv_cache::KvCache;
-use crate::engine::nn::add::add;
-use crate::engine::nn::attention::{Cached, Heads, TrainAttention, attend_cached};
-use crate::engine::nn::linear::{Linear, Lora};
-use crate::engine::nn::norm::RmsNorm;
+use crate::engine::gguf::{Gguf, Order};
+use crate::engine::kernel::pool;
+use crate::engine::kernel::tiles::Weight;
+use crate::engine::nn::attention::Heads;
+use crate::engine::nn::linear::Linear;
 use crate::engine::nn::rope::Rope;
-use crate::engine::nn::slices::{tensor, with_slice};
-use crate::engine::nn::swiglu::SwiGlu;
-use candle_core::{Device, Tensor};
-use std::ops::Range;
-use std::sync::Arc;
+use candle_core::Tensor;
+use std::sync::{Arc, OnceLock};
 
-/// Names of the adaptable layers of a block, in forward order.
-const MODULES: [&str; 7] =
-    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-
-/// A decoder of the llama family.
-#[derive(Clone)]
-pub struct Llama {
-    config: DecoderConfig,
-    embed_tokens: Tensor,
-    lm_head: Linear,
-    layers: Vec<Layer>,
-    norm: Norm,
-    rope: Arc<Rope>,
+/// Reads a network from a GGUF file.
+///
+/// # Errors
+/// [`EngineError::Model`] naming the key or tensor that is missing, malformed or of another shape.
+pub fn load(file: &Gguf, purpose: Purpose) -> Result<(DecoderConfig, Network), EngineError> {
+    let config = read_config(file)?;
+    let network = match purpose {
+        Purpose::Train => Network::Training(Box::new(training(file, &config)?)),
+        Purpose::Serve | Purpose::ServeExact => Network::Serving(Box::new(serving(file, &config, purpose)?)),
+    };
+    Ok((config, network))
 }
 
-#[derive(Clone)]
-struct Layer {
-    input_layernorm: Norm,
-    post_attention_layernorm: Norm,
-    q_proj: Projection,
-    k_proj: Projection,
-    v_proj: Projection,
-    o_proj: Projection,
-    gate_proj: Projection,
-    up_proj: Projection,
-    down_proj: Projection,
+/// A linear layer of a block in the file: its name, width of its output and input, and heads whose rows are permuted.
+struct Tensors {
+    name: &'static str,
+    outputs: usize,
+    inputs: usize,
+    permuted: Option<usize>,
 }
 
-#[derive(Clone)]
-struct Norm {
-    weight: Tensor,
-    op: RmsNorm,
+/// The seven linear layers of a block, in forward order.
+fn linears(config: &DecoderConfig) -> [Tensors; 7] {
+    let (heads, hidden, inner) = (config.heads, config.hidden, config.inner);
+    let of = |name, outputs, inputs, permuted| Tensors { name, outputs, inputs, permuted };
+    [
+        of("attn_q", heads.query_width(), hidden, Some(heads.queries)),
+        of("attn_k", heads.key_width(), hidden, Some(heads.keys)),
+        of("attn_v", heads.key_width(), hidden, None),
+        of("attn_output", hidden, heads.query_width(), None),
+        of("ffn_gate", inner, hidden, None),
+        of("ffn_up", inner, hidden, None),
+        of("ffn_down", hidden, inner, None),
+    ]
 }
 
-/// A linear layer and its path in the checkpoint.
-#[derive(Clone)]
-struct Projection {
-    path: String,
-    linear: Linear,
+fn serving(file: &Gguf, config: &DecoderConfig, purpose: Purpose) -> Result<Serving, EngineError> {
+    let exact = purpose == Purpose::ServeExact;
+    let table = |name: &str| file.weight(name, (config.vocabulary, config.hidden), &|row| row, exact).map(Arc::new);
+    // The table and the blocks are packed by as many threads as there are cores.
+    let (embed_tokens, blocks) = (OnceLock::new(), (0..config.layers).map(|_| OnceLock::new()).collect::<Vec<_>>());
+    let threads = pool::Pool::new(0).map_err(|_| EngineError::Stopped)?;
+    threads.install(|| {
+        pool::each(config.layers + 1, |i| match i.checked_sub(1) {
+            None => drop(embed_tokens.set(table("token_embd.weight"))),
+            Some(layer) => drop(blocks[layer].set(block(file, config, layer, exact))),
+        });
+    });
+    let packed = "every part was packed above";
+    let embed_tokens = embed_tokens.into_inner().expect(packed)?;
+    let lm_head = if file.has_tensor("output.weight") { table("output.weight")? } else { embed_tokens.clone() };
+    let blocks = blocks.into_iter().map(|block| block.into_inner().expect(packed)).collect::<Result<_, _>>()?;
+    let norm = file.vector("output_norm.weight", config.hidden)?;
+    Ok(Serving::new(embed_tokens, lm_head, blocks, norm))
 }
 
-impl Projection {
-    fn forward(&self, x: &Tensor, mode: &Mode<'_>) -> candle_core::Result<Tensor> {
-        match mode {
-            Mode::Train(adapter) => self.linear.train(x, adapter.lora(&self.path)),
-            Mode::Infer { adapters, .. } => {
-                let loras: Vec<(Range<usize>, &Lora)> =
-                    adapters.iter().filter_map(|(rows, adapter)| Some((rows.clone(), adapter.lora(&self.path)?))).collect();
-                self.linear.infer(x, &loras)
-            }
-        }
-    }
-
-    fn merged(&self, adapter: &Adapter) -> candle_core::Result<Self> {
-        let Some(lora) = adapter.lora(&self.path) else { return Ok(self.clone()) };
-        let update = (lora.b.matmul(&lora.a)? * f64::from(lora.scale))?;
-        Ok(Projection { path: self.path.clone(), linear: Linear::new((self.linear.weight() + update)?)? })
-    }
-}
-
-impl Llama {
-    /// Reads the decoder from a GGUF file, dequantised to f32.
-    ///
-    /// # Errors
-    /// [`EngineError::Model`] naming the key or tensor that is missing, malformed or of another shape.
-    pub fn load(file: &Gguf) -> Result<Self, EngineError> {
-        let config = read_config(file)?;
-        let epsilon = config.norm_epsilon;
-        let embed_tokens = file.tensor("token_embd.weight", &[config.vocabulary, config.hidden])?;
-        let lm_head = match file.has_tensor("output.weight") {
-            true => file.tensor("output.weight", &[config.vocabulary, config.hidden])?,
-            false => embed_tokens.clone(),
+fn block(file: &Gguf, config: &DecoderConfig, index: usize, exact: bool) -> Result<Block, EngineError> {
+    let load = |linear: &Tensors| -> Result<Weight, EngineError> {
+        let order: Order<'_> = match linear.permuted {
+            Some(heads) => &move |row| permuted(row, linear.outputs / heads),
+            None => &|row| row,
         };
-        let norm = |name: &str| Norm::load(file, name, config.hidden, epsilon);
-        let layers = (0..config.layers).map(|i| Layer::load(file, &config, i)).collect::<Result<_, _>>()?;
-        let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rope_base));
-        Ok(Llama { norm: norm("output_norm.weight")?, embed_tokens, lm_head: Linear::new(lm_head)?, layers, rope, config })
-    }
-
-    fn attention(&self, layer: usize, x: &Tensor, batch: &Batch, mode: &mut Mode<'_>) -> candle_core::Result<Tensor> {
-        let block = &self.layers[layer];
-        let (q, k, v) = (block.q_proj.forward(x, mode)?, block.k_proj.forward(x, mode)?, block.v_proj.forward(x, mode)?);
-        let attended = match mode {
-            Mode::Train(_) => {
-                let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect());
-                q.apply_op3(&k, &v, TrainAttention { heads: self.config.heads, rope: self.rope.clone(), sequences })?
-            }
-            Mode::Infer { cache, .. } => self.attend(layer, [&q, &k, &v], batch, cache)?,
-        };
-        block.o_proj.forward(&attended, mode)
-    }
-
-    fn attend(&self, layer: usize, [q, k, v]: [&Tensor; 3], batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let heads = self.config.heads;
-        let (mut q, mut k) = (with_slice(q, <[f32]>::to_vec)?, with_slice(k, <[f32]>::to_vec)?);
-        let (query_width, key_width) = (heads.query_width(), heads.key_width());
-        for segment in &batch.segments {
-            for (row, position) in segment.rows.clone().zip(segment.past..) {
-                self.rope.rotate(&mut q[row * query_width..][..query_width], position);
-                self.rope.rotate(&mut k[row * key_width..][..key_width], position);
-            }
-        }
-        with_slice(v, |v| {
-            for segment in &batch.segments {
-                let range = segment.rows.start * key_width..segment.rows.end * key_width;
-                cache.append(segment.slot, layer, &k[range.clone()], &v[range]);
-            }
-        })?;
-        let cached = |segment: &super::Segment| -> Cached<'_> {
-            let (keys, values) = cache.layer(segment.slot, layer);
-            Cached { rows: segment.rows.clone(), past: segment.past, keys, values }
-        };
-        let sequences: Vec<_> = batch.segments.iter().map(cached).collect();
-        tensor(attend_cached(&q, heads, &sequences), (batch.tokens.len(), query_width))
-    }
-
-    fn feed_forward(&self, layer: usize, x: &Tensor, mode: &Mode<'_>) -> candle_core::Result<Tensor> {
-        let block = &self.layers[layer];
-        let (gate, up) = (block.gate_proj.forward(x, mode)?, block.up_proj.forward(x, mode)?);
-        block.down_proj.forward(&gate.apply_op2(&up, SwiGlu)?, mode)
-    }
+        file.weight(&format!("blk.{index}.{}.weight", linear.name), (linear.outputs, linear.inputs), order, exact)
+    };
+    let [q, k, v, o, gate, up, down] = &linears(config);
+    let norm = |name: &str| file.vector(&format!("blk.{index}.{name}.weight"), config.hidden);
+    Ok(Block {
+        input_layernorm: norm("attn_norm")?,
+        qkv: [load(q)?, load(k)?, load(v)?],
+        o_proj: load(o)?,
+        post_attention_layernorm: norm("ffn_norm")?,
+        gate_up: [load(gate)?, load(up)?],
+        down_proj: load(down)?,
+    })
 }
 
-impl Decoder for Llama {
-    fn config(&self) -> &DecoderConfig {
-        &self.config
-    }
-
-    fn hidden(&self, batch: &Batch, mut mode: Mode<'_>) -> Result<Tensor, EngineError> {
-        let ids = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
-        let mut x = self.embed_tokens.index_select(&ids, 0)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let attended = self.attention(i, &layer.input_layernorm.op.forward(&x)?, batch, &mut mode)?;
-            x = add(&x, &attended)?;
-            let fed = self.feed_forward(i, &layer.post_attention_layernorm.op.forward(&x)?, &mode)?;
-            x = add(&x, &fed)?;
+fn training(file: &Gguf, config: &DecoderConfig) -> Result<Training, EngineError> {
+    let table = [config.vocabulary, config.hidden];
+    let embed_tokens = file.tensor("token_embd.weight", &table)?;
+    let lm_head = if file.has_tensor("output.weight") { file.tensor("output.weight", &table)? } else { embed_tokens.clone() };
+    let mut paths = config.lora_targets().into_iter().map(|target| target.path);
+    let mut layers = Vec::new();
+    for index in 0..config.layers {
+        let mut projections = Vec::new();
+        for linear in linears(config) {
+            let mut weight = file.tensor(&format!("blk.{index}.{}.weight", linear.name), &[linear.outputs, linear.inputs])?;
+            if let Some(heads) = linear.permuted {
+                weight = unpermuted(&weight, heads)?;
+            }
+            projections.push(Projection { path: paths.next().unwrap_or_default(), linear: Linear::new(weight)? });
         }
-        Ok(self.norm.op.forward(&x)?)
-    }
-
-    fn head(&self) -> &Tensor {
-        self.lm_head.weight()
-    }
-
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, EngineError> {
-        Ok(self.lm_head.infer(hidden, &[])?)
-    }
-
-    fn lora_targets(&self) -> Vec<LoraTarget> {
-        let target = |projection: &Projection| {
-            let (inputs, outputs) = projection.linear.widths();
-            LoraTarget { path: projection.path.clone(), inputs, outputs }
+        let norm = |name: &str| -> Result<Norm, EngineError> {
+            let weight = file.tensor(&format!("blk.{index}.{name}.weight"), &[config.hidden])?;
+            Ok(Norm::new(weight, config.norm_epsilon)?)
         };
-        self.layers.iter().flat_map(|layer| layer.projections().map(target)).collect()
+        let (input_layernorm, post_attention_layernorm) = (norm("attn_norm")?, norm("ffn_norm")?);
+        let Ok(projections) = projections.try_into() else { unreachable!("linears gives seven") };
+        layers.push(Layer { input_layernorm, post_attention_layernorm, projections });
     }
-
-    fn merged(&self, adapter: &Adapter) -> Result<Box<dyn Decoder>, EngineError> {
-        let layers = self.layers.iter().map(|layer| layer.merged(adapter)).collect::<candle_core::Result<_>>()?;
-        Ok(Box::new(Llama { layers, ..self.clone() }))
-    }
-
-    fn weights(&self) -> Vec<(String, Tensor)> {
-        let mut weights = vec![("model.embed_tokens.weight".to_string(), self.embed_tokens.clone())];
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{i}");
-            weights.push((format!("{prefix}.input_layernorm.weight"), layer.input_layernorm.weight.clone()));
-            weights.push((format!("{prefix}.post_attention_layernorm.weight"), layer.post_attention_layernorm.weight.clone()));
-            weights.extend(layer.projections().map(|p| (format!("{}.weight", p.path), p.linear.weight().clone())));
-        }
-        weights.push(("model.norm.weight".into(), self.norm.weight.clone()));
-        weights.push(("lm_head.weight".into(), self.lm_head.weight().clone()));
-        weights
-    }
-}
-
-impl Norm {
-    fn load(file: &Gguf, name: &str, width: usize, epsilon: f32) -> Result<Self, EngineError> {
-        let weight = file.tensor(name, &[width])?;
-        Ok(Norm { op: RmsNorm::new(&weight, epsilon)?, weight })
-    }
-}
-
-impl Layer {
-    fn load(file: &Gguf, config: &DecoderConfig, index: usize) -> Result<Self, EngineError> {
-        let heads = config.heads;
-        let norm = |name: &str| Norm::load(file, &format!("blk.{index}.{name}.weight"), config.hidden, config.norm_epsilon);
-        let load =
-            |module: usize, name: &str, outputs: usize, inputs: usize, unpermute: Option<usize>| -> Result<Projection, EngineError> {
-                let mut weight = file.tensor(&format!("blk.{index}.{name}.weight"), &[outputs, inputs])?;
-                if let Some(heads) = unpermute {
-                    weight = unpermuted(&weight, heads)?;
-                }
-                Ok(Projection { path: format!("model.layers.{index}.{}", MODULES[module]), linear: Linear::new(weight)? })
-            };
-        Ok(Layer {
-            input_layernorm: norm("attn_norm")?,
-            post_attention_layernorm: norm("ffn_norm")?,
-            q_proj: load(0, "attn_q", heads.query_width(), config.hidden, Some(heads.queries))?,
-            k_proj: load(1, "attn_k", heads.key_width(), config.hidden, Some(heads.keys))?,
-            v_proj: load(2, "attn_v", heads.key_width(), config.hidden, None)?,
-            o_proj: load(3, "attn_output", config.hidden, heads.query_width(), None)?,
-            gate_proj: load(4, "ffn_gate", config.inner, config.hidden, None)?,
-            up_proj: load(5, "ffn_up", config.inner, config.hidden, None)?,
-            down_proj: load(6, "ffn_down", config.hidden, config.inner, None)?,
-        })
-    }
-
-    fn projections(&self) -> impl Iterator<Item = &Projection> {
-        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj, &self.gate_proj, &self.up_proj, &self.down_proj].into_iter()
-    }
-
-    fn merged(&self, adapter: &Adapter) -> candle_core::Result<Self> {
-        Ok(Layer {
-            q_proj: self.q_proj.merged(adapter)?,
-            k_proj: self.k_proj.merged(adapter)?,
-            v_proj: self.v_proj.merged(adapter)?,
-            o_proj: self.o_proj.merged(adapter)?,
-            gate_proj: self.gate_proj.merged(adapter)?,
-            up_proj: self.up_proj.merged(adapter)?,
-            down_proj: self.down_proj.merged(adapter)?,
-            ..self.clone()
-        })
-    }
+    let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rope_base));
+    let norm = Norm::new(file.tensor("output_norm.weight", &[config.hidden])?, config.norm_epsilon)?;
+    Ok(Training { embed_tokens, lm_head: Linear::new(lm_head)?, layers, norm, rope })
 }
 
 /// GGUF files of this family keep the rows of q and k interleaved for the other rotary layout (llama.cpp `convert_hf_to_gguf.py`,
-/// `LlamaModel.permute`); this is the inverse.
+/// `LlamaModel.permute`): the file's row for row `row` of the checkpoint, with heads of `width` rows.
+fn permuted(row: usize, width: usize) -> usize {
+    let (head, inside, half) = (row / width, row % width, width / 2);
+    head * width + if inside < half { 2 * inside } else { 2 * (inside - half) + 1 }
+}
+
+/// The rows of a file's matrix in the checkpoint's order.
 fn unpermuted(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
-    weight.reshape((heads, outputs / heads / 2, 2, inputs))?.transpose(1, 2)?.contiguous()?.reshape((outputs, inputs))
+    let outputs = weight.dim(0)?;
+    let rows: Vec<u32> = (0..outputs).map(|row| permuted(row, outputs / heads) as u32).collect();
+    weight.index_select(&Tensor::from_vec(rows, outputs, weight.device())?, 0)
 }
 
 fn read_config(file: &Gguf) -> Result<DecoderConfig, EngineError> {
@@ -292,6 +176,7 @@ fn read_config(file: &Gguf) -> Result<DecoderConfig, EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn unpermuting_brings_the_pairs_of_a_head_back_to_its_halves() {

@@ -1,114 +1,19 @@
-//! Rotary position embedding and causal attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) over rows of many
-//! sequences: no padding, a sequence is a range of rows. Inference reads keys and values from a cache; training recomputes the
-//! probabilities in the backward pass instead of keeping them.
+//! Rotary position embedding and causal attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) in training, over rows of many
+//! sequences: no padding, a sequence is a range of rows. The backward pass recomputes the probabilities instead of keeping them.
 
 use super::gemm::{Matrix, Write, gemm};
 use super::rope::Rope;
-use super::simd::{self, Context};
+use super::simd;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Up to this many new rows of a sequence are attended one by one; above it, as matrix products.
-const FEW_ROWS: usize = 4;
+pub use crate::engine::kernel::attend::Heads;
 
-/// Head counts and widths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub queries: usize,
-    /// Key and value heads; divides `queries`.
-    pub keys: usize,
-    /// Elements of a head.
-    pub width: usize,
-}
-
-impl Heads {
-    fn group(&self) -> usize {
-        self.queries / self.keys
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.width as f32).sqrt()
-    }
-
-    /// Elements of a row of keys (or values).
-    pub fn key_width(&self) -> usize {
-        self.keys * self.width
-    }
-
-    /// Elements of a row of queries.
-    pub fn query_width(&self) -> usize {
-        self.queries * self.width
-    }
-}
-
-/// One sequence's part of an inference step: its new rows, and everything it may look at.
-pub struct Cached<'a> {
-    /// New rows in the batch.
-    pub rows: Range<usize>,
-    /// Positions before the first new row.
-    pub past: usize,
-    /// Keys of all positions up to the last new one (positions, key width), rotated.
-    pub keys: &'a [f32],
-    /// Values, likewise.
-    pub values: &'a [f32],
-}
-
-/// Attention of an inference step: `queries` (N, query width), rotated. Returns (N, query width).
-pub fn attend_cached(queries: &[f32], heads: Heads, sequences: &[Cached<'_>]) -> Vec<f32> {
-    let tasks: Vec<(usize, usize)> = (0..sequences.len()).flat_map(|s| (0..heads.keys).map(move |h| (s, h))).collect();
-    let parts: Vec<Vec<f32>> = tasks.par_iter().map(|(s, head)| attend_head(queries, heads, &sequences[*s], *head)).collect();
-    let (group, query_width) = (heads.group() * heads.width, heads.query_width());
-    let mut out = vec![0f32; queries.len()];
-    for ((s, head), part) in tasks.into_iter().zip(parts) {
-        for (row, part) in sequences[s].rows.clone().zip(part.chunks_exact(group)) {
-            out[row * query_width + head * group..][..group].copy_from_slice(part);
-        }
-    }
-    out
-}
-
-/// All query heads that share one key head, for one sequence: (rows, group · width).
-fn attend_head(queries: &[f32], heads: Heads, sequence: &Cached<'_>, head: usize) -> Vec<f32> {
-    let (rows, width, group) = (sequence.rows.len(), heads.width, heads.group());
-    let positions = sequence.past + rows;
-    let (keys, values) = (&sequence.keys[head * width..], &sequence.values[head * width..]);
-    let mut out = vec![0f32; rows * group * width];
-    let query = |row: usize, g: usize| &queries[(sequence.rows.start + row) * heads.query_width() + (head * group + g) * width..][..width];
-    if rows <= FEW_ROWS {
-        let mut scores = vec![0f32; positions];
-        for row in 0..rows {
-            let context = Context { keys, values, positions: sequence.past + row + 1, stride: heads.key_width(), scale: heads.scale() };
-            for g in 0..group {
-                simd::attend(&mut out[(row * group + g) * width..][..width], query(row, g), context, &mut scores);
-            }
-        }
-        return out;
-    }
-    // Row-major over (row, g): `group` query rows share each position's mask.
-    let mut stacked = vec![0f32; rows * group * width];
-    for row in 0..rows {
-        for g in 0..group {
-            stacked[(row * group + g) * width..][..width].copy_from_slice(query(row, g));
-        }
-    }
-    let mut scores = vec![0f32; rows * group * positions];
-    let keys = Matrix::strided(keys, positions, width, heads.key_width());
-    gemm(&mut scores, Matrix::new(&stacked, rows * group, width), keys.t(), (Write::Set, heads.scale()), false);
-    for (i, row) in scores.chunks_exact_mut(positions).enumerate() {
-        let (seen, hidden) = row.split_at_mut(sequence.past + i / group + 1);
-        simd::softmax(seen);
-        hidden.fill(0.0);
-    }
-    let values = Matrix::strided(values, positions, width, heads.key_width());
-    gemm(&mut out, Matrix::new(&scores, rows * group, positions), values, (Write::Set, 1.0), false);
-    out
-}
-
-/// Attention in training: q (N, query width), k and v (N, key width), not rotated; rows of one sequence are contiguous.
+/// The operation: q (N, query width), k and v (N, key width), not rotated; rows of one sequence are contiguous.
+#[derive(Clone)]
 pub struct TrainAttention {
     /// Head counts.
     pub heads: Heads,

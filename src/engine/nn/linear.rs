@@ -6,7 +6,6 @@ use super::simd;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Up to this many rows our own loop reads the weights as they lie; above it the gemm kernels, which pack them first, win.
 const FEW_ROWS: usize = 96;
@@ -62,26 +61,6 @@ impl Linear {
         }
     }
 
-    /// Inference: (N, in) → (N, out); each range of rows goes through its own adapter.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn infer(&self, x: &Tensor, loras: &[(Range<usize>, &Lora)]) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let y = with_slice(x, |x| {
-            let mut y = self.project(x)?;
-            for (range, lora) in loras {
-                self.add_lora(
-                    &mut y[range.start * self.outputs..range.end * self.outputs],
-                    &x[range.start * self.inputs..range.end * self.inputs],
-                    lora,
-                )?;
-            }
-            Ok::<_, candle_core::Error>(y)
-        })??;
-        tensor(y, (rows, self.outputs))
-    }
-
     /// x Wᵀ for rows of x.
     fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
         with_slice(&self.weight, |w| product(x, w, (self.inputs, self.outputs), true))
@@ -91,16 +70,6 @@ impl Linear {
         let mut y = vec![0f32; rows * self.outputs];
         gemm(&mut y, Matrix::new(x, rows, self.inputs), Matrix::new(w, self.outputs, self.inputs).t(), (Write::Set, 1.0), true);
         y
-    }
-
-    fn add_lora(&self, y: &mut [f32], x: &[f32], lora: &Lora) -> Result<()> {
-        let rank = lora.a.dim(0)?;
-        with_slice(&lora.a, |a| {
-            with_slice(&lora.b, |b| {
-                let h = low_rank(x, a, (self.inputs, rank), lora.scale);
-                add_low_rank(y, &h, &transposed(b, rank), rank);
-            })
-        })?
     }
 }
 

@@ -1,12 +1,11 @@
-//! Operations of the decoders, and of the [encoders](encoder). Forward passes of the decoders serve inference and training alike; everything
-//! that training needs carries its own backward pass (candle's fused ops cut gradients silently: `apply_op*_no_bwd`).
+//! Operations of training, and of the [encoders](encoder); decoders that serve use the [kernels](super::kernel). Everything that training
+//! needs carries its own backward pass (candle's fused ops cut gradients silently: `apply_op*_no_bwd`).
 
 pub mod add;
 pub mod attention;
 pub mod cross_entropy;
 pub mod encoder;
 pub mod gemm;
-mod lanes;
 pub mod linear;
 pub mod norm;
 pub mod rope;

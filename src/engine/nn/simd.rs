@@ -1,10 +1,10 @@
 //! Loops that are worth wide registers: each body is compiled three times (AVX-512, AVX2 + FMA, portable) and chosen at run time, so
-//! that a binary built for plain x86-64 runs at speed. The bodies are safe Rust over [`lanes`](super::lanes).
+//! that a binary built for plain x86-64 runs at speed. The bodies are safe Rust over [`lanes`](crate::engine::kernel::lanes).
 #![expect(unsafe_code, reason = "calling a function compiled for a CPU feature is unsafe unless the feature was detected")]
 
 #[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
-use super::lanes::{LANES, Lanes, Portable};
+use crate::engine::kernel::lanes::{Avx2, Avx512};
+use crate::engine::kernel::lanes::{LANES, Lanes, Portable};
 
 /// Defines a function whose body is compiled for each instruction set.
 macro_rules! multiversion {
@@ -15,14 +15,14 @@ macro_rules! multiversion {
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
                 fn avx512($($arg: $type),*) $(-> $ret)? { $body::<Avx512>($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $type),*) $(-> $ret)? { $body::<Avx2>($($arg),*) }
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("fma") {
                     // SAFETY: every feature the function was compiled for was just detected.
                     return unsafe { avx512($($arg),*) };
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                     // SAFETY: as above.
                     return unsafe { avx2($($arg),*) };
                 }
@@ -44,11 +44,6 @@ multiversion! {
 multiversion! {
     /// `out += hᵀ x`: `out` (rank, width), `h` (rows, rank), `x` (rows, width). Likewise for small ranks.
     pub fn add_outer(out: &mut [f32], h: &[f32], x: &[f32], rank: usize) = add_outer_body
-}
-multiversion! {
-    /// One query head against a cached context: softmax(q Kᵀ · scale) V. `keys` and `values` hold one row per position, `stride` apart,
-    /// beginning with this head's first element; `scores` is scratch of at least `positions` elements.
-    pub fn attend(out: &mut [f32], query: &[f32], context: Context<'_>, scores: &mut [f32]) = attend_body
 }
 multiversion! {
     /// Softmax of a row in place.
@@ -96,21 +91,6 @@ pub struct Affine<'a> {
     pub bias: &'a [f32],
     /// Added to the variance.
     pub epsilon: f32,
-}
-
-/// Cached keys and values of one head.
-#[derive(Clone, Copy)]
-pub struct Context<'a> {
-    /// Keys, from this head's first element on.
-    pub keys: &'a [f32],
-    /// Values, likewise.
-    pub values: &'a [f32],
-    /// Positions to attend to.
-    pub positions: usize,
-    /// Elements between two positions.
-    pub stride: usize,
-    /// Factor on the scores.
-    pub scale: f32,
 }
 
 #[inline(always)]
@@ -270,29 +250,6 @@ fn add_outer_body<L: Lanes>(out: &mut [f32], h: &[f32], x: &[f32], rank: usize) 
                 out[r * width + column] += h[r] * x[column];
             }
         }
-    }
-}
-
-#[inline(always)]
-fn attend_body<L: Lanes>(out: &mut [f32], query: &[f32], context: Context<'_>, scores: &mut [f32]) {
-    let width = query.len();
-    let scores = &mut scores[..context.positions];
-    for (p, score) in scores.iter_mut().enumerate() {
-        *score = dot_body::<L>(query, &context.keys[p * context.stride..][..width]) * context.scale;
-    }
-    softmax_body::<L>(scores);
-    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
-    for (i, out) in out_chunks.iter_mut().enumerate() {
-        let mut sum = L::splat(0.0);
-        for (p, score) in scores.iter().enumerate() {
-            let value = context.values[p * context.stride + i * LANES..].first_chunk::<LANES>().expect("a head's values are whole");
-            sum = sum.plus_product(L::splat(*score), L::load(value));
-        }
-        sum.store(out);
-    }
-    let done = width - out_rest.len();
-    for (i, out) in out_rest.iter_mut().enumerate() {
-        *out = scores.iter().enumerate().map(|(p, score)| score * context.values[p * context.stride + done + i]).sum();
     }
 }
 
@@ -505,24 +462,6 @@ mod tests {
                     wave(rank * width, 0.1)[i] + (0..rows).map(|row| h[row * rank + i / width] * x[row * width + i % width]).sum::<f32>();
                 assert!((outer[i] - expected).abs() < 1e-3, "({rows}, {width}, {rank}) outer {i}");
             }
-        }
-    }
-
-    #[test]
-    fn attention_equals_the_plain_formula() {
-        let (positions, stride, width) = (37, 50, 40);
-        let (keys, values, query) = (wave(positions * stride, 0.21), wave(positions * stride, 0.47), wave(width, 0.9));
-        let context = Context { keys: &keys, values: &values, positions, stride, scale: 0.3 };
-        let mut out = vec![0.0; width];
-        attend(&mut out, &query, context, &mut vec![0.0; positions]);
-        let at = |data: &[f32], p: usize, i: usize| f64::from(data[p * stride + i]);
-        let scores: Vec<f64> =
-            (0..positions).map(|p| (0..width).map(|i| at(&keys, p, i) * f64::from(query[i])).sum::<f64>() * 0.3).collect();
-        let max = scores.iter().copied().fold(f64::MIN, f64::max);
-        let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-        for (i, out) in out.iter().enumerate() {
-            let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * at(&values, p, i)).sum();
-            assert!((f64::from(*out) - expected).abs() < 1e-4, "element {i}: {out} against {expected}");
         }
     }
 
