@@ -37,7 +37,7 @@ fn main() {
     let (sequences, repeats) = (number(sequences), number(repeats));
     let began = Instant::now();
     let model = Arc::new(Model::load(file.as_ref(), Purpose::Serve).expect("the model loads"));
-    let options = EngineOptions { threads: THREADS, max_batch: 24, max_queue: 64, max_context: 4096 };
+    let options = EngineOptions { threads: THREADS, max_batch: 24, max_queue: 64, max_context: 4096, cache_bytes: 2 << 30 };
     let engine = Engine::start(model.clone(), options).expect("the engine starts");
     let load_s = began.elapsed().as_secs_f64();
     let adapters = (0..sequences).map(|i| adapter(&model, i, adapters)).collect();
@@ -58,7 +58,7 @@ fn measure(engine: &Engine, text: &[u32], plan: &Plan, round: usize) -> (f64, f6
         let tokens = text[start(i)..start(i) + plan.prompt].to_vec();
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
         let (adapter, max_tokens) = (plan.adapters[i].clone(), plan.generated + 1);
-        engine.submit(Generate { tokens, adapter, sampling, max_tokens, stop: vec![], events }).expect("accepted");
+        engine.submit(Generate { adapter, sampling, max_tokens, ..Generate::new(tokens, events) }).expect("accepted");
         receiver
     };
     let running: Vec<_> = (0..plan.sequences).map(submit).collect();

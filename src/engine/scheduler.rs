@@ -88,7 +88,7 @@ impl Engine {
     /// Tokens that prompt and reply may have together: what the settings, the model and the memory for keys and values allow.
     pub fn context(&self) -> usize {
         let config = self.model.decoder.config();
-        self.options.max_context.min(config.context).min(capacity(&self.options, self.model.decoder.as_ref()))
+        self.options.max_context.min(config.context).min(capacity(&self.options, &self.model.decoder))
     }
 
     /// Queues a request; its events follow on its channel.

@@ -4,8 +4,8 @@
 
 use crate::rig::full;
 use crate::support::Refit;
-use refit::engine::Model;
 use refit::engine::adapter::{Adapter, AdapterConfig, LoraTarget};
+use refit::engine::{Model, Purpose};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -181,11 +181,12 @@ fn survives(what: &str, seed: &[u8], count: usize, read: impl Fn(&[u8]) -> bool)
 fn model_files_with_any_bytes_changed_are_read_or_refused() {
     let refit = Refit::new();
     let path = refit.write("seed.gguf", model_file());
-    let model = Model::load(&path).expect("the seed is a model");
+    let model = Model::load(&path, Purpose::Serve).expect("the seed is a model");
     assert_eq!(model.tokenizer.encode("the").expect("tokens").len(), 2, "merges are known");
     let (taken, refused) = survives("a model file", &model_file(), mutations(4_000), |file| {
         let path = refit.write("changed.gguf", file);
-        let model = Model::load(&path);
+        let model = Model::load(&path, Purpose::Serve);
+        let _ = Model::load(&path, Purpose::Train);
         // What was read must be usable, too: tokens, template and grammar.
         let Ok(model) = model else { return false };
         let _ = model.prompt_tokens(&[refit::engine::chat_template::ChatMessage::new("user", "the end<|im_end|> 🦀")]);
