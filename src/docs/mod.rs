@@ -45,6 +45,5 @@ pub mod metrics {}
 #[doc = include_str!("scorers.md")]
 pub mod scorers {}
 
-#[cfg(feature = "local")]
 #[doc = include_str!("tuning.md")]
 pub mod tuning {}

@@ -173,8 +173,8 @@ fn a_head_is_measured_and_exported_like_any_adapter() {
 }
 
 #[test]
-fn what_no_head_can_learn_is_said_before_anybody_waits() {
-    let refit = rig_or_skip!("heads::what_no_head_can_learn_is_said_before_anybody_waits");
+fn what_no_head_can_learn_is_said() {
+    let refit = rig_or_skip!("heads::what_no_head_can_learn_is_said");
     let import = |name: &str, lines: &[Value]| {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         refit.write(&format!("{name}.jsonl"), text);
@@ -185,11 +185,12 @@ fn what_no_head_can_learn_is_said_before_anybody_waits() {
     let run = |name: &str, more: &str| {
         refit.write("recipe.yaml", format!("name: x\nmodel: local/{MODEL}\ndataset: {name}\n{more}"));
         let done = refit.run(&["tune", "run", "recipe.yaml"]);
-        assert_eq!(done.code, 1, "{done:?}");
+        assert_eq!(done.code, 2, "{done:?}");
         done.stderr
     };
     import("one", &(0..10).map(|at| sample(at, DESK[at % 4].1[at / 4], "always")).collect::<Vec<_>>());
-    assert!(run("one", "method: head\n").contains("fewer than two labels"));
+    let told = run("one", "method: head\n");
+    assert!(told.contains("fewer than two labels") && !told.contains("job"), "before anybody waits: {told}");
     import(
         "long",
         &(0..10)
@@ -209,8 +210,8 @@ fn what_no_head_can_learn_is_said_before_anybody_waits() {
     assert!(run("one", "method: head\nrank: 8\n").contains("rank"));
 }
 
-/// PolyAI's banking77 (Casanueva et al. 2020), CC-BY-4.0: ten examples of each of its 77 intents, 500 rows of its test set. scikit-learn's
-/// `LogisticRegression(C=30)` on the same model's vectors is right on 87.4 %.
+/// PolyAI's banking77 (Casanueva et al. 2020), CC-BY-4.0: ten examples of each of its 77 intents, 500 rows of its test set. With ten
+/// drawn at random, scikit-learn's `LogisticRegression(C=30)` on the same model's vectors is right on 87.4 % of 500.
 #[test]
 fn banking77_is_learned_from_ten_examples_of_each_intent() {
     let refit = rig_or_skip!("heads::banking77_is_learned_from_ten_examples_of_each_intent");
@@ -221,11 +222,12 @@ fn banking77_is_learned_from_ten_examples_of_each_intent() {
         let mut reader = csv::Reader::from_path(folder.join(name)).expect("a CSV file");
         reader.deserialize().map(|row| row.expect("a row")).collect()
     };
-    let mut taken = std::collections::BTreeMap::<String, usize>::new();
+    // Rows of an intent lie together and are alike: every third, so that all kinds are among them.
+    let mut seen = std::collections::BTreeMap::<String, usize>::new();
     let train = read("train.csv").into_iter().filter(|(_, label)| {
-        let seen = taken.entry(label.clone()).or_default();
-        *seen += 1;
-        *seen <= 10
+        let nth = seen.entry(label.clone()).or_default();
+        *nth += 1;
+        *nth % 3 == 1 && *nth <= 28
     });
     let sets = [("train", train.collect::<Vec<_>>()), ("test", read("test.csv").into_iter().step_by(6).take(500).collect())];
     for (split, rows) in &sets {

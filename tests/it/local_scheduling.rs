@@ -72,8 +72,8 @@ fn what_nobody_waits_for_costs_nothing() {
 
 #[test]
 fn memory_for_keys_and_values_is_bounded_and_waited_for() {
-    // 46,080 bytes a position (30 layers, keys and values of 192 elements, 4 bytes each): 8 MiB hold 182.
-    let Some(up) = Up::new("memory_for_keys_and_values_is_bounded_and_waited_for", "[local]\ncache_mib = 8\n") else { return };
+    // 23,040 bytes a position (30 layers, keys and values of 192 elements, 2 bytes each): 4 MiB hold 182.
+    let Some(up) = Up::new("memory_for_keys_and_values_is_bounded_and_waited_for", "[local]\ncache_mib = 4\n") else { return };
     let long = json!({"messages": [{"role": "user", "content": "word ".repeat(400)}]});
     let (status, code, param, message) = up.refusal(&long);
     assert_eq!((status, code.as_str(), param.as_str()), (400, "context_length_exceeded", "messages"), "{message}");

@@ -116,8 +116,10 @@ pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Fail
     let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
     let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
     // What the worker would trip over is found now, before anybody waits for it.
-    conversations(store, &spec, &dataset, "train")?;
-    validation(store, &spec, &dataset)?;
+    let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
+    if let AnyRecipe::Head(_) = spec.recipe {
+        tuning::head::labels(&Data { train: &train, validation: &validation })?;
+    }
     let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
 }

@@ -120,7 +120,10 @@ pub fn fit_head(
 }
 
 /// The labels of the train split, in order. A validation row with another one can never be right.
-fn labels(data: &Data<'_>) -> Result<Vec<String>, TuningError> {
+///
+/// # Errors
+/// [`TuningError`] naming the sample without a label, or saying that there is nothing to tell apart.
+pub fn labels(data: &Data<'_>) -> Result<Vec<String>, TuningError> {
     if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.completion.trim().is_empty()) {
         return Err(TuningError::Example {
             sample: sample.sample.clone(),
