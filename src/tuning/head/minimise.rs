@@ -111,7 +111,9 @@ fn search(
         add(&mut at, direction, step);
         let (found, slopes) = function(&at)?;
         let point = Point { at, value: found, gradient: slopes };
-        if !(point.value <= value + DESCENT * step * slope) {
+        // What is no number is not low, either.
+        let falls = point.value <= value + DESCENT * step * slope;
+        if !falls {
             high = step;
         } else if dot(&point.gradient, direction) < CURVATURE * slope {
             low = step;

@@ -27,7 +27,7 @@ const CHUNK: usize = 128;
 
 /// Slopes, in nats, at which a minimum is one; and where only strengths are compared.
 const FLAT: f64 = 1e-6;
-const FLAT_ENOUGH: f64 = 1e-4;
+const FLAT_ENOUGH: f64 = 1e-5;
 
 /// Watches a fitting.
 pub trait HeadObserver {
