@@ -210,8 +210,8 @@ fn what_no_head_can_learn_is_said() {
     assert!(run("one", "method: head\nrank: 8\n").contains("rank"));
 }
 
-/// PolyAI's banking77 (Casanueva et al. 2020), CC-BY-4.0: ten examples of each of its 77 intents, 500 rows of its test set. With ten
-/// drawn at random, scikit-learn's `LogisticRegression(C=30)` on the same model's vectors is right on 87.4 % of 500.
+/// PolyAI's banking77 (Casanueva et al. 2020), CC-BY-4.0: ten examples of each of its 77 intents, 500 rows of its test set. On the same
+/// rows and vectors scikit-learn's `LogisticRegression` is right on 83.8 % (C = 30) and 83.0 % (C = 300).
 #[test]
 fn banking77_is_learned_from_ten_examples_of_each_intent() {
     let refit = rig_or_skip!("heads::banking77_is_learned_from_ten_examples_of_each_intent");
@@ -246,7 +246,7 @@ fn banking77_is_learned_from_ten_examples_of_each_intent() {
         "evals/bank.yaml",
         format!(
             "name: bank\ndataset: desk\nsplit: test\ntargets:\n  - name: head\n    model: local/{MODEL}\n    adapter: desk\n    prompt: plain\n\
-             scorers:\n  - exact_match\ngate:\n  - metric: exact_match\n    at_least: 0.84\n"
+             scorers:\n  - exact_match\ngate:\n  - metric: exact_match\n    at_least: 0.79\n"
         ),
     );
     refit.run(&["eval", "run", "evals/bank.yaml"]).expect(0);

@@ -51,10 +51,10 @@ fn callers_take_turns_however_much_one_asks_for() {
 fn what_nobody_waits_for_costs_nothing() {
     let Some(up) = Up::new("what_nobody_waits_for_costs_nothing", "[local]\nmax_batch = 1\nmax_queue = 4\n") else { return };
     up.ask("Hi.", &json!({"max_tokens": 1}));
-    // One that runs and four that wait, of 3,000 tokens each: minutes of work, and nobody stays for it.
+    // One that runs and four that wait, of 3,000 tokens each: a minute of work, and nobody stays for it.
     let began = Instant::now();
     let lines: Vec<Line> = (0..5).map(|_| begin(&up, 3_000)).collect();
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(3));
     let full = up.server.post(CHAT, Some(&up.key), &body("Hi.", &json!({"max_tokens": 1})));
     assert_eq!((full.status, full.json()["error"]["code"].clone()), (429, json!("overloaded")), "{full:?}");
     assert!(full.header("retry-after").is_some(), "{full:?}");

@@ -11,6 +11,7 @@ use super::{Conversation, Data, TuningError};
 use crate::engine::head::classified_text;
 use crate::engine::{Embedder, Head};
 use crate::stats::wilson;
+use candle_core::DType;
 use minimise::Minimum;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -102,7 +103,7 @@ pub fn fit_head(
         Some(c) => (c, Vec::new()),
         None => set.strongest(recipe, &learned, &measured)?,
     };
-    let (weights, minimum) = set.fit(&set.rows(&learned)?, set.start(), (c, FLAT))?;
+    let (weights, minimum) = set.fit(&set.rows(&learned, DType::F64)?, set.start(), (c, FLAT))?;
     let validation = if measured.is_empty() { None } else { Some(set.measure(&weights, &measured)?) };
     let (weight, bias) = weights.values.split_at(weights.values.len() - labels.len());
     let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
@@ -175,9 +176,9 @@ struct Set<'a> {
 }
 
 impl Set<'_> {
-    fn rows(&self, which: &[usize]) -> Result<Rows, TuningError> {
+    fn rows(&self, which: &[usize], precision: DType) -> Result<Rows, TuningError> {
         let vectors: Vec<&[f32]> = which.iter().map(|row| self.vectors[*row].as_slice()).collect();
-        Ok(Rows::new(&vectors, which.iter().map(|row| self.targets[*row]).collect())?)
+        Ok(Rows::new(&vectors, which.iter().map(|row| self.targets[*row]).collect(), precision)?)
     }
 
     fn start(&self) -> Weights {
@@ -191,7 +192,7 @@ impl Set<'_> {
 
     fn measure(&self, weights: &Weights, which: &[usize]) -> Result<Accuracy, TuningError> {
         let (mut right, mut loss) = (0, 0.0);
-        for (logs, row) in weights.log_probabilities(&self.rows(which)?)?.iter().zip(which) {
+        for (logs, row) in weights.log_probabilities(&self.rows(which, DType::F32)?)?.iter().zip(which) {
             let best = logs.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(class, _)| class);
             right += usize::from(best == Some(self.targets[*row]));
             loss -= logs[self.targets[*row]] / which.len() as f64;
@@ -206,7 +207,8 @@ impl Set<'_> {
         let mut tried = STRENGTHS.map(|c| (c, 0.0)).to_vec();
         let all: usize = parts.iter().map(|(_, measured)| measured.len()).sum();
         for (learned, measured) in &parts {
-            let (rows, mut weights) = (self.rows(learned)?, self.start());
+            // Half the precision is enough to compare by.
+            let (rows, mut weights) = (self.rows(learned, DType::F32)?, self.start());
             for (c, loss) in &mut tried {
                 // From the minimum of the stronger penalty it is not far.
                 weights = self.fit(&rows, weights, (*c, FLAT_ENOUGH))?.0;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 /// Vectors and what they are labelled with.
 pub(super) struct Rows {
-    /// (rows, dimensions), f64.
+    /// (rows, dimensions).
     x: Tensor,
     /// Index of each row's label.
     labels: Vec<usize>,
@@ -13,10 +13,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn new(vectors: &[&[f32]], labels: Vec<usize>) -> Result<Self> {
+    /// Products with the vectors are computed in `precision`, f32 or f64.
+    pub(super) fn new(vectors: &[&[f32]], labels: Vec<usize>, precision: DType) -> Result<Self> {
         let dimensions = vectors.first().map_or(0, |vector| vector.len());
-        let values: Vec<f64> = vectors.iter().flat_map(|vector| vector.iter().map(|x| f64::from(*x))).collect();
-        Ok(Rows { x: Tensor::from_vec(values, (vectors.len(), dimensions), &Device::Cpu)?, labels, dimensions })
+        let values: Vec<f32> = vectors.iter().flat_map(|vector| vector.iter().copied()).collect();
+        let x = Tensor::from_vec(values, (vectors.len(), dimensions), &Device::Cpu)?.to_dtype(precision)?;
+        Ok(Rows { x, labels, dimensions })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -39,14 +41,14 @@ impl Weights {
     /// Logits (rows, classes).
     fn logits(&self, rows: &Rows) -> Result<Tensor> {
         let (weight, bias) = self.values.split_at(self.classes * rows.dimensions);
-        let weight = Tensor::from_slice(weight, (self.classes, rows.dimensions), &Device::Cpu)?;
+        let weight = Tensor::from_slice(weight, (self.classes, rows.dimensions), &Device::Cpu)?.to_dtype(rows.x.dtype())?;
         let bias = Tensor::from_slice(bias, self.classes, &Device::Cpu)?;
-        rows.x.matmul(&weight.t()?)?.broadcast_add(&bias)
+        rows.x.matmul(&weight.t()?)?.to_dtype(DType::F64)?.broadcast_add(&bias)
     }
 
     /// Log-probabilities of every class for every row.
     pub(super) fn log_probabilities(&self, rows: &Rows) -> Result<Vec<Vec<f64>>> {
-        let logits = self.logits(rows)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let logits = self.logits(rows)?.to_vec2::<f64>()?;
         Ok(logits.into_iter().map(|row| normalised(&row)).collect())
     }
 }
@@ -86,8 +88,8 @@ fn value_and_gradient(rows: &Rows, weights: &Weights, c: f64) -> Result<(f64, Ve
             slopes.push(slope);
         }
     }
-    let slopes = Tensor::from_vec(slopes, (rows.len(), classes), &Device::Cpu)?;
-    let mut gradient = slopes.t()?.matmul(&rows.x)?.flatten_all()?.to_vec1::<f64>()?;
+    let slopes = Tensor::from_vec(slopes, (rows.len(), classes), &Device::Cpu)?.to_dtype(rows.x.dtype())?;
+    let mut gradient = slopes.t()?.matmul(&rows.x)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let penalised = &weights.values[..classes * rows.dimensions];
     gradient.iter_mut().zip(penalised).for_each(|(slope, w)| *slope += w / (c * n));
     gradient.extend(bias_gradient);
@@ -119,7 +121,7 @@ mod tests {
 
     fn rows() -> Rows {
         let (points, labels) = points();
-        Rows::new(&points.iter().map(|point| &point[..]).collect::<Vec<_>>(), labels).expect("rows")
+        Rows::new(&points.iter().map(|point| &point[..]).collect::<Vec<_>>(), labels, DType::F64).expect("rows")
     }
 
     #[test]
