@@ -53,8 +53,11 @@ fn what_nobody_waits_for_costs_nothing() {
     up.ask("Hi.", &json!({"max_tokens": 1}));
     // One that runs and four that wait, of 3,000 tokens each: a minute of work, and nobody stays for it.
     let began = Instant::now();
-    let lines: Vec<Line> = (0..5).map(|_| begin(&up, 3_000)).collect();
-    std::thread::sleep(Duration::from_secs(3));
+    let mut lines = vec![begin(&up, 3_000)];
+    // The first has left the queue by then, and the others are in it.
+    std::thread::sleep(Duration::from_secs(1));
+    lines.extend((0..4).map(|_| begin(&up, 3_000)));
+    std::thread::sleep(Duration::from_secs(2));
     let full = up.server.post(CHAT, Some(&up.key), &body("Hi.", &json!({"max_tokens": 1})));
     assert_eq!((full.status, full.json()["error"]["code"].clone()), (429, json!("overloaded")), "{full:?}");
     assert!(full.header("retry-after").is_some(), "{full:?}");
