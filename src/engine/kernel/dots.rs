@@ -130,6 +130,12 @@ mod x86 {
         }
     }
 
+    /// Four bytes as they lie in memory.
+    #[inline(always)]
+    fn word(bytes: &[i8; 4]) -> i32 {
+        i32::from_ne_bytes(bytes.map(|byte| byte as u8))
+    }
+
     /// One register for sixteen rows.
     #[derive(Clone, Copy)]
     pub struct Avx512Vnni;
@@ -168,8 +174,7 @@ mod x86 {
         }
         #[inline(always)]
         fn plus_bytes(sums: __m512i, line: __m512i, activations: &[i8; 4]) -> __m512i {
-            let four = i32::from_ne_bytes([activations[0] as u8, activations[1] as u8, activations[2] as u8, activations[3] as u8]);
-            unsafe { _mm512_dpbusd_epi32(sums, line, _mm512_set1_epi32(four)) }
+            unsafe { _mm512_dpbusd_epi32(sums, line, _mm512_set1_epi32(word(activations))) }
         }
         #[inline(always)]
         fn wide(start: __m512i, sums: __m512i) -> __m512i {
@@ -202,9 +207,7 @@ mod x86 {
     #[inline(always)]
     fn four(activations: &[i8; 4]) -> __m256i {
         // SAFETY: as for the types below, which call it.
-        unsafe {
-            _mm256_set1_epi32(i32::from_ne_bytes([activations[0] as u8, activations[1] as u8, activations[2] as u8, activations[3] as u8]))
-        }
+        unsafe { _mm256_set1_epi32(word(activations)) }
     }
 
     /// Sums of four products of signed bytes. The sign moves to the second factor; 2 · 128 · 127 fits in 16 bits.

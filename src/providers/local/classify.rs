@@ -3,7 +3,7 @@
 
 use super::ask::Asked;
 use super::format::Format;
-use super::reply::{completion_id, entry};
+use super::reply::{completion, entry, frame, of_choice};
 use super::{Arc, Call, Digest, Failure, Local, same_model, stored};
 use crate::engine::head::classified_text;
 use crate::engine::{EngineError, Head};
@@ -11,7 +11,6 @@ use crate::providers::{Piece, PieceStream};
 use crate::store::Store;
 use crate::types::Code;
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
-use crate::types::time::now_ms;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 
@@ -125,33 +124,19 @@ impl Labelled {
     pub(super) fn whole(self) -> ChatResponse {
         let (usage, extra) = (self.usage(), self.extra());
         let message = Message::text("assistant", self.label);
-        ChatResponse {
-            id: completion_id(),
-            object: "chat.completion".into(),
-            created: now_ms() / 1000,
-            model: self.name,
-            choices: vec![Choice { message, finish_reason: Some("stop".into()), extra, ..Choice::default() }],
-            usage: Some(usage),
-            ..ChatResponse::default()
-        }
+        let choice = Choice { message, finish_reason: Some("stop".into()), extra, ..Choice::default() };
+        completion(self.name, vec![choice], usage)
     }
 
     /// The same as chunks.
     pub(super) fn stream(self) -> PieceStream {
         let (usage, extra) = (self.usage(), self.extra());
-        let frame = ChatChunk {
-            id: completion_id(),
-            object: "chat.completion.chunk".into(),
-            created: now_ms() / 1000,
-            model: self.name,
-            ..ChatChunk::default()
-        };
-        let with = |choice: ChunkChoice| ChatChunk { choices: vec![choice], ..frame.clone() };
+        let frame = frame(self.name);
         let says = Delta { role: Some("assistant".into()), content: Some(self.label), ..Delta::default() };
         let chunks = [
-            with(ChunkChoice { delta: says, extra, ..ChunkChoice::default() }),
-            with(ChunkChoice { finish_reason: Some("stop".into()), ..ChunkChoice::default() }),
-            ChatChunk { usage: Some(usage), ..frame.clone() },
+            of_choice(&frame, ChunkChoice { delta: says, extra, ..ChunkChoice::default() }),
+            of_choice(&frame, ChunkChoice { finish_reason: Some("stop".into()), ..ChunkChoice::default() }),
+            ChatChunk { usage: Some(usage), ..frame },
         ];
         stream::iter(chunks.map(|chunk| Ok(Piece::from(chunk)))).boxed()
     }

@@ -56,27 +56,13 @@ impl Replying {
             }
             choices.push(choice);
         }
-        Ok(ChatResponse {
-            id: completion_id(),
-            object: "chat.completion".into(),
-            created: now_ms() / 1000,
-            model: self.name,
-            choices,
-            usage: Some(usage.usage()),
-            ..ChatResponse::default()
-        })
+        Ok(completion(self.name, choices, usage.usage()))
     }
 
     /// Role, text, calls, finish and usage as chunks, in the order in which the choices say something. Dropping the stream closes the
     /// channels, which cancels the request.
     pub(super) fn stream(self) -> PieceStream {
-        let frame = ChatChunk {
-            id: completion_id(),
-            object: "chat.completion.chunk".into(),
-            created: now_ms() / 1000,
-            model: self.name,
-            ..ChatChunk::default()
-        };
+        let frame = frame(self.name);
         let tellers: Vec<Teller> = self.events.iter().map(|_| Teller::new(&self.tools)).collect();
         let begin = (0..tellers.len() as u32).map(|index| {
             let delta = Delta { role: Some("assistant".into()), content: Some(String::new()), ..Delta::default() };
@@ -234,7 +220,8 @@ impl Telling {
     }
 }
 
-fn of_choice(frame: &ChatChunk, choice: ChunkChoice) -> ChatChunk {
+/// A chunk with something of a choice.
+pub(super) fn of_choice(frame: &ChatChunk, choice: ChunkChoice) -> ChatChunk {
     ChatChunk { choices: vec![choice], ..frame.clone() }
 }
 
@@ -295,7 +282,25 @@ fn logprobs(tokens: &[TokenLogprob], tokenizer: &Tokenizer) -> Value {
     json!({"content": tokens.iter().map(row).collect::<Vec<_>>(), "refusal": null})
 }
 
+/// A completion of a model, under a new id.
+pub(super) fn completion(model: String, choices: Vec<Choice>, usage: Usage) -> ChatResponse {
+    ChatResponse {
+        id: completion_id(),
+        object: "chat.completion".into(),
+        created: now_ms() / 1000,
+        model,
+        choices,
+        usage: Some(usage),
+        ..ChatResponse::default()
+    }
+}
+
+/// What all chunks of one reply have, under a new id.
+pub(super) fn frame(model: String) -> ChatChunk {
+    ChatChunk { id: completion_id(), object: "chat.completion.chunk".into(), created: now_ms() / 1000, model, ..ChatChunk::default() }
+}
+
 /// An id of a completion, as the OpenAI API writes it.
-pub(super) fn completion_id() -> String {
+fn completion_id() -> String {
     new_id("chatcmpl").replace('_', "-")
 }
