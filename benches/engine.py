@@ -3,11 +3,11 @@ llama.cpp's best form of it (Q4_0): two threads, rounds alternate, medians over 
 them; eight sequences at once, 64 and 64; the same with eight adapters; and eight callers over HTTP, through the gateway.
 `./bench engine [ROUNDS]`. Needs the model in the cache (`./test` pulls it) or REFIT_TEST_MODEL."""
 
-import concurrent.futures
-import http.client
 import json
 import os
 import pathlib
+import selectors
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,24 +80,48 @@ def theirs(python, file, plan):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def stream(port, key, index, tokens):
-    """Times of the first and the last chunk of a streamed reply, and its tokens."""
+def request(key, index, tokens):
+    """The bytes of a streamed chat request."""
     story = " ".join(f"word{index} {n}" for n in range(8))
-    body = {"model": f"local/{NAME}", "stream": True, "temperature": 0, "max_tokens": tokens, "stream_options": {"include_usage": True},
-            "messages": [{"role": "user", "content": f"{story}. Write a very long story about a journey by train and describe everything."}]}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json", "authorization": f"Bearer {key}"})
+    body = json.dumps({"model": f"local/{NAME}", "stream": True, "temperature": 0, "max_tokens": tokens, "stream_options": {"include_usage": True},
+                       "messages": [{"role": "user", "content": f"{story}. Write a very long story about a journey by train and describe everything."}]})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nauthorization: Bearer {key}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
+def streams(port, requests):
+    """Sends all requests at once and keeps (time, bytes) of what comes until all are closed. One thread that looks at nothing: the caller
+    shares its two cores with the server."""
+    selector, seen = selectors.DefaultSelector(), [[] for _ in requests]
+    for sent, parts in zip(requests, seen, strict=True):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=300)
+        connection.sendall(sent)
+        selector.register(connection, selectors.EVENT_READ, parts)
+    while selector.get_map():
+        for ready, _ in selector.select():
+            part = ready.fileobj.recv(1 << 16)
+            if part:
+                ready.data.append((time.perf_counter(), part))
+            else:
+                selector.unregister(ready.fileobj)
+                ready.fileobj.close()
+    return [timed(parts) for parts in seen]
+
+
+def timed(parts):
+    """Times of the first and the last text of a stream, and its tokens."""
     first = last = None
     count = 0
-    for line in connection.getresponse():
-        if not line.startswith(b"data: {"):
-            continue
-        chunk = json.loads(line[6:])
-        if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-            last = time.perf_counter()
-            first = first or last
-        if chunk.get("usage"):
-            count = chunk["usage"]["completion_tokens"]
+    for at, part in parts:
+        for line in part.split(b"\n"):
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                last = at
+                first = first or last
+            if chunk.get("usage"):
+                count = chunk["usage"]["completion_tokens"]
     return first, last, count
 
 
@@ -116,9 +140,7 @@ class Server:
         first_answer(self.port, began)
 
     def decode(self, sequences, tokens, round):
-        with concurrent.futures.ThreadPoolExecutor(sequences) as pool:
-            calls = [pool.submit(stream, self.port, self.key, round * sequences + i, tokens) for i in range(sequences)]
-            seen = [call.result() for call in calls]
+        seen = streams(self.port, [request(self.key, round * sequences + i, tokens) for i in range(sequences)])
         first, last = max(row[0] for row in seen), max(row[1] for row in seen)
         return sum(row[2] - 1 for row in seen) / (last - first)
 

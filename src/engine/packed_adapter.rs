@@ -1,6 +1,7 @@
 //! An adapter's pairs as serving uses them: packed for the groups of linear layers that are computed side by side.
 
 use super::adapter::{Adapter, LoraTarget};
+use super::kernel::huge;
 use super::kernel::low_rank::{LowRank, Pair, Precision};
 use std::ops::Range;
 
@@ -22,14 +23,18 @@ impl PackedAdapter {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn new(adapter: &Adapter, targets: &[LoraTarget], precision: Precision) -> candle_core::Result<Self> {
-        let mut layers = Vec::new();
-        for block in targets.chunks(MODULES) {
+        let loras = targets.iter().filter_map(|target| Some((target, adapter.lora(&target.path)?)));
+        let bytes =
+            loras.map(|(target, lora)| Pair::bytes(lora.b.elem_count() / target.outputs, (target.inputs, target.outputs), precision)).sum();
+        let block = |block: &[LoraTarget]| -> candle_core::Result<[Option<LowRank>; 4]> {
             let mut updates = [const { None }; 4];
             for (update, group) in updates.iter_mut().zip(GROUPS) {
                 *update = pack(adapter, &block[group], precision)?;
             }
-            layers.push(updates);
-        }
+            Ok(updates)
+        };
+        // An adapter that is thrown away gives its memory back.
+        let layers = huge::together(bytes, || targets.chunks(MODULES).map(block).collect::<candle_core::Result<_>>())?;
         Ok(PackedAdapter { layers })
     }
 

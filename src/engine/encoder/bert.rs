@@ -3,7 +3,7 @@
 
 use super::files::{Config, Weights, fault};
 use crate::engine::EngineError;
-use crate::engine::nn::encoder::{Dense, LayerNorm, attend_all};
+use crate::engine::nn::encoder::{Dense, Heads, LayerNorm, attend_all};
 use std::ops::Range;
 
 /// The network.
@@ -47,7 +47,7 @@ impl Bert {
                 weight.extend(get(&format!("{name}.weight"), &[outputs, inputs])?);
                 bias.extend(get(&format!("{name}.bias"), &[outputs])?);
             }
-            Ok::<_, EngineError>(Dense::new(weight, bias))
+            Ok::<_, EngineError>(Dense::new(&weight, bias))
         };
         let mut places = get("embeddings.position_embeddings.weight", &[config.positions, hidden])?;
         let kinds = get("embeddings.token_type_embeddings.weight", &[config.kinds, hidden])?;
@@ -93,7 +93,7 @@ impl Bert {
         self.norm.add(&mut x, &places);
         for layer in &self.layers {
             let qkv = layer.qkv.forward(&x, parallel);
-            let attended = attend_all(&qkv, texts, self.config.heads, width / self.config.heads);
+            let attended = attend_all(&qkv, texts, Heads { count: self.config.heads, width: width / self.config.heads }, parallel);
             let mut y = layer.attended.forward(&attended, parallel);
             layer.attended_norm.add(&mut y, &x);
             let inner = layer.inner.forward_gelu(&y, parallel);

@@ -5,6 +5,7 @@
 use super::tiles::Line;
 use half::{bf16, f16};
 use memmap2::{MmapMut, MmapRaw};
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -41,6 +42,50 @@ pub(in crate::engine) struct Buffer<T> {
 /// The mapping that is being filled, as long as somebody has a part of it, and how far it is filled.
 static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
+thread_local! {
+    /// The mapping that this thread fills for itself, and how far it is filled.
+    static OWN: RefCell<Option<(Arc<MmapRaw>, usize)>> = const { RefCell::new(None) };
+}
+
+/// Runs `pack`, whose [`Buffer::keep`] on this thread fills one mapping of `bytes`: what is thrown away together gives its memory back
+/// at once. A wrong estimate is no mistake: what finds no room lies elsewhere.
+///
+/// # Panics
+/// As [`Buffer::zeroed`].
+pub(in crate::engine) fn together<R>(bytes: usize, pack: impl FnOnce() -> R) -> R {
+    /// Takes the mapping away also when `pack` panics.
+    struct Until(Option<(Arc<MmapRaw>, usize)>);
+    impl Drop for Until {
+        fn drop(&mut self) {
+            OWN.replace(self.0.take());
+        }
+    }
+    let map = mapped(bytes).expect("memory for an anonymous mapping");
+    let _until = Until(OWN.replace(Some((map, 0))));
+    pack()
+}
+
+/// A place for `bytes` in this thread's own mapping, if it has one with so much room.
+fn own_place(bytes: usize) -> Option<(Arc<MmapRaw>, usize)> {
+    OWN.with_borrow_mut(|own| {
+        let (map, filled) = own.as_mut()?;
+        let offset = *filled;
+        (offset + bytes <= map.len()).then(|| *filled = (offset + bytes).next_multiple_of(ALIGNMENT))?;
+        Some((map.clone(), offset))
+    })
+}
+
+/// A place for `bytes` in the mapping that everybody fills.
+fn shared_place(bytes: usize) -> (Arc<MmapRaw>, usize) {
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let (map, offset) = match current.0.upgrade() {
+        Some(map) if current.1 + bytes <= map.len() => (map, current.1),
+        _ => (mapped(bytes.max(CHUNK)).expect("memory for an anonymous mapping"), 0),
+    };
+    *current = (Arc::downgrade(&map), (offset + bytes).next_multiple_of(ALIGNMENT));
+    (map, offset)
+}
+
 fn mapped(bytes: usize) -> std::io::Result<Arc<MmapRaw>> {
     let map = MmapMut::map_anon(bytes.max(1))?;
     // Where the system has none, the small ones do.
@@ -65,13 +110,7 @@ impl<T: Plain> Buffer<T> {
     /// As [`Buffer::zeroed`].
     pub(in crate::engine) fn keep(values: &[T]) -> Self {
         let bytes = size_of_val(values);
-        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let (map, offset) = match current.0.upgrade() {
-            Some(map) if current.1 + bytes <= map.len() => (map, current.1),
-            _ => (mapped(bytes.max(CHUNK)).expect("memory for an anonymous mapping"), 0),
-        };
-        *current = (Arc::downgrade(&map), (offset + bytes).next_multiple_of(ALIGNMENT));
-        drop(current);
+        let (map, offset) = own_place(bytes).unwrap_or_else(|| shared_place(bytes));
         // SAFETY: these bytes are inside the mapping and were handed out just now, so that nobody else has a reference to them.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), map.as_mut_ptr().add(offset), bytes) };
         Buffer { map, offset, length: values.len(), values: PhantomData }
@@ -124,5 +163,15 @@ mod tests {
             assert_eq!(kept.as_ptr() as usize % ALIGNMENT, 0);
         }
         assert!(large.iter().all(|x| *x == [f16::ONE; 16]) && own.iter().all(|x| *x == f16::ONE));
+    }
+
+    #[test]
+    fn what_is_kept_together_lies_in_one_mapping_as_far_as_there_is_room() {
+        let values = [[1f32; 16]; 3];
+        let (inside, beyond) = together(2 * 192, || ([Buffer::keep(&values), Buffer::keep(&values)], Buffer::keep(&values)));
+        let outside = Buffer::keep(&values);
+        assert!(Arc::ptr_eq(&inside[0].map, &inside[1].map) && inside[0].offset != inside[1].offset);
+        assert!(!Arc::ptr_eq(&inside[0].map, &beyond.map) && !Arc::ptr_eq(&inside[0].map, &outside.map));
+        assert!([&inside[0], &inside[1], &beyond, &outside].iter().all(|kept| ***kept == values));
     }
 }

@@ -1,8 +1,9 @@
 //! Low-rank updates of adapters at serving: y += (x Aᵀ) Bᵀ, each range of rows through its own adapter. The two halves read each of an
-//! adapter's values once for a row, which is what decoding with many adapters is bound by; bfloat16 halves that.
-#![expect(unsafe_code, reason = "threads write disjoint columns of the same rows")]
+//! adapter's values once for a row, in the order they lie in, which is what decoding with many adapters is bound by; bfloat16 halves it.
+#![expect(unsafe_code, reason = "threads write disjoint rows, or disjoint columns of the same rows")]
 
 use super::dots::Dots;
+use super::huge::Buffer;
 use super::isa::{Isa, compiled};
 use super::lanes::{LANES, Lanes};
 use super::pool;
@@ -10,11 +11,11 @@ use super::shared::Shared;
 use half::bf16;
 use std::ops::Range;
 
-/// Rows of the down half that are computed together.
+/// Rows of the down half that are computed together, at most.
 const GROUP: usize = 8;
 
 /// Rows for each thread from which on both halves are shared out by rows.
-const MANY: usize = 16;
+const MANY: usize = 2;
 
 /// How adapters are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,25 +27,25 @@ pub enum Precision {
     Full,
 }
 
-/// Values in either precision.
+/// Values in either precision, sixteen at a time.
 #[derive(Debug)]
 enum Values {
-    Half(Vec<bf16>),
-    Full(Vec<f32>),
+    Half(Buffer<[bf16; LANES]>),
+    Full(Buffer<[f32; LANES]>),
 }
 
 impl Values {
-    fn new(values: Vec<f32>, precision: Precision) -> Self {
+    fn new(values: &[[f32; LANES]], precision: Precision) -> Self {
         match precision {
-            Precision::Half => Values::Half(values.into_iter().map(bf16::from_f32).collect()),
-            Precision::Full => Values::Full(values),
+            Precision::Half => Values::Half(Buffer::keep(&values.iter().map(|x| x.map(bf16::from_f32)).collect::<Vec<_>>())),
+            Precision::Full => Values::Full(Buffer::keep(values)),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Values::Half(values) => values.len() * 2,
-            Values::Full(values) => values.len() * 4,
+            Values::Half(values) => size_of_val(&**values),
+            Values::Full(values) => size_of_val(&**values),
         }
     }
 }
@@ -63,78 +64,130 @@ pub struct Pair<'a> {
     pub column: usize,
 }
 
+impl Pair<'_> {
+    /// Memory that a packed pair of that rank and those widths (inputs, outputs) takes at most.
+    pub fn bytes(rank: usize, (inputs, outputs): (usize, usize), precision: Precision) -> usize {
+        let width = match precision {
+            Precision::Half => size_of::<bf16>(),
+            Precision::Full => size_of::<f32>(),
+        };
+        let half = |length: usize| (rank * length.next_multiple_of(LANES) * width).next_multiple_of(64);
+        half(inputs) + half(outputs)
+    }
+}
+
 /// The updates of an adapter for layers that are computed side by side (q, k and v; gate and up).
 #[derive(Debug)]
 pub struct LowRank {
     inputs: usize,
-    /// All down projections, one below the other (rank, inputs).
+    /// Ranks of all layers together.
+    rank: usize,
+    /// All down projections: for each group of ranks, for each sixteen inputs (ranks, 16).
     down: Values,
     parts: Vec<Part>,
 }
 
 #[derive(Debug)]
 struct Part {
-    /// Rows of `down`.
+    /// Its ranks among all.
     ranks: Range<usize>,
     column: usize,
     outputs: usize,
-    /// scale · Bᵀ (rank, outputs).
+    /// scale · Bᵀ: for each sixteen outputs (ranks, 16).
     up: Values,
+}
+
+impl Part {
+    fn chunks(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
 }
 
 /// An adapter's rows in a step.
 pub type Adapted<'a> = (Range<usize>, &'a LowRank);
 
+/// Ranks that are computed together: eights, and the rest in powers of two.
+#[inline(always)]
+fn group(rank: usize, of: usize) -> usize {
+    let left = of - rank;
+    if left >= GROUP { GROUP } else { 1 << left.ilog2() }
+}
+
 impl LowRank {
     /// Packs the pairs of layers with the same input of width `inputs`.
     pub fn new(inputs: usize, pairs: &[Pair<'_>], precision: Precision) -> Self {
-        let (mut down, mut parts, mut rank) = (Vec::new(), Vec::new(), 0);
+        let (mut rows, mut parts) = (Vec::new(), Vec::new());
         for pair in pairs {
-            down.extend_from_slice(pair.a);
-            let outputs = pair.b.len() / pair.rank;
-            let up = (0..pair.b.len()).map(|i| pair.scale * pair.b[i % outputs * pair.rank + i / outputs]).collect();
-            let up = Values::new(up, precision);
-            parts.push(Part { ranks: rank..rank + pair.rank, column: pair.column, outputs, up });
-            rank += pair.rank;
+            let (first, outputs) = (rows.len(), pair.b.len() / pair.rank);
+            rows.extend(pair.a.chunks_exact(inputs));
+            let mut up = vec![[0f32; LANES]; outputs.div_ceil(LANES) * pair.rank];
+            for (i, b) in pair.b.iter().enumerate() {
+                let (output, r) = (i / pair.rank, i % pair.rank);
+                up[output / LANES * pair.rank + r][output % LANES] = pair.scale * b;
+            }
+            parts.push(Part { ranks: first..rows.len(), column: pair.column, outputs, up: Values::new(&up, precision) });
         }
-        LowRank { inputs, down: Values::new(down, precision), parts }
-    }
-
-    /// Ranks of all layers together.
-    fn rank(&self) -> usize {
-        self.parts.last().map_or(0, |part| part.ranks.end)
+        LowRank { inputs, rank: rows.len(), down: Values::new(&packed(&rows, inputs), precision), parts }
     }
 
     /// Memory of the values.
     pub fn bytes(&self) -> usize {
         self.down.bytes() + self.parts.iter().map(|part| part.up.bytes()).sum::<usize>()
     }
+
+    /// Sixteens of outputs of all layers.
+    fn chunks(&self) -> usize {
+        self.parts.iter().map(Part::chunks).sum()
+    }
+}
+
+/// Rows (ranks, inputs) in the order they are read in.
+fn packed(rows: &[&[f32]], inputs: usize) -> Vec<[f32; LANES]> {
+    let mut packed = Vec::new();
+    let mut rank = 0;
+    while rank < rows.len() {
+        let together = group(rank, rows.len());
+        for start in (0..inputs).step_by(LANES) {
+            for row in &rows[rank..rank + together] {
+                let part = &row[start..(start + LANES).min(inputs)];
+                let mut lanes = [0f32; LANES];
+                lanes[..part.len()].copy_from_slice(part);
+                packed.push(lanes);
+            }
+        }
+        rank += together;
+    }
+    packed
 }
 
 /// Adds each adapter's update to its rows of `y` (rows, `width`), for rows `x` (rows, inputs). `scratch` is kept from call to call.
 pub fn add(y: &mut [f32], width: usize, x: &[f32], adapted: &[Adapted<'_>], scratch: &mut Vec<f32>) {
     let isa = Isa::best();
-    let stride = adapted.iter().map(|(_, update)| update.rank()).max().unwrap_or(0);
+    let stride = adapted.iter().map(|(_, update)| update.rank).max().unwrap_or(0);
     if stride == 0 {
         return;
     }
-    // One row of scratch for each adapted row; a task is some of the ranks of one of them.
+    // One row of scratch for each adapted row.
     let rows: Vec<(usize, &LowRank)> = adapted.iter().flat_map(|(rows, update)| rows.clone().map(move |row| (row, *update))).collect();
     scratch.resize(rows.len() * stride, 0.0);
     let y = Shared::new(y);
     let downs = |first: usize, h: &mut [f32]| {
         for ((row, update), h) in rows[first..].iter().zip(h.chunks_exact_mut(stride)) {
-            down(isa, &mut h[..update.rank()], &x[row * update.inputs..][..update.inputs], &update.down);
+            down(isa, &mut h[..update.rank], &x[row * update.inputs..][..update.inputs], &update.down);
         }
     };
-    let ups = |first: usize, h: &[f32], columns: Range<usize>| {
+    // `chunks` of the outputs of all layers, one behind the other.
+    let ups = |first: usize, h: &[f32], chunks: Range<usize>| {
         for ((row, update), h) in rows[first..].iter().zip(h.chunks_exact(stride)) {
+            let mut before = 0;
             for part in &update.parts {
-                let own = columns.start.max(part.column)..columns.end.min(part.column + part.outputs);
+                let own = chunks.start.saturating_sub(before).min(part.chunks())..chunks.end.saturating_sub(before).min(part.chunks());
+                before += part.chunks();
                 if !own.is_empty() {
+                    let (start, end) = (own.start * LANES, (own.end * LANES).min(part.outputs));
                     // SAFETY: threads have different rows, or else different columns.
-                    let y = unsafe { y.part(row * width + own.start, own.len()) };
-                    up(isa, y, &h[part.ranks.clone()], &part.up, (own.start - part.column, part.outputs));
+                    let y = unsafe { y.part(row * width + part.column + start, end - start) };
+                    up(isa, y, &h[part.ranks.clone()], &part.up, own.start);
                 }
             }
         }
@@ -142,13 +195,13 @@ pub fn add(y: &mut [f32], width: usize, x: &[f32], adapted: &[Adapted<'_>], scra
     if rows.len() >= MANY * pool::threads() {
         pool::chunks(scratch, stride, usize::MAX, |first, h| {
             downs(first, h);
-            ups(first, h, 0..width);
+            ups(first, h, 0..usize::MAX);
         });
         return;
     }
     pool::chunks(scratch, stride, usize::MAX, downs);
-    let h = &scratch[..];
-    pool::ranges(width.div_ceil(LANES), usize::MAX, |columns| ups(0, h, columns.start * LANES..(columns.end * LANES).min(width)));
+    let (h, most) = (&scratch[..], adapted.iter().map(|(_, update)| update.chunks()).max().unwrap_or(0));
+    pool::ranges(most, usize::MAX, |chunks| ups(0, h, chunks));
 }
 
 compiled! {
@@ -156,8 +209,8 @@ compiled! {
     fn down(h: &mut [f32], x: &[f32], a: &Values) = down_body
 }
 compiled! {
-    /// `y += hᵀ b`, for columns of b (rank, outputs); `at` is the first one and `outputs`.
-    fn up(y: &mut [f32], h: &[f32], b: &Values, at: (usize, usize)) = up_body
+    /// `y += hᵀ b`, for the columns of b (rank, outputs) from the sixteen `first` on.
+    fn up(y: &mut [f32], h: &[f32], b: &Values, first: usize) = up_body
 }
 
 #[inline(always)]
@@ -169,27 +222,22 @@ fn down_body<D: Dots>(h: &mut [f32], x: &[f32], a: &Values) {
 }
 
 #[inline(always)]
-fn up_body<D: Dots>(y: &mut [f32], h: &[f32], b: &Values, at: (usize, usize)) {
+fn up_body<D: Dots>(y: &mut [f32], h: &[f32], b: &Values, first: usize) {
     match b {
-        Values::Half(b) => up_values::<D::Floats, bf16>(y, h, b, at),
-        Values::Full(b) => up_values::<D::Floats, f32>(y, h, b, at),
+        Values::Half(b) => up_values::<D::Floats, bf16>(y, h, b, first),
+        Values::Full(b) => up_values::<D::Floats, f32>(y, h, b, first),
     }
 }
 
 /// An element of an adapter.
 trait Element: Copy {
     fn lanes<L: Lanes>(x: &[Self; LANES]) -> L;
-    fn one(self) -> f32;
 }
 
 impl Element for bf16 {
     #[inline(always)]
     fn lanes<L: Lanes>(x: &[bf16; LANES]) -> L {
         L::load_bf16(x)
-    }
-    #[inline(always)]
-    fn one(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
@@ -198,70 +246,77 @@ impl Element for f32 {
     fn lanes<L: Lanes>(x: &[f32; LANES]) -> L {
         L::load(x)
     }
-    #[inline(always)]
-    fn one(self) -> f32 {
-        self
-    }
 }
 
 #[inline(always)]
-fn down_values<L: Lanes, T: Element>(h: &mut [f32], x: &[f32], a: &[T]) {
-    let inputs = x.len();
-    let mut rank = 0;
-    while rank < h.len() {
-        if rank + GROUP <= h.len() {
-            dots::<L, T, GROUP>(&mut h[rank..], x, &a[rank * inputs..]);
-            rank += GROUP;
-        } else {
-            dots::<L, T, 1>(&mut h[rank..], x, &a[rank * inputs..]);
-            rank += 1;
+fn down_values<L: Lanes, T: Element>(h: &mut [f32], x: &[f32], a: &[[T; LANES]]) {
+    let chunks = x.len().div_ceil(LANES);
+    let (mut rank, of) = (0, h.len());
+    while rank < of {
+        let together = group(rank, of);
+        let (h, a) = (&mut h[rank..rank + together], &a[rank * chunks..(rank + together) * chunks]);
+        match together {
+            GROUP => dots::<L, T, GROUP>(h, x, a),
+            4 => dots::<L, T, 4>(h, x, a),
+            2 => dots::<L, T, 2>(h, x, a),
+            _ => dots::<L, T, 1>(h, x, a),
         }
+        rank += together;
     }
 }
 
 #[inline(always)]
-fn dots<L: Lanes, T: Element, const G: usize>(h: &mut [f32], x: &[f32], a: &[T]) {
-    let inputs = x.len();
-    let (chunks, rest) = x.as_chunks::<LANES>();
+fn dots<L: Lanes, T: Element, const G: usize>(h: &mut [f32], x: &[f32], a: &[[T; LANES]]) {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let a = a.as_chunks::<G>().0;
     let mut sums = [L::splat(0.0); G];
-    for (i, x) in chunks.iter().enumerate() {
-        let x = L::load(x);
-        let mut g = 0;
-        while g < G {
-            let a = a[g * inputs + i * LANES..][..LANES].as_array::<LANES>().expect("whole lanes");
-            sums[g] = sums[g].plus_product(x, T::lanes(a));
-            g += 1;
-        }
+    for (x, a) in whole.iter().zip(a) {
+        add_products::<L, T, G>(&mut sums, L::load(x), a);
     }
-    let done = chunks.len() * LANES;
+    if !rest.is_empty() {
+        let mut last = [0f32; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        add_products::<L, T, G>(&mut sums, L::load(&last), &a[whole.len()]);
+    }
+    for (h, sum) in h.iter_mut().zip(sums) {
+        *h = sum.sum();
+    }
+}
+
+#[inline(always)]
+fn add_products<L: Lanes, T: Element, const G: usize>(sums: &mut [L; G], x: L, a: &[[T; LANES]; G]) {
     let mut g = 0;
     while g < G {
-        let mut sum = sums[g].sum();
-        for (x, a) in rest.iter().zip(&a[g * inputs + done..]) {
-            sum += x * a.one();
-        }
-        h[g] = sum;
+        sums[g] = sums[g].plus_product(x, T::lanes(&a[g]));
         g += 1;
     }
 }
 
 #[inline(always)]
-fn up_values<L: Lanes, T: Element>(y: &mut [f32], h: &[f32], b: &[T], (first, outputs): (usize, usize)) {
-    let (chunks, rest) = y.as_chunks_mut::<LANES>();
-    let done = chunks.len() * LANES;
-    for (i, y) in chunks.iter_mut().enumerate() {
-        let mut sum = L::load(y);
-        for (r, h) in h.iter().enumerate() {
-            let b = b[r * outputs + first + i * LANES..][..LANES].as_array::<LANES>().expect("whole lanes");
-            sum = sum.plus_product(L::splat(*h), T::lanes(b));
-        }
-        sum.store(y);
+fn up_values<L: Lanes, T: Element>(y: &mut [f32], h: &[f32], b: &[[T; LANES]], first: usize) {
+    let rank = h.len();
+    let (whole, rest) = y.as_chunks_mut::<LANES>();
+    let b = &b[first * rank..];
+    let last = whole.len();
+    for (y, b) in whole.iter_mut().zip(b.chunks_exact(rank)) {
+        updated::<L, T>(L::load(y), h, b).store(y);
     }
-    for (i, y) in rest.iter_mut().enumerate() {
-        for (r, h) in h.iter().enumerate() {
-            *y += h * b[r * outputs + first + done + i].one();
-        }
+    if !rest.is_empty() {
+        let mut lanes = [0f32; LANES];
+        lanes[..rest.len()].copy_from_slice(rest);
+        updated::<L, T>(L::load(&lanes), h, &b[last * rank..][..rank]).store(&mut lanes);
+        rest.copy_from_slice(&lanes[..rest.len()]);
     }
+}
+
+/// y + hᵀ b
+#[inline(always)]
+fn updated<L: Lanes, T: Element>(y: L, h: &[f32], b: &[[T; LANES]]) -> L {
+    let mut sum = y;
+    for (h, b) in h.iter().zip(b) {
+        sum = sum.plus_product(L::splat(*h), T::lanes(b));
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -274,7 +329,7 @@ mod tests {
 
     #[test]
     fn each_row_gets_its_own_adapters_update() {
-        for rows in [7, 200] {
+        for rows in [6, 7, 200] {
             check(rows);
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod append;
 pub mod attend;
+pub mod dense;
 mod dots;
 mod formats;
 pub(in crate::engine) mod huge;
