@@ -21,6 +21,9 @@ pub mod decisions {}
 #[doc = include_str!("evals.md")]
 pub mod evals {}
 
+#[doc = include_str!("local.md")]
+pub mod local {}
+
 #[doc = include_str!("observability.md")]
 pub mod observability {}
 
