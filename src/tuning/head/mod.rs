@@ -16,6 +16,7 @@ use minimise::Minimum;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rayon::prelude::*;
 use recipe::STRENGTHS;
 use serde::{Deserialize, Serialize};
 use softmax::{Rows, Weights};
@@ -31,7 +32,7 @@ const FLAT: f64 = 1e-6;
 const FLAT_ENOUGH: f64 = 1e-5;
 
 /// Watches a fitting.
-pub trait HeadObserver {
+pub trait HeadObserver: Sync {
     /// `done` of `total` texts have become vectors.
     fn embedded(&self, done: usize, total: usize);
     /// Asked often; `true` ends the work with [`TuningError::Cancelled`].
@@ -206,14 +207,20 @@ impl Set<'_> {
         let parts = if measured.is_empty() { self.folds(recipe, learned) } else { vec![(learned.to_vec(), measured.to_vec())] };
         let mut tried = STRENGTHS.map(|c| (c, 0.0)).to_vec();
         let all: usize = parts.iter().map(|(_, measured)| measured.len()).sum();
-        for (learned, measured) in &parts {
+        // Parts beside each other: each is a row of small products, which threads cannot share out well.
+        let losses = |(learned, measured): &(Vec<usize>, Vec<usize>)| {
             // Half the precision is enough to compare by.
             let (rows, mut weights) = (self.rows(learned, DType::F32)?, self.start());
-            for (c, loss) in &mut tried {
+            let mut losses = [0.0; STRENGTHS.len()];
+            for (loss, c) in losses.iter_mut().zip(STRENGTHS) {
                 // From the minimum of the stronger penalty it is not far.
-                weights = self.fit(&rows, weights, (*c, FLAT_ENOUGH))?.0;
-                *loss += self.measure(&weights, measured)?.loss * measured.len() as f64 / all as f64;
+                weights = self.fit(&rows, weights, (c, FLAT_ENOUGH))?.0;
+                *loss = self.measure(&weights, measured)?.loss * measured.len() as f64 / all as f64;
             }
+            Ok(losses)
+        };
+        for losses in parts.par_iter().map(losses).collect::<Result<Vec<_>, TuningError>>()? {
+            tried.iter_mut().zip(losses).for_each(|((_, total), loss)| *total += loss);
         }
         let best = tried.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(STRENGTHS[0], |(c, _)| *c);
         Ok((best, tried))

@@ -77,16 +77,18 @@ pub(super) fn fit(
 fn value_and_gradient(rows: &Rows, weights: &Weights, c: f64) -> Result<(f64, Vec<f64>)> {
     let (n, classes) = (rows.len() as f64, weights.classes);
     let mut loss = 0.0;
-    // dL/dlogits = (p - y) / n.
-    let mut slopes = Vec::with_capacity(rows.len() * classes);
+    // Logits become dL/dlogits = (p - y) / n in their place.
+    let mut slopes = weights.logits(rows)?.flatten_all()?.to_vec1::<f64>()?;
     let mut bias_gradient = vec![0.0; classes];
-    for (logs, label) in weights.log_probabilities(rows)?.into_iter().zip(&rows.labels) {
-        loss -= logs[*label] / n;
-        for (class, log) in logs.iter().enumerate() {
-            let slope = (log.exp() - f64::from(u8::from(class == *label))) / n;
-            bias_gradient[class] += slope;
-            slopes.push(slope);
-        }
+    for (row, label) in slopes.chunks_exact_mut(classes).zip(&rows.labels) {
+        let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let logit = row[*label] - most;
+        row.iter_mut().for_each(|x| *x = (*x - most).exp());
+        let total: f64 = row.iter().sum();
+        loss += (total.ln() - logit) / n;
+        row.iter_mut().for_each(|x| *x /= total * n);
+        row[*label] -= 1.0 / n;
+        bias_gradient.iter_mut().zip(row).for_each(|(sum, slope)| *sum += *slope);
     }
     let slopes = Tensor::from_vec(slopes, (rows.len(), classes), &Device::Cpu)?.to_dtype(rows.x.dtype())?;
     let mut gradient = slopes.t()?.matmul(&rows.x)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
