@@ -5,7 +5,7 @@ import time
 
 import openai
 import pytest
-from conftest import EMBEDDER, MODEL
+from conftest import EMBEDDER, MODEL, MODELS
 
 TALKS = [
     ("Where is my order?", "order_status"),
@@ -105,3 +105,15 @@ def test_what_is_wrong_is_told_in_openais_shape(client):
         client.fine_tuning.jobs.create(model="anthropic/claude-opus-5-5", training_file=training)
     with pytest.raises(openai.NotFoundError):
         client.fine_tuning.jobs.retrieve("ftjob_nothing")
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure", "row"])
+def test_a_providers_model_is_fine_tuned_there(client, refit, provider):
+    before = len(refit.vendors.seen)
+    job = client.fine_tuning.jobs.create(model=MODELS[provider], training_file=upload(client, TALKS), suffix="there")
+    assert (job.status, job.model) == ("queued", MODELS[provider]) and job.id.startswith("ftjob_")
+    files, jobs = refit.vendors.seen[before:]
+    assert files.path.split("?")[0].endswith("/files") and jobs.path.split("?")[0].endswith("/fine_tuning/jobs")
+    # Everything but the names of model and file is as it was sent.
+    assert (jobs.body["training_file"], jobs.body["suffix"]) == ("file-vendor", "there")
+    assert jobs.body["model"] == MODELS[provider].split("/", 1)[1]
