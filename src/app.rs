@@ -7,6 +7,7 @@ use crate::config::live::{Found, Refusal, Seen};
 use crate::config::{Config, Live, LocalConfig};
 use crate::inference::{InForce, Inference, Log, Setup, TargetStatus};
 use crate::jobs::batch::Batches;
+use crate::jobs::fine_tune::FineTunes;
 use crate::jobs::openai_eval::Evals;
 use crate::monitor::exposition::{BudgetFigures, Sources, TargetFigures};
 use crate::monitor::{Health, Metrics, Names, Recorder, Redactor, Telemetry};
@@ -43,6 +44,8 @@ pub struct App {
     pub batches: Arc<Batches>,
     /// OpenAI's Evals API.
     pub evals: Arc<Evals>,
+    /// OpenAI's fine-tuning API.
+    pub fine_tunes: Arc<FineTunes>,
     /// Where spans and events go; none where they go nowhere.
     pub telemetry: Option<Arc<Telemetry>>,
     /// When this was opened, milliseconds.
@@ -84,13 +87,29 @@ impl App {
         let keys = Keys::open(&store)?;
         let batches = Arc::new(Batches::new(&store, &keys, &config.batches, config.server.max_body_bytes));
         let evals = Arc::new(Evals::new(&store, &keys, config.batches.concurrency));
+        let fine_tunes = Arc::new(FineTunes::new(&store));
         let setup = setup(&store, config, providers, (&recorder, &metrics, &telemetry))?;
         let inference = Arc::new(Inference::new(store.clone(), setup));
         metrics.watch(Sources { targets: Some(watched(&inference)), budgets: Some(budgets(&keys)) });
         let health = Arc::new(Health::new(&store));
         let names = Names::new(&store, &recorder);
         let (started_at, reloading) = (now_ms(), Mutex::new(()));
-        Ok(App { store, live, inference, recorder, names, metrics, health, keys, batches, evals, telemetry, started_at, reloading })
+        Ok(App {
+            store,
+            live,
+            inference,
+            recorder,
+            names,
+            metrics,
+            health,
+            keys,
+            batches,
+            evals,
+            fine_tunes,
+            telemetry,
+            started_at,
+            reloading,
+        })
     }
 
     /// The configuration in force.

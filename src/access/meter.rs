@@ -239,6 +239,11 @@ impl Meter {
         }
     }
 
+    /// Whether a budget stands over calls.
+    pub fn has_budget(&self) -> bool {
+        self.lock().limits.budget.is_some()
+    }
+
     /// Puts limits in place. What was counted stays, where the limit is still of the same kind.
     pub fn bound_by(&self, limits: &Limits) {
         let mut state = self.lock();

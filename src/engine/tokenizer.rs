@@ -120,6 +120,14 @@ impl Tokenizer {
         text
     }
 
+    /// The tokenizer as `tokenizer.json`, which other programs read.
+    ///
+    /// # Errors
+    /// [`EngineError::Template`] when the library cannot write it.
+    pub fn to_json(&self) -> Result<String, EngineError> {
+        self.inner.to_string(false).map_err(|error| EngineError::Template(error.to_string()))
+    }
+
     /// Text of token ids. Bytes that are no UTF-8 (yet) come out as U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         self.inner.decode(ids, skip_special).unwrap_or_default()

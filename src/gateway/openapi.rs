@@ -6,6 +6,7 @@ use super::body::Json;
 use super::openai::check;
 use super::openai::evals::schema as evals;
 use super::openai::files::{EXPIRES_S, PURPOSES};
+use super::openai::fine_tuning::schema as tuning;
 use super::prompts::schema as prompts;
 use super::routes::{Access, access_of};
 use super::shapes::{is, one, pages, whole};
@@ -75,6 +76,13 @@ const EVAL_CANCEL: &str = "/v1/evals/{id}/runs/{run}/cancel";
 const EVAL_ITEMS: &str = "/v1/evals/{id}/runs/{run}/output_items";
 const LABEL: &str = "/v1/prompts/{name}/labels/{label}";
 const ROLLBACK: &str = "/v1/prompts/{name}/labels/{label}/rollback";
+const TUNING: &str = "/v1/fine_tuning/jobs";
+const TUNED: &str = "/v1/fine_tuning/jobs/{id}";
+const TUNED_CANCEL: &str = "/v1/fine_tuning/jobs/{id}/cancel";
+const TUNED_PAUSE: &str = "/v1/fine_tuning/jobs/{id}/pause";
+const TUNED_RESUME: &str = "/v1/fine_tuning/jobs/{id}/resume";
+const TUNED_EVENTS: &str = "/v1/fine_tuning/jobs/{id}/events";
+const CHECKPOINTS: &str = "/v1/fine_tuning/jobs/{id}/checkpoints";
 const STORED: &str = "/v1/chat/completions/{id}";
 const RESPONSE: &str = "Answer input items; a prompt may be called by name";
 
@@ -87,6 +95,7 @@ const AZURE: &[(&str, bool, bool)] = &[
     ("/v1/models", true, true),
     ("/v1/files", false, true),
     ("/v1/batches", false, true),
+    ("/v1/fine_tuning", false, true),
     ("/v1/evals", false, true),
 ];
 
@@ -123,6 +132,14 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/batches", "createBatch", "Answer the requests of a file when there is time", batch_schema, batch_reply),
     get("/v1/batches", "listBatches", "The project's batches, newest first", batches_reply),
     get("/v1/batches/{id}", "getBatch", "How far one of them is", batch_reply),
+    post(TUNING, "createFineTuningJob", "Fine-tune a model: a local one here, a provider's there", tuning::new_job, tuning::job),
+    get(TUNING, "listFineTuningJobs", "The project's fine-tuning jobs, newest first", tuning::jobs),
+    get(TUNED, "getFineTuningJob", "How far one of them is", tuning::job),
+    Operation { method: "post", ..get(TUNED_CANCEL, "cancelFineTuningJob", "Stop it", tuning::job) },
+    Operation { method: "post", ..get(TUNED_PAUSE, "pauseFineTuningJob", "Stop it so that it can go on", tuning::job) },
+    Operation { method: "post", ..get(TUNED_RESUME, "resumeFineTuningJob", "Go on with a paused one", tuning::job) },
+    get(TUNED_EVENTS, "listFineTuningEvents", "What happened, newest first; the numbers of every step", tuning::events),
+    get(CHECKPOINTS, "listFineTuningCheckpoints", "The checkpoint that its model is", tuning::checkpoints),
     post("/v1/evals", "createEval", "Say what is tested, and by which criteria", evals::new_eval, evals::eval),
     get("/v1/evals", "listEvals", "The project's evals, oldest first", evals::evals),
     get(EVAL, "getEval", "One of them", evals::eval),
@@ -260,7 +277,7 @@ fn queries(id: &str) -> Vec<(&'static str, Value)> {
     match id {
         "listFiles" => vec![("purpose", text()), ("after", text()), limit(10_000), ("order", json!({"enum": ["asc", "desc"]}))],
         "readUsage" => admin::usage_query(),
-        "listBatches" => vec![("after", text()), limit(100)],
+        "listBatches" | "listFineTuningJobs" | "listFineTuningEvents" | "listFineTuningCheckpoints" => vec![("after", text()), limit(100)],
         "removePromptLabel" => vec![("message", text()), ("force", json!({"enum": ["true", "false"]}))],
         "listPromptsV2" => vec![("name", text()), ("label", text()), ("page", json!({"type": "integer", "minimum": 1})), limit(100)],
         "getPromptV2" => vec![("version", text()), ("label", text())],

@@ -68,7 +68,8 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let endpoint = Arc::new(InProcess::new(gateway.clone()));
         let batches = tokio::spawn(app.batches.clone().run(endpoint.clone(), stopped.clone()));
-        let evals = tokio::spawn(app.evals.clone().run(endpoint, stopped));
+        let evals = tokio::spawn(app.evals.clone().run(endpoint, stopped.clone()));
+        let fine_tunes = tokio::spawn(app.fine_tunes.clone().run(stopped));
         let mut workers = Workers::start(&gateway)?;
         let (serving, hurry) = (app.metrics.serving.clone(), hurry.shared());
         let leaving = async {
@@ -84,7 +85,7 @@ impl Server {
         }
         drop(listener);
         let time = Duration::from_secs(app.config().server.drain_s);
-        let served = async { tokio::join!(batches, evals) };
+        let served = async { tokio::join!(batches, evals, fine_tunes) };
         // A batch's lines get the same time as other requests; those that do not end in it are asked again by the next server.
         let ended = drain::drain(&mut workers, time, &cut, (&serving, hurry));
         let ((), _) = tokio::join!(ended, tokio::time::timeout(time + drain::LAST_BYTES, served));

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod data;
 pub mod error;
+pub mod fine_tune;
 mod heart;
 pub mod openai_eval;
 pub mod optimize;

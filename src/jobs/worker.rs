@@ -17,8 +17,11 @@ const LEASE_MS: i64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 
+/// Kinds that `refit serve` works on in its own process.
+const SERVED: &[&str] = &[crate::store::batches::JOB_KIND, crate::store::openai_evals::JOB_KIND];
+
 /// Kinds that are queued again by themselves when their worker died. The others are resumed by somebody who knows why they ended.
-pub const RESUMABLE: &[&str] = &[crate::store::batches::JOB_KIND, crate::store::openai_evals::JOB_KIND];
+pub const RESUMABLE: &[&str] = &[crate::store::batches::JOB_KIND, crate::store::openai_evals::JOB_KIND, crate::store::fine_tunes::JOB_KIND];
 
 /// The hidden verb that runs a worker.
 pub const WORKER_VERB: &str = "job-worker";
@@ -63,7 +66,7 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
     let owner = format!("{}{}", owner_prefix(std::process::id()), crate::types::time::now_ms());
     let lease = Lease { job: id, owner: &owner, lease_ms: LEASE_MS };
     let db = store.db.as_ref();
-    if RESUMABLE.contains(&jobs::get(db, id)?.kind.as_str()) {
+    if SERVED.contains(&jobs::get(db, id)?.kind.as_str()) {
         return Err(JobError::Served(id.to_string()).into());
     }
     let Some(job) = jobs::claim_one(db, lease)? else { return Err(JobError::NotQueued(id.to_string()).into()) };
@@ -101,6 +104,10 @@ fn run_kind(kind: &str, store: &Store, spec: &Value, handle: &Handle) -> Result<
     match kind {
         #[cfg(feature = "local")]
         super::tune::Tune::KIND => super::tune::Tune::run(store, spec, handle),
+        #[cfg(feature = "local")]
+        super::tune::sweep::Sweep::KIND => super::tune::sweep::Sweep::run(store, spec, handle),
+        #[cfg(feature = "local")]
+        super::tune::files::FineTune::KIND => super::tune::files::FineTune::run(store, spec, handle),
         other => {
             let _ = (store, spec, handle);
             Err(JobError::Kind(other.to_string()).into())
@@ -198,7 +205,7 @@ pub fn wait(store: &Store, id: &str, mut child: Child, watch: &mut dyn FnMut(&Jo
 }
 
 /// The job of a worker that is gone: ended by it, or failed now.
-fn settle(store: &Store, id: &str, (pid, status): (u32, ExitStatus)) -> Result<JobRecord, Failure> {
+pub(super) fn settle(store: &Store, id: &str, (pid, status): (u32, ExitStatus)) -> Result<JobRecord, Failure> {
     let db = store.db.as_ref();
     let job = jobs::get(db, id)?;
     let Some(owner) = job.owner.as_ref().filter(|_| job.status == "running") else { return Ok(job) };

@@ -176,16 +176,29 @@ impl Http {
     /// As [`Http::post_json`].
     pub(super) async fn get_json(&self, path: &str, headers: &HeaderMap) -> Result<Value, ProviderError> {
         let source = self.source("models");
-        let request = self.client()?.get(format!("{}{path}", self.service.base_url));
-        let request = request.headers(self.fixed(&source)?).headers(headers.clone());
+        let asked = self.whole(self.request(reqwest::Method::GET, path, &source)?.headers(headers.clone()), &source);
+        let whole = tokio::time::timeout(LIST_TIMEOUT, asked).await.map_err(|_| source.timed_out(LIST_TIMEOUT))??;
+        upstream::as_json(&whole, &source)
+    }
+
+    /// A request below the base URL, with the headers that every one has.
+    pub(super) fn request(&self, method: reqwest::Method, path: &str, source: &Source) -> Result<reqwest::RequestBuilder, ProviderError> {
+        Ok(self.client()?.request(method, format!("{}{path}", self.service.base_url)).headers(self.fixed(source)?))
+    }
+
+    /// Sends a request; the bytes of a reply that is a success.
+    ///
+    /// # Errors
+    /// As [`Http::post_bytes`].
+    pub(super) async fn whole(&self, request: reqwest::RequestBuilder, source: &Source) -> Result<Bytes, ProviderError> {
         let asked = async {
             let response = Received::Client(request.send().await.map_err(|error| source.unreachable(error))?);
             if !response.is_success() {
-                return Err(upstream::refusal(response, &source).await);
+                return Err(upstream::refusal(response, source).await);
             }
-            upstream::read_json(response, &source).await
+            upstream::read_bytes(response, source).await
         };
-        tokio::time::timeout(LIST_TIMEOUT, asked).await.map_err(|_| source.timed_out(LIST_TIMEOUT))?
+        tokio::time::timeout(self.timeout, asked).await.map_err(|_| source.timed_out(self.timeout))?
     }
 
     /// The names that a list of models holds, at `pointer`, under `field`.

@@ -8,6 +8,7 @@ pub mod gemini;
 mod http;
 #[cfg(feature = "local")]
 pub mod local;
+pub mod manage;
 pub mod mock;
 pub mod openai;
 mod received;
@@ -16,6 +17,7 @@ pub mod sse;
 mod upstream;
 mod wire;
 
+pub use manage::Manage;
 pub use registry::Providers;
 
 use crate::types::asker::Asker;
@@ -207,6 +209,12 @@ pub trait Provider: Send + Sync {
     /// Tokens of a request's prompt, as the model would count them.
     fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
         let message = format!("the tokens of a request to \"{}\" cannot be counted at this provider", call.model);
+        Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
+    }
+
+    /// A call of the service's own administration, at a path such as `/fine_tuning/jobs`.
+    fn manage(&self, path: &str, _call: Manage) -> BoxFuture<'_, Result<Value, ProviderError>> {
+        let message = format!("this provider takes no files and trains nothing ({path})");
         Box::pin(async move { Err(ProviderError { param: Some("model".into()), ..ProviderError::new(Code::UNSUPPORTED, message) }) })
     }
 

@@ -7,7 +7,7 @@ mod request;
 use super::compatible::Quirks;
 use super::http::{Http, Service, Text, is_dots, segment};
 use super::upstream::{self, Source};
-use super::{Body, Call, EmbedCall, ModelInfo, ModerateCall, PieceStream, Provider, ProviderError, Reply};
+use super::{Body, Call, EmbedCall, Manage, ModelInfo, ModerateCall, PieceStream, Provider, ProviderError, Reply};
 use crate::config::ProviderConfig;
 use crate::types::Code;
 use crate::types::chat::{ChatRequest, ChatResponse};
@@ -133,6 +133,17 @@ impl Provider for OpenAi {
             request.insert("model".into(), call.model.into());
             self.http.post_json(&path, &HeaderMap::new(), &Value::Object(request), &source).await
         })
+    }
+
+    fn manage(&self, path: &str, call: Manage) -> BoxFuture<'_, Result<Value, ProviderError>> {
+        let path = match &self.dialect.api_version {
+            None => path.to_string(),
+            Some(version) => {
+                let join = if path.contains('?') { '&' } else { '?' };
+                format!("/openai{path}{join}api-version={}", segment(version))
+            }
+        };
+        Box::pin(async move { self.http.manage(&path, call).await })
     }
 
     fn list_models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {

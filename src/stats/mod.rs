@@ -7,6 +7,7 @@ pub mod distributions;
 pub mod intervals;
 pub mod multiple;
 pub mod paired;
+pub mod plot;
 pub mod power;
 pub mod repeats;
 pub mod resample;

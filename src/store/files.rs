@@ -4,6 +4,7 @@
 use super::Store;
 use super::batches::UNFINISHED;
 use super::db::{Db, Row, Statement, StoreError, Value};
+use super::fine_tunes::READS;
 use crate::types::Digest;
 use crate::types::time::now_ms;
 use std::path::{Path, PathBuf};
@@ -205,7 +206,7 @@ pub fn list(db: &dyn Db, project: &str, page: &Page<'_>) -> Result<(Vec<FileRow>
 /// Takes a project's file away, its bytes too where no other file has them.
 ///
 /// # Errors
-/// [`StoreError::Unknown`] when there is none; [`StoreError::Conflict`] while a batch reads it.
+/// [`StoreError::Unknown`] when there is none; [`StoreError::Conflict`] while a batch or a fine-tuning job reads it.
 pub fn delete(store: &Store, project: &str, id: &str) -> Result<(), StoreError> {
     let row = get(store.db.as_ref(), project, id)?;
     remove(store, &row)
@@ -237,11 +238,18 @@ fn remove(store: &Store, row: &FileRow) -> Result<(), StoreError> {
     let _guard = guard();
     let db = store.db.as_ref();
     // In one statement, and new batches name only files that are there: one of the two is refused.
-    let sql =
-        format!("DELETE FROM files WHERE id = ? AND NOT EXISTS (SELECT 1 FROM batches WHERE input_file = ? AND status IN {UNFINISHED})");
-    if db.execute(&sql, &[(&row.id).into(), (&row.id).into()])? == 0 {
-        return Err(match super::batches::reading(db, &row.id)? {
-            Some(batch) => StoreError::Conflict(format!("batch {batch} still reads the file {}", row.id)),
+    let sql = format!(
+        "DELETE FROM files WHERE id = ? AND NOT EXISTS (SELECT 1 FROM batches WHERE input_file = ? AND status IN {UNFINISHED})
+        AND NOT EXISTS (SELECT 1 FROM fine_tunes WHERE {READS})"
+    );
+    let id = || Value::from(&row.id);
+    if db.execute(&sql, &[id(), id(), id(), id()])? == 0 {
+        let reader = match super::batches::reading(db, &row.id)? {
+            Some(batch) => Some(format!("batch {batch}")),
+            None => super::fine_tunes::reading(db, &row.id)?.map(|job| format!("the fine-tuning job {job}")),
+        };
+        return Err(match reader {
+            Some(reader) => StoreError::Conflict(format!("{reader} still reads the file {}", row.id)),
             None => unknown(&row.id),
         });
     }

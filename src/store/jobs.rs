@@ -230,6 +230,17 @@ pub fn requeue(db: &dyn Db, id: &str) -> Result<JobRecord, StoreError> {
     if changed == 0 { Err(StoreError::Conflict(format!("job {id} is {}", job.status))) } else { Ok(job) }
 }
 
+/// Puts another spec in the place of a job's, which nobody may be working on.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when it is running.
+pub fn respec(db: &dyn Db, id: &str, spec: &serde_json::Value) -> Result<(), StoreError> {
+    match db.execute("UPDATE jobs SET spec = ? WHERE id = ? AND status <> 'running'", &[spec.into(), id.into()])? {
+        0 => Err(StoreError::Conflict(format!("job {id} is running"))),
+        _ => Ok(()),
+    }
+}
+
 /// The job with that id.
 ///
 /// # Errors

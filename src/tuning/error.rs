@@ -39,6 +39,9 @@ pub enum TuningError {
         /// NaN or infinity.
         loss: f32,
     },
+    /// An adapter cannot be written for another program.
+    #[error("the adapter cannot be exported: {0}")]
+    Export(String),
     /// Somebody asked for the end.
     #[error("training was cancelled at step {0}")]
     Cancelled(usize),
@@ -57,6 +60,7 @@ impl Coded for TuningError {
     fn code(&self) -> Code {
         match self {
             TuningError::Recipe { .. } | TuningError::Example { .. } => Code::INVALID_VALUE,
+            TuningError::Export(_) => Code::UNSUPPORTED,
             TuningError::Checkpoint { .. } => Code::STORAGE,
             TuningError::Diverged { .. } => Code::INVALID_VALUE,
             TuningError::Cancelled(_) => Code::CANCELLED,

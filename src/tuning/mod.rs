@@ -6,16 +6,20 @@
 
 pub mod checkpoint;
 pub mod error;
+pub mod estimate;
 pub mod example;
+pub mod export;
 pub mod fit;
 pub mod head;
 pub mod lora;
+pub mod measure;
 pub mod optimizer;
 pub mod recipe;
 pub mod schedule;
 pub mod trainer;
 
 pub use error::TuningError;
+pub use estimate::{Estimate, estimate};
 pub use example::Example;
 pub use fit::{Conversation, Data, fit};
 pub use head::{Accuracy, FittedHead, HeadObserver, HeadRecipe, fit_head};

@@ -283,6 +283,7 @@ fn good(path: &str) -> Option<Value> {
         "/v1/messages" => json!({"model": "mock/echo", "max_tokens": 5, "messages": messages}),
         "/v1/messages/count_tokens" => json!({"model": "mock/echo", "messages": messages}),
         "/v1/batches" => json!({"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}),
+        "/v1/fine_tuning/jobs" => json!({"model": "mock/echo", "training_file": "file-x"}),
         "/v1/feedback" => json!({"target": {"request_id": "req_none"}, "name": "n", "value": 1}),
         "/admin/v1/keys" => json!({"name": "n"}),
         "/v1/prompts" => json!({"name": "q", "source": "x"}),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Blocks of a page: info string and text.
-fn blocks(page: &str) -> Vec<(String, String)> {
+pub fn blocks(page: &str) -> Vec<(String, String)> {
     let (mut blocks, mut open): (Vec<(String, String)>, bool) = (Vec::new(), false);
     for line in page.lines() {
         match line.strip_prefix("```") {
@@ -24,7 +24,7 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 }
 
 /// Commands of a block with their exit codes and what they print.
-fn commands(text: &str) -> Vec<(String, i32, String)> {
+pub fn commands(text: &str) -> Vec<(String, i32, String)> {
     let mut commands: Vec<(String, i32, String)> = Vec::new();
     for line in text.lines() {
         match line.strip_prefix("$ ") {

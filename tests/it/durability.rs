@@ -362,7 +362,7 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The steps of the schema.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     include_str!("../../src/store/migrations/0001_spine.sql"),
     include_str!("../../src/store/migrations/0002_files_batches.sql"),
     include_str!("../../src/store/migrations/0003_gateway.sql"),
@@ -371,6 +371,7 @@ const STEPS: [&str; 8] = [
     include_str!("../../src/store/migrations/0006_datasets.sql"),
     include_str!("../../src/store/migrations/0007_openai_evals.sql"),
     include_str!("../../src/store/migrations/0008_scoring.sql"),
+    include_str!("../../src/store/migrations/0009_tuning.sql"),
 ];
 
 /// A database as an earlier release left it, after so many steps.

@@ -34,3 +34,66 @@ fn peft_folder_gives_the_same_logits_in_hugging_face_peft() {
     println!("{stdout}");
     assert!(output.status.success(), "{stdout}\n{stderr}");
 }
+
+/// What every export says at every position, written for the scripts: text, tokens and logits of the base with the adapter.
+fn case(directory: &std::path::Path) -> std::path::PathBuf {
+    let model = trainable().expect("the model");
+    let made = adapter(&model, 7);
+    let tokens = model.tokenizer.encode(TEXT).expect("tokens");
+    let logits = trained_logits(&model.decoder, &tokens, &made);
+    let bytes: Vec<u8> = logits.iter().flatten().flat_map(|logit| logit.to_le_bytes()).collect();
+    std::fs::write(directory.join("logits.f32"), bytes).expect("written");
+    let case = json!({"text": TEXT, "tokens": tokens, "logits_file": directory.join("logits.f32"), "vocabulary": logits[0].len()});
+    std::fs::write(directory.join("case.json"), case.to_string()).expect("written");
+    directory.join("case.json")
+}
+
+/// A directory with the adapter in a store, and what it was exported as.
+fn exported(formats: &[(&str, &[&str])]) -> support::Refit {
+    let file = support::model_file().expect("./test peft sets REFIT_TEST_MODEL");
+    let refit = support::Refit::new();
+    refit.run(&["model", "pull", &file.display().to_string(), "--name", "m"]).expect(0);
+    let made = adapter(&trainable().expect("the model"), 7);
+    refit.write("peft/adapter_config.json", made.to_config_json());
+    refit.write("peft/adapter_model.safetensors", made.to_safetensors(None).expect("saved"));
+    refit.run(&["tune", "import", "peft", "m:a"]).expect(0);
+    for (folder, more) in formats {
+        refit.run(&[&["tune", "export", "m:a", *folder][..], *more].concat()).expect(0);
+    }
+    refit
+}
+
+/// Runs the script; `python` is a variable that names one with what it needs.
+fn compare(python: &str, args: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/exports.py");
+    let python = std::env::var(python).unwrap_or_else(|_| panic!("./test peft sets {python}"));
+    let output = Command::new(python).arg(script).args(args).output().expect("python starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{stdout}");
+    assert!(output.status.success(), "{args:?}: {stdout}\n{stderr}");
+}
+
+#[test]
+fn a_merged_folder_gives_the_same_logits_in_transformers() {
+    let refit =
+        exported(&[("exact", &["--format", "merged-safetensors", "--elements", "f32"]), ("half", &["--format", "merged-safetensors"])]);
+    let (case, path) = (case(refit.path()), |name: &str| refit.path().join(name).display().to_string());
+    let case = case.display().to_string();
+    compare("REFIT_INTEROP_PYTHON", &["transformers", &path("exact"), &case, "0.001"]);
+    compare("REFIT_INTEROP_PYTHON", &["transformers", &path("half"), &case, "0.02"]);
+}
+
+#[test]
+fn gguf_files_give_nearly_the_same_logits_in_llama_cpp() {
+    let base = support::model_file().expect("./test peft sets REFIT_TEST_MODEL").display().to_string();
+    let refit = exported(&[
+        ("half", &["--format", "merged-gguf"]),
+        ("bytes", &["--format", "merged-gguf", "--elements", "q8_0"]),
+        ("lora", &["--format", "gguf-lora"]),
+    ]);
+    let (case, path) = (case(refit.path()).display().to_string(), |name: &str| refit.path().join(name).display().to_string());
+    // llama.cpp rounds activations: to half precision with F16 weights, to 8 bits with quantised ones.
+    compare("REFIT_LLAMACPP_PYTHON", &["llama", &path("half/model.gguf"), &case, "0.05"]);
+    compare("REFIT_LLAMACPP_PYTHON", &["llama", &path("bytes/model.gguf"), &case, "0.3"]);
+    compare("REFIT_LLAMACPP_PYTHON", &["llama-lora", &path("lora/adapter.gguf"), &case, "0.3", &base]);
+}

@@ -39,6 +39,9 @@ mod evals_resume;
 mod evals_runner;
 mod faults;
 mod feedback;
+mod fine_tuning;
+#[cfg(all(feature = "local", target_os = "linux"))]
+mod fine_tuning_local;
 mod forwarding;
 mod gateway;
 mod guardrails;
@@ -93,6 +96,12 @@ mod support;
 mod telemetry;
 mod templates;
 mod tenancy;
+#[cfg(feature = "local")]
+mod tune_cli;
+#[cfg(feature = "local")]
+mod tune_docs;
+#[cfg(feature = "local")]
+mod tune_search;
 #[cfg(feature = "local")]
 mod tuning;
 mod upstream;

@@ -15,7 +15,7 @@ const PREFIX: &str = "/openai/";
 /// What may stand behind a deployment; the longer ones first.
 const OPERATIONS: [&str; 5] = ["chat/completions", "completions", "embeddings", "responses", "models"];
 /// What may stand there with an id behind it: some clients put every call under a deployment.
-const WITH_ID: [&str; 3] = ["files", "batches", "models"];
+const WITH_ID: [&str; 4] = ["files", "batches", "models", "fine_tuning/jobs"];
 
 /// Puts our own path in place of an Azure path; any other request stays as it is.
 pub fn rewrite<B>(mut request: Request<B>) -> Request<B> {

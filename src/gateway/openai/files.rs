@@ -8,6 +8,7 @@ use crate::gateway::error::ApiError;
 use crate::gateway::query::Query;
 use crate::gateway::upload::{self, Upload};
 use crate::jobs::batch::INPUT_PURPOSE;
+use crate::jobs::fine_tune::TRAINING_PURPOSE;
 use crate::store::files::{self, FileRow, Page};
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -23,8 +24,6 @@ use tokio::io::AsyncReadExt;
 
 /// What clients may upload files for.
 pub const PURPOSES: [&str; 6] = ["assistants", INPUT_PURPOSE, "evals", TRAINING_PURPOSE, "user_data", "vision"];
-/// The purpose of files that are trained on; they are read when they come.
-const TRAINING_PURPOSE: &str = "fine-tune";
 /// Seconds that a file with an end may live.
 pub const EXPIRES_S: std::ops::RangeInclusive<i64> = 3_600..=2_592_000;
 /// Items of a page, at most and by default.
@@ -42,6 +41,7 @@ pub async fn create(
     let upload = upload::receive(request, &store.uploads.incoming(), most).await?;
     let (row, file) = checked(upload, &caller)?;
     let made = super::blocking(move || {
+        // What is trained on is read when it comes.
         if row.purpose == TRAINING_PURPOSE {
             trainable::check(file.path(), &row.filename).map_err(refused)?;
         }

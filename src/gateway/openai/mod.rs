@@ -8,6 +8,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod evals;
 pub mod files;
+pub mod fine_tuning;
 pub mod models;
 pub mod moderations;
 pub mod names;

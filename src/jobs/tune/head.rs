@@ -1,13 +1,13 @@
 //! Jobs that fit a classifier head on an embedding model.
 
-use super::{Spec, TuneProgress, TuneResult, insert};
+use super::work::{Training, keep, name_of};
+use super::{TuneProgress, TuneResult};
 use crate::jobs::worker::Handle;
 use crate::models::{self, Files, open};
 use crate::store::Store;
-use crate::tuning::{self, AnyRecipe, Data, FittedHead, HeadObserver, HeadRecipe};
-use crate::types::time::now_ms;
+use crate::tuning::{self, AnyRecipe, FittedHead, HeadObserver, HeadRecipe};
 use crate::types::{Code, Failure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Refuses a recipe whose method is not for its model: heads are for folders of embedding models, low-rank adapters for chat models.
 pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
@@ -26,20 +26,17 @@ pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
 }
 
 /// Fits the head and stores it.
-pub(super) fn run(store: &Store, spec: &Spec, recipe: &HeadRecipe, data: &Data<'_>, handle: &Handle) -> Result<Value, Failure> {
-    let Files::Folder(files) = open(store, &spec.model_digest)? else {
+pub(super) fn run(store: &Store, training: &Training<'_>, recipe: &HeadRecipe, handle: &Handle) -> Result<TuneResult, Failure> {
+    let Files::Folder(files) = open(store, &training.model_digest)? else {
         return Err(Failure::new(Code::CORRUPT, "the job's model is no folder of an embedding model"));
     };
-    let fitted = tuning::fit_head(&files, recipe, data, &Watch(handle))?;
+    let fitted = tuning::fit_head(&files, recipe, &training.data, &Watch(handle))?;
     let FittedHead { head, c, tried, iterations, converged, first_and_last_loss, validation, tokens, seconds } = &fitted;
-    let provenance = json!({
-        "job": handle.id, "recipe": recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
-        "samples": data.train.len(), "steps": iterations, "converged": converged, "c": c, "tried": tried, "loss": first_and_last_loss, "validation": validation,
-        "seconds": seconds, "finished_at": now_ms(),
-    });
-    let adapter = insert(store, spec, (&head.to_config_json(), &head.to_safetensors()?), provenance)?;
-    let result = TuneResult {
-        adapter: format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version),
+    let how = json!({"samples": training.data.train.len(), "steps": iterations, "converged": converged, "c": c, "tried": tried,
+        "loss": first_and_last_loss, "validation": validation, "seconds": seconds});
+    let adapter = keep(store, training, handle, (&head.to_config_json(), &head.to_safetensors()?), how)?;
+    Ok(TuneResult {
+        adapter: name_of(&adapter),
         digest: adapter.digest,
         parameters: head.parameters(),
         steps: *iterations,
@@ -49,8 +46,7 @@ pub(super) fn run(store: &Store, spec: &Spec, recipe: &HeadRecipe, data: &Data<'
         first_and_last_loss: first_and_last_loss.map(|loss| loss as f32),
         validation_loss: validation.map(|validation| validation.loss as f32),
         accuracy: *validation,
-    };
-    Ok(serde_json::to_value(result).expect("texts and numbers: serialising cannot fail"))
+    })
 }
 
 /// Reports to the job's row.

@@ -1,7 +1,13 @@
-//! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter. [`head`] is
-//! the part that fits classifier heads.
+//! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter in [`work`].
+//! [`head`] is the part that fits classifier heads, [`files`] trains on uploaded files for OpenAI's fine-tuning API.
 
+pub mod advise;
+pub mod estimate;
+pub mod export;
+pub(super) mod files;
 mod head;
+pub mod sweep;
+mod work;
 
 use super::JobError;
 use super::worker::{Handle, Job};
@@ -9,15 +15,14 @@ use crate::datasets::{Dataset, Datasets, Sample};
 use crate::prompts::render::Input;
 use crate::prompts::{Library, Prompt};
 use crate::releases::manifest::PromptRef;
-use crate::store::adapters::{self, AdapterRecord, NewAdapter};
 use crate::store::{Store, jobs, models};
-use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, Observer, StepReport, TuningError};
+use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, TuningError};
 use crate::types::chat::Message;
-use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use serde_json::{Map, Value};
+use std::path::Path;
+use work::Training;
 
 /// The split that training is measured on.
 const VALIDATION: &str = "validation";
@@ -38,6 +43,9 @@ pub struct Spec {
     pub split_digest: Digest,
     /// The prompt the adapter learns to answer.
     pub prompt: Option<PromptRef>,
+    /// Steps after which the training stops with a checkpoint, where a sweep asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<usize>,
 }
 
 /// What the worker reports, for bars and pages.
@@ -94,8 +102,25 @@ pub struct TuneResult {
 /// Checks a recipe against the store and queues its job.
 ///
 /// # Errors
-/// [`JobError::Data`] when the dataset has no split; unknown models, datasets and prompts by name.
+/// [`JobError::Data`] when the dataset has no split; unknown models, datasets and prompts by name; [`Code::INVALID_VALUE`] when the training
+/// cannot fit into memory.
 pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Failure> {
+    let (spec, dataset) = resolved(store, recipe)?;
+    // What the worker would trip over is found now, before anybody waits for it.
+    let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
+    let data = Data { train: &train, validation: &validation };
+    if let AnyRecipe::Head(_) = spec.recipe {
+        tuning::head::labels(&data)?;
+    }
+    if let Some(forecast) = estimate::forecast(store, &spec.recipe, spec.model_digest, &data)? {
+        forecast.check()?;
+    }
+    let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
+    Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+}
+
+/// A recipe with every input by digest, and its dataset.
+fn resolved(store: &Store, recipe: AnyRecipe) -> Result<(Spec, Dataset), Failure> {
     recipe.check()?;
     let model = recipe.model().to_string();
     let record = models::find(store.db.as_ref(), &model)?;
@@ -114,14 +139,8 @@ pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Fail
     };
     let dataset = open_dataset(store, recipe.dataset())?;
     let Some(splits) = &dataset.splits else { return Err(no_split(&dataset.row.dataset).into()) };
-    let spec = Spec { model_digest, dataset_digest: dataset.row.digest, split_digest: splits.assignment, prompt, recipe };
-    // What the worker would trip over is found now, before anybody waits for it.
-    let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-    if let AnyRecipe::Head(_) = spec.recipe {
-        tuning::head::labels(&Data { train: &train, validation: &validation })?;
-    }
-    let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
-    Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+    let split_digest = splits.assignment;
+    Ok((Spec { model_digest, dataset_digest: dataset.row.digest, split_digest, prompt, stop_at: None, recipe }, dataset))
 }
 
 fn no_split(dataset: &str) -> JobError {
@@ -187,11 +206,6 @@ fn raw_messages(sample: &Sample) -> Result<Vec<Message>, Failure> {
     }
 }
 
-/// Where a job keeps its checkpoints.
-fn checkpoint_directory(store: &Store, job: &str) -> PathBuf {
-    store.directory().join("jobs").join(job)
-}
-
 impl Job for Tune {
     const KIND: &'static str = "tune";
 
@@ -204,96 +218,18 @@ impl Job for Tune {
             return Err(JobError::Data { dataset: dataset.row.dataset, problem, hint: "run the recipe again".into() }.into());
         }
         let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-        let recipe = match &spec.recipe {
-            AnyRecipe::Lora(recipe) => recipe,
-            AnyRecipe::Head(recipe) => return head::run(store, &spec, recipe, &Data { train: &train, validation: &validation }, handle),
-        };
-        store.blobs.check(&spec.model_digest)?;
-        let model_file = store.blobs.path(&spec.model_digest);
-        let directory = checkpoint_directory(store, &handle.id);
+        let lineage = [
+            ("dataset", serde_json::to_value(spec.dataset_digest)),
+            ("split", serde_json::to_value(spec.split_digest)),
+            ("prompt", serde_json::to_value(&spec.prompt)),
+        ];
+        let lineage = lineage.into_iter().map(|(name, value)| (name.to_string(), value.unwrap_or_default())).collect();
         let data = Data { train: &train, validation: &validation };
-        let trained = tuning::fit(&model_file, recipe, &data, directory.clone(), &Watch(handle))?;
-        let adapter = keep(store, &spec, &trained, &handle.id)?;
-        let _ = std::fs::remove_dir_all(directory);
-        let losses = &trained.position.losses;
-        let result = TuneResult {
-            adapter: format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version),
-            digest: adapter.digest,
-            parameters: trained.parameters,
-            steps: trained.position.step,
-            trained_tokens: trained.position.trained_tokens,
-            seconds: trained.seconds,
-            tokens_per_second: trained.tokens_per_second,
-            first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
-            validation_loss: trained.position.best,
-            accuracy: None,
-        };
+        let result = work::train(
+            store,
+            &Training { recipe: &spec.recipe, model_digest: spec.model_digest, data, lineage, stop_at: spec.stop_at },
+            handle,
+        )?;
         Ok(serde_json::to_value(result).expect("texts and numbers: serialising cannot fail"))
     }
-}
-
-/// Stores the weights as a blob and the adapter as a row.
-fn keep(store: &Store, spec: &Spec, trained: &tuning::Trained, job: &str) -> Result<AdapterRecord, Failure> {
-    let position = &trained.position;
-    let provenance = json!({
-        "job": job, "recipe": spec.recipe, "dataset": spec.dataset_digest, "split": spec.split_digest, "prompt": spec.prompt,
-        "steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds, "finished_at": now_ms(),
-        "losses": position.losses, "validations": position.validations,
-    });
-    insert(store, spec, (&trained.config, &trained.weights), provenance)
-}
-
-fn insert(store: &Store, spec: &Spec, (config, weights): (&[u8], &[u8]), provenance: Value) -> Result<AdapterRecord, Failure> {
-    let weights = store.blobs.put(weights)?;
-    let config: Value = serde_json::from_slice(config).expect("the trainer wrote this JSON");
-    let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": spec.model_digest}));
-    let (model, name) = (spec.recipe.model().to_string(), spec.recipe.name().to_string());
-    let adapter = NewAdapter { model, name, digest, model_digest: spec.model_digest, weights, config, provenance };
-    Ok(adapters::insert(store.db.as_ref(), &adapter)?)
-}
-
-/// Reports to the job's row.
-struct Watch<'a>(&'a Handle);
-
-impl Observer for Watch<'_> {
-    fn step(&self, report: &StepReport) {
-        let progress = TuneProgress {
-            step: report.step,
-            steps: report.steps,
-            loss: report.loss,
-            validation_loss: report.validation_loss,
-            learning_rate: report.learning_rate,
-            tokens_per_second: report.tokens_per_second,
-            trained_tokens: report.trained_tokens,
-            seconds_left: report.seconds_left,
-            embedded: None,
-        };
-        self.0.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.cancelled()
-    }
-}
-
-/// Writes an adapter as a folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT has them, of a head `head_config.json` and
-/// `head.safetensors`.
-///
-/// # Errors
-/// [`Code::CONFLICT`] when the folder holds one already; what the file system says.
-pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path) -> Result<(), Failure> {
-    let [config_name, weights_name] = match adapter.is_head() {
-        true => ["head_config.json", "head.safetensors"],
-        false => ["adapter_config.json", "adapter_model.safetensors"],
-    };
-    let target = folder.join(weights_name);
-    if target.exists() {
-        return Err(Failure::new(Code::CONFLICT, format!("{} holds an adapter already", folder.display())).with_hint("name another folder"));
-    }
-    let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
-    let weights = store.blobs.get(&adapter.weights)?;
-    let config = serde_json::to_vec_pretty(&adapter.config).expect("JSON serialises");
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    std::fs::write(folder.join(config_name), config).map_err(failed)?;
-    std::fs::write(target, weights).map_err(failed)
 }

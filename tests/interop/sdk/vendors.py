@@ -259,8 +259,21 @@ class Vendors:
                     return self.whole({"models": [{"name": "models/gemini-3-flash", "displayName": "Gemini"}]})
                 self.whole({"object": "list", "data": [{"id": IDS[provider], "object": "model"}], "has_more": False})
 
+            def administration(self, bytes):
+                """Files come as forms; a job is made of anything."""
+                if self.headers["content-type"].startswith("multipart/form-data"):
+                    headers, right = self.arrived({})
+                    assert b'name="purpose"' in bytes and b'name="file"; filename=' in bytes, bytes[:500]
+                    return right and self.whole({"id": "file-vendor", "object": "file", "purpose": "fine-tune"})
+                _, right = self.arrived(json.loads(bytes))
+                job = {"id": "ftjob-vendor", "object": "fine_tuning.job", "status": "queued", "model": IDS[provider], "hyperparameters": {"n_epochs": "auto"}}
+                return right and self.whole(job)
+
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                bytes = self.rfile.read(int(self.headers["content-length"] or 0))
+                if self.path.split("?")[0].endswith("/files") or "/fine_tuning/" in self.path:
+                    return self.administration(bytes)
+                body = json.loads(bytes)
                 headers, right = self.arrived(body)
                 if not right:
                     return

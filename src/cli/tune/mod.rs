@@ -1,5 +1,12 @@
 //! `refit tune …`: fit an adapter on top of a local model with your own examples.
 
+mod advise;
+mod compare;
+mod curve;
+mod estimate;
+mod export;
+mod sweep;
+
 use super::{Context, FAILED, output};
 use crate::jobs::tune::{self, TuneProgress, TuneResult};
 use crate::jobs::worker;
@@ -16,11 +23,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Kinds of jobs that train.
+const KINDS: [&str; 3] = ["tune", crate::store::fine_tunes::JOB_KIND, SWEEP];
+const SWEEP: &str = "sweep";
+
 const EXAMPLES: &str = "\
 Examples:
   refit data import evals/data/support-intake.jsonl && refit data split support-intake --by intent
   refit tune run recipes/support-intake.yaml       train, with progress; Ctrl-C stops and keeps a checkpoint
+  refit tune estimate recipes/support-intake.yaml  what it will take, before it begins
+  refit tune status job_…                          how it goes, with the loss curve
   refit tune resume job_…                          go on from the checkpoint
+  refit tune compare job_… job_…                   where two recipes differ, and what came of it
+  refit tune advise intents --budget 5m            prompt, head or adapter: which is enough?
   refit tune export smollm2-135m-instruct:support-intake ./adapter";
 
 /// Arguments of `refit tune`.
@@ -43,13 +58,52 @@ enum Verb {
         /// Recipe file
         recipe: PathBuf,
         /// Return at once; `refit tune status` tells how it goes
-        #[arg(long)]
+        #[arg(long, conflicts_with = "dry_run")]
         detach: bool,
+        /// Check everything and tell what it will take, and train nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show one job, or all of them
+    /// Tell what a recipe will take: steps, tokens, memory, time
+    #[command(after_help = "Example:\n  refit tune estimate recipes/support-intake.yaml --json\n\n\
+        Memory is computed from the sizes in the model file and the largest batch; the time is that of the newest training of the model.\n\
+        A training that cannot fit is refused, here and by `run`.")]
+    Estimate {
+        /// Recipe file
+        recipe: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the loss of every step, of one job or of several together
+    #[command(
+        after_help = "Examples:\n  refit tune curve job_0193…\n  refit tune curve smollm2-135m-instruct:a smollm2-135m-instruct:b --svg curves.svg"
+    )]
+    Curve {
+        /// Job ids, or `<model>:<adapter>`
+        #[arg(required = true)]
+        jobs: Vec<String>,
+        /// Write an SVG file instead
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// Print the points as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where recipes differ and what came of each
+    #[command(after_help = "Example:\n  refit tune compare job_0193… smollm2-135m-instruct:support-intake@1")]
+    Compare {
+        /// Job ids, or `<model>:<adapter>`
+        #[arg(required = true)]
+        jobs: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one job with its loss curve, or all of them
     #[command(after_help = "Example:\n  refit tune status job_0193… --json")]
     Status {
         /// Job id [default: all]
@@ -80,14 +134,19 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Write an adapter as a PEFT folder
-    #[command(after_help = "Example:\n  refit tune export smollm2-135m-instruct:support-intake ./adapter")]
-    Export {
-        /// `<model>:<adapter>` or `<model>:<adapter>@<version>`
-        adapter: String,
-        /// Folder to write
-        folder: PathBuf,
-    },
+    /// Try learning rates and ranks, and train the best
+    #[command(after_help = sweep::HELP)]
+    Sweep(sweep::Args),
+    /// Try a prompt, a head and an adapter on a dataset, and say which is enough
+    #[command(after_help = advise::HELP)]
+    Advise(advise::Args),
+    /// Write an adapter for other programs
+    #[command(after_help = export::HELP)]
+    Export(export::Out),
+    /// Take a PEFT folder in as an adapter of a local model
+    #[command(after_help = "Example:\n  refit tune import ./peft-folder smollm2-135m-instruct:from-peft\n\n\
+        What would not be applied as it was meant is refused by its name. Pickled weights are never read.")]
+    Import(export::In),
 }
 
 /// Runs the verb.
@@ -97,12 +156,20 @@ enum Verb {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let store = context.open_store()?;
     match args.verb {
-        Verb::Run { recipe, detach, json } => start(context, &store, &read_recipe(&recipe)?, (detach, json)),
+        Verb::Run { recipe, dry_run: true, json, .. } | Verb::Estimate { recipe, json } => {
+            estimate::run(&store, read_recipe(&recipe)?, json).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Run { recipe, detach, json, .. } => start(context, &store, &read_recipe(&recipe)?, (detach, json)),
+        Verb::Curve { jobs, svg, json } => curve::run(&store, &jobs, svg.as_deref(), json).map(|()| ExitCode::SUCCESS),
+        Verb::Compare { jobs, json } => compare::run(&store, &jobs, json).map(|()| ExitCode::SUCCESS),
         Verb::Status { job, json } => status(&store, job.as_deref(), json),
         Verb::Cancel { job } => cancel(&store, &job),
         Verb::Resume { job, json } => resume(context, &store, &job, json),
         Verb::Adapters { json } => list(&store, json),
-        Verb::Export { adapter, folder } => export(&store, &adapter, &folder),
+        Verb::Sweep(args) => sweep::run(&args, context, &store),
+        Verb::Advise(args) => advise::run(args, context),
+        Verb::Export(args) => export::write(&store, &args),
+        Verb::Import(args) => export::read(&store, &args),
     }
 }
 
@@ -130,7 +197,7 @@ fn resume(context: &Context, store: &Store, id: &str, json: bool) -> Result<Exit
     if job.status != "queued" {
         jobs::requeue(store.db.as_ref(), &job.id)?;
     }
-    report(follow(context, store, &job.id)?, json)
+    if job.kind == SWEEP { sweep::follow(context, store, &job.id, json) } else { report(follow(context, store, &job.id)?, json) }
 }
 
 /// Runs a queued job in its worker process, with a bar, until it ended; Ctrl-C stops it in good order.
@@ -173,7 +240,8 @@ fn describe(progress: &TuneProgress) -> String {
     }
     let validation = progress.validation_loss.map(|loss| format!(" · validation {loss:.3}")).unwrap_or_default();
     let left = progress.seconds_left.round() as u64;
-    format!("loss {:.3}{validation} · {:.0} tok/s · {}:{:02} left", progress.loss, progress.tokens_per_second, left / 60, left % 60)
+    let (loss, rate, speed) = (progress.loss, progress.learning_rate, progress.tokens_per_second);
+    format!("loss {loss:.3}{validation} · lr {rate:.1e} · {speed:.0} tok/s · {}:{:02} left", left / 60, left % 60)
 }
 
 /// The result of a job that succeeded.
@@ -215,14 +283,41 @@ fn report(job: JobRecord, json: bool) -> Result<ExitCode, Failure> {
 
 fn known(store: &Store, id: &str) -> Result<JobRecord, Failure> {
     let found = jobs::get(store.db.as_ref(), id)?;
-    if found.kind == "tune" { Ok(found) } else { Err(Failure::new(Code::UNKNOWN_NAME, format!("job {id} is no tuning job"))) }
+    if KINDS.contains(&found.kind.as_str()) {
+        Ok(found)
+    } else {
+        Err(Failure::new(Code::UNKNOWN_NAME, format!("job {id} is no tuning job")))
+    }
+}
+
+/// A job by its id or by the adapter that came of it, and what it is called in tables and pictures.
+fn named(store: &Store, reference: &str) -> Result<(String, JobRecord), Failure> {
+    if reference.starts_with("job_") {
+        let job = known(store, reference)?;
+        let name = job.spec["recipe"]["name"].as_str().unwrap_or(reference).to_string();
+        let tail: String = reference.chars().skip(reference.chars().count().saturating_sub(6)).collect();
+        return Ok((format!("{name} …{tail}"), job));
+    }
+    let adapter = adapter_of(store, reference)?;
+    let job = adapter.provenance["job"].as_str().unwrap_or_default().to_string();
+    Ok((format!("{}@{}", adapter.name, adapter.version), known(store, &job)?))
+}
+
+/// An adapter as `<model>:<adapter>`.
+fn adapter_of(store: &Store, reference: &str) -> Result<adapters::AdapterRecord, Failure> {
+    let plain = reference.trim_start_matches("local/");
+    let Some((model, name)) = plain.split_once(':') else {
+        let message = format!("\"{reference}\" names no job and no adapter; expected job_… or <model>:<adapter>");
+        return Err(Failure::on(Code::INVALID_REQUEST, "adapter", message).with_hint("refit tune status and refit tune adapters list them"));
+    };
+    Ok(adapters::get(store.db.as_ref(), model, name)?)
 }
 
 fn status(store: &Store, job: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
     worker::reap(store)?;
     let found = match job {
         Some(id) => vec![known(store, id)?],
-        None => jobs::list(store.db.as_ref())?.into_iter().filter(|job| job.kind == "tune").collect(),
+        None => jobs::list(store.db.as_ref())?.into_iter().filter(|job| KINDS.contains(&job.kind.as_str())).collect(),
     };
     if json {
         let all: Vec<Value> = found.iter().map(as_json).collect();
@@ -238,6 +333,12 @@ fn status(store: &Store, job: Option<&str>, json: bool) -> Result<ExitCode, Fail
         vec![job.id.clone(), job.status.clone(), format!("{}/{}", progress.step, progress.steps), rfc3339(job.created_at), detail]
     };
     output::line(output::table(&["job", "status", "step", "created", ""], &found.iter().map(row).collect::<Vec<_>>()))?;
+    if let (Some(_), [one]) = (job, found.as_slice()) {
+        let drawn = curve::drawn(store, one)?;
+        if !drawn.is_empty() {
+            output::line(format!("\n{drawn}"))?;
+        }
+    }
     let failed = job.is_some() && found.iter().any(|job| job.status == "failed");
     Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
@@ -272,17 +373,5 @@ fn list(store: &Store, json: bool) -> Result<ExitCode, Failure> {
         vec![format!("local/{}:{}@{}", a.model, a.name, a.version), a.digest.short(), steps, rfc3339(a.created_at)]
     };
     output::line(output::table(&["adapter", "digest", "steps", "created"], &found.iter().map(row).collect::<Vec<_>>()))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn export(store: &Store, reference: &str, folder: &std::path::Path) -> Result<ExitCode, Failure> {
-    let reference = reference.trim_start_matches("local/");
-    let Some((model, name)) = reference.split_once(':') else {
-        let message = format!("\"{reference}\" names no adapter; expected <model>:<adapter>");
-        return Err(Failure::on(Code::INVALID_REQUEST, "adapter", message).with_hint("refit tune adapters lists them"));
-    };
-    let adapter = adapters::get(store.db.as_ref(), model, name)?;
-    tune::export(store, &adapter, folder)?;
-    output::note(format!("wrote {} ({})", folder.display(), adapter.digest.short()));
     Ok(ExitCode::SUCCESS)
 }

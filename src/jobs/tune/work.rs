@@ -1,0 +1,155 @@
+//! A training in its worker: conversations in, a stored adapter out, and what happens meanwhile told to the job's row and its events.
+
+use super::{TuneProgress, TuneResult, head};
+use crate::jobs::worker::Handle;
+use crate::store::Store;
+use crate::store::adapters::{self, AdapterRecord, NewAdapter};
+use crate::store::job_events::{self, JobEvent};
+use crate::tuning::{self, AnyRecipe, Data, Observer, StepReport};
+use crate::types::time::now_ms;
+use crate::types::{Digest, Failure};
+use serde_json::{Map, Value, json};
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How often events go to the store.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// A training, wherever its conversations came from.
+pub(super) struct Training<'a> {
+    pub(super) recipe: &'a AnyRecipe,
+    pub(super) model_digest: Digest,
+    pub(super) data: Data<'a>,
+    /// What the adapter's provenance says of its inputs.
+    pub(super) lineage: Map<String, Value>,
+    /// Steps after which to stop as if somebody had asked for it.
+    pub(super) stop_at: Option<usize>,
+}
+
+/// Where a job keeps its checkpoints.
+pub(super) fn checkpoint_directory(store: &Store, job: &str) -> PathBuf {
+    store.directory().join("jobs").join(job)
+}
+
+/// Trains by the recipe's method and stores what comes out.
+pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> Result<TuneResult, Failure> {
+    let recipe = match training.recipe {
+        AnyRecipe::Lora(recipe) => recipe,
+        AnyRecipe::Head(recipe) => return head::run(store, training, recipe, handle),
+    };
+    store.blobs.check(&training.model_digest)?;
+    let model_file = store.blobs.path(&training.model_digest);
+    let directory = checkpoint_directory(store, &handle.id);
+    let watch = Watch::new(store, handle, training.stop_at);
+    let trained = tuning::fit(&model_file, recipe, &training.data, directory.clone(), &watch);
+    watch.flush();
+    let trained = trained?;
+    let position = &trained.position;
+    let provenance = json!({"steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds,
+        "losses": position.losses, "validations": position.validations});
+    let adapter = keep(store, training, handle, (&trained.config, &trained.weights), provenance)?;
+    let _ = std::fs::remove_dir_all(directory);
+    let losses = &position.losses;
+    Ok(TuneResult {
+        adapter: name_of(&adapter),
+        digest: adapter.digest,
+        parameters: trained.parameters,
+        steps: position.step,
+        trained_tokens: position.trained_tokens,
+        seconds: trained.seconds,
+        tokens_per_second: trained.tokens_per_second,
+        first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
+        validation_loss: position.best,
+        accuracy: None,
+    })
+}
+
+/// `local/<model>:<name>@<version>`
+pub(super) fn name_of(adapter: &AdapterRecord) -> String {
+    format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version)
+}
+
+/// Stores the weights as a blob and the adapter as a row, with where it came from and how that went.
+pub(super) fn keep(
+    store: &Store,
+    training: &Training<'_>,
+    handle: &Handle,
+    (config, weights): (&[u8], &[u8]),
+    how: Value,
+) -> Result<AdapterRecord, Failure> {
+    let weights = store.blobs.put(weights)?;
+    let config: Value = serde_json::from_slice(config).expect("the trainer wrote this JSON");
+    let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": training.model_digest}));
+    let (model, name) = (training.recipe.model().to_string(), training.recipe.name().to_string());
+    let mut provenance = json!({"job": handle.id, "recipe": training.recipe, "finished_at": now_ms()});
+    let whole = provenance.as_object_mut().expect("it was written as an object");
+    whole.extend(training.lineage.clone());
+    whole.extend(how.as_object().cloned().unwrap_or_default());
+    let adapter = NewAdapter { model, name, digest, model_digest: training.model_digest, weights, config, provenance };
+    Ok(adapters::insert(store.db.as_ref(), &adapter)?)
+}
+
+/// Reports to the job's row, and every step to its events.
+struct Watch<'a> {
+    store: &'a Store,
+    handle: &'a Handle,
+    pending: RefCell<Vec<JobEvent>>,
+    flushed: Cell<Instant>,
+    /// The newest validation loss that was told.
+    validated: Cell<Option<f32>>,
+    stop_at: Option<usize>,
+    step: Cell<usize>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(store: &'a Store, handle: &'a Handle, stop_at: Option<usize>) -> Self {
+        let (pending, validated, step) = (RefCell::default(), Cell::new(None), Cell::new(0));
+        Watch { store, handle, pending, flushed: Cell::new(Instant::now()), validated, stop_at, step }
+    }
+
+    /// Stores what has not been stored yet. A training does not end because its curve cannot be kept.
+    fn flush(&self) {
+        let events = self.pending.take();
+        self.flushed.set(Instant::now());
+        if let Err(error) = job_events::append(self.store.db.as_ref(), &self.handle.id, &events) {
+            tracing::warn!(%error, "the numbers of {} steps could not be stored", events.len());
+        }
+    }
+}
+
+/// The numbers of a step as OpenAI's events name them, and more. `validation` is the loss where the step was validated.
+fn metrics(report: &StepReport, validation: Option<f32>) -> Value {
+    json!({"step": report.step, "total_steps": report.steps, "train_loss": report.loss, "train_mean_token_accuracy": null,
+        "valid_loss": validation, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm,
+        "tokens_per_second": report.tokens_per_second, "trained_tokens": report.trained_tokens})
+}
+
+impl Observer for Watch<'_> {
+    fn step(&self, report: &StepReport) {
+        let progress = TuneProgress {
+            step: report.step,
+            steps: report.steps,
+            loss: report.loss,
+            validation_loss: report.validation_loss,
+            learning_rate: report.learning_rate,
+            tokens_per_second: report.tokens_per_second,
+            trained_tokens: report.trained_tokens,
+            seconds_left: report.seconds_left,
+            embedded: None,
+        };
+        self.handle.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
+        self.step.set(report.step);
+        let validation = report.validation_loss.filter(|loss| self.validated.replace(Some(*loss)) != Some(*loss));
+        let told = validation.map(|loss| format!(", validation loss={loss:.4}")).unwrap_or_default();
+        let message = format!("Step {}/{}: training loss={:.4}{told}", report.step, report.steps, report.loss);
+        self.pending.borrow_mut().push(JobEvent::metrics(&self.handle.id, report.step, message, metrics(report, validation)));
+        if self.flushed.get().elapsed() >= FLUSH {
+            self.flush();
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.handle.cancelled() || self.stop_at.is_some_and(|stop| self.step.get() >= stop)
+    }
+}

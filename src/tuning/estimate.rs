@@ -1,0 +1,163 @@
+//! What a training will take, told before it begins: examples and tokens as its tokenizer counts them, steps, trained values, and memory by the
+//! sizes that the model file's header names. No weights are read.
+
+use super::{Conversation, Data, Recipe, TuningError};
+use crate::engine::chat_template::{ChatMessage, ChatTemplate};
+use crate::engine::gguf::Gguf;
+use crate::engine::tokenizer::Tokenizer;
+use serde::Serialize;
+use std::path::Path;
+
+/// Bytes of f32.
+const FLOAT: u64 = 4;
+/// Tokens that a message takes beside its text where the file brings no template, about.
+const TEMPLATE_TOKENS: usize = 5;
+/// Values of a variable, its gradient and AdamW's two moments.
+const OPTIMISER: u64 = 4;
+/// Bytes of a process before a model is loaded, its tokenizer and buffers.
+const BASE_BYTES: u64 = 250 << 20;
+
+/// Counts, and what they come to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Examples to learn.
+    pub examples: usize,
+    /// Examples that are measured.
+    pub validation: usize,
+    /// Tokens of one pass over the examples.
+    pub tokens: u64,
+    /// Tokens of the longest example.
+    pub longest: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Tokens of all steps.
+    pub trained_tokens: u64,
+    /// Tokens of the largest batch that can come.
+    pub batch_tokens: u64,
+    /// Values of the model.
+    pub parameters: u64,
+    /// Values that are trained.
+    pub trained_parameters: u64,
+    /// Bytes at the peak, about.
+    pub memory_bytes: u64,
+}
+
+/// Widths of a decoder.
+struct Sizes {
+    layers: u64,
+    hidden: u64,
+    inner: u64,
+    query: u64,
+    key: u64,
+    vocabulary: u64,
+    has_head: bool,
+}
+
+impl Sizes {
+    fn of(file: &Gguf, vocabulary: usize) -> Result<Self, TuningError> {
+        let architecture = file.text("general.architecture")?;
+        let integer = |name: &str| file.integer(&format!("{architecture}.{name}"));
+        let (hidden, heads) = (integer("embedding_length")?, integer("attention.head_count")?.max(1));
+        let keys = integer("attention.head_count_kv").unwrap_or(heads);
+        let width = integer("attention.key_length").unwrap_or(hidden / heads);
+        let wide = |count: usize| count as u64;
+        Ok(Sizes {
+            layers: wide(integer("block_count")?),
+            hidden: wide(hidden),
+            inner: wide(integer("feed_forward_length")?),
+            query: wide(heads * width),
+            key: wide(keys * width),
+            vocabulary: wide(vocabulary),
+            has_head: file.has_tensor("output.weight"),
+        })
+    }
+
+    /// (inputs, outputs) of the linear layers of a block, by name.
+    fn modules(&self) -> [(&'static str, u64, u64); 7] {
+        [
+            ("q_proj", self.hidden, self.query),
+            ("k_proj", self.hidden, self.key),
+            ("v_proj", self.hidden, self.key),
+            ("o_proj", self.query, self.hidden),
+            ("gate_proj", self.hidden, self.inner),
+            ("up_proj", self.hidden, self.inner),
+            ("down_proj", self.inner, self.hidden),
+        ]
+    }
+
+    fn parameters(&self) -> u64 {
+        let block: u64 = self.modules().iter().map(|(_, inputs, outputs)| inputs * outputs).sum();
+        let embedding = self.vocabulary * self.hidden * if self.has_head { 2 } else { 1 };
+        self.layers.saturating_mul(block + 2 * self.hidden).saturating_add(embedding + self.hidden)
+    }
+
+    fn trained(&self, recipe: &Recipe) -> u64 {
+        let adapted = self.modules().into_iter().filter(|(name, ..)| recipe.targets.iter().any(|target| target == name));
+        self.layers * adapted.map(|(_, inputs, outputs)| recipe.rank as u64 * (inputs + outputs)).sum::<u64>()
+    }
+
+    /// Values that a token leaves behind in a block for the way back, as the trainer's operations keep them: inputs of the norms and of every
+    /// layer, queries, keys and values, and the two halves of the feed-forward part.
+    fn kept(&self) -> u64 {
+        5 * self.hidden + 2 * self.query + 2 * self.key + 3 * self.inner
+    }
+}
+
+/// Counts what a training of an adapter will take.
+///
+/// # Errors
+/// [`TuningError::Engine`] naming the key of the model file that is missing.
+pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
+    let file = Gguf::open(model_file)?;
+    let tokenizer = Tokenizer::from_gguf(&file)?;
+    let sizes = Sizes::of(&file, tokenizer.vocabulary())?;
+    let template = template(&file, &tokenizer)?;
+    let count = |conversation: &Conversation| -> Result<usize, TuningError> {
+        let Some(template) = &template else { return plain(&tokenizer, conversation) };
+        let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
+        let messages = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
+        let mut messages = messages.map_err(|error| wrong(error.to_string()))?;
+        messages.push(ChatMessage::new("assistant", conversation.completion.as_str()));
+        Ok(tokenizer.encode_prompt(&template.render(&messages, false)?)?.len())
+    };
+    let mut lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let tokens: u64 = lengths.iter().map(|length| *length as u64).sum();
+    let batch_tokens: u64 = lengths.iter().take(recipe.batch_size).map(|length| *length as u64).sum();
+    let steps = recipe.steps(lengths.len());
+    let passes = steps as f64 / recipe.steps_per_epoch(lengths.len()).max(1) as f64;
+    let (parameters, trained_parameters) = (sizes.parameters(), sizes.trained(recipe));
+    let kept = batch_tokens.saturating_mul(sizes.layers * sizes.kept() + 4 * sizes.hidden);
+    let values = parameters.saturating_add(OPTIMISER * trained_parameters).saturating_add(kept);
+    Ok(Estimate {
+        examples: lengths.len(),
+        validation: data.validation.len(),
+        tokens,
+        longest: lengths.first().copied().unwrap_or(0),
+        steps,
+        trained_tokens: (tokens as f64 * passes) as u64,
+        batch_tokens,
+        parameters,
+        trained_parameters,
+        memory_bytes: values.saturating_mul(FLOAT).saturating_add(BASE_BYTES),
+    })
+}
+
+/// The file's chat template; a system prompt that it writes by itself is a large part of short examples.
+fn template(file: &Gguf, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TuningError> {
+    if file.get("tokenizer.chat_template").is_none() {
+        return Ok(None);
+    }
+    let eos = file.integer("tokenizer.ggml.eos_token_id").ok().and_then(|id| u32::try_from(id).ok());
+    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+    Ok(Some(ChatTemplate::new(file.text("tokenizer.chat_template")?, token(tokenizer.bos()), token(eos))?))
+}
+
+/// Tokens of a conversation in a model without a template.
+fn plain(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<usize, TuningError> {
+    let mut tokens = tokenizer.encode(&conversation.completion)?.len() + TEMPLATE_TOKENS;
+    for message in &conversation.prompt {
+        tokens += tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;
+    }
+    Ok(tokens)
+}

@@ -1,0 +1,59 @@
+//! How well a trained adapter predicts answers that it did not learn from.
+
+use super::{Conversation, Example, TuningError};
+use crate::engine::arch::Mode;
+use crate::engine::chat_template::ChatMessage;
+use crate::engine::nn::cross_entropy;
+use crate::engine::{Model, Purpose};
+use crate::tuning::example::Packed;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Examples of one forward pass.
+const BATCH: usize = 8;
+
+/// Numbers of a split.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Examples.
+    pub examples: usize,
+    /// Tokens that carry loss.
+    pub tokens: usize,
+    /// Mean cross-entropy of them, nats.
+    pub loss: f64,
+    /// Share of them that were the likeliest.
+    pub token_accuracy: f64,
+}
+
+/// Measures an adapter (`adapter_config.json`, `adapter_model.safetensors`) on conversations.
+///
+/// # Errors
+/// [`TuningError::Example`] naming the sample that is too long or empty; what the engine says.
+pub fn measure(
+    model_file: &Path,
+    (config, weights): (&[u8], &[u8]),
+    conversations: &[Conversation],
+    max_length: usize,
+) -> Result<Measured, TuningError> {
+    let model = Model::load(model_file, Purpose::Train)?;
+    let adapter = model.adapter(config, weights)?.detached();
+    let max_length = max_length.min(model.decoder.config().context);
+    let example = |conversation: &Conversation| -> Result<Example, TuningError> {
+        let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
+        let prompt = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
+        let prompt = prompt.map_err(|error| wrong(error.to_string()))?;
+        Example::new(&model, &conversation.sample, (&prompt, &conversation.completion), max_length)
+    };
+    let examples = conversations.iter().map(example).collect::<Result<Vec<_>, _>>()?;
+    let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
+    for part in examples.chunks(BATCH) {
+        let packed = Packed::new(part);
+        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
+        let (loss, labelled, hits) = cross_entropy::evaluate(&hidden, model.decoder.head()?, &packed.labels)?;
+        sum += loss;
+        tokens += labelled;
+        right += hits;
+    }
+    let of = tokens.max(1) as f64;
+    Ok(Measured { examples: examples.len(), tokens, loss: sum / of, token_accuracy: right as f64 / of })
+}

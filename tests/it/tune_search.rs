@@ -1,0 +1,119 @@
+//! Searching with `refit tune`: sweeps that halve their trials and go on after a stop, and advice on the method that is enough.
+
+use crate::support::{self, Refit, skip};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const MODEL: &str = "smollm2-135m-instruct";
+const NAMES: [&str; 20] = [
+    "kettle", "toaster", "lamp", "chair", "table", "clock", "mirror", "carpet", "vase", "shelf", "stove", "radio", "fan", "desk", "sofa",
+    "bench", "plate", "spoon", "cup", "pan",
+];
+
+macro_rules! rig_or_skip {
+    ($name:literal) => {
+        match support::model_file() {
+            Some(file) => {
+                let refit = Refit::new();
+                refit.run(&["model", "pull", &file.display().to_string(), "--name", MODEL]).expect(0);
+                refit
+            }
+            None => return skip($name, "REFIT_TEST_MODEL does not name the model file"),
+        }
+    };
+}
+
+/// Questions about things, each of two labels.
+fn desk(refit: &Refit) {
+    let line = |(at, name): (usize, &&str)| {
+        let (text, label) = if at % 2 == 0 {
+            (format!("Where is my {name}?"), "delivery")
+        } else {
+            (format!("Money back for the {name}, please"), "refund")
+        };
+        json!({"id": format!("s{at}"), "input": {"text": text}, "target": label}).to_string() + "\n"
+    };
+    refit.write("desk.jsonl", NAMES.iter().enumerate().map(line).collect::<String>());
+    refit.run(&["data", "import", "desk.jsonl"]).expect(0);
+    refit.run(&["data", "split", "desk", "--by", "target", "--seed", "7", "--near", "2"]).expect(0);
+}
+
+#[test]
+fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
+    let refit = rig_or_skip!("tune_search::a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once");
+    desk(&refit);
+    refit.write("recipe.yaml", format!("name: sweep\nmodel: local/{MODEL}\ndataset: desk\nepochs: 4\nbatch_size: 3\nrank: 4\n"));
+    let args = ["tune", "sweep", "recipe.yaml", "--learning-rate", "0.00001,0.002", "--rank", "2,4", "--budget", "10m", "--json"];
+    // Stopped when the first trial has begun, as Ctrl-C would: the sweep's job is asked to end.
+    let mut child = refit.command(&args).spawn().expect("it starts");
+    let (begun, mut sweep) = (Instant::now(), None);
+    while sweep.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no trial has begun");
+        std::thread::sleep(Duration::from_millis(200));
+        let all = refit.run(&["tune", "status", "--json"]).expect(0).json();
+        let running = |job: &&Value| job["progress"]["rungs"].is_array() && job["progress"]["step"].as_u64() > Some(0);
+        sweep = all.as_array().expect("jobs").iter().find(running).map(|job| job["id"].as_str().expect("an id").to_string());
+    }
+    let sweep = sweep.expect("a sweep");
+    refit.run(&["tune", "cancel", &sweep]).expect(0);
+    assert_eq!(child.wait().expect("it ends").code(), Some(2));
+    let done = refit.run(&["tune", "resume", &sweep, "--json"]).expect(0).json();
+    let result = &done["result"];
+    let trials = result["trials"].as_array().expect("trials");
+    // 12 examples in steps of 3, four times: 16 steps, of which all get 4, the better two 8, and the best 16.
+    let mut steps: Vec<_> = trials.iter().map(|trial| trial["steps"].as_u64().expect("steps")).collect();
+    assert!(steps.is_sorted_by(|a, b| a >= b), "{result}");
+    steps.sort_unstable();
+    assert_eq!(steps, [4, 4, 8, 16], "{result}");
+    assert_eq!(trials[0]["learning_rate"], json!(0.002), "the rate at which nothing is learned falls out: {result}");
+    assert!(result["adapter"].as_str().is_some_and(|adapter| adapter.contains(":sweep-t")), "{result}");
+    assert!(result["test"]["loss"].as_f64() < Some(3.0) && result["test"]["examples"].as_u64() > Some(0), "{result}");
+    let adapters = refit.run(&["tune", "adapters", "--json"]).expect(0).json();
+    assert_eq!(adapters.as_array().map(Vec::len), Some(1), "only the winner was trained to its end");
+
+    let short = refit.run(&["tune", "sweep", "recipe.yaml", "--learning-rate", "0.001,0.002", "--budget", "1s", "--json"]).expect(0).json();
+    assert!(
+        short["result"]["adapter"].is_null()
+            && short["result"]["note"].as_str().is_some_and(|note| note.contains("refit tune resume job_")),
+        "{short}"
+    );
+    refit.write("head.yaml", "name: h\nmethod: head\nmodel: local/all-minilm-l6-v2\ndataset: desk\n");
+    assert!(refit.run(&["tune", "sweep", "head.yaml"]).expect(2).stderr.contains("for adapters"));
+    assert!(refit.run(&["tune", "sweep", "recipe.yaml", "--budget", "soon"]).expect(2).stderr.contains("--budget"));
+}
+
+#[test]
+fn the_method_that_is_enough_is_recommended() {
+    let refit = rig_or_skip!("tune_search::the_method_that_is_enough_is_recommended");
+    let Some(folder) = support::embedder_folder() else {
+        return skip("tune_search::the_method_that_is_enough_is_recommended", "REFIT_TEST_EMBEDDER does not name the embedding model");
+    };
+    refit.run(&["model", "pull", &folder.path().display().to_string(), "--name", "all-minilm-l6-v2"]).expect(0);
+    desk(&refit);
+    let advice = refit.run(&["tune", "advise", "desk", "--budget", "10m", "--json"]).expect(0).json();
+    let of = |method: &str| {
+        advice["candidates"].as_array().expect("candidates").iter().find(|c| c["method"] == method).expect("a method").clone()
+    };
+    let (prompt, head, lora) = (of("prompt"), of("head"), of("lora"));
+    assert_eq!(
+        (&prompt["target"], &head["target"]),
+        (&json!(format!("local/{MODEL}")), &json!("local/all-minilm-l6-v2:desk-head@1")),
+        "{advice}"
+    );
+    assert_eq!(head["accuracy"]["share"], json!(1.0), "{advice}");
+    for method in [&prompt, &head, &lora] {
+        assert_eq!(
+            (&method["accuracy"]["of"], &method["usd_per_1000"]),
+            (&head["accuracy"]["of"], &json!(0.0)),
+            "the same samples: {advice}"
+        );
+        assert!(method["seconds_per_1000"].as_f64() > Some(0.0), "{advice}");
+    }
+    assert!(lora["training_s"].as_f64() > head["training_s"].as_f64(), "{advice}");
+    // Nothing is right more often than always, and nothing is cheaper to call.
+    assert_eq!(advice["recommended"], "head", "{advice}");
+    assert!(advice["because"].as_str().is_some_and(|told| told.contains("the head is enough")), "{advice}");
+    let table = refit.run(&["tune", "advise", "desk", "--budget", "2s"]).expect(0).stdout;
+    assert!(table.contains("lora") && (table.contains("of the budget") || table.contains("budget is spent")), "{table}");
+    assert!(refit.run(&["tune", "advise", "nothing"]).expect(2).stderr.contains("does not exist"));
+}
