@@ -30,7 +30,7 @@ unsafe impl Plain for [bf16; 16] {}
 // SAFETY: likewise.
 unsafe impl Plain for [f32; 16] {}
 
-/// A slice in a mapping, read-only once made unless nobody shares the mapping.
+/// A slice in a mapping, which it may share with others: no two of them overlap.
 pub(in crate::engine) struct Buffer<T> {
     map: Arc<MmapRaw>,
     offset: usize,
@@ -59,22 +59,30 @@ impl<T: Plain> Buffer<T> {
         Buffer { map, offset: 0, length, values: PhantomData }
     }
 
-    /// Moves values that stay to where others like them are.
+    /// Zeros to be filled with values that stay, where others like them are.
     ///
     /// # Panics
     /// As [`Buffer::zeroed`].
-    pub(in crate::engine) fn keep(values: &[T]) -> Self {
-        let bytes = size_of_val(values);
+    pub(in crate::engine) fn shared(length: usize) -> Self {
+        let bytes = length * size_of::<T>();
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let (map, offset) = match current.0.upgrade() {
             Some(map) if current.1 + bytes <= map.len() => (map, current.1),
             _ => (mapped(bytes.max(CHUNK)).expect("memory for an anonymous mapping"), 0),
         };
+        // A part is handed out once, so that nobody else has a reference to its bytes, which the system made zero.
         *current = (Arc::downgrade(&map), (offset + bytes).next_multiple_of(ALIGNMENT));
-        drop(current);
-        // SAFETY: these bytes are inside the mapping and were handed out just now, so that nobody else has a reference to them.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), map.as_mut_ptr().add(offset), bytes) };
-        Buffer { map, offset, length: values.len(), values: PhantomData }
+        Buffer { map, offset, length, values: PhantomData }
+    }
+
+    /// Moves values that stay to where others like them are.
+    ///
+    /// # Panics
+    /// As [`Buffer::zeroed`].
+    pub(in crate::engine) fn keep(values: &[T]) -> Self {
+        let mut kept = Self::shared(values.len());
+        kept.copy_from_slice(values);
+        kept
     }
 }
 
