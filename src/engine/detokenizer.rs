@@ -1,5 +1,6 @@
 //! Tokens as bytes, and a growing reply as text that never splits a UTF-8 character.
 
+use super::pieces::SPACE;
 use super::tokenizer::Tokenizer;
 
 /// The bytes of every token, as they stand in a reply. Byte-level BPE writes a byte as one printable character (GPT-2's table), so that
@@ -12,7 +13,25 @@ pub struct TokenBytes {
 }
 
 impl TokenBytes {
-    /// The table of a vocabulary; `is_silent` names tokens that are no part of a text.
+    /// The table of a vocabulary of SentencePiece, where U+2581 is a space; `is_silent` as below, `byte` gives the byte that a token stands
+    /// for.
+    pub fn pieces<'a>(tokens: impl Iterator<Item = &'a str>, is_silent: impl Fn(usize) -> bool, byte: impl Fn(usize) -> Option<u8>) -> Self {
+        let mut all = TokenBytes::default();
+        for (id, token) in tokens.enumerate() {
+            match byte(id) {
+                _ if is_silent(id) => {}
+                Some(byte) => all.bytes.push(byte),
+                None => token.split(SPACE).enumerate().for_each(|(nth, part)| {
+                    all.bytes.extend((nth > 0).then_some(b' '));
+                    all.bytes.extend_from_slice(part.as_bytes());
+                }),
+            }
+            all.ends.push(all.bytes.len() as u32);
+        }
+        all
+    }
+
+    /// The table of a byte-level vocabulary; `is_silent` names tokens that are no part of a text.
     pub fn new<'a>(tokens: impl Iterator<Item = &'a str>, is_silent: impl Fn(usize) -> bool) -> Self {
         let table = byte_of_char();
         let mut all = TokenBytes::default();

@@ -8,6 +8,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
 /// Which row of the file becomes row i of a packed matrix.
@@ -15,7 +16,8 @@ pub type Order<'a> = &'a (dyn Fn(usize) -> usize + Sync);
 
 const MAX_DIMENSIONS: usize = 4;
 const MAX_ARRAY_DEPTH: usize = 2;
-/// A [`Value`] takes up to 32 bytes of memory where the file spends one: bounds what a hostile array can cost.
+/// Type number of texts.
+const TEXT: u32 = 8;
 const MAX_ARRAY_LENGTH: usize = 1 << 22;
 
 /// A metadata value.
@@ -31,8 +33,18 @@ pub enum Value {
     Bool(bool),
     /// UTF-8 text.
     Text(String),
-    /// Array of one type.
-    Array(Vec<Value>),
+    /// Array of one type, checked and left in the file: that of a vocabulary would take twenty times its bytes.
+    Array(Array),
+}
+
+/// Where an array lies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Type number of its elements.
+    kind: u32,
+    length: usize,
+    /// Its first element in the file.
+    at: usize,
 }
 
 struct TensorInfo {
@@ -112,15 +124,8 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::text`].
     pub fn texts(&self, key: &str) -> Result<Vec<&str>, EngineError> {
-        let Some(Value::Array(items)) = self.metadata.get(key) else {
-            return Err(self.wrong(key, "an array of texts", self.metadata.get(key)));
-        };
-        let text = |item: &'_ Value| match item {
-            Value::Text(_) => Ok(()),
-            other => Err(self.wrong(key, "an array of texts", Some(other))),
-        };
-        items.iter().try_for_each(text)?;
-        Ok(items.iter().filter_map(|item| if let Value::Text(text) = item { Some(text.as_str()) } else { None }).collect())
+        let (array, mut reader) = self.array(key, "an array of texts", |kind| kind == TEXT)?;
+        (0..array.length).map(|_| reader.str().map_err(|problem| self.problem(format!("{key}: {problem}")))).collect()
     }
 
     /// A required array of integers.
@@ -128,15 +133,40 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::text`].
     pub fn integers(&self, key: &str) -> Result<Vec<i64>, EngineError> {
-        let Some(Value::Array(items)) = self.metadata.get(key) else {
-            return Err(self.wrong(key, "an array of integers", self.metadata.get(key)));
+        let is_integer = |kind| matches!(kind, 0..=5 | 10 | 11);
+        let (array, mut reader) = self.array(key, "an array of integers", is_integer)?;
+        let mut integer = || match reader.value_of(array.kind, 1) {
+            Ok(Value::Signed(x)) => Ok(x),
+            Ok(Value::Unsigned(x)) => i64::try_from(x).map_err(|_| self.problem(format!("{key} holds a number that is too large"))),
+            _ => Err(self.wrong(key, "an array of integers", None)),
         };
-        let integer = |item: &Value| match item {
-            Value::Signed(x) => Ok(*x),
-            Value::Unsigned(x) => i64::try_from(*x).map_err(|_| self.problem(format!("{key} holds a number that is too large"))),
-            other => Err(self.wrong(key, "an array of integers", Some(other))),
+        (0..array.length).map(|_| integer()).collect()
+    }
+
+    /// A required array of numbers, as f32.
+    ///
+    /// # Errors
+    /// As [`Gguf::text`].
+    pub fn numbers(&self, key: &str) -> Result<Vec<f32>, EngineError> {
+        let (array, mut reader) = self.array(key, "an array of numbers", |kind| matches!(kind, 6 | 12))?;
+        let mut number = || match reader.value_of(array.kind, 1) {
+            Ok(Value::Float(x)) if x.is_finite() => Ok(x as f32),
+            _ => Err(self.problem(format!("{key} holds something that is no finite number"))),
         };
-        items.iter().map(integer).collect()
+        (0..array.length).map(|_| number()).collect()
+    }
+
+    /// An array whose elements' type `fits`, and a reader that stands before its first element.
+    fn array(&self, key: &str, expected: &str, fits: impl Fn(u32) -> bool) -> Result<(&Array, Reader<'_>), EngineError> {
+        match self.metadata.get(key) {
+            Some(Value::Array(array)) if array.length == 0 || fits(array.kind) => Ok((array, Reader { bytes: &self.map, at: array.at })),
+            other => Err(self.wrong(key, expected, other)),
+        }
+    }
+
+    /// Names of all tensors, ascending.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     /// Whether a tensor is in the file.
@@ -172,14 +202,13 @@ impl Gguf {
         let (outputs, inputs) = shape;
         let info = self.info(name, &[outputs, inputs])?;
         let range = info.offset..info.offset + info.size;
-        let source = Source { bytes: &self.map[range.clone()], outputs, inputs, order };
+        let row_bytes = info.size / outputs;
+        let packed = |rows: Range<usize>| map::release(&self.map, info.offset + rows.start * row_bytes..info.offset + rows.end * row_bytes);
+        let source = Source { bytes: &self.map[range.clone()], outputs, inputs, order, packed: &packed };
         let kept = if exact { None } else { Weight::pack(info.dtype, source) };
         let weight = match kept {
             Some(weight) => weight,
-            None => {
-                let values = self.tensor(name, &[outputs, inputs])?.flatten_all()?.to_vec1::<f32>()?;
-                if exact { Weight::exact(&values, shape, order) } else { Weight::rounded(&values, shape, order) }
-            }
+            None => Weight::exact(&self.tensor(name, &[outputs, inputs])?.flatten_all()?.to_vec1::<f32>()?, shape, order),
         };
         map::release(&self.map, range);
         Ok(weight)
@@ -283,9 +312,12 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Result<String, String> {
+        self.str().map(str::to_string)
+    }
+
+    fn str(&mut self) -> Result<&'a str, String> {
         let length = self.count("text length", 1)?;
-        let bytes = self.take(length)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "a text is not UTF-8".to_string())
+        std::str::from_utf8(self.take(length)?).map_err(|_| "a text is not UTF-8".to_string())
     }
 
     fn value(&mut self, depth: usize) -> Result<Value, String> {
@@ -303,18 +335,21 @@ impl<'a> Reader<'a> {
             5 => Value::Signed(i32::from_le_bytes(self.array()?).into()),
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             7 => Value::Bool(self.array::<1>()?[0] != 0),
-            8 => Value::Text(self.text()?),
+            TEXT => Value::Text(self.text()?),
             9 if depth < MAX_ARRAY_DEPTH => {
                 let element = self.u32()?;
                 let length = self.count("array length", 1)?;
                 if length > MAX_ARRAY_LENGTH {
                     return Err(format!("an array of {length} values is too long"));
                 }
-                let mut items = Vec::with_capacity(length.min(1 << 16));
+                let array = Array { kind: element, length, at: self.at };
                 for _ in 0..length {
-                    items.push(self.value_of(element, depth + 1)?);
+                    match element {
+                        TEXT => drop(self.str()?),
+                        _ => drop(self.value_of(element, depth + 1)?),
+                    }
                 }
-                Value::Array(items)
+                Value::Array(array)
             }
             9 => return Err("arrays are nested too deeply".into()),
             10 => Value::Unsigned(self.u64()?),

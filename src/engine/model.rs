@@ -4,15 +4,24 @@ use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
 use super::arch::{self, Decoder, Purpose};
 use super::chat_template::{ChatMessage, ChatTemplate};
+use super::folder::Folder;
 use super::gguf::Gguf;
 use super::kernel::low_rank::Precision;
 use super::tokenizer::Tokenizer;
 use serde_json::Value;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-/// Used when a model file brings no template: the ChatML layout.
+/// Used when a model brings no template: the ChatML layout.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// The same for vocabularies of Gemma, which knows no system turn: what would stand there goes before the first turn.
+const GEMMA: &str = "{{ bos_token }}{% set told = namespace(system='') %}{% for message in messages %}\
+    {% if message['role'] == 'system' %}{% set told.system = message['content'] + '\n\n' %}{% else %}\
+    {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' + told.system + message['content'] + '<end_of_turn>\n' }}\
+    {% set told.system = '' %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+/// Begins a turn in vocabularies of Gemma.
+const GEMMA_TURN: &str = "<start_of_turn>";
 
 /// A model, ready to serve or to train an adapter for.
 pub struct Model {
@@ -24,18 +33,35 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a GGUF file for serving or training.
+    /// Loads a GGUF file, or a folder of safetensors, for serving or training.
     ///
     /// # Errors
-    /// [`EngineError`] naming the key or tensor at fault.
+    /// [`EngineError`] naming the file, key or tensor at fault.
     pub fn load(path: &Path, purpose: Purpose) -> Result<Self, EngineError> {
+        if path.is_dir() {
+            return Self::load_folder(&Folder::files(path)?, purpose);
+        }
         let file = Gguf::open(path)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
-        let source = if file.get("tokenizer.chat_template").is_some() { file.text("tokenizer.chat_template")? } else { CHATML };
-        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let key = "tokenizer.chat_template";
+        let source = file.get(key).map(|_| file.text(key)).transpose()?.map(str::to_string);
         let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
-        let template = ChatTemplate::new(source, token(tokenizer.bos()), token(eos))?;
+        let template = template(source, &tokenizer, eos)?;
         Ok(Model { decoder: arch::load(&file, purpose)?, tokenizer, template })
+    }
+
+    /// Loads a folder, its files by name: `config.json`, `tokenizer.json`, safetensors, and what there is of `tokenizer_config.json`,
+    /// `generation_config.json` and `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_folder(files: &BTreeMap<String, PathBuf>, purpose: Purpose) -> Result<Self, EngineError> {
+        let folder = Folder::open(files)?;
+        let decoder = arch::load_folder(&folder, purpose)?;
+        let tokenizer = Tokenizer::from_folder(&folder, decoder.config().vocabulary)?;
+        let eos = tokenizer.ends().first().copied();
+        let template = template(folder_template(&folder)?, &tokenizer, eos)?;
+        Ok(Model { decoder, tokenizer, template })
     }
 
     /// Token ids of a conversation, opened for the assistant's turn.
@@ -104,4 +130,33 @@ impl Model {
     pub fn lora_targets(&self) -> Vec<LoraTarget> {
         self.decoder.lora_targets()
     }
+}
+
+/// The model's own template, or one that fits its vocabulary.
+fn template(own: Option<String>, tokenizer: &Tokenizer, eos: Option<u32>) -> Result<ChatTemplate, EngineError> {
+    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+    let other = if tokenizer.control_id(GEMMA_TURN).is_some() { GEMMA } else { CHATML };
+    ChatTemplate::new(own.as_deref().unwrap_or(other), token(tokenizer.bos()), token(eos))
+}
+
+/// A folder's template: a file of its own (transformers 4.43 and later), or an entry of the tokenizer's settings, of several the default.
+fn folder_template(folder: &Folder) -> Result<Option<String>, EngineError> {
+    if let Some(own) = folder.text("chat_template.jinja")? {
+        return Ok(Some(own));
+    }
+    for name in ["chat_template.json", "tokenizer_config.json"] {
+        let settings = folder.json(name)?.unwrap_or_default();
+        let found = match &settings["chat_template"] {
+            Value::String(one) => Some(one),
+            Value::Array(several) => several.iter().find(|one| one["name"] == "default").and_then(|one| match &one["template"] {
+                Value::String(one) => Some(one),
+                _ => None,
+            }),
+            _ => None,
+        };
+        if let Some(found) = found {
+            return Ok(Some(found.clone()));
+        }
+    }
+    Ok(None)
 }

@@ -1,98 +1,91 @@
-//! The tokenizer, rebuilt from GGUF metadata: vocabulary, merges, pre-tokenizer and special tokens. No `tokenizer.json` needed.
+//! Text to token ids and back. [`tokenizer_files`](super::tokenizer_files) rebuilds a tokenizer from a GGUF file's metadata or reads a folder's
+//! `tokenizer.json`; this is what they have in common.
 
 use super::EngineError;
 use super::detokenizer::TokenBytes;
-use super::gguf::Gguf;
 use super::grammar::Grammars;
+use super::pieces::{Pieces, SPACE};
 use crate::types::traits::CountTokens;
-use std::collections::HashSet;
+use aho_corasick::{AhoCorasick, MatchKind};
+use std::collections::HashMap;
 use std::sync::OnceLock;
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
-
-/// Token types of GGUF (`tokenizer.ggml.token_type`): control and user-defined tokens are matched before anything is split.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// Splitting patterns of the pre-tokenizers that are not GPT-2's own (llama.cpp `llama-vocab.cpp`, the `LLAMA_VOCAB_PRE_TYPE` table).
-const LLAMA3_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Text to token ids and back, as the model was trained.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    bos: Option<u32>,
-    eos: Vec<u32>,
-    add_bos: bool,
-    vocabulary: usize,
-    /// Control tokens as text.
-    control: Vec<String>,
-    /// Control tokens.
-    control_ids: HashSet<u32>,
-    bytes: TokenBytes,
-    grammars: OnceLock<Option<Grammars>>,
+    pub(super) inner: Inner,
+    pub(super) bos: Option<u32>,
+    /// Ascending.
+    pub(super) eos: Vec<u32>,
+    pub(super) add_bos: bool,
+    pub(super) vocabulary: usize,
+    pub(super) control: Control,
+    pub(super) bytes: TokenBytes,
+    pub(super) grammars: OnceLock<Option<Grammars>>,
+}
+
+/// What splits text.
+pub(super) enum Inner {
+    /// The tokenizers library.
+    Library(Box<tokenizers::Tokenizer>),
+    /// Scores of pieces.
+    Pieces(Box<Spelled>),
+}
+
+/// A vocabulary of SentencePiece with its special tokens.
+pub(super) struct Spelled {
+    pub(super) pieces: Pieces,
+    pub(super) special: Special,
+    /// A space is put before a text, and behind a special token.
+    pub(super) adds_space: bool,
+}
+
+/// Tokens that are matched before anything is split; of several the leftmost, the longest of those.
+pub(super) struct Special {
+    automaton: AhoCorasick,
+    ids: Vec<u32>,
+}
+
+impl Special {
+    /// # Errors
+    /// The library's message when the texts make too large an automaton.
+    pub(super) fn new(tokens: &[(u32, &str)]) -> Result<Self, String> {
+        let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(tokens.iter().map(|(_, text)| text));
+        Ok(Special { automaton: built.map_err(|error| error.to_string())?, ids: tokens.iter().map(|(id, _)| *id).collect() })
+    }
+}
+
+/// Tokens that shape the conversation and are no part of its text.
+pub(super) struct Control {
+    names: HashMap<u32, String>,
+    /// Those of at least two characters.
+    automaton: AhoCorasick,
+}
+
+impl Control {
+    /// # Errors
+    /// As [`Special::new`].
+    pub(super) fn new(tokens: impl Iterator<Item = (u32, String)>) -> Result<Self, String> {
+        let names: HashMap<u32, String> = tokens.collect();
+        let longer = names.values().filter(|name| name.chars().count() > 1);
+        let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(longer).map_err(|error| error.to_string())?;
+        Ok(Control { names, automaton })
+    }
 }
 
 impl Tokenizer {
-    /// Rebuilds the tokenizer from a model file's metadata.
-    ///
-    /// # Errors
-    /// [`EngineError::Model`] naming the missing or malformed key, [`EngineError::Unsupported`] for a tokenizer family or
-    /// pre-tokenizer that is not known: a wrong guess would silently change every token.
-    pub fn from_gguf(file: &Gguf) -> Result<Self, EngineError> {
-        let family = file.text("tokenizer.ggml.model")?;
-        if family != "gpt2" {
-            return Err(EngineError::Unsupported(format!(
-                "tokenizer family \"{family}\" is not supported yet (byte-level BPE \"gpt2\" is)"
-            )));
-        }
-        let tokens = file.texts("tokenizer.ggml.tokens")?;
-        let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| ((*token).to_string(), id as u32)).collect();
-        let merges = file
-            .texts("tokenizer.ggml.merges")?
-            .into_iter()
-            .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())));
-        let merges: Option<Vec<_>> = merges.collect();
-        let merges = merges.ok_or_else(|| file.problem("tokenizer.ggml.merges holds an entry without a space"))?;
-        let pre = file.get("tokenizer.ggml.pre").map_or(Ok("gpt-2"), |_| file.text("tokenizer.ggml.pre"))?;
-        let library = |error: tokenizers::Error| file.problem(format!("the tokenizer cannot be built: {error}"));
-        let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe").build().map_err(library)?;
-        let mut inner = tokenizers::Tokenizer::new(bpe);
-        inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
-        inner.with_decoder(Some(ByteLevel::new(false, true, true)));
-        let types = file.integers("tokenizer.ggml.token_type")?;
-        let special = types.iter().zip(&tokens).filter(|(kind, _)| matches!(**kind, CONTROL | USER_DEFINED));
-        let added = special.clone().map(|(kind, token)| AddedToken::from((*token).to_string(), *kind == CONTROL).normalized(false));
-        inner.add_special_tokens(added.collect::<Vec<_>>()).map_err(library)?;
-        let control = special.filter(|(kind, token)| **kind == CONTROL && !token.is_empty()).map(|(_, token)| (*token).to_string());
-        let control: Vec<String> = control.collect();
-        let id = |key: &str| file.get(key).map(|_| file.integer(key)).transpose().map(|id| id.map(|id| id as u32));
-        let bos = id("tokenizer.ggml.bos_token_id")?;
-        let mut eos: Vec<u32> = id("tokenizer.ggml.eos_token_id")?.into_iter().chain(id("tokenizer.ggml.eot_token_id")?).collect();
-        eos.extend(["<|im_end|>", "<|eot_id|>", "<|endoftext|>"].iter().filter_map(|token| inner.token_to_id(token)));
-        eos.sort_unstable();
-        eos.dedup();
-        let add_bos = matches!(file.get("tokenizer.ggml.add_bos_token"), Some(super::gguf::Value::Bool(true)));
-        let control_ids: HashSet<u32> = types.iter().enumerate().filter(|(_, kind)| **kind == CONTROL).map(|(id, _)| id as u32).collect();
-        let bytes = TokenBytes::new(tokens.iter().copied(), |id| control_ids.contains(&(id as u32)));
-        let vocabulary = tokens.len();
-        Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary, control, control_ids, bytes, grammars: OnceLock::new() })
-    }
-
     /// Token ids of a text, special tokens in it recognised, none added.
     ///
     /// # Errors
     /// [`EngineError::Template`] when the library refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| EngineError::Template(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.inner {
+            Inner::Library(library) => {
+                let encoding = library.encode_fast(text, false).map_err(|error| EngineError::Template(error.to_string()))?;
+                Ok(encoding.get_ids().to_vec())
+            }
+            Inner::Pieces(_) if u32::try_from(text.len()).is_err() => Err(EngineError::Template("it makes more than 4 GiB of text".into())),
+            Inner::Pieces(spelled) => Ok(spelled.encode(&self.bytes, text)),
+        }
     }
 
     /// Token ids of a rendered conversation: as [`Tokenizer::encode`], with the beginning-of-sequence token where the model wants it.
@@ -110,14 +103,23 @@ impl Tokenizer {
     /// A text in which no control token can be recognised: a zero-width space is put behind the first character of each. What a person
     /// wrote can then never end a turn or begin one in another role.
     pub fn without_control(&self, text: &str) -> String {
-        let mut text = text.to_string();
-        for control in self.control.iter().filter(|control| control.chars().count() > 1) {
-            if text.contains(control.as_str()) {
-                let (first, rest) = control.split_at(control.chars().next().map_or(0, char::len_utf8));
-                text = text.replace(control.as_str(), &format!("{first}\u{200b}{rest}"));
-            }
+        // Tokens may overlap, and a broken one must not leave another whole.
+        let mut cuts: Vec<usize> = self
+            .control
+            .automaton
+            .find_overlapping_iter(text)
+            .map(|found| found.start() + text[found.start()..].chars().next().map_or(0, char::len_utf8))
+            .collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut safe = String::with_capacity(text.len() + 3 * cuts.len());
+        let mut from = 0;
+        for cut in cuts {
+            safe.push_str(&text[from..cut]);
+            safe.push('\u{200b}');
+            from = cut;
         }
-        text
+        safe + &text[from..]
     }
 
     /// The tokenizer as `tokenizer.json`, which other programs read.
@@ -130,7 +132,17 @@ impl Tokenizer {
 
     /// Text of token ids. Bytes that are no UTF-8 (yet) come out as U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        self.inner.decode(ids, skip_special).unwrap_or_default()
+        match &self.inner {
+            Inner::Library(library) => library.decode(ids, skip_special).unwrap_or_default(),
+            Inner::Pieces(_) => {
+                let mut bytes = Vec::new();
+                for id in ids {
+                    let name = self.control.names.get(id).filter(|_| !skip_special);
+                    bytes.extend_from_slice(name.map_or(self.bytes(*id), |name| name.as_bytes()));
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        }
     }
 
     /// The beginning-of-sequence token.
@@ -143,9 +155,16 @@ impl Tokenizer {
         self.eos.binary_search(&id).is_ok()
     }
 
-    /// Text of one token as the vocabulary spells it.
+    /// Text of one token: control tokens as the vocabulary spells them, others as they stand in a reply.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        match &self.inner {
+            Inner::Library(library) => library.id_to_token(id),
+            Inner::Pieces(_) if (id as usize) < self.vocabulary => {
+                let name = self.control.names.get(&id).cloned();
+                Some(name.unwrap_or_else(|| String::from_utf8_lossy(self.bytes(id)).into_owned()))
+            }
+            Inner::Pieces(_) => None,
+        }
     }
 
     /// Bytes that a token adds to a reply; none for control tokens.
@@ -155,7 +174,12 @@ impl Tokenizer {
 
     /// Whether a token shapes the conversation and is no part of its text.
     pub fn is_control(&self, id: u32) -> bool {
-        self.control_ids.contains(&id)
+        self.control.names.contains_key(&id)
+    }
+
+    /// The id of a control token, by its name.
+    pub fn control_id(&self, name: &str) -> Option<u32> {
+        self.control.names.iter().find(|(_, own)| *own == name).map(|(id, _)| *id)
     }
 
     /// Tokens that end a reply, ascending.
@@ -178,25 +202,34 @@ impl Tokenizer {
     }
 }
 
-impl CountTokens for Tokenizer {
-    fn count(&self, text: &str) -> usize {
-        self.encode(text).map_or(0, |ids| ids.len())
+impl Spelled {
+    fn encode(&self, bytes: &TokenBytes, text: &str) -> Vec<u32> {
+        let (mut ids, mut from) = (Vec::new(), 0);
+        for found in self.special.automaton.find_iter(text) {
+            self.part(bytes, &text[from..found.start()], &mut ids);
+            ids.push(self.special.ids[found.pattern().as_usize()]);
+            from = found.end();
+        }
+        self.part(bytes, &text[from..], &mut ids);
+        ids
+    }
+
+    /// What stands between special tokens.
+    fn part(&self, bytes: &TokenBytes, part: &str, ids: &mut Vec<u32>) {
+        if part.is_empty() {
+            return;
+        }
+        if self.adds_space || part.contains(SPACE) {
+            let space = if self.adds_space { " " } else { "" };
+            self.pieces.encode(bytes, &format!("{space}{}", part.replace(SPACE, " ")), ids);
+        } else {
+            self.pieces.encode(bytes, part, ids);
+        }
     }
 }
 
-fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, EngineError> {
-    let split = |pattern: &str| -> Result<PreTokenizerWrapper, EngineError> {
-        let split = Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
-        let split = split.map_err(|error| EngineError::Unsupported(format!("pre-tokenizer {name}: {error}")))?;
-        Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
-    };
-    match name {
-        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]).into()),
-        "gpt-2" | "default" => Ok(ByteLevel::new(false, true, true).into()),
-        "llama-bpe" => split(LLAMA3_PATTERN),
-        "qwen2" => split(QWEN2_PATTERN),
-        other => {
-            Err(EngineError::Unsupported(format!("pre-tokenizer \"{other}\" is not supported yet (smollm, gpt-2, llama-bpe, qwen2 are)")))
-        }
+impl CountTokens for Tokenizer {
+    fn count(&self, text: &str) -> usize {
+        self.encode(text).map_or(0, |ids| ids.len())
     }
 }

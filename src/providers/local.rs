@@ -83,10 +83,14 @@ impl Local {
         let digest = self.digest(name, pinned).await?;
         let (shared, name) = (self.shared.clone(), name.to_string());
         let load = move || {
-            let Files::Gguf(path) = open(&shared.store, &digest)? else { return Err(embed::only_embeds(&name)) };
+            let model = match open(&shared.store, &digest)? {
+                Files::Gguf(path) => Model::load(&path, Purpose::Serve)?,
+                Files::Folder(files) if embed::is_encoder(&files)? => return Err(embed::only_embeds(&name)),
+                Files::Folder(files) => Model::load_folder(&files, Purpose::Serve)?,
+            };
             let LocalConfig { threads, max_batch, max_context, max_queue, cache_mib, .. } = shared.config.clone();
             let options = EngineOptions { threads, max_batch, max_queue, max_context, cache_bytes: cache_mib << 20 };
-            Ok(Pinned { engine: Engine::start(Arc::new(Model::load(&path, Purpose::Serve)?), options)?, digest })
+            Ok(Pinned { engine: Engine::start(Arc::new(model), options)?, digest })
         };
         self.shared.engines.get(digest, load).await
     }

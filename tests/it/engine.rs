@@ -175,7 +175,7 @@ fn logits_and_greedy_text_equal_candle_transformers() {
         num_key_value_heads: config.heads.keys,
         use_flash_attn: false,
         rms_norm_eps: f64::from(config.norm_epsilon),
-        rope_theta: config.rope_base,
+        rope_theta: config.rotary.base,
         bos_token_id: None,
         eos_token_id: None,
         rope_scaling: None,

@@ -30,7 +30,7 @@ impl Numbers {
     }
 }
 
-fn mutations(default: usize) -> usize {
+pub(crate) fn mutations(default: usize) -> usize {
     let asked = std::env::var("REFIT_TEST_MUTATIONS").ok().and_then(|count| count.parse().ok());
     asked.unwrap_or(if full() { 20 * default } else { default })
 }
@@ -162,7 +162,7 @@ fn mutated(seed: &[u8], numbers: &mut Numbers) -> Vec<u8> {
 }
 
 /// Runs a reader over mutations of a seed; how many were read, and how many refused.
-fn survives(what: &str, seed: &[u8], count: usize, read: impl Fn(&[u8]) -> bool) -> (usize, usize) {
+pub(crate) fn survives(what: &str, seed: &[u8], count: usize, read: impl Fn(&[u8]) -> bool) -> (usize, usize) {
     let mut numbers = Numbers(0x9E37_79B9_7F4A_7C15);
     let (mut taken, mut refused) = (0, 0);
     for nth in 0..count {

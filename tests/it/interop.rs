@@ -1,5 +1,7 @@
-//! Our adapters in other people's software. Runs in `./test peft` (part of `./test --full`), which installs what it needs; the group
+//! Our adapters in other people's software, and other people's models in ours ([`families`]). Runs in `./test peft` (part of `./test --full`), which installs what it needs; the group
 //! `blackbox` leaves this module out.
+
+mod families;
 
 use crate::engine::{TEXT, adapter, trainable, trained_logits};
 use crate::support;

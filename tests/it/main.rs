@@ -37,6 +37,8 @@ mod evals_reports;
 mod evals_resume;
 #[cfg(target_os = "linux")]
 mod evals_runner;
+#[cfg(feature = "local")]
+mod families;
 mod faults;
 mod feedback;
 mod fine_tuning;

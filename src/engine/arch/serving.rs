@@ -1,7 +1,9 @@
 //! The forward pass that serves: pre-norm blocks of rotary grouped attention and a gated feed-forward part, over packed weights and plain
-//! slices, for rows of (token, position, slot). An architecture's file says which tensors it is made of.
+//! slices, for rows of (token, position, slot). What a block has beyond that, norms and biases, is there or is not: one pass for all
+//! architectures.
 
-use super::{Batch, DecoderConfig, Segment};
+use super::config::{DecoderConfig, Rotary};
+use super::{Batch, Segment};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
 use crate::engine::kernel::append::NewRows;
@@ -9,7 +11,7 @@ use crate::engine::kernel::attend::{Attended, Queries, attend};
 use crate::engine::kernel::low_rank::{self, Adapted};
 use crate::engine::kernel::panel::Panels;
 use crate::engine::kernel::product::{Input, Write, product};
-use crate::engine::kernel::rows::{rms_norm, swiglu};
+use crate::engine::kernel::rows::{HeadNorms, add_rms_norm, gate, norm_heads, rms_norm};
 use crate::engine::kernel::tiles::Weight;
 use crate::engine::kv_cache::KvCache;
 use crate::engine::packed_adapter::PackedAdapter;
@@ -35,11 +37,20 @@ pub struct Block {
     pub(super) input_layernorm: Vec<f32>,
     /// q, k and v.
     pub(super) qkv: [Weight; 3],
+    /// Their biases, side by side.
+    pub(super) qkv_bias: Option<Vec<f32>>,
+    /// Norms of the heads of q and k.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
     pub(super) o_proj: Weight,
-    pub(super) post_attention_layernorm: Vec<f32>,
+    /// On what attention adds.
+    pub(super) attention_output_norm: Option<Vec<f32>>,
+    /// `post_attention_layernorm` of checkpoints whose outputs have no norms.
+    pub(super) feed_forward_norm: Vec<f32>,
     /// gate and up.
     pub(super) gate_up: [Weight; 2],
     pub(super) down_proj: Weight,
+    /// On what the feed-forward part adds.
+    pub(super) feed_forward_output_norm: Option<Vec<f32>>,
 }
 
 /// Buffers of a step.
@@ -50,6 +61,8 @@ struct Scratch {
     attended: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
+    /// What a part adds, before its norm.
+    output: Vec<f32>,
     bytes: Panels,
     low_rank: Vec<f32>,
 }
@@ -60,6 +73,8 @@ struct Step<'a> {
     batch: &'a Batch,
     /// Cosines, then sines, of each row.
     angles: Vec<f32>,
+    /// The same in layers that slide.
+    sliding_angles: Vec<f32>,
     adapters: Vec<(Range<usize>, Arc<PackedAdapter>)>,
 }
 
@@ -84,11 +99,15 @@ impl Serving {
         for (token, row) in batch.tokens.iter().zip(x.chunks_exact_mut(config.hidden)) {
             self.embed_tokens.row(*token as usize, row);
         }
+        if config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
         let mut packed = Vec::new();
         for (rows, adapter) in adapters {
             packed.push((rows.clone(), adapter.packed(|| config.lora_targets())?));
         }
-        let step = Step { config, batch, angles: angles(config, batch), adapters: packed };
+        let sliding_angles = config.sliding.as_ref().map_or_else(Vec::new, |sliding| angles(&sliding.rotary, config, batch));
+        let step = Step { config, batch, angles: angles(&config.rotary, config, batch), sliding_angles, adapters: packed };
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         for (layer, block) in self.blocks.iter().enumerate() {
             block.attention(&mut x, layer, &step, cache, &mut scratch);
@@ -100,10 +119,13 @@ impl Serving {
     }
 
     /// Logits (N, vocabulary) of hidden states (N, hidden).
-    pub(super) fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+    pub(super) fn logits(&self, config: &DecoderConfig, hidden: &[f32]) -> Vec<f32> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut logits = vec![0f32; hidden.len() / self.lm_head.inputs() * self.lm_head.outputs()];
         product(&mut logits, input(hidden, &[&self.lm_head], &mut scratch.bytes), &[&self.lm_head], Write::Set);
+        if let Some(cap) = config.logit_cap {
+            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
         logits
     }
 }
@@ -124,18 +146,40 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     &mut buffer[..length]
 }
 
-fn angles(config: &DecoderConfig, batch: &Batch) -> Vec<f32> {
-    let half = config.heads.width / 2;
-    let frequency = |j: usize| config.rope_base.powf(2.0 * j as f32 / config.heads.width as f32);
-    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let mut angles = Vec::with_capacity(batch.tokens.len() * 2 * half);
+fn angles(rotary: &Rotary, config: &DecoderConfig, batch: &Batch) -> Vec<f32> {
+    let periods = rotary.periods(config.heads.width);
+    let mut angles = Vec::with_capacity(batch.tokens.len() * config.heads.width);
     for segment in &batch.segments {
         for position in segment.past..segment.past + segment.rows.len() {
-            angles.extend(frequencies.iter().map(|f| (position as f32 / f).cos()));
-            angles.extend(frequencies.iter().map(|f| (position as f32 / f).sin()));
+            angles.extend(periods.iter().map(|period| (position as f32 / period).cos()));
+            angles.extend(periods.iter().map(|period| (position as f32 / period).sin()));
         }
     }
     angles
+}
+
+/// What a part of a block adds to the residual stream: its last linear layer, with an adapter's updates, and a norm where there is one.
+struct Output<'a> {
+    weight: &'a Weight,
+    norm: Option<&'a [f32]>,
+    epsilon: f32,
+    updates: Vec<Adapted<'a>>,
+}
+
+impl Output<'_> {
+    /// Adds it to `x`; `from` is the input of the linear layer.
+    fn add_to(&self, x: &mut [f32], from: &[f32], output: &mut Vec<f32>, (bytes, low_rank): (&mut Panels, &mut Vec<f32>)) {
+        let (weights, width) = ([self.weight], self.weight.outputs());
+        let Some(norm) = self.norm else {
+            product(x, input(from, &weights, bytes), &weights, Write::Add);
+            low_rank::add(x, width, from, &self.updates, low_rank);
+            return;
+        };
+        let output = sized(output, x.len());
+        product(output, input(from, &weights, bytes), &weights, Write::Set);
+        low_rank::add(output, width, from, &self.updates, low_rank);
+        add_rms_norm(x, output, norm, self.epsilon);
+    }
 }
 
 impl Block {
@@ -147,23 +191,34 @@ impl Block {
         let stride = heads.query_width() + 2 * heads.key_width();
         let qkv = sized(&mut scratch.qkv, rows * stride);
         let weights = self.qkv.each_ref();
-        product(qkv, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
+        let write = self.qkv_bias.as_ref().map_or(Write::Set, |bias| {
+            qkv.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(bias));
+            Write::Add
+        });
+        product(qkv, input(normed, &weights, &mut scratch.bytes), &weights, write);
         low_rank::add(qkv, stride, normed, &step.updates(layer, 0, 0..rows), &mut scratch.low_rank);
+        if let Some([queries, keys]) = &self.head_norms {
+            let parts = [(heads.queries, queries.as_slice()), (heads.keys, keys.as_slice())];
+            norm_heads(qkv, HeadNorms { stride, parts, epsilon: config.norm_epsilon });
+        }
+        let window = config.window(layer);
+        let angles = if window == usize::MAX { &step.angles } else { &step.sliding_angles };
 
         for segment in &step.batch.segments {
             let rows = &qkv[segment.rows.start * stride..segment.rows.end * stride];
-            let angles = &step.angles[segment.rows.start * heads.width..segment.rows.end * heads.width];
+            let angles = &angles[segment.rows.start * heads.width..segment.rows.end * heads.width];
             cache.append(segment.slot, layer, NewRows { rows, stride, angles, past: segment.past });
         }
         let attended = sized(&mut scratch.attended, rows * heads.query_width());
-        let queries = Queries { rows: qkv, stride, angles: &step.angles, scale: heads.scale() };
+        let queries = Queries { rows: qkv, stride, angles, scale: config.attention_scale };
         let sequence = |segment: &Segment| {
             let (keys, values) = cache.layer(segment.slot, layer);
-            Attended { first: segment.rows.start, rows: segment.rows.len(), past: segment.past, keys, values }
+            Attended { first: segment.rows.start, rows: segment.rows.len(), past: segment.past, window, keys, values }
         };
         attend(attended, queries, heads, &step.batch.segments.iter().map(sequence).collect::<Vec<_>>());
-        product(x, input(attended, &[&self.o_proj], &mut scratch.bytes), &[&self.o_proj], Write::Add);
-        low_rank::add(x, config.hidden, attended, &step.updates(layer, 1, 0..rows), &mut scratch.low_rank);
+        let (norm, updates) = (self.attention_output_norm.as_deref(), step.updates(layer, 1, 0..rows));
+        let output = Output { weight: &self.o_proj, norm, epsilon: config.norm_epsilon, updates };
+        output.add_to(x, attended, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
     }
 
     fn feed_forward(&self, x: &mut [f32], layer: usize, step: &Step<'_>, scratch: &mut Scratch) {
@@ -172,15 +227,16 @@ impl Block {
             let count = x.len() / config.hidden;
             let rows = i * FEED_ROWS..i * FEED_ROWS + count;
             let normed = sized(&mut scratch.normed, x.len());
-            rms_norm(normed, x, &self.post_attention_layernorm, config.norm_epsilon);
+            rms_norm(normed, x, &self.feed_forward_norm, config.norm_epsilon);
             let gate_up = sized(&mut scratch.gate_up, count * 2 * inner);
             let weights = self.gate_up.each_ref();
             product(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
             low_rank::add(gate_up, 2 * inner, normed, &step.updates(layer, 2, rows.clone()), &mut scratch.low_rank);
             let gated = sized(&mut scratch.gated, count * inner);
-            swiglu(gated, gate_up, inner);
-            product(x, input(gated, &[&self.down_proj], &mut scratch.bytes), &[&self.down_proj], Write::Add);
-            low_rank::add(x, config.hidden, gated, &step.updates(layer, 3, rows), &mut scratch.low_rank);
+            gate(gated, gate_up, inner, config.gate);
+            let (norm, updates) = (self.feed_forward_output_norm.as_deref(), step.updates(layer, 3, rows));
+            let output = Output { weight: &self.down_proj, norm, epsilon: config.norm_epsilon, updates };
+            output.add_to(x, gated, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct Attended<'a> {
     pub rows: usize,
     /// Positions before the first row.
     pub past: usize,
+    /// Positions that a row sees, itself and those before it (sliding window: Beltagy et al. 2020, arXiv 2004.05150); `usize::MAX`: all.
+    pub window: usize,
     /// Keys: for each block of sixteen positions, for each key head, (padded width, 16).
     pub keys: &'a [f16],
     /// Values: for each block, for each key head, (16, padded width).
@@ -194,7 +196,9 @@ impl<'a> Work<'a> {
 struct Running {
     max: f32,
     total: f32,
-    /// Positions that the line sees.
+    /// The line sees positions from this one on.
+    from: usize,
+    /// It sees them up to this one, which it does not see.
     seen: usize,
 }
 
@@ -203,12 +207,14 @@ fn lines_body<L: Lanes, const N: usize>(work: Work<'_>) -> usize {
     let padded = work.heads.padded();
     let query = work.rotated::<N>();
     let mut sums = vec![0f32; N * padded];
-    let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0, seen: 0 }; N];
+    let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0, from: 0, seen: 0 }; N];
     for (line, running) in running.iter_mut().enumerate() {
         running.seen = work.sequence.past + work.place(line).0 + 1;
+        running.from = running.seen.saturating_sub(work.sequence.window);
     }
     let most = running[N - 1].seen;
-    let mut start = 0;
+    // The first line sees farthest back; a chunk that a line does not see changes nothing of it.
+    let mut start = running[0].from / CHUNK * CHUNK;
     while start < most {
         let mut scores = [[0f32; CHUNK]; N];
         let blocks = (most - start).div_ceil(POSITIONS).min(BLOCKS);
@@ -280,11 +286,12 @@ fn block_scores<L: Lanes, const N: usize>(query: &[[f32; N]], keys: &[[f16; LANE
 /// Turns a chunk's scores into weights relative to the new maximum; returns what earlier sums are to be multiplied with.
 #[inline(always)]
 fn soften<L: Lanes>(running: &mut Running, scores: &mut [f32; CHUNK], start: usize) -> f32 {
-    let seen = running.seen.saturating_sub(start).min(CHUNK);
-    if seen == 0 {
+    let (from, seen) = (running.from.saturating_sub(start).min(CHUNK), running.seen.saturating_sub(start).min(CHUNK));
+    if from >= seen {
         scores.fill(0.0);
         return 1.0;
     }
+    scores[..from].fill(f32::NEG_INFINITY);
     scores[seen..].fill(f32::NEG_INFINITY);
     let mut max = L::splat(running.max);
     for chunk in scores.as_chunks::<LANES>().0 {
@@ -295,6 +302,7 @@ fn soften<L: Lanes>(running: &mut Running, scores: &mut [f32; CHUNK], start: usi
     for chunk in scores.as_chunks_mut::<LANES>().0 {
         L::load(chunk).plus(L::splat(-max)).exp().store(chunk);
     }
+    scores[..from].fill(0.0);
     scores[seen..].fill(0.0);
     for chunk in scores.as_chunks::<LANES>().0 {
         total = total.plus(L::load(chunk));
@@ -406,7 +414,16 @@ mod tests {
 
     #[test]
     fn attention_equals_the_plain_formula_and_a_row_is_the_same_in_any_company() {
-        for (queries, keys, width, past, rows) in [(4, 2, 8, 0, 5), (9, 3, 64, 70, 1), (6, 2, 80, 130, 9), (2, 2, 16, 15, 70)] {
+        let all = usize::MAX;
+        for (queries, keys, width, past, rows, window) in [
+            (4, 2, 8, 0, 5, all),
+            (9, 3, 64, 70, 1, all),
+            (6, 2, 80, 130, 9, all),
+            (2, 2, 16, 15, 70, all),
+            (4, 1, 256, 300, 70, 100),
+            (4, 2, 16, 0, 40, 7),
+            (3, 1, 16, 191, 1, 64),
+        ] {
             let heads = Heads { queries, keys, width };
             let positions = past + rows;
             let (k, v) = (wave(positions * keys * width, 0.21), wave(positions * keys * width, 0.47));
@@ -414,7 +431,7 @@ mod tests {
             // No rotation: cosines 1, sines 0.
             let angles: Vec<f32> = (0..rows * width).map(|i| if i % width < width / 2 { 1.0 } else { 0.0 }).collect();
             let (kb, vb) = (blocks(&k, heads, true), blocks(&v, heads, false));
-            let attended = Attended { first: 0, rows, past, keys: &kb, values: &vb };
+            let attended = Attended { first: 0, rows, past, window, keys: &kb, values: &vb };
             let given = Queries { rows: &q, stride: queries * width, angles: &angles, scale: 0.2 };
             for isa in Isa::available() {
                 let mut out = vec![0.0; rows * queries * width];
@@ -430,11 +447,12 @@ mod tests {
                         };
                         let query = |d: usize| f64::from(q[(row * queries + head) * width + d]);
                         let score = |p: usize| (0..width).map(|d| query(d) * of(&k, p, d)).sum::<f64>() * 0.2;
-                        let scores: Vec<f64> = (0..=past + row).map(score).collect();
+                        let first = (past + row + 1).saturating_sub(window);
+                        let scores: Vec<f64> = (first..=past + row).map(score).collect();
                         let max = scores.iter().copied().fold(f64::MIN, f64::max);
                         let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                         for d in 0..width {
-                            let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * of(&v, p, d)).sum();
+                            let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * of(&v, first + p, d)).sum();
                             let found = f64::from(out[(row * queries + head) * width + d]);
                             assert!((found - expected).abs() < 1e-4, "{isa:?} ({row}, {head}, {d}): {found} against {expected}");
                         }

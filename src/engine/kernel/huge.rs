@@ -31,7 +31,7 @@ unsafe impl Plain for [bf16; 16] {}
 // SAFETY: likewise.
 unsafe impl Plain for [f32; 16] {}
 
-/// A slice in a mapping, read-only once made unless nobody shares the mapping.
+/// A slice in a mapping, which it may share with others: no two of them overlap.
 pub(in crate::engine) struct Buffer<T> {
     map: Arc<MmapRaw>,
     offset: usize,
@@ -104,16 +104,25 @@ impl<T: Plain> Buffer<T> {
         Buffer { map, offset: 0, length, values: PhantomData }
     }
 
+    /// Zeros to be filled with values that stay, where others like them are.
+    ///
+    /// # Panics
+    /// As [`Buffer::zeroed`].
+    pub(in crate::engine) fn shared(length: usize) -> Self {
+        let bytes = length * size_of::<T>();
+        // A part is handed out once, so that nobody else has a reference to its bytes, which the system made zero.
+        let (map, offset) = own_place(bytes).unwrap_or_else(|| shared_place(bytes));
+        Buffer { map, offset, length, values: PhantomData }
+    }
+
     /// Moves values that stay to where others like them are.
     ///
     /// # Panics
     /// As [`Buffer::zeroed`].
     pub(in crate::engine) fn keep(values: &[T]) -> Self {
-        let bytes = size_of_val(values);
-        let (map, offset) = own_place(bytes).unwrap_or_else(|| shared_place(bytes));
-        // SAFETY: these bytes are inside the mapping and were handed out just now, so that nobody else has a reference to them.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), map.as_mut_ptr().add(offset), bytes) };
-        Buffer { map, offset, length: values.len(), values: PhantomData }
+        let mut kept = Self::shared(values.len());
+        kept.copy_from_slice(values);
+        kept
     }
 }
 

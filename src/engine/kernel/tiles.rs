@@ -4,8 +4,9 @@
 //! | layout | weight | from |
 //! |---|---|---|
 //! | nibbles | scale · (code − 8) | Q4_0 |
-//! | nibbles with minima | scale · code + min | Q4_1 |
-//! | bytes | scale · (code − 128) | Q8_0, and all other quantised types after rounding |
+//! | nibbles with minima | scale · code + min | Q4_1, Q4_K |
+//! | bytes | scale · (code − 128) | Q5_0, Q8_0; Q2_K, Q3_K and Q6_K after rounding ([`formats`](super::formats) says how far off) |
+//! | bytes with minima | scale · (code − 128) + min | Q5_1, Q5_K |
 //! | floats | as in the file | F32, F16, BF16 |
 
 use super::dots::BLOCK;
@@ -14,6 +15,7 @@ use super::huge::{Buffer, Plain};
 use super::lanes::{LANES, widened};
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Rows of a tile.
 pub const TILE: usize = LANES;
@@ -27,12 +29,22 @@ pub enum Layout {
     NibblesMin,
     /// 8 bits, from −128.
     Bytes,
+    /// 8 bits, from −128, with a minimum for each block.
+    BytesMin,
 }
 
 impl Layout {
     /// Lines of a tile's block.
     pub(super) fn lines(self) -> usize {
-        if self == Layout::Bytes { 8 } else { 4 }
+        if self.is_bytes() { 8 } else { 4 }
+    }
+
+    fn is_bytes(self) -> bool {
+        matches!(self, Layout::Bytes | Layout::BytesMin)
+    }
+
+    fn has_mins(self) -> bool {
+        matches!(self, Layout::NibblesMin | Layout::BytesMin)
     }
 }
 
@@ -80,14 +92,18 @@ pub struct Source<'a> {
     pub inputs: usize,
     /// Which row of the file becomes row i.
     pub order: &'a (dyn Fn(usize) -> usize + Sync),
+    /// Told from time to time which rows have been packed, so that a large matrix is not in memory twice.
+    pub packed: &'a (dyn Fn(Range<usize>) + Sync),
 }
+
+/// Tiles between two calls of [`Source::packed`].
+const TOLD_TILES: usize = 256;
 
 /// Packs one element type.
 pub(super) type Packer = fn(Source<'_>) -> Quantised;
 
 impl Weight {
-    /// Packs a tensor of an element type whose rows are whole blocks of 32; `None` where the type is not read as it is and
-    /// must be [rounded](Weight::rounded).
+    /// Packs a tensor of an element type whose rows are whole blocks of it; `None` where the type is not known.
     pub fn pack(dtype: GgmlDType, source: Source<'_>) -> Option<Self> {
         let packed = match dtype {
             GgmlDType::F32 => Packed::F32(floats(source, |b: [u8; 4]| f32::from_le_bytes(b))),
@@ -104,23 +120,8 @@ impl Weight {
     /// When the length does not fit: a programming error.
     pub fn exact(values: &[f32], (outputs, inputs): (usize, usize), order: &(dyn Fn(usize) -> usize + Sync)) -> Self {
         assert_eq!(values.len(), outputs * inputs, "a weight of {outputs} by {inputs}");
-        Weight { outputs, inputs, packed: Packed::F32(rows_of(|row| &values[order(row) * inputs..][..inputs], (outputs, inputs), |x| x)) }
-    }
-
-    /// Rounds f32 values (outputs, inputs) to 8 bits for each block of 32, as Q8_0 does. `inputs` is a multiple of 32.
-    pub fn rounded(values: &[f32], (outputs, inputs): (usize, usize), order: &(dyn Fn(usize) -> usize + Sync)) -> Self {
-        let block = |values: &[f32]| {
-            let largest = values.iter().fold(0f32, |a, x| a.max(x.abs()));
-            let scale = f16::from_f32(largest / 127.0);
-            let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-            let mut codes = [0; BLOCK];
-            for (code, x) in codes.iter_mut().zip(values) {
-                *code = ((x * inverse).round().clamp(-127.0, 127.0) as i8 as u8) ^ 0x80;
-            }
-            Block { codes, scale, min: f16::ZERO }
-        };
-        let at = |row: usize, b: usize| block(&values[order(row) * inputs + b * BLOCK..][..BLOCK]);
-        Weight { outputs, inputs, packed: Packed::Quantised(fill(Layout::Bytes, (outputs, inputs / BLOCK), at)) }
+        let row = |row: usize| &values[order(row) * inputs..][..inputs];
+        Weight { outputs, inputs, packed: Packed::F32(rows_of(row, (outputs, inputs), |x| x, &|_| {})) }
     }
 
     /// Rows of the matrix: width of the output.
@@ -173,7 +174,7 @@ impl Quantised {
         for (i, out) in out.iter_mut().enumerate() {
             let byte = |i: usize| lines[i / 4].0[lane * 4 + i % 4];
             *out = match self.layout {
-                Layout::Bytes => scale * (f32::from(byte(i)) - 128.0),
+                Layout::Bytes | Layout::BytesMin => scale * (f32::from(byte(i)) - 128.0) + min,
                 layout => {
                     let code = if i < 16 { byte(i) & 15 } else { byte(i - 16) >> 4 };
                     if layout == Layout::Nibbles { scale * (f32::from(code) - 8.0) } else { scale * f32::from(code) + min }
@@ -183,38 +184,53 @@ impl Quantised {
     }
 }
 
-/// Packs a format that is kept as it is.
+/// Packs an element type.
 pub(super) fn pack<F: Format>(source: Source<'_>) -> Quantised {
     let blocks = source.inputs / BLOCK;
-    let at = |row: usize, b: usize| F::read(&source.bytes[((source.order)(row) * blocks + b) * F::BYTES..][..F::BYTES]);
-    fill(F::LAYOUT, (source.outputs, blocks), at)
+    let at = |row: usize, b: usize| {
+        let place = (source.order)(row) * (blocks / F::PARTS) + b / F::PARTS;
+        F::read(&source.bytes[place * F::BYTES..][..F::BYTES], b % F::PARTS)
+    };
+    fill(F::LAYOUT, (source.outputs, blocks), at, source.packed)
 }
 
 /// Tiles of the blocks that `at` gives for (row, block).
-fn fill(layout: Layout, (outputs, blocks): (usize, usize), at: impl Fn(usize, usize) -> Block) -> Quantised {
+fn fill(
+    layout: Layout,
+    (outputs, blocks): (usize, usize),
+    at: impl Fn(usize, usize) -> Block,
+    packed: &(dyn Fn(Range<usize>) + Sync),
+) -> Quantised {
     let (tiles, per) = (outputs.div_ceil(TILE), layout.lines());
-    let mut lines = Vec::with_capacity(tiles * blocks * per);
-    let mut scales = Vec::with_capacity(tiles * blocks);
-    let mut mins = Vec::with_capacity(if layout == Layout::NibblesMin { tiles * blocks } else { 0 });
-    for tile in 0..tiles {
-        for b in 0..blocks {
-            let mut codes = [Line([if layout == Layout::Bytes { 128 } else { 0 }; 64]); 8];
-            let (mut scale, mut min) = ([f16::ZERO; TILE], [f16::ZERO; TILE]);
-            for lane in 0..TILE.min(outputs - tile * TILE) {
+    let mut lines = Buffer::shared(tiles * blocks * per);
+    let mut scales = Buffer::shared(tiles * blocks);
+    let mut mins = Buffer::shared(if layout.has_mins() { tiles * blocks } else { 0 });
+    // Zero in each layout, for the rows past the last one; their scales are zero as well.
+    let empty = Line([if layout.is_bytes() { 128 } else { 0 }; 64]);
+    let (all_lines, all_scales, all_mins): (&mut [Line], &mut [[f16; TILE]], &mut [[f16; TILE]]) = (&mut lines, &mut scales, &mut mins);
+    for (tile, (tile_lines, tile_scales)) in
+        all_lines.chunks_exact_mut(blocks * per).zip(all_scales.chunks_exact_mut(blocks)).enumerate()
+    {
+        let count = TILE.min(outputs - tile * TILE);
+        for (b, (codes, scale)) in tile_lines.chunks_exact_mut(per).zip(tile_scales).enumerate() {
+            codes.fill(empty);
+            let mut min = [f16::ZERO; TILE];
+            for lane in 0..count {
                 let block = at(tile * TILE + lane, b);
-                for (line, four) in codes[..per].iter_mut().zip(block.codes.as_chunks::<4>().0) {
+                for (line, four) in codes.iter_mut().zip(block.codes.as_chunks::<4>().0) {
                     line.0[lane * 4..lane * 4 + 4].copy_from_slice(four);
                 }
                 (scale[lane], min[lane]) = (block.scale, block.min);
             }
-            lines.extend_from_slice(&codes[..per]);
-            scales.push(scale);
-            if layout == Layout::NibblesMin {
-                mins.push(min);
+            if layout.has_mins() {
+                all_mins[tile * blocks + b] = min;
             }
         }
+        if (tile + 1) % TOLD_TILES == 0 {
+            packed((tile + 1 - TOLD_TILES) * TILE..(tile + 1) * TILE);
+        }
     }
-    Quantised { layout, lines: Buffer::keep(&lines), scales: Buffer::keep(&scales), mins: Buffer::keep(&mins) }
+    Quantised { layout, lines, scales, mins }
 }
 
 /// Tiles of the floats of a file.
@@ -224,7 +240,7 @@ where
 {
     let (values, _) = source.bytes.as_chunks::<N>();
     let row = |row: usize| &values[(source.order)(row) * source.inputs..][..source.inputs];
-    rows_of(row, (source.outputs, source.inputs), read)
+    rows_of(row, (source.outputs, source.inputs), read, source.packed)
 }
 
 /// Tiles of floats: for each tile and input, sixteen rows.
@@ -232,15 +248,21 @@ fn rows_of<'a, S: Copy + 'a, T: Copy + Default>(
     row_of: impl Fn(usize) -> &'a [S],
     (outputs, inputs): (usize, usize),
     read: impl Fn(S) -> T,
+    done: &(dyn Fn(Range<usize>) + Sync),
 ) -> Buffer<[T; TILE]>
 where
     [T; TILE]: Plain,
 {
-    let mut packed = vec![[T::default(); TILE]; outputs.div_ceil(TILE) * inputs];
-    for row in 0..outputs {
-        for (packed, value) in packed[row / TILE * inputs..].iter_mut().zip(row_of(row)) {
-            packed[row % TILE] = read(*value);
+    let mut packed = Buffer::<[T; TILE]>::shared(outputs.div_ceil(TILE) * inputs);
+    for (tile, values) in packed.chunks_exact_mut(inputs).enumerate() {
+        for row in tile * TILE..outputs.min((tile + 1) * TILE) {
+            for (packed, value) in values.iter_mut().zip(row_of(row)) {
+                packed[row % TILE] = read(*value);
+            }
+        }
+        if (tile + 1) % TOLD_TILES == 0 {
+            done((tile + 1 - TOLD_TILES) * TILE..(tile + 1) * TILE);
         }
     }
-    Buffer::keep(&packed)
+    packed
 }

@@ -2,10 +2,17 @@
 
 use super::{Arc, Digest, EmbedCall, Embedder, EmbeddingResponse, Encoder, Failure, Files, Local, LocalConfig, blocking, open};
 use crate::engine::EngineError;
+use crate::engine::arch::is_decoder;
 use crate::engine::encoder::EncoderOptions;
+use crate::models::folder::describe;
 use crate::types::Code;
 use crate::types::embeddings::EmbeddingRequest;
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The architecture that makes embeddings.
+const ENCODER: &str = "bert";
 
 impl Local {
     /// The vectors of a request's inputs.
@@ -27,12 +34,25 @@ impl Local {
         let digest = self.digest(name, pinned).await?;
         let (shared, name) = (self.shared.clone(), name.to_string());
         let load = move || {
-            let Files::Folder(files) = open(&shared.store, &digest)? else { return Err(only_chats(&name)) };
+            let files = match open(&shared.store, &digest)? {
+                Files::Folder(files) if !is_decoder(&described(&files)?) => files,
+                _ => return Err(only_chats(&name)),
+            };
             let LocalConfig { threads, max_queue, .. } = shared.config;
             Ok(Encoder::start(Arc::new(Embedder::load(&files)?), EncoderOptions { threads, max_queue })?)
         };
         self.shared.encoders.get(digest, load).await
     }
+}
+
+/// The architecture of a folder.
+fn described(files: &BTreeMap<String, PathBuf>) -> Result<String, Failure> {
+    Ok(files.get("config.json").map(|config| describe(config)).transpose()?.unwrap_or_default().architecture)
+}
+
+/// Whether a folder holds a model that makes embeddings.
+pub(super) fn is_encoder(files: &BTreeMap<String, PathBuf>) -> Result<bool, Failure> {
+    Ok(described(files)? == ENCODER)
 }
 
 /// A chat was asked of an embedding model.

@@ -10,7 +10,7 @@ impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::Bytes;
     const BYTES: usize = 34;
 
-    fn read(bytes: &[u8]) -> Block {
+    fn read(bytes: &[u8], _: usize) -> Block {
         let mut codes = [0; 32];
         for (code, byte) in codes.iter_mut().zip(&bytes[2..34]) {
             *code = byte ^ 0x80;

@@ -1,0 +1,230 @@
+//! From a checkpoint to a network: [`serving`] packs the tensors for answering, [`training`] keeps them as they are. What a [`Family`] has
+//! decides which tensors there must be.
+
+use super::checkpoint::{Checkpoint, Names};
+use super::config::DecoderConfig;
+use super::family::Family;
+use super::serving::{Block, Serving};
+use super::training::{Layer, Norm, Projection, Training};
+use super::{Network, Purpose};
+use crate::engine::EngineError;
+use crate::engine::gguf::Order;
+use crate::engine::kernel::pool;
+use crate::engine::kernel::rows::Gate;
+use crate::engine::kernel::tiles::Weight;
+use crate::engine::nn::linear::Linear;
+use crate::engine::nn::rope::Rope;
+use candle_core::Tensor;
+use std::sync::{Arc, OnceLock};
+
+/// Positions that a network for training has rotary tables for, at most.
+const TRAINED_POSITIONS: usize = 1 << 15;
+/// Elements of those tables, at most: a file of some kilobytes may claim any context.
+const TRAINED_ANGLES: usize = 1 << 23;
+
+/// Positions that a network for training takes.
+pub(super) fn trained_positions(config: &DecoderConfig) -> usize {
+    config.context.min(TRAINED_POSITIONS).min(TRAINED_ANGLES / config.heads.width)
+}
+
+/// A decoder that is being read.
+pub(super) struct Loader<'a> {
+    pub(super) file: &'a dyn Checkpoint,
+    pub(super) names: Names,
+    pub(super) family: &'a Family,
+    pub(super) config: &'a DecoderConfig,
+    /// q and k are interleaved in this file.
+    pub(super) is_interleaved: bool,
+    /// Added to the weights of norms.
+    pub(super) norm_offset: f32,
+    /// Output matrix and embeddings may be one.
+    pub(super) may_tie: bool,
+}
+
+/// A linear layer of a block in the file: its name, width of its output and input, and heads whose rows are permuted.
+struct Tensors {
+    name: &'static str,
+    outputs: usize,
+    inputs: usize,
+    permuted: Option<usize>,
+}
+
+impl Loader<'_> {
+    /// Reads the network.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] naming the tensor that is missing, unknown, malformed or of another shape.
+    pub(super) fn load(&self, purpose: Purpose) -> Result<Network, EngineError> {
+        self.names.check_all_known(self.file, self.family, self.config.layers)?;
+        Ok(match purpose {
+            Purpose::Train => Network::Training(Box::new(self.training()?)),
+            Purpose::Serve | Purpose::ServeExact => Network::Serving(Box::new(self.serving(purpose == Purpose::ServeExact)?)),
+        })
+    }
+
+    /// The seven linear layers of a block, in forward order.
+    fn linears(&self) -> [Tensors; 7] {
+        let (heads, hidden, inner) = (self.config.heads, self.config.hidden, self.config.inner);
+        let permuted = |heads: usize| self.is_interleaved.then_some(heads);
+        let [q, k, v, o, gate, up, down] = self.names.linears;
+        let of = |name, outputs, inputs, permuted| Tensors { name, outputs, inputs, permuted };
+        [
+            of(q, heads.query_width(), hidden, permuted(heads.queries)),
+            of(k, heads.key_width(), hidden, permuted(heads.keys)),
+            of(v, heads.key_width(), hidden, None),
+            of(o, hidden, heads.query_width(), None),
+            of(gate, inner, hidden, None),
+            of(up, inner, hidden, None),
+            of(down, hidden, inner, None),
+        ]
+    }
+
+    fn serving(&self, exact: bool) -> Result<Serving, EngineError> {
+        let config = self.config;
+        let table = |name: &str| self.file.weight(name, (config.vocabulary, config.hidden), &|row| row, exact).map(Arc::new);
+        // The table and the blocks are packed by as many threads as there are cores.
+        let (embed_tokens, blocks) = (OnceLock::new(), (0..config.layers).map(|_| OnceLock::new()).collect::<Vec<_>>());
+        let threads = pool::Pool::new(0).map_err(|_| EngineError::Stopped)?;
+        threads.install(|| {
+            pool::each(config.layers + 1, |i| match i.checked_sub(1) {
+                None => drop(embed_tokens.set(table(self.names.embed_tokens))),
+                Some(layer) => drop(blocks[layer].set(self.block(layer, exact))),
+            });
+        });
+        let packed = "every part was packed above";
+        let embed_tokens = embed_tokens.into_inner().expect(packed)?;
+        let lm_head = if self.has_head()? { table(self.names.lm_head)? } else { embed_tokens.clone() };
+        let blocks = blocks.into_iter().map(|block| block.into_inner().expect(packed)).collect::<Result<_, _>>()?;
+        Ok(Serving::new(embed_tokens, lm_head, blocks, self.norm(self.names.norm, config.hidden)?))
+    }
+
+    /// Whether the output matrix is one of its own.
+    fn has_head(&self) -> Result<bool, EngineError> {
+        let name = self.names.lm_head;
+        match (self.file.has(name), self.may_tie) {
+            (true, _) => Ok(true),
+            (false, true) => Ok(false),
+            (false, false) => Err(self.file.problem(format!("tensor {name} is missing, and the configuration does not tie it to the embeddings"))),
+        }
+    }
+
+    /// The weight of a norm.
+    fn norm(&self, name: &str, width: usize) -> Result<Vec<f32>, EngineError> {
+        let mut weight = self.file.vector(name, width)?;
+        weight.iter_mut().for_each(|x| *x += self.norm_offset);
+        Ok(weight)
+    }
+
+    fn block(&self, layer: usize, exact: bool) -> Result<Block, EngineError> {
+        let (config, family, names) = (self.config, self.family, &self.names);
+        let load = |linear: &Tensors| -> Result<Weight, EngineError> {
+            let order: Order<'_> = match linear.permuted {
+                Some(heads) => &move |row| permuted(row, linear.outputs / heads),
+                None => &|row| row,
+            };
+            self.file.weight(&names.of(layer, linear.name, "weight"), (linear.outputs, linear.inputs), order, exact)
+        };
+        let linears = self.linears();
+        let [q, k, v, o, gate, up, down] = &linears;
+        let norm = |name: &str, width: usize| self.norm(&names.of(layer, name, "weight"), width);
+        let output_norm = |name: &str| family.has_output_norms.then(|| norm(name, config.hidden)).transpose();
+        let head_norms = || -> Result<[Vec<f32>; 2], EngineError> {
+            let [queries, keys] = names.head_norms;
+            Ok([norm(queries, config.heads.width)?, norm(keys, config.heads.width)?])
+        };
+        Ok(Block {
+            input_layernorm: norm(names.input_norm, config.hidden)?,
+            qkv: [load(q)?, load(k)?, load(v)?],
+            qkv_bias: if family.has_biases { Some(self.bias(layer, &linears[..3])?) } else { None },
+            head_norms: if family.has_head_norms { Some(head_norms()?) } else { None },
+            o_proj: load(o)?,
+            attention_output_norm: output_norm(names.attention_output_norm)?,
+            feed_forward_norm: norm(names.feed_forward_norm, config.hidden)?,
+            gate_up: [load(gate)?, load(up)?],
+            down_proj: load(down)?,
+            feed_forward_output_norm: output_norm(names.feed_forward_output_norm)?,
+        })
+    }
+
+    /// Biases of linear layers, side by side.
+    fn bias(&self, layer: usize, linears: &[Tensors]) -> Result<Vec<f32>, EngineError> {
+        let mut all = Vec::new();
+        for linear in linears {
+            let bias = self.file.vector(&self.names.of(layer, linear.name, "bias"), linear.outputs)?;
+            let at = |row: usize| bias[linear.permuted.map_or(row, |heads| permuted(row, linear.outputs / heads))];
+            all.extend((0..linear.outputs).map(at));
+        }
+        Ok(all)
+    }
+
+    fn training(&self) -> Result<Training, EngineError> {
+        let (config, names) = (self.config, &self.names);
+        self.is_trainable()?;
+        let table = [config.vocabulary, config.hidden];
+        let embed_tokens = self.file.tensor(names.embed_tokens, &table)?;
+        let lm_head = if self.has_head()? { self.file.tensor(names.lm_head, &table)? } else { embed_tokens.clone() };
+        let mut paths = config.lora_targets().into_iter().map(|target| target.path);
+        let mut layers = Vec::new();
+        for layer in 0..config.layers {
+            let mut projections = Vec::new();
+            for linear in self.linears() {
+                let mut weight = self.file.tensor(&names.of(layer, linear.name, "weight"), &[linear.outputs, linear.inputs])?;
+                if let Some(heads) = linear.permuted {
+                    weight = unpermuted(&weight, heads)?;
+                }
+                projections.push(Projection { path: paths.next().unwrap_or_default(), linear: Linear::new(weight)? });
+            }
+            let norm = |name: &str| -> Result<Norm, EngineError> {
+                let weight = self.file.tensor(&names.of(layer, name, "weight"), &[config.hidden])?;
+                Ok(Norm::new(weight, config.norm_epsilon)?)
+            };
+            let (input_layernorm, post_attention_layernorm) = (norm(names.input_norm)?, norm(names.feed_forward_norm)?);
+            let Ok(projections) = projections.try_into() else { unreachable!("linears gives seven") };
+            layers.push(Layer { input_layernorm, post_attention_layernorm, projections });
+        }
+        let rope = Arc::new(Rope::new(trained_positions(config), config.heads.width, config.rotary.base));
+        let norm = Norm::new(self.file.tensor(names.norm, &[config.hidden])?, config.norm_epsilon)?;
+        Ok(Training { embed_tokens, lm_head: Linear::new(lm_head)?, layers, norm, rope })
+    }
+
+    /// Refuses what [`Training`] does not compute.
+    fn is_trainable(&self) -> Result<(), EngineError> {
+        let (config, family) = (self.config, self.family);
+        let is_plain = !(family.has_biases || family.has_head_norms || family.has_output_norms || family.scales_embeddings);
+        let why = match (is_plain && config.gate == Gate::Silu && config.logit_cap.is_none(), config.rotary.stretch.is_empty()) {
+            (false, _) => "it",
+            (_, false) => "its rotary scaling",
+            _ if config.sliding.as_ref().is_some_and(|sliding| sliding.window < trained_positions(config)) => "its sliding window",
+            _ => return Ok(()),
+        };
+        let architecture = &config.architecture;
+        Err(EngineError::Unsupported(format!("architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}")))
+    }
+}
+
+/// The file's row for row `row` of the checkpoint, with interleaved heads of `width` rows.
+fn permuted(row: usize, width: usize) -> usize {
+    let (head, inside, half) = (row / width, row % width, width / 2);
+    head * width + if inside < half { 2 * inside } else { 2 * (inside - half) + 1 }
+}
+
+/// The rows of a file's matrix in the checkpoint's order.
+fn unpermuted(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let outputs = weight.dim(0)?;
+    let rows: Vec<u32> = (0..outputs).map(|row| permuted(row, outputs / heads) as u32).collect();
+    weight.index_select(&Tensor::from_vec(rows, outputs, weight.device())?, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn unpermuting_brings_the_pairs_of_a_head_back_to_its_halves() {
+        // One head of width 4: GGUF interleaves (0, 2, 1, 3).
+        let weight = Tensor::new(&[[0f32], [2.0], [1.0], [3.0]], &Device::Cpu).expect("tensor");
+        let rows = unpermuted(&weight, 1).expect("unpermutes").flatten_all().expect("flat");
+        assert_eq!(rows.to_vec1::<f32>().expect("values"), [0.0, 1.0, 2.0, 3.0]);
+    }
+}
