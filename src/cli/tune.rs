@@ -42,6 +42,9 @@ enum Verb {
     Run {
         /// Recipe file
         recipe: PathBuf,
+        /// Choose what the recipe leaves out from the data; every choice is shown with its reason
+        #[arg(long)]
+        auto: bool,
         /// Return at once; `refit tune status` tells how it goes
         #[arg(long)]
         detach: bool,
@@ -97,7 +100,8 @@ enum Verb {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let store = context.open_store()?;
     match args.verb {
-        Verb::Run { recipe, detach, json } => start(context, &store, &read_recipe(&recipe)?, (detach, json)),
+        Verb::Run { recipe, auto: true, detach, json } => start(context, &store, &completed_recipe(&store, &recipe)?, (detach, json)),
+        Verb::Run { recipe, detach, json, .. } => start(context, &store, &AnyRecipe::parse(&read_recipe(&recipe)?)?, (detach, json)),
         Verb::Status { job, json } => status(&store, job.as_deref(), json),
         Verb::Cancel { job } => cancel(&store, &job),
         Verb::Resume { job, json } => resume(context, &store, &job, json),
@@ -106,10 +110,16 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     }
 }
 
-fn read_recipe(path: &PathBuf) -> Result<AnyRecipe, Failure> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read the recipe {}: {error}", path.display())))?;
-    Ok(AnyRecipe::parse(&source)?)
+fn read_recipe(path: &PathBuf) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read the recipe {}: {error}", path.display())))
+}
+
+/// The recipe with what it leaves out chosen from the data, told as lines that can be put into it.
+fn completed_recipe(store: &Store, path: &PathBuf) -> Result<AnyRecipe, Failure> {
+    let (recipe, chosen) = tune::completed(store, &read_recipe(path)?)?;
+    chosen.iter().for_each(|choice| output::note(format!("{}: {}  # {}", choice.key, choice.value, choice.why)));
+    Ok(recipe)
 }
 
 fn start(context: &Context, store: &Store, recipe: &AnyRecipe, (detach, json): (bool, bool)) -> Result<ExitCode, Failure> {

@@ -12,6 +12,9 @@ use crate::engine::kernel::product::{Input, Write, product};
 use crate::engine::kernel::rows::{rms_norm, swiglu};
 use crate::engine::kernel::tiles::Weight;
 use crate::engine::kv_cache::KvCache;
+use crate::engine::nn::dora::row_norms;
+use crate::engine::nn::linear::Lora;
+use crate::engine::nn::slices::tensor;
 use crate::engine::packed_adapter::PackedAdapter;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,6 +102,20 @@ impl Serving {
         Ok(normed)
     }
 
+    /// Length of each row of an adaptable layer's weight with a pair added, (out); `index` counts the layers of all blocks in forward order.
+    ///
+    /// # Errors
+    /// When the pair does not fit.
+    pub(super) fn row_norms(&self, index: usize, lora: &Lora) -> Result<Vec<f32>, EngineError> {
+        let block = &self.blocks[index / 7];
+        let [q, k, v] = &block.qkv;
+        let [gate, up] = &block.gate_up;
+        let weight = [q, k, v, &block.o_proj, gate, up, &block.down_proj][index % 7];
+        let mut values = vec![0f32; weight.outputs() * weight.inputs()];
+        values.chunks_exact_mut(weight.inputs()).enumerate().for_each(|(row, out)| weight.row(row, out));
+        Ok(row_norms(&tensor(values, (weight.outputs(), weight.inputs()))?, lora)?)
+    }
+
     /// Logits (N, vocabulary) of hidden states (N, hidden).
     pub(super) fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,6 +165,7 @@ impl Block {
         let qkv = sized(&mut scratch.qkv, rows * stride);
         let weights = self.qkv.each_ref();
         product(qkv, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
+        step.scale(qkv, stride, (layer, 0), 0..rows);
         low_rank::add(qkv, stride, normed, &step.updates(layer, 0, 0..rows), &mut scratch.low_rank);
 
         for segment in &step.batch.segments {
@@ -162,7 +180,7 @@ impl Block {
             Attended { first: segment.rows.start, rows: segment.rows.len(), past: segment.past, keys, values }
         };
         attend(attended, queries, heads, &step.batch.segments.iter().map(sequence).collect::<Vec<_>>());
-        product(x, input(attended, &[&self.o_proj], &mut scratch.bytes), &[&self.o_proj], Write::Add);
+        step.add_product(x, input(attended, &[&self.o_proj], &mut scratch.bytes), &self.o_proj, (layer, 1), 0..rows);
         low_rank::add(x, config.hidden, attended, &step.updates(layer, 1, 0..rows), &mut scratch.low_rank);
     }
 
@@ -176,16 +194,39 @@ impl Block {
             let gate_up = sized(&mut scratch.gate_up, count * 2 * inner);
             let weights = self.gate_up.each_ref();
             product(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
+            step.scale(gate_up, 2 * inner, (layer, 2), rows.clone());
             low_rank::add(gate_up, 2 * inner, normed, &step.updates(layer, 2, rows.clone()), &mut scratch.low_rank);
             let gated = sized(&mut scratch.gated, count * inner);
             swiglu(gated, gate_up, inner);
-            product(x, input(gated, &[&self.down_proj], &mut scratch.bytes), &[&self.down_proj], Write::Add);
+            step.add_product(x, input(gated, &[&self.down_proj], &mut scratch.bytes), &self.down_proj, (layer, 3), rows.clone());
             low_rank::add(x, config.hidden, gated, &step.updates(layer, 3, rows), &mut scratch.low_rank);
         }
     }
 }
 
 impl Step<'_> {
+    /// Multiplies what the frozen weights of a group of layers gave, y (rows, width), with the factors of DoRA adapters on those rows.
+    fn scale(&self, y: &mut [f32], width: usize, (layer, group): (usize, usize), rows: Range<usize>) {
+        for (range, adapter) in &self.adapters {
+            let Some(gains) = adapter.gains(layer, group) else { continue };
+            for row in range.start.max(rows.start)..range.end.min(rows.end) {
+                let y = &mut y[(row - rows.start) * width..][..width];
+                y.iter_mut().zip(gains).for_each(|(y, gain)| *y *= gain);
+            }
+        }
+    }
+
+    /// Adds a layer's output to x (rows, hidden); what a DoRA adapter scales is computed apart from x first.
+    fn add_product(&self, x: &mut [f32], input: Input<'_>, weight: &Weight, (layer, group): (usize, usize), rows: Range<usize>) {
+        if self.adapters.iter().all(|(_, adapter)| adapter.gains(layer, group).is_none()) {
+            return product(x, input, &[weight], Write::Add);
+        }
+        let mut y = vec![0f32; x.len()];
+        product(&mut y, input, &[weight], Write::Set);
+        self.scale(&mut y, weight.outputs(), (layer, group), rows);
+        x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+    }
+
     /// The updates of one group of layers that fall on `rows`, counted from its start.
     fn updates(&self, layer: usize, group: usize, rows: Range<usize>) -> Vec<Adapted<'_>> {
         let part = |(range, adapter): &'_ (Range<usize>, Arc<PackedAdapter>)| -> Option<Range<usize>> {

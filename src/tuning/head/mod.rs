@@ -95,10 +95,30 @@ pub fn fit_head(
     let all: Vec<&[u32]> = train.iter().chain(&validation).map(Vec::as_slice).collect();
     let vectors = embed(&model, &all, observer)?;
     let embedded = began.elapsed().as_secs_f64();
-    let index = |sample: &Conversation| labels.binary_search(&sample.completion).unwrap_or_default();
+    let index = |sample: &Conversation| labels.binary_search(&sample.label()).unwrap_or_default();
     let targets: Vec<usize> = data.train.iter().chain(data.validation).map(index).collect();
-    let set = Set { vectors: &vectors, targets: &targets, classes: labels.len(), observer };
-    let (learned, measured): (Vec<usize>, Vec<usize>) = (0..targets.len()).partition(|row| *row < data.train.len());
+    let rows = Vectors { vectors: &vectors, targets: &targets, learned: data.train.len() };
+    let fitted = fit_vectors(labels, &rows, recipe, observer)?;
+    let tokens = all.iter().map(|text| text.len() as u64).sum();
+    Ok(FittedHead { tokens, seconds: [embedded, began.elapsed().as_secs_f64() - embedded], ..fitted })
+}
+
+/// Vectors and the places of their labels; the first `learned` are fitted on, the others measured.
+pub(super) struct Vectors<'a> {
+    pub(super) vectors: &'a [Vec<f32>],
+    pub(super) targets: &'a [usize],
+    pub(super) learned: usize,
+}
+
+/// Fits a head on vectors; what it says about tokens and seconds is 0.
+pub(super) fn fit_vectors(
+    labels: Vec<String>,
+    rows: &Vectors<'_>,
+    recipe: &HeadRecipe,
+    observer: &dyn HeadObserver,
+) -> Result<FittedHead, TuningError> {
+    let set = Set { vectors: rows.vectors, targets: rows.targets, classes: labels.len(), observer };
+    let (learned, measured): (Vec<usize>, Vec<usize>) = (0..rows.targets.len()).partition(|row| *row < rows.learned);
     let (c, tried) = match recipe.c {
         Some(c) => (c, Vec::new()),
         None => set.strongest(recipe, &learned, &measured)?,
@@ -115,8 +135,8 @@ pub fn fit_head(
         converged: minimum.converged,
         first_and_last_loss: [minimum.first, minimum.value],
         validation,
-        tokens: all.iter().map(|text| text.len() as u64).sum(),
-        seconds: [embedded, began.elapsed().as_secs_f64() - embedded],
+        tokens: 0,
+        seconds: [0.0; 2],
     })
 }
 
@@ -125,22 +145,22 @@ pub fn fit_head(
 /// # Errors
 /// [`TuningError`] naming the sample without a label, or saying that there is nothing to tell apart.
 pub fn labels(data: &Data<'_>) -> Result<Vec<String>, TuningError> {
-    if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.completion.trim().is_empty()) {
+    if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.label().trim().is_empty()) {
         return Err(TuningError::Example {
             sample: sample.sample.clone(),
             problem: "its target is empty: there is no label to learn".into(),
         });
     }
-    let labels: BTreeSet<&str> = data.train.iter().map(|sample| sample.completion.as_str()).collect();
+    let labels: BTreeSet<String> = data.train.iter().map(Conversation::label).collect();
     if labels.len() < 2 {
         let found = labels.first().map_or_else(|| "none".to_string(), |label| format!("one, {label:?}"));
         return Err(super::recipe::wrong("dataset", format!("has fewer than two labels in its train split: {found}")));
     }
-    if let Some(sample) = data.validation.iter().find(|sample| !labels.contains(sample.completion.as_str())) {
-        let problem = format!("its target {:?} is the target of no sample in the train split", sample.completion);
+    if let Some(sample) = data.validation.iter().find(|sample| !labels.contains(&sample.label())) {
+        let problem = format!("its target {:?} is the target of no sample in the train split", sample.label());
         return Err(TuningError::Example { sample: sample.sample.clone(), problem });
     }
-    Ok(labels.into_iter().map(String::from).collect())
+    Ok(labels.into_iter().collect())
 }
 
 fn tokens(model: &Embedder, sample: &Conversation) -> Result<Vec<u32>, TuningError> {
