@@ -69,7 +69,11 @@ pub fn choices(method: Method, seen: Seen) -> Vec<Choice> {
     choose("rank", json!(rank), format!("{examples} examples"));
     choose("alpha", json!(2 * rank), "twice the rank".into());
     let dropout = if examples < 500 { 0.05 } else { 0.0 };
-    choose("dropout", json!(dropout), if examples < 500 { "few examples are soon learned by heart" } else { "there are many examples" }.into());
+    choose(
+        "dropout",
+        json!(dropout),
+        if examples < 500 { "few examples are soon learned by heart" } else { "there are many examples" }.into(),
+    );
     let max_length = (longest + longest / 8).next_multiple_of(64);
     choose("max_length", json!(max_length), format!("the longest example has about {longest} tokens"));
     let step = match examples {
@@ -85,7 +89,8 @@ pub fn choices(method: Method, seen: Seen) -> Vec<Choice> {
     let epochs = STEPS.div_ceil(per_epoch).clamp(2, if method == Method::Dpo { 3 } else { 8 });
     choose("epochs", json!(epochs), format!("{per_epoch} steps each; about {STEPS} settle an adapter"));
     let rate = if method == Method::Dpo { 1e-4 } else { 1e-3 };
-    let why = if method == Method::Dpo { "preferences take small steps" } else { "low-rank adapters take ten times that of full fine-tuning" };
+    let why =
+        if method == Method::Dpo { "preferences take small steps" } else { "low-rank adapters take ten times that of full fine-tuning" };
     choose("learning_rate", json!(rate), why.into());
     if validation >= MEASURABLE {
         choose("early_stopping", json!({"patience": 2}), format!("{validation} examples to measure on"));
@@ -152,7 +157,10 @@ mod tests {
                     let source = format!("name: a\nmodel: local/m\ndataset: d\nmethod: {method}\n");
                     let (recipe, chosen) = AnyRecipe::completed(&source, seen).expect("a recipe that passes its own check");
                     let AnyRecipe::Lora(recipe) = recipe else { panic!("a low-rank adapter") };
-                    assert!(recipe.max_length >= longest && recipe.batch_size * mean.min(PASS_TOKENS) <= PASS_TOKENS, "{seen:?}: {chosen:?}");
+                    assert!(
+                        recipe.max_length >= longest && recipe.batch_size * mean.min(PASS_TOKENS) <= PASS_TOKENS,
+                        "{seen:?}: {chosen:?}"
+                    );
                 }
             }
         }

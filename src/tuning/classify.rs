@@ -15,6 +15,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Inverse strength of the penalty on the head that a training begins with.
+const START: f64 = 30.0;
+
 /// Trains a classifier; without targets its head alone.
 pub(super) fn fit(
     model: &Model,
@@ -78,22 +81,38 @@ impl Probe<'_> {
             let texts: Vec<&Labelled> = chosen.iter().map(|i| all[*i]).collect();
             vectors.extend(last_hidden(self.model, &base, &texts)?.to_vec2::<f32>()?);
         }
-        // The strengths that are tried are meant for vectors of length one.
-        let squares: f64 = vectors.iter().flatten().map(|x| f64::from(*x) * f64::from(*x)).sum();
-        let factor = (vectors.len() as f64 / squares.max(f64::MIN_POSITIVE)).sqrt() as f32;
-        vectors.iter_mut().flatten().for_each(|x| *x *= factor);
+        let (mean, factor) = standardise(&mut vectors, train.len());
         let targets: Vec<usize> = all.iter().map(|text| text.label).collect();
         let rows = Vectors { vectors: &vectors, targets: &targets, learned: train.len() };
         let fitted = fit_vectors(self.labels.clone(), &rows, &self.head_recipe(), self)?;
-        let weight = fitted.head.weight().iter().map(|x| x * factor).collect();
-        let head = Head::new(self.labels.clone(), weight, fitted.head.bias().to_vec())?;
+        // W f (h − mean) + b, told of h itself.
+        let weight: Vec<f32> = fitted.head.weight().iter().map(|x| x * factor).collect();
+        let moved = weight.chunks_exact(mean.len()).map(|row| row.iter().zip(&mean).map(|(w, x)| w * x).sum::<f32>());
+        let bias = fitted.head.bias().iter().zip(moved).map(|(bias, moved)| bias - moved).collect();
+        let head = Head::new(self.labels.clone(), weight, bias)?;
         Ok((FittedHead { head, ..fitted }, lengths.iter().map(|length| *length as u64).sum()))
     }
 
     fn head_recipe(&self) -> HeadRecipe {
         let Recipe { name, model, dataset, seed, .. } = self.recipe.clone();
-        HeadRecipe { method: Method::Head, name, model, dataset, prompt: None, c: None, folds: 5, seed }
+        // What is only a beginning needs no search for the best strength.
+        let c = (!self.recipe.targets.is_empty()).then_some(START);
+        HeadRecipe { method: Method::Head, name, model, dataset, prompt: None, c, folds: 5, seed }
     }
+}
+
+/// Takes the mean of the first `learned` vectors away from all, and makes them one long in the mean, which is what the strengths that a
+/// head tries are meant for. Hidden states have a large part in common. Returns the mean and the factor.
+fn standardise(vectors: &mut [Vec<f32>], learned: usize) -> (Vec<f32>, f32) {
+    let mut mean = vec![0f32; vectors.first().map_or(0, Vec::len)];
+    for vector in &vectors[..learned] {
+        mean.iter_mut().zip(vector).for_each(|(mean, x)| *mean += x / learned as f32);
+    }
+    vectors.iter_mut().for_each(|vector| vector.iter_mut().zip(&mean).for_each(|(x, mean)| *x -= mean));
+    let squares: f64 = vectors.iter().flatten().map(|x| f64::from(*x) * f64::from(*x)).sum();
+    let factor = (vectors.len() as f64 / squares.max(f64::MIN_POSITIVE)).sqrt() as f32;
+    vectors.iter_mut().flatten().for_each(|x| *x *= factor);
+    (mean, factor)
 }
 
 /// A head without an adapter as what a training gives.
@@ -120,4 +139,23 @@ fn alone(fitted: FittedHead, trained_tokens: u64, began: Instant) -> Result<Trai
         seconds,
         tokens_per_second: trained_tokens as f64 / seconds.max(1e-9),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_lose_what_they_have_in_common_and_become_one_long_in_the_mean() {
+        let mut vectors = vec![vec![101.0, 7.0], vec![99.0, 7.0], vec![100.0, 9.0]];
+        let before = vectors.clone();
+        let (mean, factor) = standardise(&mut vectors, 2);
+        assert_eq!(mean, [100.0, 7.0], "of what is learned alone");
+        let squares: f32 = vectors.iter().flatten().map(|x| x * x).sum();
+        assert!((squares / 3.0 - 1.0).abs() < 1e-6);
+        for (vector, before) in vectors.iter().flatten().zip(before.iter().flat_map(|row| row.iter().zip(&mean).map(|(x, mean)| x - mean)))
+        {
+            assert!((vector - factor * before).abs() < 1e-6);
+        }
+    }
 }

@@ -368,7 +368,10 @@ pub(crate) fn dora(model: &Model, seed: u64) -> Adapter {
 #[test]
 fn a_dora_adapter_serves_in_a_batch_what_it_was_trained_to_say() {
     let (Some(exact), Some(float)) = (load(Purpose::ServeExact), trainable()) else {
-        return support::skip("a_dora_adapter_serves_in_a_batch_what_it_was_trained_to_say", "REFIT_TEST_MODEL does not name the model file");
+        return support::skip(
+            "a_dora_adapter_serves_in_a_batch_what_it_was_trained_to_say",
+            "REFIT_TEST_MODEL does not name the model file",
+        );
     };
     let made = dora(&float, 5);
     let tokens = exact.tokenizer.encode(TEXT).expect("tokens");

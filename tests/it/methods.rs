@@ -59,7 +59,8 @@ fn answer(server: &crate::support::Server, key: &str, adapter: &str, text: &str)
 fn a_dora_adapter_with_rslora_is_trained_served_and_exported() {
     let Some(refit) = with_model("methods::a_dora_adapter_with_rslora_is_trained_served_and_exported") else { return };
     import(&refit, "orders", &orders());
-    let keys = "rank: 4\nalpha: 8\nrslora: true\ndora: true\ndropout: 0.05\nepochs: 8\nbatch_tokens: 64\nlearning_rate: 0.005\nwarmup_steps: 1\n";
+    let keys =
+        "rank: 4\nalpha: 8\nrslora: true\ndora: true\ndropout: 0.05\nepochs: 8\nbatch_tokens: 64\nlearning_rate: 0.005\nwarmup_steps: 1\n";
     let result = tune(&refit, "orders", keys);
     let [first, last] = [0, 1].map(|at| result["first_and_last_loss"][at].as_f64().expect("a loss"));
     assert!(last < first / 4.0, "{result}");
@@ -69,7 +70,8 @@ fn a_dora_adapter_with_rslora_is_trained_served_and_exported() {
         assert_eq!(said["choices"][0]["message"]["content"], json!(desk), "{said}");
     }
     refit.run(&["tune", "export", &format!("{MODEL}:orders"), "out"]).expect(0);
-    let config: Value = serde_json::from_slice(&std::fs::read(refit.path().join("out/adapter_config.json")).expect("a file")).expect("JSON");
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(refit.path().join("out/adapter_config.json")).expect("a file")).expect("JSON");
     assert_eq!((&config["use_dora"], &config["use_rslora"], &config["lora_dropout"]), (&json!(true), &json!(true), &json!(0.05)));
     let weights = std::fs::read(refit.path().join("out/adapter_model.safetensors")).expect("a file");
     let held = String::from_utf8_lossy(&weights[..60_000]).into_owned();
@@ -84,7 +86,10 @@ fn preferences_are_learned_and_told_beside_the_loss() {
         json!({"id": format!("s{id}"), "input": {"messages": [{"role": "user", "content": asked}]},
             "preferred_output": said("With pleasure, dear guest."), "non_preferred_output": said("Find out yourself.")})
     };
-    let train = ["Where is the bar?", "When is breakfast?", "Is there a lift?", "May I smoke?"].iter().enumerate().map(|(id, asked)| pair(id, asked));
+    let train = ["Where is the bar?", "When is breakfast?", "Is there a lift?", "May I smoke?"]
+        .iter()
+        .enumerate()
+        .map(|(id, asked)| pair(id, asked));
     import(&refit, "manners", &[("train", train.collect()), ("validation", vec![pair(9, "Is the pool open?")])]);
     let result = tune(&refit, "manners", "method: dpo\nbeta: 0.1\nepochs: 4\nbatch_size: 4\nlearning_rate: 0.001\n");
     let [first, last] = [0, 1].map(|at| result["first_and_last_loss"][at].as_f64().expect("a loss"));
@@ -108,17 +113,23 @@ fn a_classifier_on_the_chat_model_answers_with_labels() {
     ];
     let mut train = Vec::new();
     for (label, texts) in texts {
-        train.extend(texts.iter().enumerate().map(|(at, text)| json!({"id": format!("{label}{at}"), "input": {"text": text}, "target": label})));
+        train.extend(
+            texts.iter().enumerate().map(|(at, text)| json!({"id": format!("{label}{at}"), "input": {"text": text}, "target": label})),
+        );
     }
     let validation = vec![json!({"id": "v1", "input": {"text": "Is my parcel here?"}, "target": "delivery"})];
     import(&refit, "desk", &[("train", train), ("validation", validation)]);
-    for (keys, parameters) in [("method: classifier\ntargets: []\n", 2 * 577), ("method: classifier\nrank: 2\nepochs: 2\n", 2 * 577 + 2 * 30 * 10_176)] {
+    for (keys, parameters) in
+        [("method: classifier\ntargets: []\n", 2 * 577), ("method: classifier\nrank: 2\nepochs: 2\n", 2 * 577 + 2 * 30 * 10_176)]
+    {
         let result = tune(&refit, "desk", keys);
         assert_eq!(result["parameters"], json!(parameters), "{result}");
         assert!(result["metrics"]["accuracy"].as_f64() >= Some(0.0), "{result}");
         let (key, server) = (refit.key(), refit.serve(&[]));
         let mut right = 0;
-        for (text, label) in [("The courier never came", "delivery"), ("I want my money back", "refund"), ("Please refund my purchase", "refund")] {
+        for (text, label) in
+            [("The courier never came", "delivery"), ("I want my money back", "refund"), ("Please refund my purchase", "refund")]
+        {
             let said = answer(&server, &key, "desk", text);
             assert_eq!(said["usage"]["completion_tokens"], json!(1), "{said}");
             right += usize::from(said["choices"][0]["message"]["content"] == json!(label));
@@ -151,11 +162,23 @@ fn what_cannot_be_learned_from_is_said_before_anybody_waits() {
         assert!(expected.iter().all(|part| told.contains(part)), "{name}: {told}");
     };
     case("open", talk("bad", json!([said, user]), json!({})), &["bad", "no target"]);
-    case("toolless", talk("bad", json!([user, said]), json!({"tools": [{"type": "function", "function": {"name": "look"}}]})), &["bad", "look", "schema"]);
-    case("weightless", talk("bad", json!([user, {"role": "assistant", "content": "a", "weight": 0}]), json!({})), &["bad", "no token carries loss"]);
+    case(
+        "toolless",
+        talk("bad", json!([user, said]), json!({"tools": [{"type": "function", "function": {"name": "look"}}]})),
+        &["bad", "look", "schema"],
+    );
+    case(
+        "weightless",
+        talk("bad", json!([user, {"role": "assistant", "content": "a", "weight": 0}]), json!({})),
+        &["bad", "no token carries loss"],
+    );
     case("negative", talk("bad", json!([user, {"role": "assistant", "content": "a", "weight": -1}]), json!({})), &["bad", "weight is -1"]);
     case("empty", talk("bad", json!([user, {"role": "assistant", "content": " "}]), json!({})), &["bad", "empty"]);
-    case("long", talk("bad", json!([user, {"role": "assistant", "content": "word ".repeat(2000)}]), json!({})), &["bad", "max_length is 1024"]);
+    case(
+        "long",
+        talk("bad", json!([user, {"role": "assistant", "content": "word ".repeat(2000)}]), json!({})),
+        &["bad", "max_length is 1024"],
+    );
 
     let twin = talk("twin", json!([{"role": "user", "content": "  FINE? "}, {"role": "assistant", "content": "b"}]), json!({}));
     import(&refit, "twins", &[("train", vec![fine()]), ("test", vec![twin])]);
@@ -163,12 +186,17 @@ fn what_cannot_be_learned_from_is_said_before_anybody_waits() {
     assert!(told.contains("twin") && told.contains("sample fine") && told.contains("test split"), "{told}");
 
     import(&refit, "good", &[("train", vec![fine()])]);
-    for (keys, part) in [("rank: 0\n", "rank"), ("rank: 1000000\n", "rank"), ("targets: [q_prj]\n", "q_prj"), ("lerning_rate: 1\n", "lerning_rate"),
-        ("early_stopping: {patience: 1}\n", "validation split")] {
+    for (keys, part) in [
+        ("rank: 0\n", "rank"),
+        ("rank: 1000000\n", "rank"),
+        ("targets: [q_prj]\n", "q_prj"),
+        ("lerning_rate: 1\n", "lerning_rate"),
+        ("early_stopping: {patience: 1}\n", "validation split"),
+    ] {
         let told = refused(&refit, "good", keys);
         assert!(told.contains(part), "{told}");
     }
-    let told = refused(&refit, "good", "learning_rate: 0.99\nmax_gradient_norm: 1.0e+30\nschedule: constant\nepochs: 200\nwarmup: 0\n");
+    let told = refused(&refit, "good", "alpha: 1.0e+30\n");
     assert!(told.contains("the loss is") && told.contains("lower learning_rate"), "{told}");
 }
 
@@ -213,7 +241,10 @@ fn a_full_disk_and_a_kill_leave_a_training_that_goes_on_as_if_nothing_had_been()
         std::thread::sleep(Duration::from_millis(5));
     }
     let id = refit.run(&["tune", "status", "--json"]).expect(0).json();
-    let running = id.as_array().expect("jobs").iter().find(|job| job["status"] == "running").expect("it runs")["id"].as_str().expect("an id").to_string();
+    let running = id.as_array().expect("jobs").iter().find(|job| job["status"] == "running").expect("it runs")["id"]
+        .as_str()
+        .expect("an id")
+        .to_string();
     for pid in workers(&running) {
         kill_process(Pid::from_raw(pid as i32).expect("a process"), Signal::KILL).expect("the worker is there");
     }

@@ -253,7 +253,7 @@ fn every_kind_of_adapter_resumes_on_the_same_curve() {
 fn a_validation_that_falls_no_more_ends_the_training_and_the_best_is_kept() {
     let model = model_or_skip!("a_validation_that_falls_no_more_ends_the_training_and_the_best_is_kept");
     // A learning rate that ruins the model: the first validations are the best ones.
-    let keys = "learning_rate: 0.05\nschedule: constant\nvalidate_every: 1\nearly_stopping: {patience: 2}\n";
+    let keys = "learning_rate: 0.05\nschedule: constant\nwarmup_steps: 0\nvalidate_every: 1\nearly_stopping: {patience: 2}\n";
     let mut recipe = recipe(keys);
     recipe.max_steps = Some(12);
     recipe.epochs = 12;

@@ -21,7 +21,8 @@ pub(super) fn check(dataset: &Dataset) -> Result<(), Failure> {
     for split in dataset.split_names().filter(|split| *split != TRAIN) {
         for sample in dataset.part(Some(split))? {
             if let Some(twin) = learned.get(&normalise(&sample.text())) {
-                let problem = format!("it is in the {split} split and asks what sample {twin} of the train split asks: it would prove nothing");
+                let problem =
+                    format!("it is in the {split} split and asks what sample {twin} of the train split asks: it would prove nothing");
                 return Err(TuningError::Example { sample: sample.id.clone(), problem }.into());
             }
         }
