@@ -1,7 +1,10 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors` with keys
-//! `base_model.model.<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank). Never pickle.
+//! `base_model.model.<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), with DoRA `.lora_magnitude_vector` (out)
+//! beside them. Never pickle.
 
 use super::kernel::low_rank::Precision;
+use super::nn::adapted::Extras;
+use super::nn::dropout::Dropout;
 use super::nn::linear::Lora;
 use super::nn::slices::with_slice;
 use super::packed_adapter::PackedAdapter;
@@ -13,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 const KEY_PREFIX: &str = "base_model.model.";
+const MAGNITUDE: &str = ".lora_magnitude_vector";
 const MAX_RANK: usize = 512;
 
 /// A linear layer that an adapter can be put on.
@@ -89,6 +93,18 @@ impl AdapterConfig {
         }
     }
 
+    /// The same with alpha / √r as the scale, and with DoRA's magnitudes.
+    pub fn with(mut self, rslora: bool, dora: bool) -> Self {
+        self.use_rslora = rslora;
+        self.extra.insert("use_dora".into(), dora.into());
+        self
+    }
+
+    /// Whether it has DoRA's magnitudes.
+    pub fn is_dora(&self) -> bool {
+        self.extra.get("use_dora") == Some(&Value::Bool(true))
+    }
+
     /// Factor on the low-rank update.
     pub fn scale(&self) -> f32 {
         if self.use_rslora { self.lora_alpha / (self.r as f32).sqrt() } else { self.lora_alpha / self.r as f32 }
@@ -118,7 +134,6 @@ impl AdapterConfig {
             })
         };
         let unsupported = [
-            "use_dora",
             "lora_bias",
             "modules_to_save",
             "trainable_token_indices",
@@ -134,19 +149,54 @@ impl AdapterConfig {
     }
 }
 
+/// DoRA's part of a module.
+#[derive(Debug, Clone)]
+struct Magnitude {
+    /// Length that each output's weights have, (out).
+    vector: Tensor,
+    /// Length that they would have without it; known where the base model is.
+    norms: Option<Vec<f32>>,
+}
+
 /// A loaded adapter: one low-rank pair for each adapted module path.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// Its configuration.
     pub config: AdapterConfig,
     loras: HashMap<String, Lora>,
+    magnitudes: HashMap<String, Magnitude>,
+    dropout: Option<Dropout>,
     packed: OnceLock<Arc<PackedAdapter>>,
 }
 
 impl Adapter {
     /// An adapter from pairs that exist already (training).
     pub fn new(config: AdapterConfig, loras: HashMap<String, Lora>) -> Self {
-        Adapter { config, loras, packed: OnceLock::new() }
+        Adapter { config, loras, magnitudes: HashMap::new(), dropout: None, packed: OnceLock::new() }
+    }
+
+    /// The same with DoRA's magnitudes (out) by module path.
+    pub fn with_magnitudes(self, magnitudes: HashMap<String, Tensor>) -> Self {
+        let magnitudes = magnitudes.into_iter().map(|(path, vector)| (path, Magnitude { vector, norms: None }));
+        Adapter { magnitudes: magnitudes.collect(), ..self }
+    }
+
+    /// The same tensors with dropout on the adapter's inputs, for one forward pass of a training.
+    pub fn with_dropout(&self, dropout: Dropout) -> Self {
+        Adapter { dropout: Some(dropout), ..self.clone() }
+    }
+
+    /// Learns the length of every row of the updated weights from the base model, which serving a DoRA adapter needs.
+    ///
+    /// # Errors
+    /// What `norms` says.
+    pub(super) fn know_base(&mut self, norms: impl Fn(&str, &Lora) -> Result<Option<Vec<f32>>, EngineError>) -> Result<(), EngineError> {
+        for (path, magnitude) in &mut self.magnitudes {
+            if let Some(lora) = self.loras.get(path) {
+                magnitude.norms = norms(path, lora)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads an adapter and checks it against the modules of the base model.
@@ -157,36 +207,52 @@ impl Adapter {
         adapter_check::files(config, weights)?;
         let config: AdapterConfig =
             serde_json::from_slice(config).map_err(|error| EngineError::Adapter(format!("adapter_config.json: {error}")))?;
-        config.check()?;
         let tensors = safetensors::SafeTensors::deserialize(weights)
             .map_err(|error| EngineError::Adapter(format!("adapter_model.safetensors: {error}")))?;
+        Self::from_tensors(config, tensors.tensors(), targets)
+    }
+
+    /// An adapter of a checked configuration from its tensors.
+    ///
+    /// # Errors
+    /// As [`Adapter::load`].
+    pub(super) fn from_tensors<'a>(
+        config: AdapterConfig,
+        tensors: impl IntoIterator<Item = (String, safetensors::tensor::TensorView<'a>)>,
+        targets: &[LoraTarget],
+    ) -> Result<Self, EngineError> {
+        config.check()?;
         let known: HashMap<&str, &LoraTarget> = targets.iter().map(|target| (target.path.as_str(), target)).collect();
-        let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
-        for (key, view) in tensors.tensors() {
-            let (path, half) = split_key(&key)?;
+        let mut found: BTreeMap<String, [Option<Tensor>; 3]> = BTreeMap::new();
+        for (key, view) in tensors {
+            let (path, part) = split_key(&key)?;
             let target = known.get(path).ok_or_else(|| EngineError::Adapter(format!("tensor {key}: the model has no module {path}")))?;
-            let expected = if half == 0 { [config.r, target.inputs] } else { [target.outputs, config.r] };
+            let expected = [vec![config.r, target.inputs], vec![target.outputs, config.r], vec![target.outputs]][part].clone();
             if view.shape() != expected {
                 return Err(EngineError::Adapter(format!(
                     "tensor {key} has shape {:?}, this model and rank ask for {expected:?}",
                     view.shape()
                 )));
             }
-            halves.entry(path.to_string()).or_default()[half] = Some(to_f32(&key, &view)?);
+            found.entry(path.to_string()).or_default()[part] = Some(to_f32(&key, &view)?);
         }
-        adapter_check::modules(&config, targets, &halves.keys().map(String::as_str).collect())?;
-        let scale = config.scale();
-        let mut loras = HashMap::new();
-        for (path, [a, b]) in halves {
+        adapter_check::modules(&config, targets, &found.keys().map(String::as_str).collect())?;
+        let (mut loras, mut magnitudes) = (HashMap::new(), HashMap::new());
+        for (path, [a, b, magnitude]) in found {
             let (Some(a), Some(b)) = (a, b) else {
                 return Err(EngineError::Adapter(format!("module {path} has only one of lora_A and lora_B")));
             };
-            loras.insert(path, Lora { a, b, scale });
+            if magnitude.is_some() != config.is_dora() {
+                let has = if magnitude.is_some() { "has a" } else { "has no" };
+                return Err(EngineError::Adapter(format!("module {path} {has} lora_magnitude_vector, use_dora is {}", config.is_dora())));
+            }
+            magnitudes.extend(magnitude.map(|vector| (path.clone(), vector)));
+            loras.insert(path, Lora { a, b, scale: config.scale() });
         }
         if loras.is_empty() {
             return Err(EngineError::Adapter("adapter_model.safetensors holds no LoRA tensors".into()));
         }
-        Ok(Adapter::new(config, loras))
+        Ok(Adapter::new(config, loras).with_magnitudes(magnitudes))
     }
 
     /// The same adapter for serving alone: its values packed in the given precision, and the tensors dropped.
@@ -195,7 +261,7 @@ impl Adapter {
     /// [`EngineError::Tensor`] when a tensor cannot be read.
     pub fn for_serving(self, targets: &[LoraTarget], precision: Precision) -> Result<Self, EngineError> {
         let packed = Arc::new(PackedAdapter::new(&self, targets, precision)?);
-        Ok(Adapter { config: self.config, loras: HashMap::new(), packed: OnceLock::from(packed) })
+        Ok(Adapter { packed: OnceLock::from(packed), ..Adapter::new(self.config, HashMap::new()) })
     }
 
     /// The packed values; made of the tensors in full precision where the adapter was not packed before.
@@ -210,10 +276,12 @@ impl Adapter {
         Ok(self.packed.get_or_init(|| packed).clone())
     }
 
-    /// The same adapter with tensors that no graph is built from, to measure a model that is being trained.
+    /// The same adapter with tensors that no graph is built from and without dropout, to measure a model that is being trained.
     pub fn detached(&self) -> Self {
         let detach = |lora: &Lora| Lora { a: lora.a.detach(), b: lora.b.detach(), scale: lora.scale };
-        Adapter::new(self.config.clone(), self.loras.iter().map(|(path, lora)| (path.clone(), detach(lora))).collect())
+        let loras = self.loras.iter().map(|(path, lora)| (path.clone(), detach(lora))).collect();
+        let magnitudes = self.magnitudes.iter().map(|(path, magnitude)| (path.clone(), magnitude.vector.detach())).collect();
+        Adapter::new(self.config.clone(), loras).with_magnitudes(magnitudes)
     }
 
     /// The pair of a module path, if it is adapted.
@@ -221,18 +289,31 @@ impl Adapter {
         self.loras.get(path)
     }
 
+    /// What a module has beside its pair.
+    pub fn extras(&self, path: &str) -> Extras<'_> {
+        let magnitude = self.magnitudes.get(path).map(|magnitude| &magnitude.vector);
+        Extras { dropout: self.dropout.map(|dropout| dropout.of_module(path)), magnitude }
+    }
+
+    /// DoRA's factor on every output of a module, (out); none where it has none.
+    ///
+    /// # Errors
+    /// When the adapter was not read for a model that serves.
+    pub(super) fn gains(&self, path: &str) -> candle_core::Result<Option<Vec<f32>>> {
+        let Some(Magnitude { vector, norms }) = self.magnitudes.get(path) else { return Ok(None) };
+        let Some(norms) = norms else {
+            candle_core::bail!("the lengths of the rows of {path} are not known: no model to serve read this adapter")
+        };
+        let gain = |(m, norm): (f32, &f32)| m / norm.max(f32::MIN_POSITIVE);
+        Ok(Some(vector.to_vec1::<f32>()?.into_iter().zip(norms).map(gain).collect()))
+    }
+
     /// `adapter_model.safetensors`: tensors sorted by key, f32, one `metadata` entry in the header.
     ///
     /// # Errors
     /// [`EngineError::Tensor`] when a tensor cannot be read.
     pub fn to_safetensors(&self, metadata: Option<(&str, &str)>) -> Result<Vec<u8>, EngineError> {
-        let mut buffers = BTreeMap::new();
-        for (path, lora) in &self.loras {
-            for (half, tensor) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
-                let bytes: Vec<u8> = tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
-                buffers.insert(format!("{KEY_PREFIX}{path}.{half}.weight"), (tensor.dims().to_vec(), bytes));
-            }
-        }
+        let buffers = self.buffers()?;
         let mut views = Vec::new();
         for (key, (shape, bytes)) in &buffers {
             let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
@@ -241,6 +322,24 @@ impl Adapter {
         // A single metadata entry at most: with more, the header's bytes (and so the digest) would depend on the map's order.
         safetensors::serialize(views, metadata.map(|(key, value)| HashMap::from([(key.to_string(), value.to_string())])))
             .map_err(unwritable)
+    }
+
+    /// Every tensor by its key: its shape and its bytes, f32.
+    ///
+    /// # Errors
+    /// [`EngineError::Tensor`] when a tensor cannot be read.
+    pub(super) fn buffers(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>, EngineError> {
+        let halves = self
+            .loras
+            .iter()
+            .flat_map(|(path, lora)| [(format!("{path}.lora_A.weight"), &lora.a), (format!("{path}.lora_B.weight"), &lora.b)]);
+        let magnitudes = self.magnitudes.iter().map(|(path, magnitude)| (format!("{path}{MAGNITUDE}"), &magnitude.vector));
+        let mut buffers = BTreeMap::new();
+        for (key, tensor) in halves.chain(magnitudes) {
+            let bytes: Vec<u8> = tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
+            buffers.insert(format!("{KEY_PREFIX}{key}"), (tensor.dims().to_vec(), bytes));
+        }
+        Ok(buffers)
     }
 
     /// `adapter_config.json`.
@@ -253,12 +352,12 @@ fn unwritable(error: safetensors::SafeTensorError) -> EngineError {
     EngineError::Adapter(error.to_string())
 }
 
-/// Module path, and 0 for lora_A or 1 for lora_B.
+/// Module path, and 0 for lora_A, 1 for lora_B or 2 for the magnitudes (which PEFT writes without `.weight`).
 fn split_key(key: &str) -> Result<(&str, usize), EngineError> {
     let inner = key.strip_prefix(KEY_PREFIX);
-    let a = inner.and_then(|key| key.strip_suffix(".lora_A.weight")).map(|path| (path, 0));
-    let b = inner.and_then(|key| key.strip_suffix(".lora_B.weight")).map(|path| (path, 1));
-    a.or(b).ok_or_else(|| EngineError::Adapter(format!("tensor {key} is not named {KEY_PREFIX}<module>.lora_A.weight or .lora_B.weight")))
+    let parts = [(".lora_A.weight", 0), (".lora_B.weight", 1), (MAGNITUDE, 2), (".lora_magnitude_vector.weight", 2)];
+    let found = parts.iter().find_map(|(end, part)| Some((inner?.strip_suffix(end)?, *part)));
+    found.ok_or_else(|| EngineError::Adapter(format!("tensor {key} is not named {KEY_PREFIX}<module>.lora_A.weight or .lora_B.weight")))
 }
 
 fn to_f32(key: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor, EngineError> {

@@ -103,6 +103,16 @@ impl Head {
         self.config.dimensions
     }
 
+    /// Weights (labels, dimensions), row by row.
+    pub fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
+    /// Biases (labels).
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// Trained values.
     pub fn parameters(&self) -> usize {
         self.weight.len() + self.bias.len()

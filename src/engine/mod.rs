@@ -8,6 +8,7 @@ pub mod adapter;
 mod adapter_check;
 pub mod arch;
 pub mod chat_template;
+pub mod classifier;
 pub mod detokenizer;
 pub mod encoder;
 pub mod error;
@@ -37,6 +38,7 @@ pub mod tools;
 
 pub use adapter::Adapter;
 pub use arch::Purpose;
+pub use classifier::Classifier;
 pub use encoder::{Embedder, Encoder};
 pub use error::EngineError;
 pub use head::Head;

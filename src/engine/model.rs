@@ -4,6 +4,7 @@ use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
 use super::arch::{self, Decoder, Purpose};
 use super::chat_template::{ChatMessage, ChatTemplate};
+use super::classifier::Classifier;
 use super::folder::Folder;
 use super::gguf::Gguf;
 use super::kernel::low_rank::Precision;
@@ -11,6 +12,7 @@ use super::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Used when a model brings no template: the ChatML layout.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}\
@@ -30,6 +32,15 @@ pub struct Model {
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     template: ChatTemplate,
+}
+
+/// A part of a conversation as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// Its ids.
+    pub tokens: Vec<u32>,
+    /// Which message of the assistant it is; none for what stands between.
+    pub said: Option<usize>,
 }
 
 impl Model {
@@ -77,37 +88,45 @@ impl Model {
     /// # Errors
     /// As [`Model::prompt_tokens`].
     pub fn prompt_tokens_with_tools(&self, messages: &[ChatMessage], tools: &[Value]) -> Result<Vec<u32>, EngineError> {
-        let tools =
-            tools.iter().map(|tool| serde_json::from_str(&self.tokenizer.without_control(&tool.to_string())).unwrap_or(Value::Null));
-        let tools: Vec<Value> = tools.collect();
+        let tools = self.contained_tools(tools);
         self.tokenizer.encode_prompt(&self.template.render_with_tools(&self.contained(messages), &tools, true)?)
     }
 
-    /// Token ids of a conversation that ends with an assistant message, and how many of them are the prompt: the same ids that
-    /// serving sees up to there, so that training and serving cannot drift apart.
+    /// Token ids of a conversation up to the last of some messages of the assistant, cut into those messages and what stands between them.
+    /// Up to the first of them the ids are those that serving sees, so that training and serving cannot drift apart.
     ///
     /// # Errors
-    /// As [`Model::prompt_tokens`].
-    pub fn example_tokens(&self, prompt: &[ChatMessage], completion: &str) -> Result<(Vec<u32>, usize), EngineError> {
-        let mut whole = self.contained(prompt);
-        let opened = self.template.render(&whole, true)?;
-        whole.push(ChatMessage::new("assistant", self.tokenizer.without_control(completion)));
-        let closed = self.template.render(&whole, false)?;
-        let Some(answer) = closed.strip_prefix(&opened) else {
-            return Err(EngineError::Template("it does not render an assistant's turn as the opened prompt plus the answer".into()));
-        };
-        let mut ids = self.tokenizer.encode_prompt(&opened)?;
-        let prompt_length = ids.len();
-        let answer = self.tokenizer.encode(answer)?;
-        // What follows the end-of-turn token (a line break in most templates) is never generated.
-        let end = answer.iter().position(|id| self.tokenizer.is_end(*id)).map_or(answer.len(), |at| at + 1);
-        ids.extend_from_slice(&answer[..end]);
-        Ok((ids, prompt_length))
+    /// As [`Model::prompt_tokens`], also when the template renders what was said earlier differently later on.
+    pub fn turn_tokens(&self, messages: &[ChatMessage], tools: &[Value], said: &[usize]) -> Result<Vec<Turn>, EngineError> {
+        let (messages, tools) = (self.contained(messages), self.contained_tools(tools));
+        let (mut done, mut rest, mut turns) = (String::new(), Vec::new(), Vec::new());
+        for index in said {
+            let opened = self.template.render_with_tools(&messages[..*index], &tools, true)?;
+            let closed = self.template.render_with_tools(&messages[..=*index], &tools, false)?;
+            let (Some(between), Some(answer)) = (opened.strip_prefix(&done), closed.strip_prefix(&opened)) else {
+                return Err(EngineError::Template("it does not render an assistant's turn as the opened prompt plus the answer".into()));
+            };
+            let mut tokens = std::mem::take(&mut rest);
+            tokens.extend(if turns.is_empty() { self.tokenizer.encode_prompt(between)? } else { self.tokenizer.encode(between)? });
+            turns.push(Turn { tokens, said: None });
+            let mut answer = self.tokenizer.encode(answer)?;
+            // What follows the end-of-turn token (a line break in most templates) is never generated.
+            let end = answer.iter().position(|id| self.tokenizer.is_end(*id)).map_or(answer.len(), |at| at + 1);
+            rest = answer.split_off(end);
+            turns.push(Turn { tokens: answer, said: Some(*index) });
+            done = closed;
+        }
+        Ok(turns)
     }
 
     /// The messages with every control token in their text made harmless.
     fn contained(&self, messages: &[ChatMessage]) -> Vec<ChatMessage> {
         messages.iter().map(|message| message.map_texts(|text| self.tokenizer.without_control(text))).collect()
+    }
+
+    fn contained_tools(&self, tools: &[Value]) -> Vec<Value> {
+        let contained = |tool: &Value| serde_json::from_str(&self.tokenizer.without_control(&tool.to_string())).unwrap_or(Value::Null);
+        tools.iter().map(contained).collect()
     }
 
     /// Reads an adapter for this model.
@@ -123,7 +142,27 @@ impl Model {
     /// # Errors
     /// [`EngineError::Adapter`] when it does not fit.
     pub fn serving_adapter(&self, config: &[u8], weights: &[u8], precision: Precision) -> Result<Adapter, EngineError> {
-        self.adapter(config, weights)?.for_serving(&self.decoder.lora_targets(), precision)
+        self.for_serving(self.adapter(config, weights)?, precision)
+    }
+
+    /// Reads a classifier for this model that will only serve.
+    ///
+    /// # Errors
+    /// [`EngineError::Adapter`] when it does not fit.
+    pub fn serving_classifier(&self, config: &[u8], weights: &[u8], precision: Precision) -> Result<Classifier, EngineError> {
+        let targets = self.decoder.lora_targets();
+        let Classifier { head, adapter } = Classifier::load(config, weights, &targets)?;
+        let hidden = self.decoder.config().hidden;
+        if head.dimensions() != hidden {
+            return Err(EngineError::Adapter(format!("the head reads {} dimensions, the model has {hidden}", head.dimensions())));
+        }
+        let adapter = adapter.map(|adapter| self.for_serving(Arc::unwrap_or_clone(adapter), precision)).transpose()?.map(Arc::new);
+        Ok(Classifier { head, adapter })
+    }
+
+    fn for_serving(&self, mut adapter: Adapter, precision: Precision) -> Result<Adapter, EngineError> {
+        adapter.know_base(|path, lora| self.decoder.row_norms(path, lora))?;
+        adapter.for_serving(&self.decoder.lora_targets(), precision)
     }
 
     /// Modules that can be adapted.

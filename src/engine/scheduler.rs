@@ -242,7 +242,23 @@ impl Worker {
                 complete.push((*member, segment.rows.end - 1));
             }
         }
-        self.sample(&hidden, &complete)
+        let (read, complete): (Vec<_>, Vec<_>) = complete.into_iter().partition(|(member, _)| self.running[*member].reads_only);
+        // Whoever is done leaves after the others have their tokens: places in the batch must not move before.
+        let finished = self.tell(&hidden, &read)?;
+        self.sample(&hidden, &complete, finished)
+    }
+
+    /// Gives those who only read the hidden states of their last rows; says who is finished.
+    fn tell(&mut self, hidden: &Tensor, read: &[(usize, usize)]) -> Result<Vec<bool>, EngineError> {
+        let mut finished = vec![false; self.running.len()];
+        let width = hidden.dim(1)?;
+        with_slice(hidden, |hidden| {
+            for (member, row) in read {
+                self.running[*member].tell(&hidden[row * width..(row + 1) * width]);
+                finished[*member] = true;
+            }
+        })?;
+        Ok(finished)
     }
 
     /// Rows of the next step: one for each decoding sequence, and prompt chunks up to a budget, handed out in the order of admission.
@@ -281,8 +297,10 @@ impl Worker {
         ranges
     }
 
-    fn sample(&mut self, hidden: &Tensor, complete: &[(usize, usize)]) -> Result<(), EngineError> {
+    /// Chooses a token for each complete sequence, and takes the finished ones out of the batch.
+    fn sample(&mut self, hidden: &Tensor, complete: &[(usize, usize)], told: Vec<bool>) -> Result<(), EngineError> {
         if complete.is_empty() {
+            self.retire(&told);
             return Ok(());
         }
         let rows: Vec<u32> = complete.iter().map(|(_, row)| *row as u32).collect();
@@ -295,12 +313,13 @@ impl Worker {
         }
         let tokenizer = &self.model.tokenizer;
         let running = &mut self.running;
-        let finished = with_slice(&logits, |logits| {
+        let sampled = with_slice(&logits, |logits| {
             let choose = |(sequence, row): (&mut Sequence, &Option<usize>)| {
                 row.is_some_and(|row| !sequence.advance(&logits[row * vocabulary..(row + 1) * vocabulary], tokenizer))
             };
             running.par_iter_mut().zip(&rows).with_max_len(1).map(choose).collect::<Vec<bool>>()
         })?;
+        let finished: Vec<bool> = told.iter().zip(sampled).map(|(told, sampled)| *told || sampled).collect();
         self.retire(&finished);
         Ok(())
     }

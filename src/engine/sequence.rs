@@ -32,6 +32,8 @@ pub struct Generate {
     pub stop: Vec<String>,
     /// Report log probabilities, with so many of the likeliest tokens beside each.
     pub logprobs: Option<usize>,
+    /// Report the hidden state of the prompt's last token, and generate nothing.
+    pub reads_only: bool,
     /// Where events go. When the receiver is dropped the request is cancelled.
     pub events: UnboundedSender<Event>,
 }
@@ -48,6 +50,7 @@ impl Generate {
             max_tokens: usize::MAX,
             stop: Vec::new(),
             logprobs: None,
+            reads_only: false,
             events,
         }
     }
@@ -60,6 +63,8 @@ pub enum Event {
     Logprobs(Vec<TokenLogprob>),
     /// New text, whole UTF-8 characters.
     Text(String),
+    /// The hidden state (hidden) of the prompt's last token, where nothing is generated.
+    Hidden(Vec<f32>),
     /// The end.
     Done(Finish),
     /// It failed.
@@ -103,6 +108,7 @@ pub(super) struct Sequence {
     /// Bytes of text that were sent.
     sent: usize,
     logprobs: Option<usize>,
+    pub(super) reads_only: bool,
     /// Log probabilities of tokens that were not sent, and where in the text each begins.
     unsent: VecDeque<(usize, TokenLogprob)>,
     events: UnboundedSender<Event>,
@@ -128,6 +134,7 @@ impl Sequence {
             held: String::new(),
             sent: 0,
             logprobs: request.logprobs,
+            reads_only: request.reads_only,
             unsent: VecDeque::new(),
             events: request.events,
             accepted,
@@ -153,6 +160,13 @@ impl Sequence {
 
     pub(super) fn fail(&self, error: EngineError) {
         let _ = self.events.send(Event::Failed(error));
+    }
+
+    /// Reports the hidden state of the prompt's last token, and ends.
+    pub(super) fn tell(&mut self, hidden: &[f32]) {
+        self.first_token_ms = self.accepted.elapsed().as_secs_f64() * 1e3;
+        let _ = self.events.send(Event::Hidden(hidden.to_vec()));
+        self.done("stop");
     }
 
     /// Takes the logits of the last token; samples, emits text and returns whether the sequence goes on.

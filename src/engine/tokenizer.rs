@@ -125,9 +125,12 @@ impl Tokenizer {
     /// The tokenizer as `tokenizer.json`, which other programs read.
     ///
     /// # Errors
-    /// [`EngineError::Template`] when the library cannot write it.
+    /// [`EngineError::Template`] when the library cannot write it, [`EngineError::Unsupported`] for a vocabulary of scored pieces.
     pub fn to_json(&self) -> Result<String, EngineError> {
-        self.inner.to_string(false).map_err(|error| EngineError::Template(error.to_string()))
+        match &self.inner {
+            Inner::Library(library) => library.to_string(false).map_err(|error| EngineError::Template(error.to_string())),
+            Inner::Pieces(_) => Err(EngineError::Unsupported("a vocabulary of scored pieces is not written as tokenizer.json".into())),
+        }
     }
 
     /// Text of token ids. Bytes that are no UTF-8 (yet) come out as U+FFFD.

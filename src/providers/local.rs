@@ -10,7 +10,7 @@ mod loaded;
 mod reply;
 
 use self::ask::{Asked, wrong};
-use self::classify::Classifier;
+use self::classify::Kind;
 use self::loaded::Loaded;
 use self::reply::Replying;
 use super::{Call, EmbedCall, ModelInfo, PieceStream, Provider, ProviderError, Reply};
@@ -19,7 +19,7 @@ use crate::engine::chat_template::ChatMessage;
 use crate::engine::kernel::low_rank::Precision;
 use crate::engine::scheduler::EngineOptions;
 use crate::engine::sequence::Generate;
-use crate::engine::{Adapter, Embedder, Encoder, Engine, Model, Purpose};
+use crate::engine::{Adapter, Classifier, Embedder, Encoder, Engine, Model, Purpose};
 use crate::models::{Files, open};
 use crate::store::{Store, adapters, models};
 use crate::types::blocking::blocking;
@@ -43,8 +43,10 @@ struct Shared {
     engines: Loaded<Pinned>,
     encoders: Loaded<Encoder>,
     adapters: Loaded<Bound>,
-    /// Adapters that are heads, and those that are known not to be.
-    classifiers: Loaded<Option<Classifier>>,
+    /// Adapters that answer with labels, and those that are known not to.
+    kinds: Loaded<Option<Kind>>,
+    /// Those of them that are on chat models.
+    classifiers: Loaded<Classifier>,
 }
 
 /// An engine and the digest of the file it runs.
@@ -64,8 +66,8 @@ impl Local {
     pub fn open(store: Store, config: LocalConfig) -> Self {
         let (models, adapters) = (config.max_models, config.max_adapters);
         let (engines, encoders) = (Loaded::new(models), Loaded::new(models));
-        let (adapters, classifiers) = (Loaded::new(adapters), Loaded::new(adapters));
-        Local { shared: Arc::new(Shared { store, config, engines, encoders, adapters, classifiers }) }
+        let (kinds, classifiers, adapters) = (Loaded::new(adapters), Loaded::new(adapters), Loaded::new(adapters));
+        Local { shared: Arc::new(Shared { store, config, engines, encoders, adapters, kinds, classifiers }) }
     }
 
     /// What the name of a model stands for: the pinned file, or the one that has the name now.
@@ -208,8 +210,8 @@ impl Provider for Local {
 
     fn count_tokens(&self, call: Call) -> BoxFuture<'_, Result<u64, ProviderError>> {
         Box::pin(async move {
-            if let Some((tokens, _, _)) = self.classifiable(&call).await.map_err(provider_error)? {
-                return Ok(tokens.len() as u64);
+            if let Some(reading) = self.classifiable(&call).await.map_err(provider_error)? {
+                return Ok(reading.tokens.len() as u64);
             }
             let engine = self.engine(&call.model, call.model_digest).await.map_err(provider_error)?;
             let counted = blocking(move || {

@@ -2,8 +2,8 @@
 //! A run that was killed continues from the newest one with the identical curve.
 
 use super::TuningError;
+use super::objective::Metrics;
 use super::optimizer::AdamW;
-use crate::engine::Adapter;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -23,10 +23,25 @@ pub struct Position {
     pub trained_tokens: u64,
     /// Training loss of every step so far.
     pub losses: Vec<f32>,
+    /// What was told beside the loss of every step, where the objective tells something.
+    #[serde(default)]
+    pub metrics: Vec<Metrics>,
     /// (step, loss) of every validation so far.
     pub validations: Vec<(usize, f32)>,
+    /// What was told beside each of them.
+    #[serde(default)]
+    pub validation_metrics: Vec<Metrics>,
     /// Lowest validation loss so far.
     pub best: Option<f32>,
+}
+
+impl Position {
+    /// What was told beside the lowest validation loss, or beside the last loss where there was no validation.
+    pub fn told(&self) -> Metrics {
+        let lowest = self.validations.iter().position(|(_, loss)| Some(*loss) == self.best);
+        let beside = lowest.and_then(|at| self.validation_metrics.get(at)).or(self.metrics.last());
+        beside.cloned().unwrap_or_default()
+    }
 }
 
 /// A checkpoint on disk.
@@ -35,9 +50,9 @@ pub struct Checkpoint {
     pub position: Position,
     /// Optimiser state.
     pub optimizer: AdamW,
-    /// `adapter_config.json`.
+    /// Configuration of what is trained, as it is stored.
     pub config: Vec<u8>,
-    /// `adapter_model.safetensors`.
+    /// Its weights.
     pub weights: Vec<u8>,
     /// Weights at the lowest validation loss, when there was one.
     pub best: Option<Vec<u8>>,
@@ -52,7 +67,7 @@ impl Checkpoint {
         directory: &Path,
         position: &Position,
         optimizer: &AdamW,
-        adapter: &Adapter,
+        (config, weights): (&[u8], &[u8]),
         best: Option<&[u8]>,
     ) -> Result<(), TuningError> {
         let place = directory.join(format!("checkpoint-{:06}", position.step));
@@ -66,8 +81,8 @@ impl Checkpoint {
             std::io::Write::write_all(&mut file, bytes)?;
             file.sync_all()
         };
-        write("adapter_config.json", &adapter.to_config_json()).map_err(failed)?;
-        write("adapter_model.safetensors", &adapter.to_safetensors(None)?).map_err(failed)?;
+        write("adapter_config.json", config).map_err(failed)?;
+        write("adapter_model.safetensors", weights).map_err(failed)?;
         write("optimizer.safetensors", &moments(optimizer, &place)?).map_err(failed)?;
         if let Some(best) = best {
             write("best.safetensors", best).map_err(failed)?;

@@ -31,8 +31,8 @@ pub enum TuningError {
         /// What is wrong.
         problem: String,
     },
-    /// The loss is no number any more.
-    #[error("the loss is {loss} at step {step}")]
+    /// The loss is no number any more. A job keeps the message alone, so it says the way out itself.
+    #[error("the loss is {loss} at step {step}: lower learning_rate, or raise warmup")]
     Diverged {
         /// Step.
         step: usize,
@@ -77,7 +77,6 @@ impl Coded for TuningError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            TuningError::Diverged { .. } => Some("lower learning_rate, or raise warmup".into()),
             TuningError::Checkpoint { .. } => Some("check the free space of --data-dir; the job can be resumed".into()),
             _ => None,
         }

@@ -1,6 +1,7 @@
 //! What a training will take, told before it begins: examples and tokens as its tokenizer counts them, steps, trained values, and memory by the
 //! sizes that the model file's header names. No weights are read.
 
+use super::plan::Plan;
 use super::{Conversation, Data, Recipe, TuningError};
 use crate::engine::chat_template::{ChatMessage, ChatTemplate};
 use crate::engine::gguf::Gguf;
@@ -117,15 +118,18 @@ pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<E
         let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
         let messages = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
         let mut messages = messages.map_err(|error| wrong(error.to_string()))?;
-        messages.push(ChatMessage::new("assistant", conversation.completion.as_str()));
+        messages.push(ChatMessage::of(&conversation.answer).map_err(|error| wrong(error.to_string()))?);
         Ok(tokenizer.encode_prompt(&template.render(&messages, false)?)?.len())
     };
-    let mut lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
     let tokens: u64 = lengths.iter().map(|length| *length as u64).sum();
-    let batch_tokens: u64 = lengths.iter().take(recipe.batch_size).map(|length| *length as u64).sum();
-    let steps = recipe.steps(lengths.len());
-    let passes = steps as f64 / recipe.steps_per_epoch(lengths.len()).max(1) as f64;
+    let batch_tokens = largest_batch(recipe, &lengths);
+    let (steps, per_epoch) = (
+        Plan::new(recipe, lengths.clone()).steps(),
+        Plan::new(&Recipe { epochs: 1, max_steps: None, ..recipe.clone() }, lengths.clone()).steps(),
+    );
+    let passes = steps as f64 / per_epoch.max(1) as f64;
     let (parameters, trained_parameters) = (sizes.parameters(), sizes.trained(recipe));
     let kept = batch_tokens.saturating_mul(sizes.layers * sizes.kept() + 4 * sizes.hidden);
     let values = parameters.saturating_add(OPTIMISER * trained_parameters).saturating_add(kept);
@@ -133,7 +137,7 @@ pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<E
         examples: lengths.len(),
         validation: data.validation.len(),
         tokens,
-        longest: lengths.first().copied().unwrap_or(0),
+        longest,
         steps,
         trained_tokens: (tokens as f64 * passes) as u64,
         batch_tokens,
@@ -141,6 +145,17 @@ pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<E
         trained_parameters,
         memory_bytes: values.saturating_mul(FLOAT).saturating_add(BASE_BYTES),
     })
+}
+
+/// Tokens of the largest batch that can come.
+fn largest_batch(recipe: &Recipe, lengths: &[usize]) -> u64 {
+    let mut longest_first = lengths.to_vec();
+    longest_first.sort_unstable_by(|a, b| b.cmp(a));
+    let longest = longest_first.first().copied().unwrap_or(0);
+    match recipe.batch_tokens {
+        Some(tokens) => tokens.max(longest) as u64,
+        None => longest_first.iter().take(recipe.batch_size).map(|length| *length as u64).sum(),
+    }
 }
 
 /// The file's chat template; a system prompt that it writes by itself is a large part of short examples.
@@ -155,7 +170,7 @@ fn template(file: &Gguf, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, 
 
 /// Tokens of a conversation in a model without a template.
 fn plain(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<usize, TuningError> {
-    let mut tokens = tokenizer.encode(&conversation.completion)?.len() + TEMPLATE_TOKENS;
+    let mut tokens = tokenizer.encode(&conversation.answer.plain_text())?.len() + TEMPLATE_TOKENS;
     for message in &conversation.prompt {
         tokens += tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;
     }

@@ -1,52 +1,75 @@
-//! From conversations to labelled tokens and packed batches. Prompt tokens carry no loss; there is no padding: the examples of a
-//! batch lie behind one another, each its own sequence.
+//! From conversations to labelled tokens and packed batches. There is no padding: the examples of a batch lie behind one another, each
+//! its own sequence.
 
 use super::TuningError;
+use super::conversation::Conversation;
+use super::recipe::LossOn;
 use crate::engine::Model;
 use crate::engine::arch::Batch;
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::nn::cross_entropy::Label;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use serde::Serialize;
 
 /// One example as token ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Example {
-    /// Prompt and completion.
+    /// Prompt and answer.
     pub tokens: Vec<u32>,
-    /// Tokens of the prompt; the loss begins with the token after it.
-    pub prompt_length: usize,
+    /// Factor on the loss of predicting each of them, one a token; 0: it carries none.
+    pub weights: Vec<f32>,
 }
 
 impl Example {
-    /// Renders a conversation with the model's own chat template, exactly as serving does, and its completion.
+    /// Renders a conversation with the model's own chat template, exactly as serving does, and its answer.
     ///
     /// # Errors
-    /// [`TuningError::Example`] when the completion is empty or the whole is longer than `max_length` tokens.
-    pub fn new(model: &Model, sample: &str, (prompt, completion): (&[ChatMessage], &str), max_length: usize) -> Result<Self, TuningError> {
-        let wrong = |problem: String| TuningError::Example { sample: sample.to_string(), problem };
-        if completion.trim().is_empty() {
-            return Err(wrong("the completion is empty: there is nothing to learn".into()));
+    /// [`TuningError::Example`] when the answer is empty, no token carries loss or the whole is longer than `max_length` tokens.
+    pub fn new(model: &Model, conversation: &Conversation, loss_on: LossOn, max_length: usize) -> Result<Self, TuningError> {
+        let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
+        if conversation.answer.plain_text().trim().is_empty() && !conversation.answer.extra.contains_key("tool_calls") {
+            return Err(wrong("the answer is empty: there is nothing to learn".into()));
         }
-        let (tokens, prompt_length) = model.example_tokens(prompt, completion)?;
+        let weights = conversation.weights(loss_on)?;
+        let said: Vec<usize> = (0..weights.len()).filter(|index| weights[*index].is_some_and(|weight| weight > 0.0)).collect();
+        if said.is_empty() {
+            return Err(wrong("every weight is 0: no token carries loss".into()));
+        }
+        let messages = conversation.prompt.iter().chain([&conversation.answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
+        let messages = messages.map_err(|error| wrong(error.to_string()))?;
+        let turns = model.turn_tokens(&messages, &conversation.tools, &said).map_err(|error| wrong(error.to_string()))?;
+        let between = if loss_on == LossOn::All { 1.0 } else { 0.0 };
+        let (mut tokens, mut factors) = (Vec::new(), Vec::new());
+        for turn in turns {
+            let weight = turn.said.and_then(|index| weights[index]).unwrap_or(between);
+            factors.extend(std::iter::repeat_n(weight, turn.tokens.len()));
+            tokens.extend(turn.tokens);
+        }
         if tokens.len() > max_length {
             return Err(wrong(format!("it has {} tokens, max_length is {max_length}", tokens.len())));
         }
-        Ok(Example { tokens, prompt_length })
+        Ok(Example { tokens, weights: factors })
     }
 
-    /// Tokens that carry loss.
-    pub fn labelled(&self) -> usize {
-        self.tokens.len() - self.prompt_length
+    /// Sum of the weights of the tokens that carry loss; the first one is predicted by nothing.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().skip(1).map(|weight| f64::from(*weight)).sum()
+    }
+
+    /// Rows of a forward pass: the last token predicts nothing, so it needs none.
+    pub fn rows(&self) -> usize {
+        self.tokens.len() - 1
     }
 }
 
-/// A packed batch and its labels: row i is labelled with token i + 1 of its sequence where that is part of a completion.
+/// A packed batch and its labels: row i is labelled with token i + 1 of its sequence where that carries loss.
 pub struct Packed {
     /// Rows.
     pub batch: Batch,
     /// One entry a row.
-    pub labels: Vec<Option<u32>>,
+    pub labels: Vec<Option<Label>>,
 }
 
 impl Packed {
@@ -54,17 +77,16 @@ impl Packed {
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let (mut batch, mut labels) = (Batch::default(), Vec::new());
         for (slot, example) in examples.into_iter().enumerate() {
-            // The last token predicts nothing, so it needs no row.
-            let rows = example.tokens.len() - 1;
-            batch.push(&example.tokens[..rows], slot, 0);
-            labels.extend((0..rows).map(|row| (row + 1 >= example.prompt_length).then(|| example.tokens[row + 1])));
+            batch.push(&example.tokens[..example.rows()], slot, 0);
+            let next = example.tokens.iter().zip(&example.weights).skip(1);
+            labels.extend(next.map(|(token, weight)| (*weight > 0.0).then_some(Label { token: *token, weight: *weight })));
         }
         Packed { batch, labels }
     }
 
-    /// Rows with a label.
-    pub fn labelled(&self) -> usize {
-        self.labels.iter().flatten().count()
+    /// Sum of the labels' weights.
+    pub fn weight(&self) -> f64 {
+        self.labels.iter().flatten().map(|label| f64::from(label.weight)).sum()
     }
 }
 
@@ -80,13 +102,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_completions_are_labelled_and_sequences_stay_apart() {
-        let examples = [Example { tokens: vec![1, 2, 3, 4], prompt_length: 2 }, Example { tokens: vec![5, 6], prompt_length: 1 }];
+    fn only_what_has_weight_is_labelled_and_sequences_stay_apart() {
+        let first = Example { tokens: vec![1, 2, 3, 4], weights: vec![0.0, 0.0, 1.0, 0.5] };
+        let examples = [first, Example { tokens: vec![5, 6], weights: vec![1.0, 1.0] }];
         let packed = Packed::new(&examples);
         assert_eq!(packed.batch.tokens, [1, 2, 3, 5]);
-        assert_eq!(packed.labels, [None, Some(3), Some(4), Some(6)]);
+        let label = |token, weight| Some(Label { token, weight });
+        assert_eq!(packed.labels, [None, label(3, 1.0), label(4, 0.5), label(6, 1.0)]);
         assert_eq!(packed.batch.segments[1].rows, 3..4);
-        assert_eq!(packed.labelled(), examples.iter().map(Example::labelled).sum::<usize>());
+        assert_eq!((packed.weight(), examples.iter().map(Example::weight).sum::<f64>()), (2.5, 2.5));
     }
 
     #[test]

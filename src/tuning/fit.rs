@@ -1,29 +1,12 @@
 //! The door to this room: conversations and a model file in, an adapter out.
 
-use super::{Example, Observer, Recipe, Trained, Trainer, TuningError};
-use crate::engine::chat_template::ChatMessage;
+use super::conversation::{Conversation, Data};
+use super::example::Example;
+use super::objective::{Language, Prefer, Preference};
+use super::recipe::{LossOn, Method};
+use super::{Observer, Recipe, Trained, Trainer, TuningError, classify};
 use crate::engine::{Model, Purpose};
-use crate::types::chat::Message;
 use std::path::{Path, PathBuf};
-
-/// One thing to learn: a conversation and the answer it should get.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Conversation {
-    /// Sample it came from, named in errors.
-    pub sample: String,
-    /// Messages up to the answer, as serving would send them.
-    pub prompt: Vec<Message>,
-    /// The answer.
-    pub completion: String,
-}
-
-/// Conversations of the two splits that training sees.
-pub struct Data<'a> {
-    /// To learn.
-    pub train: &'a [Conversation],
-    /// To measure only.
-    pub validation: &'a [Conversation],
-}
 
 /// Trains an adapter, or goes on with a training that was interrupted and left its checkpoints in `directory`.
 ///
@@ -37,17 +20,66 @@ pub fn fit(
     observer: &dyn Observer,
 ) -> Result<Trained, TuningError> {
     recipe.check()?;
+    data.check(recipe)?;
     let model = Model::load(model_file, Purpose::Train)?;
-    let max_length = recipe.max_length.min(model.decoder.config().context);
-    let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
-        conversations.iter().map(|conversation| example(&model, conversation, max_length)).collect()
-    };
-    let (train, validation) = (examples(data.train)?, examples(data.validation)?);
-    Trainer { model: &model, recipe, train: &train, validation: &validation, directory }.run(observer)
+    match recipe.method {
+        Method::Lora | Method::Head => speak(&model, recipe, data, directory, observer),
+        Method::Dpo => prefer(&model, recipe, data, directory, observer),
+        Method::Classifier => classify::fit(&model, recipe, data, directory, observer),
+    }
 }
 
-fn example(model: &Model, conversation: &Conversation, max_length: usize) -> Result<Example, TuningError> {
-    let prompt = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-    let prompt = prompt.map_err(|error| TuningError::Example { sample: conversation.sample.clone(), problem: error.to_string() })?;
-    Example::new(model, &conversation.sample, (&prompt, &conversation.completion), max_length)
+impl Data<'_> {
+    /// Says what cannot be learned, before a model is loaded.
+    ///
+    /// # Errors
+    /// [`TuningError::Example`] naming the sample.
+    pub fn check(&self, recipe: &Recipe) -> Result<(), TuningError> {
+        for conversation in self.train.iter().chain(self.validation) {
+            conversation.check()?;
+            if recipe.method == Method::Dpo && conversation.rejected.is_none() {
+                let problem = "it has no answer that is not preferred (\"rejected\" in its metadata)";
+                return Err(conversation.wrong(problem.into()));
+            }
+        }
+        if recipe.method == Method::Classifier { super::head::labels(self).map(drop) } else { Ok(()) }
+    }
+}
+
+/// Tokens that an example may have.
+pub(super) fn longest(model: &Model, recipe: &Recipe) -> usize {
+    recipe.max_length.min(model.decoder.config().context)
+}
+
+fn speak(model: &Model, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, observer: &dyn Observer) -> Result<Trained, TuningError> {
+    let most = longest(model, recipe);
+    let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
+        conversations.iter().map(|conversation| Example::new(model, conversation, recipe.loss_on, most)).collect()
+    };
+    let (train, validation) = (examples(data.train)?, examples(data.validation)?);
+    let objective = Language { train: &train, validation: &validation };
+    Trainer { model, recipe, objective: &objective, head: None, directory }.run(observer)
+}
+
+fn prefer(model: &Model, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, observer: &dyn Observer) -> Result<Trained, TuningError> {
+    let most = longest(model, recipe);
+    let pairs = |conversations: &[Conversation]| -> Result<Vec<Preference>, TuningError> {
+        conversations.iter().map(|conversation| pair(model, conversation, most)).collect()
+    };
+    let (train, validation) = (pairs(data.train)?, pairs(data.validation)?);
+    let objective = Prefer::new(&train, &validation, recipe.beta);
+    Trainer { model, recipe, objective: &objective, head: None, directory }.run(observer)
+}
+
+/// Both answers of a preference as examples, all of whose answer counts once.
+fn pair(model: &Model, conversation: &Conversation, most: usize) -> Result<Preference, TuningError> {
+    let mut plain = conversation.clone();
+    plain.prompt.iter_mut().chain([&mut plain.answer]).chain(&mut plain.rejected).for_each(|message| {
+        message.extra.shift_remove("weight");
+    });
+    let chosen = Example::new(model, &plain, LossOn::Completion, most)?;
+    if let Some(rejected) = plain.rejected.take() {
+        plain.answer = rejected;
+    }
+    Ok(Preference { chosen, rejected: Example::new(model, &plain, LossOn::Completion, most)? })
 }

@@ -1,8 +1,7 @@
 //! How well a trained adapter predicts answers that it did not learn from.
 
-use super::{Conversation, Example, TuningError};
+use super::{Conversation, Example, LossOn, TuningError};
 use crate::engine::arch::Mode;
-use crate::engine::chat_template::ChatMessage;
 use crate::engine::nn::cross_entropy;
 use crate::engine::{Model, Purpose};
 use crate::tuning::example::Packed;
@@ -39,20 +38,18 @@ pub fn measure(
     let adapter = model.adapter(config, weights)?.detached();
     let max_length = max_length.min(model.decoder.config().context);
     let example = |conversation: &Conversation| -> Result<Example, TuningError> {
-        let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
-        let prompt = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-        let prompt = prompt.map_err(|error| wrong(error.to_string()))?;
-        Example::new(&model, &conversation.sample, (&prompt, &conversation.completion), max_length)
+        Example::new(&model, conversation, LossOn::Completion, max_length)
     };
     let examples = conversations.iter().map(example).collect::<Result<Vec<_>, _>>()?;
     let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
     for part in examples.chunks(BATCH) {
         let packed = Packed::new(part);
         let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
-        let (loss, labelled, hits) = cross_entropy::evaluate(&hidden, model.decoder.head()?, &packed.labels)?;
-        sum += loss;
-        tokens += labelled;
-        right += hits;
+        for row in cross_entropy::evaluate(&hidden, model.decoder.head()?, &packed.labels)? {
+            sum += row.loss;
+            tokens += 1;
+            right += usize::from(row.is_hit);
+        }
     }
     let of = tokens.max(1) as f64;
     Ok(Measured { examples: examples.len(), tokens, loss: sum / of, token_accuracy: right as f64 / of })

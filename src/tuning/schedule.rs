@@ -16,10 +16,9 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Factor on the peak learning rate for `step` (0-based) of `steps`, with the given share of warm-up.
-    pub fn factor(self, step: usize, steps: usize, warmup: f64) -> f64 {
-        let warmup_steps = (steps as f64 * warmup).ceil();
-        let step = step as f64;
+    /// Factor on the peak learning rate for `step` (0-based) of `steps`, the first `warmup` of which it rises in.
+    pub fn factor(self, step: usize, steps: usize, warmup: usize) -> f64 {
+        let (step, warmup_steps) = (step as f64, warmup as f64);
         if step < warmup_steps {
             return (step + 1.0) / (warmup_steps + 1.0);
         }
@@ -38,12 +37,12 @@ mod tests {
 
     #[test]
     fn rises_to_the_peak_and_falls_towards_zero() {
-        let factors: Vec<f64> = (0..100).map(|step| Schedule::Cosine.factor(step, 100, 0.1)).collect();
+        let factors: Vec<f64> = (0..100).map(|step| Schedule::Cosine.factor(step, 100, 10)).collect();
         assert!(factors[..10].windows(2).all(|w| w[0] < w[1]) && factors[0] > 0.0);
         assert_eq!(factors[10], 1.0);
         assert!(factors[10..].windows(2).all(|w| w[0] > w[1]) && factors[99] < 0.001);
         // Half way down, half a cosine is at one half.
-        assert!((Schedule::Cosine.factor(55, 100, 0.1) - 0.5).abs() < 1e-12);
-        assert_eq!(Schedule::Linear.factor(55, 100, 0.1), 0.5);
+        assert!((Schedule::Cosine.factor(55, 100, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(Schedule::Linear.factor(55, 100, 10), 0.5);
     }
 }

@@ -1,27 +1,30 @@
-//! The training loop: packed batches through the decoder in Train mode, loss on completions, gradients clipped, AdamW, validation,
-//! checkpoints. Everything random is a function of the recipe's seed and the step, so a resumed run is the same run.
+//! The training loop: batches through the decoder in Train mode, an [objective](super::objective) that makes them a loss, gradients
+//! clipped, AdamW, validation, checkpoints. Everything random is a function of the recipe's seed and the step, so a resumed run is the
+//! same run.
 
 use super::checkpoint::{Checkpoint, Position};
-use super::example::{Packed, epoch_order};
 use super::lora::Trainable;
+use super::objective::{Measured, Metrics, Objective, Split};
 use super::optimizer::{AdamW, Gradients};
-use super::{Example, Recipe, TuningError};
-use crate::engine::Model;
-use crate::engine::arch::Mode;
-use crate::engine::nn::cross_entropy;
+use super::plan::Plan;
+use super::{Recipe, TuningError};
+use crate::engine::nn::dropout::Dropout;
+use crate::engine::{Head, Model};
 use crate::types::Digest;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// What a step reports.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
     /// Steps done.
     pub step: usize,
     /// Steps in all.
     pub steps: usize,
-    /// Mean cross-entropy of the step's labelled tokens, in nats.
+    /// Loss of the step, nats: for a language model the mean cross-entropy of the tokens that carry loss.
     pub loss: f32,
+    /// What is told beside it: accuracies and, of preferences, rewards.
+    pub metrics: Metrics,
     /// Newest validation loss.
     pub validation_loss: Option<f32>,
     /// Learning rate of the step.
@@ -46,12 +49,14 @@ pub trait Observer {
 
 /// What comes out.
 pub struct Trained {
-    /// `adapter_config.json`.
+    /// Configuration: `adapter_config.json`, or a classifier's.
     pub config: Vec<u8>,
-    /// `adapter_model.safetensors`, at the lowest validation loss.
+    /// Weights at the lowest validation loss; without validation those of the last step.
     pub weights: Vec<u8>,
     /// Losses, validations, steps and tokens.
     pub position: Position,
+    /// Whether the validation loss ended it before its last step.
+    pub stopped_early: bool,
     /// Trained values.
     pub parameters: usize,
     /// Seconds of this process; a resumed training's earlier seconds are not in it.
@@ -60,16 +65,16 @@ pub struct Trained {
     pub tokens_per_second: f64,
 }
 
-/// A training: model, recipe and data.
+/// A training: model, recipe and what it pursues.
 pub struct Trainer<'a> {
     /// Base model.
     pub model: &'a Model,
     /// How.
     pub recipe: &'a Recipe,
-    /// Examples to learn.
-    pub train: &'a [Example],
-    /// Examples that are only measured; may be empty.
-    pub validation: &'a [Example],
+    /// What for.
+    pub objective: &'a dyn Objective,
+    /// What a classifier's head begins with.
+    pub head: Option<&'a Head>,
     /// Where checkpoints go.
     pub directory: PathBuf,
 }
@@ -81,137 +86,141 @@ impl Trainer<'_> {
     /// [`TuningError`]; after [`TuningError::Cancelled`] and [`TuningError::Checkpoint`] the training can be resumed.
     pub fn run(&self, observer: &dyn Observer) -> Result<Trained, TuningError> {
         self.recipe.check()?;
-        if self.train.is_empty() {
-            return Err(TuningError::Recipe { key: "dataset".into(), problem: "has no sample in its train split".into() });
+        let wrong = |key: &str, problem: &str| TuningError::Recipe { key: key.into(), problem: problem.into() };
+        let plan = Plan::new(self.recipe, self.objective.lengths(Split::Train));
+        if plan.steps() == 0 {
+            return Err(wrong("dataset", "has no sample in its train split"));
+        }
+        if self.recipe.early_stopping.is_some() && self.objective.lengths(Split::Validation).is_empty() {
+            return Err(wrong("early_stopping", "needs a validation split; the dataset has none"));
         }
         let mut state = self.start()?;
-        let steps = self.recipe.steps(self.train.len());
-        let began = Instant::now();
-        let tokens_before = state.position.trained_tokens;
-        while state.position.step < steps {
+        let mut speed = Speed::new(&state.position);
+        while state.position.step < plan.steps() && !self.is_enough(&state.position) {
             if observer.cancelled() {
                 self.save(&state)?;
                 return Err(TuningError::Cancelled(state.position.step));
             }
-            let (loss, learning_rate, gradient_norm) = self.step(&mut state, steps)?;
-            self.validate_if_due(&mut state, steps)?;
-            let position = &state.position;
-            let seconds = began.elapsed().as_secs_f64();
-            let speed = (position.trained_tokens - tokens_before) as f64 / seconds;
-            let tokens_per_step = position.trained_tokens as f64 / position.step as f64;
-            observer.step(&StepReport {
-                step: position.step,
-                steps,
-                loss,
-                validation_loss: position.validations.last().map(|(_, loss)| *loss),
-                learning_rate,
-                gradient_norm,
-                tokens_per_second: speed,
-                trained_tokens: position.trained_tokens,
-                seconds_left: (steps - position.step) as f64 * tokens_per_step / speed,
-            });
-            if position.step % self.recipe.checkpoint_every == 0 && position.step < steps {
+            let report = self.step(&mut state, &plan)?;
+            self.validate_if_due(&mut state, &plan)?;
+            observer.step(&speed.tell(report, &state.position));
+            let step = state.position.step;
+            if step.is_multiple_of(self.recipe.checkpoint_every) && step < plan.steps() {
                 self.save(&state)?;
             }
         }
-        let weights = match state.best {
-            Some(best) => best,
-            None => state.trainable.adapter.to_safetensors(None)?,
-        };
+        let stopped_early = state.position.step < plan.steps();
+        let (config, weights) = state.trainable.files()?;
+        let (seconds, tokens_per_second) = speed.since(&state.position);
         Ok(Trained {
-            config: state.trainable.adapter.to_config_json(),
-            weights,
+            config,
+            weights: state.best.unwrap_or(weights),
+            stopped_early,
             parameters: state.trainable.parameters(),
-            tokens_per_second: (state.position.trained_tokens - tokens_before) as f64 / began.elapsed().as_secs_f64(),
+            tokens_per_second,
             position: state.position,
-            seconds: began.elapsed().as_secs_f64(),
+            seconds,
         })
     }
 
     fn start(&self) -> Result<State, TuningError> {
-        let targets = self.model.lora_targets();
         let training = self.digest();
         if let Some(checkpoint) = Checkpoint::newest(&self.directory, &training)? {
-            let adapter = self.model.adapter(&checkpoint.config, &checkpoint.weights)?;
-            let trainable = Trainable::from_adapter(self.recipe, &targets, &adapter)?;
-            let Checkpoint { position, optimizer, best, .. } = checkpoint;
+            let Checkpoint { position, optimizer, best, config, weights } = checkpoint;
+            let trainable = Trainable::read(self.recipe, self.model, (&config, &weights))?;
             return Ok(State { trainable, optimizer, position, best });
         }
-        let trainable = Trainable::new(self.recipe, &targets)?;
+        let mut trainable = Trainable::new(self.recipe, self.model)?;
+        if let Some(head) = self.head {
+            trainable = trainable.with_head(head)?;
+        }
         let optimizer = AdamW::new(&trainable.variables);
         Ok(State { trainable, optimizer, position: Position { training, ..Position::default() }, best: None })
     }
 
     /// Names this training by everything that decides its curve.
     fn digest(&self) -> String {
-        let tokens = |examples: &[Example]| -> Vec<Vec<u32>> { examples.iter().map(|example| example.tokens.clone()).collect() };
-        let content = serde_json::json!({"recipe": self.recipe, "train": tokens(self.train), "validation": tokens(self.validation)});
-        Digest::of_json(&content).to_string()
+        Digest::of_json(&serde_json::json!({"recipe": self.recipe, "content": self.objective.content()})).to_string()
     }
 
-    fn step(&self, state: &mut State, steps: usize) -> Result<(f32, f64, f64), TuningError> {
-        let step = state.position.step;
-        let per_epoch = self.recipe.steps_per_epoch(self.train.len());
-        let order = epoch_order(self.train.len(), self.recipe.seed, step / per_epoch);
-        let size = self.recipe.batch_size * self.recipe.accumulation;
-        let chosen = order.chunks(size).nth(step % per_epoch).unwrap_or_default();
-        let packed: Vec<Packed> =
-            chosen.chunks(self.recipe.batch_size).map(|part| Packed::new(part.iter().map(|i| &self.train[*i]))).collect();
+    /// One step; its report lacks what the speed tells.
+    fn step(&self, state: &mut State, plan: &Plan) -> Result<StepReport, TuningError> {
+        let (step, steps) = (state.position.step, plan.steps());
+        let passes = plan.step(step);
         // One normaliser for all passes of the step: accumulation over 4 × 1 examples is then the same mean as 1 × 4.
-        let labelled: usize = packed.iter().map(Packed::labelled).sum();
+        let normaliser: f64 = passes.iter().map(|pass| self.objective.weight(pass)).sum();
+        let examples = passes.iter().map(Vec::len).sum::<usize>() as f64;
         let mut gradients = Gradients::zero(&state.trainable.variables);
-        let mut loss = 0.0;
-        for packed in &packed {
-            let hidden = self.model.decoder.hidden(&packed.batch, Mode::Train(&state.trainable.adapter))?;
-            let part = cross_entropy::cross_entropy(&hidden, self.model.decoder.head()?, &packed.labels, labelled as f32)?;
-            loss += part.to_scalar::<f32>()?;
-            gradients.add(&state.trainable.variables, &part.backward()?)?;
-            state.position.trained_tokens += packed.batch.tokens.len() as u64;
+        let (mut loss, mut metrics) = (0.0, Metrics::new());
+        for (index, chosen) in passes.iter().enumerate() {
+            let dropped = self.dropout(step, index).map(|dropout| state.trainable.adapter.with_dropout(dropout));
+            let adapter = dropped.as_ref().unwrap_or(&state.trainable.adapter);
+            let pass = self.objective.pass(self.model, (&state.trainable, adapter), chosen, normaliser)?;
+            loss += pass.loss;
+            if !loss.is_finite() {
+                return Err(TuningError::Diverged { step: step + 1, loss: loss as f32 });
+            }
+            gradients.add(&state.trainable.variables, &pass.graph.backward()?)?;
+            pass.metrics.into_iter().for_each(|(name, sum)| *metrics.entry(name).or_default() += sum / examples);
+            state.position.trained_tokens += pass.tokens as u64;
         }
-        if !loss.is_finite() {
-            return Err(TuningError::Diverged { step: step + 1, loss });
+        let learning_rate = self.recipe.learning_rate * self.recipe.schedule.factor(step, steps, self.recipe.warmup_of(steps));
+        let (variables, decay) = (&state.trainable.variables, self.recipe.weight_decay);
+        let gradient_norm = state.optimizer.step(variables, &gradients, learning_rate, decay, self.recipe.max_gradient_norm)?;
+        if !gradient_norm.is_finite() {
+            return Err(TuningError::Diverged { step: step + 1, loss: loss as f32 });
         }
-        let rate = self.recipe.learning_rate * self.recipe.schedule.factor(step, steps, self.recipe.warmup);
-        let norm =
-            state.optimizer.step(&state.trainable.variables, &gradients, rate, self.recipe.weight_decay, self.recipe.max_gradient_norm)?;
         state.position.step += 1;
-        state.position.losses.push(loss);
-        Ok((loss, rate, norm))
+        state.position.losses.push(loss as f32);
+        if !metrics.is_empty() {
+            state.position.metrics.push(metrics.clone());
+        }
+        Ok(StepReport { step: step + 1, steps, loss: loss as f32, metrics, learning_rate, gradient_norm, ..StepReport::default() })
     }
 
-    fn validate_if_due(&self, state: &mut State, steps: usize) -> Result<(), TuningError> {
-        let every = match self.recipe.validate_every {
-            0 => self.recipe.steps_per_epoch(self.train.len()),
-            every => every,
-        };
+    /// Dropout of one forward pass: a function of seed, step and pass.
+    fn dropout(&self, step: usize, pass: usize) -> Option<Dropout> {
+        let seed = self.recipe.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(((step as u64) << 16) + pass as u64);
+        (self.recipe.dropout > 0.0).then_some(Dropout { rate: self.recipe.dropout, seed })
+    }
+
+    fn validate_if_due(&self, state: &mut State, plan: &Plan) -> Result<(), TuningError> {
         let step = state.position.step;
-        if self.validation.is_empty() || (!step.is_multiple_of(every) && step < steps) {
+        let is_due = match self.recipe.validate_every {
+            0 => plan.ends_epoch(step),
+            every => step.is_multiple_of(every),
+        };
+        let lengths = self.objective.lengths(Split::Validation);
+        if lengths.is_empty() || !(is_due || step == plan.steps()) {
             return Ok(());
         }
-        let loss = self.validation_loss(state)?;
+        let mut all = Measured::default();
+        for chosen in Plan::measured(self.recipe, &lengths) {
+            let part = self.objective.measure(self.model, &state.trainable, &chosen)?;
+            all.loss += part.loss;
+            all.weight += part.weight;
+            part.metrics.into_iter().for_each(|(name, sum)| *all.metrics.entry(name).or_default() += sum / lengths.len() as f64);
+        }
+        let loss = (all.loss / all.weight) as f32;
         state.position.validations.push((step, loss));
-        if state.position.best.is_none_or(|best| loss < best) {
+        if !all.metrics.is_empty() {
+            state.position.validation_metrics.push(all.metrics);
+        }
+        if loss.is_finite() && state.position.best.is_none_or(|best| loss < best) {
             state.position.best = Some(loss);
-            state.best = Some(state.trainable.adapter.to_safetensors(None)?);
+            state.best = Some(state.trainable.files()?.1);
         }
         Ok(())
     }
 
-    fn validation_loss(&self, state: &State) -> Result<f32, TuningError> {
-        let (mut sum, mut count) = (0.0, 0);
-        let adapter = state.trainable.adapter.detached();
-        for part in self.validation.chunks(self.recipe.batch_size) {
-            let packed = Packed::new(part);
-            let hidden = self.model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
-            let (loss, labelled, _) = cross_entropy::evaluate(&hidden, self.model.decoder.head()?, &packed.labels)?;
-            sum += loss;
-            count += labelled;
-        }
-        Ok((sum / count as f64) as f32)
+    fn is_enough(&self, position: &Position) -> bool {
+        let losses = position.validations.iter().map(|(_, loss)| *loss);
+        self.recipe.early_stopping.is_some_and(|stop| stop.is_due(losses))
     }
 
     fn save(&self, state: &State) -> Result<(), TuningError> {
-        Checkpoint::write(&self.directory, &state.position, &state.optimizer, &state.trainable.adapter, state.best.as_deref())
+        let (config, weights) = state.trainable.files()?;
+        Checkpoint::write(&self.directory, &state.position, &state.optimizer, (&config, &weights), state.best.as_deref())
     }
 }
 
@@ -220,4 +229,34 @@ struct State {
     optimizer: AdamW,
     position: Position,
     best: Option<Vec<u8>>,
+}
+
+/// How fast this process trains.
+struct Speed {
+    began: Instant,
+    tokens_before: u64,
+}
+
+impl Speed {
+    fn new(position: &Position) -> Self {
+        Speed { began: Instant::now(), tokens_before: position.trained_tokens }
+    }
+
+    /// Seconds so far and tokens per second.
+    fn since(&self, position: &Position) -> (f64, f64) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        (seconds, (position.trained_tokens - self.tokens_before) as f64 / seconds.max(1e-9))
+    }
+
+    fn tell(&mut self, report: StepReport, position: &Position) -> StepReport {
+        let (_, tokens_per_second) = self.since(position);
+        let tokens_per_step = position.trained_tokens as f64 / position.step.max(1) as f64;
+        StepReport {
+            validation_loss: position.validations.last().map(|(_, loss)| *loss),
+            tokens_per_second,
+            trained_tokens: position.trained_tokens,
+            seconds_left: (report.steps - report.step) as f64 * tokens_per_step / tokens_per_second,
+            ..report
+        }
+    }
 }

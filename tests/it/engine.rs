@@ -103,7 +103,7 @@ fn collect(mut receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String 
     while let Some(event) = receiver.blocking_recv() {
         match event {
             Event::Text(more) => text.push_str(&more),
-            Event::Logprobs(_) => {}
+            Event::Logprobs(_) | Event::Hidden(_) => {}
             Event::Done(_) => return text,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -336,7 +336,7 @@ fn a_shared_beginning_is_computed_once_and_changes_no_text() {
         loop {
             match events.blocking_recv().expect("an event") {
                 Event::Text(more) => text.push_str(&more),
-                Event::Logprobs(_) => {}
+                Event::Logprobs(_) | Event::Hidden(_) => {}
                 Event::Done(finish) => {
                     cached += usize::from(finish.cached_tokens > 60);
                     break;
@@ -347,6 +347,59 @@ fn a_shared_beginning_is_computed_once_and_changes_no_text() {
         assert_eq!(text, expected);
     }
     assert_eq!(cached, 2, "two of three prompts reuse the first one's beginning");
+}
+
+/// The same pairs with rsLoRA's scale and with magnitudes up to a tenth off the base's lengths.
+pub(crate) fn dora(model: &Model, seed: u64) -> Adapter {
+    let made = adapter(model, seed);
+    let config = made.config.clone().with(true, true);
+    let (mut loras, mut magnitudes) = (HashMap::new(), HashMap::new());
+    for (index, target) in model.lora_targets().into_iter().enumerate() {
+        let lora = Lora { scale: config.scale(), ..made.lora(&target.path).expect("a pair").clone() };
+        let norms = model.decoder.row_norms(&target.path, &lora).expect("norms").expect("a module");
+        let off = |i: usize| 1.0 + 0.1 * ((index * 31 + i) as f32).sin();
+        let values: Vec<f32> = norms.iter().enumerate().map(|(i, norm)| norm * off(i)).collect();
+        magnitudes.insert(target.path.clone(), Tensor::from_vec(values, target.outputs, &Device::Cpu).expect("tensor"));
+        loras.insert(target.path, lora);
+    }
+    Adapter::new(config, loras).with_magnitudes(magnitudes)
+}
+
+#[test]
+fn a_dora_adapter_serves_in_a_batch_what_it_was_trained_to_say() {
+    let (Some(exact), Some(float)) = (load(Purpose::ServeExact), trainable()) else {
+        return support::skip(
+            "a_dora_adapter_serves_in_a_batch_what_it_was_trained_to_say",
+            "REFIT_TEST_MODEL does not name the model file",
+        );
+    };
+    let made = dora(&float, 5);
+    let tokens = exact.tokenizer.encode(TEXT).expect("tokens");
+    let trained = trained_logits(&float.decoder, &tokens, &made);
+    let saved = made.to_safetensors(None).expect("saved");
+    let loaded = Arc::new(exact.serving_adapter(&made.to_config_json(), &saved, Precision::Full).expect("loaded"));
+    let served = all_logits(&exact.decoder, &tokens, Some(&loaded));
+    // Serving keeps keys and values in half precision; this adapter's update is twice that of the test below.
+    let difference = largest_difference(&trained, &served);
+    assert!(difference < 1e-1, "serving with the adapter differs from training by {difference}");
+    let without = Adapter::new(made.config.clone(), HashMap::new());
+    let plain = largest_difference(&trained, &trained_logits(&float.decoder, &tokens, &without));
+    assert!(plain > 1.0, "the adapter changes the logits by only {plain}");
+    let merged = float.decoder.merged(&made).expect("merged");
+    let difference = largest_difference(&trained, &trained_logits(&merged, &tokens, &no_adapter()));
+    assert!(difference < 1e-3, "merged differs by {difference}");
+
+    // In one step with rows of nobody's and another's adapter, each has its own.
+    let other = Arc::new(adapter(&exact, 9));
+    let mut batch = Batch::default();
+    (0..3).for_each(|slot| batch.push(&tokens, slot, 0));
+    let n = tokens.len();
+    let ranges = [(0..n, loaded), (2 * n..3 * n, other.clone())];
+    let hidden = exact.decoder.hidden(&batch, Mode::Infer { cache: &mut empty_cache(&exact.decoder), adapters: &ranges }).expect("a step");
+    let together: Vec<Vec<f32>> = exact.decoder.logits(&hidden).expect("logits").to_vec2().expect("a matrix");
+    assert_eq!(largest_difference(&together[..n], &served), 0.0);
+    assert_eq!(largest_difference(&together[n..2 * n], &all_logits(&exact.decoder, &tokens, None)), 0.0);
+    assert_eq!(largest_difference(&together[2 * n..], &all_logits(&exact.decoder, &tokens, Some(&other))), 0.0);
 }
 
 #[test]
@@ -403,7 +456,7 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
     assert!(refused(&|config| config["r"] = 0.into()).contains("r is 0"));
     assert!(refused(&|config| config["r"] = 1_000_000.into()).contains("r is 1000000"));
     assert!(refused(&|config| config["r"] = 8.into()).contains("has shape"));
-    assert!(refused(&|config| config["use_dora"] = true.into()).contains("use_dora"));
+    assert!(refused(&|config| config["use_dora"] = true.into()).contains("has no lora_magnitude_vector"));
     let truncated = model.adapter(&made.to_config_json(), &saved[..saved.len() / 2]).expect_err("refused");
     assert!(truncated.to_string().contains("adapter_model.safetensors"), "{truncated}");
 }

@@ -3,8 +3,9 @@
 
 mod families;
 
-use crate::engine::{TEXT, adapter, trainable, trained_logits};
+use crate::engine::{TEXT, adapter, dora, trainable, trained_logits};
 use crate::support;
+use refit::engine::Adapter;
 use serde_json::json;
 use std::process::Command;
 
@@ -13,12 +14,20 @@ const TOLERANCE: &str = "0.001";
 
 #[test]
 fn peft_folder_gives_the_same_logits_in_hugging_face_peft() {
-    let python = std::env::var("REFIT_INTEROP_PYTHON").expect("./test peft sets REFIT_INTEROP_PYTHON");
-    let file = support::model_file().expect("./test peft sets REFIT_TEST_MODEL");
     let model = trainable().expect("the model");
-    let made = adapter(&model, 7);
+    gives_the_same_logits_in_peft(&adapter(&model, 7));
+}
+
+#[test]
+fn a_dora_folder_gives_the_same_logits_in_hugging_face_peft() {
+    let model = trainable().expect("the model");
+    gives_the_same_logits_in_peft(&dora(&model, 7));
+}
+
+fn gives_the_same_logits_in_peft(made: &Adapter) {
+    let model = trainable().expect("the model");
     let tokens = model.tokenizer.encode(TEXT).expect("tokens");
-    let logits = trained_logits(&model.decoder, &tokens, &made);
+    let logits = trained_logits(&model.decoder, &tokens, made);
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name);
     std::fs::create_dir(path("peft")).expect("a folder");
@@ -28,10 +37,37 @@ fn peft_folder_gives_the_same_logits_in_hugging_face_peft() {
     std::fs::write(path("logits.f32"), bytes).expect("written");
     let case = json!({"tokens": tokens, "logits_file": path("logits.f32"), "vocabulary": logits[0].len()});
     std::fs::write(path("case.json"), case.to_string()).expect("written");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/peft_load.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(file).arg(path("peft")).arg(path("case.json")).arg(TOLERANCE);
-    let output = command.output().expect("python starts");
+    python("peft_load.py", &[path("peft").as_os_str(), path("case.json").as_os_str(), TOLERANCE.as_ref()]);
+}
+
+#[test]
+fn a_folder_of_hugging_face_peft_gives_the_same_logits_here() {
+    let model = trainable().expect("the model");
+    let tokens = model.tokenizer.encode(TEXT).expect("tokens");
+    for kind in ["dora", "rslora"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let case = json!({"tokens": tokens, "logits_file": path("logits.f32")});
+        std::fs::write(path("case.json"), case.to_string()).expect("written");
+        python("peft_make.py", &[path("peft").as_os_str(), path("case.json").as_os_str(), kind.as_ref()]);
+        let read = |name: &str| std::fs::read(path(name)).expect("a file");
+        let (config, weights) = (read("peft/adapter_config.json"), read("peft/adapter_model.safetensors"));
+        let expected: Vec<f32> = read("logits.f32").as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let taken = model.adapter(&config, &weights).expect("an adapter");
+        let found = trained_logits(&model.decoder, &tokens, &taken).concat();
+        assert_eq!(found.len(), expected.len());
+        let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{kind}: largest difference {largest}");
+        assert!(largest < TOLERANCE.parse().expect("a number"), "{kind}: {largest}");
+    }
+}
+
+/// Runs a script of `tests/interop` on the model's file.
+fn python(script: &str, args: &[&std::ffi::OsStr]) {
+    let python = std::env::var("REFIT_INTEROP_PYTHON").expect("./test peft sets REFIT_INTEROP_PYTHON");
+    let file = support::model_file().expect("./test peft sets REFIT_TEST_MODEL");
+    let script = format!("{}/tests/interop/{script}", env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(python).arg(script).arg(file).args(args).output().expect("python starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{stdout}");
     assert!(output.status.success(), "{stdout}\n{stderr}");

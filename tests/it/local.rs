@@ -132,7 +132,7 @@ fn job_when(refit: &Refit, ready: impl Fn(&Value) -> bool) -> Value {
 }
 
 /// Processes of the worker of a job.
-fn workers(job: &str) -> Vec<u32> {
+pub(crate) fn workers(job: &str) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let of_job = |pid: &u32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

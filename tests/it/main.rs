@@ -67,6 +67,7 @@ mod local_tools;
 mod log;
 mod logs;
 mod messages;
+mod methods;
 mod models;
 mod observability;
 mod openai_evals;

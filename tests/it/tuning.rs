@@ -2,20 +2,22 @@
 
 use crate::support;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
-use refit::engine::Model;
-use refit::engine::arch::Mode;
-use refit::engine::chat_template::ChatMessage;
+use refit::engine::nn::adapted::{Extras, adapted};
 use refit::engine::nn::add::add;
 use refit::engine::nn::attention::{Heads, TrainAttention};
-use refit::engine::nn::cross_entropy::{cross_entropy, evaluate};
+use refit::engine::nn::cross_entropy::{Label, cross_entropy, evaluate};
+use refit::engine::nn::dropout::Dropout;
 use refit::engine::nn::linear::{Linear, Lora};
 use refit::engine::nn::norm::RmsNorm;
 use refit::engine::nn::rope::Rope;
 use refit::engine::nn::swiglu::SwiGlu;
-use refit::tuning::example::{Example, Packed};
+use refit::engine::{Head, Model};
+use refit::tuning::example::Example;
 use refit::tuning::lora::Trainable;
+use refit::tuning::objective::{Classify, Labelled, Language, Objective, Prefer, Preference};
 use refit::tuning::optimizer::Gradients;
-use refit::tuning::{AnyRecipe, Observer, Recipe, StepReport, Trained, Trainer, TuningError};
+use refit::tuning::{AnyRecipe, Conversation, LossOn, Observer, Recipe, StepReport, Trained, Trainer, TuningError};
+use refit::types::chat::Message;
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,7 +93,20 @@ fn every_backward_pass_matches_finite_differences() {
     let linear = Linear::new(Tensor::from_vec(noise(20, 5), (4, 5), &Device::Cpu).expect("weight")).expect("a layer");
     let (x, a, b) = (variable(&[3, 5], 6), variable(&[2, 5], 7), variable(&[4, 2], 8));
     let lora = Lora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.7 };
-    check_gradients("lora-linear", &[x.clone(), a, b], || linear.train(x.as_tensor(), Some(&lora)).expect("runs"));
+    let pair = [x.clone(), a, b];
+    check_gradients("lora-linear", &pair, || linear.train(x.as_tensor(), Some(&lora)).expect("runs"));
+    let dropout = Some(Dropout { rate: 0.3, seed: 5 });
+    check_gradients("dropout", std::slice::from_ref(&x), || Dropout { rate: 0.3, seed: 5 }.apply(x.as_tensor()).expect("runs"));
+    check_gradients("lora-with-dropout", &pair, || {
+        adapted(&linear, x.as_tensor(), &lora, Extras { dropout, magnitude: None }).expect("runs")
+    });
+    // The norm is a constant to the backward pass: with A and B fixed, as here, the gradients of x and m are exact.
+    let magnitude = variable(&[4], 16);
+    for dropout in [None, dropout] {
+        check_gradients("dora", &[x.clone(), magnitude.clone()], || {
+            adapted(&linear, x.as_tensor(), &lora, Extras { dropout, magnitude: Some(magnitude.as_tensor()) }).expect("runs")
+        });
+    }
     check_gradients("frozen-linear", std::slice::from_ref(&x), || linear.train(x.as_tensor(), None).expect("runs"));
 
     let heads = Heads { queries: 4, keys: 2, width: 4 };
@@ -102,14 +117,16 @@ fn every_backward_pass_matches_finite_differences() {
     });
 
     let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
-    let labels = [Some(3), None, Some(8), Some(0)];
+    let label = |token, weight| Some(Label { token, weight });
+    let labels = [label(3, 1.0), None, label(8, 0.5), label(0, -2.0)];
     check_gradients("cross-entropy", std::slice::from_ref(&hidden), || {
         cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).expect("runs")
     });
-    let (sum, rows, _) = evaluate(hidden.as_tensor(), &head, &labels).expect("runs");
+    let rows = evaluate(hidden.as_tensor(), &head, &labels).expect("runs");
+    let weighted: f64 = rows.iter().map(|row| f64::from(row.weight) * row.loss).sum();
     let mean = cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).and_then(|loss| loss.to_scalar::<f32>()).expect("a loss");
-    assert_eq!(rows, 3);
-    assert!((sum / 3.0 - f64::from(mean)).abs() < 1e-6);
+    assert_eq!(rows.iter().map(|row| (row.row, row.weight)).collect::<Vec<_>>(), [(0, 1.0), (2, 0.5), (3, -2.0)]);
+    assert!((weighted / 3.0 - f64::from(mean)).abs() < 1e-6);
 }
 
 fn model() -> Option<Arc<Model>> {
@@ -135,10 +152,13 @@ fn examples(model: &Model) -> Vec<Example> {
         ("Great shop!", r#"{"intent":"feedback","order":null}"#),
     ];
     let example = |(question, answer): &(&str, &str)| {
-        let prompt = [ChatMessage::new("system", "Answer in JSON."), ChatMessage::new("user", *question)];
-        Example::new(model, question, (&prompt, answer), 256).expect("an example")
+        Example::new(model, &conversation(question, answer), LossOn::Completion, 256).expect("an example")
     };
     pairs.iter().map(example).collect()
+}
+
+fn conversation(question: &str, answer: &str) -> Conversation {
+    Conversation::new(question, vec![Message::text("system", "Answer in JSON."), Message::text("user", question)], answer)
 }
 
 fn recipe(changes: &str) -> Recipe {
@@ -179,7 +199,8 @@ fn train_from(
     (stop_after, expected_first): (usize, usize),
 ) -> Result<Trained, TuningError> {
     let all = examples(model);
-    let trainer = Trainer { model, recipe, train: &all[..5], validation: &all[5..], directory: directory.to_path_buf() };
+    let objective = Language { train: &all[..5], validation: &all[5..] };
+    let trainer = Trainer { model, recipe, objective: &objective, head: None, directory: directory.to_path_buf() };
     let watch = Watch { stop_after, seen: Cell::new(0), first: Cell::new(0) };
     trainer.run(&watch).inspect(|trained| {
         // A resumed training must begin where the checkpoint stands, not do everything again.
@@ -212,6 +233,43 @@ fn a_resumed_training_is_the_same_training_and_the_curve_is_pinned() {
 const PINNED: [f32; 4] = [3.107_887, 3.677_433, 2.412_598, 1.277_302];
 
 #[test]
+fn every_kind_of_adapter_resumes_on_the_same_curve() {
+    let model = model_or_skip!("every_kind_of_adapter_resumes_on_the_same_curve");
+    let recipe = recipe("rank: 4\ndropout: 0.2\ndora: true\nrslora: true\nbatch_tokens: 120\naccumulation: 2\n");
+    let (whole, parts) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let straight = train(&model, &recipe, whole.path(), usize::MAX).expect("trains");
+    assert!(matches!(train(&model, &recipe, parts.path(), 2), Err(TuningError::Cancelled(2))));
+    let resumed = train_from(&model, &recipe, parts.path(), (usize::MAX, 3)).expect("resumes");
+    assert_eq!(resumed.position, straight.position);
+    assert!(resumed.weights == straight.weights, "the weights differ");
+    assert!(straight.position.losses.iter().all(|loss| loss.is_finite()) && straight.position.losses[3] < straight.position.losses[0]);
+    // In each of thirty layers: pairs of rank 4 on q, k, v, o, gate, up and down, and a magnitude for each of their outputs.
+    let pairs = 4 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536));
+    let magnitudes = 576 + 2 * 192 + 576 + 2 * 1536 + 576;
+    assert_eq!(straight.parameters, 30 * (pairs + magnitudes));
+}
+
+#[test]
+fn a_validation_that_falls_no_more_ends_the_training_and_the_best_is_kept() {
+    let model = model_or_skip!("a_validation_that_falls_no_more_ends_the_training_and_the_best_is_kept");
+    // A learning rate that ruins the model: the first validations are the best ones.
+    let keys = "learning_rate: 0.05\nschedule: constant\nwarmup_steps: 0\nvalidate_every: 1\nearly_stopping: {patience: 2}\n";
+    let mut recipe = recipe(keys);
+    recipe.max_steps = Some(12);
+    recipe.epochs = 12;
+    let ended = train(&model, &recipe, tempfile::tempdir().expect("a directory").path(), usize::MAX).expect("trains");
+    let losses: Vec<f32> = ended.position.validations.iter().map(|(_, loss)| *loss).collect();
+    assert!(ended.stopped_early && ended.position.step < 12, "{losses:?}");
+    let best = losses.iter().position(|loss| Some(*loss) == ended.position.best).expect("the best one");
+    assert_eq!(best + 3, losses.len(), "two validations without an improvement: {losses:?}");
+    let mut short = recipe.clone();
+    short.max_steps = Some(best + 1);
+    short.early_stopping = None;
+    let until_best = train(&model, &short, tempfile::tempdir().expect("a directory").path(), usize::MAX).expect("trains");
+    assert!(until_best.weights == ended.weights, "the weights of the lowest validation loss are kept");
+}
+
+#[test]
 fn another_recipe_or_dataset_does_not_resume_this_one() {
     let model = model_or_skip!("another_recipe_or_dataset_does_not_resume_this_one");
     let directory = tempfile::tempdir().expect("a directory");
@@ -234,37 +292,26 @@ fn accumulating_four_times_one_equals_one_times_four() {
     }
 }
 
-#[test]
-fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
-    let model = model_or_skip!("every_lora_variable_of_the_model_has_the_gradient_that_differences_give");
-    let recipe = recipe("rank: 2\n");
-    let trainable = Trainable::new(&recipe, &model.lora_targets()).expect("variables");
-    assert_eq!(trainable.variables.len(), 30 * 7 * 2);
-    // B is zero at the beginning, which makes the gradient of A zero: move every B.
-    for (i, variable) in trainable.variables.iter().enumerate().filter(|(i, _)| i % 2 == 1) {
-        let values: Vec<f32> = noise(variable.elem_count(), i as u64 + 1).iter().map(|x| x * 0.05).collect();
-        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
-    }
-    let packed = Packed::new(&examples(&model)[..2]);
-    let loss = || {
-        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter)).expect("a forward pass");
-        cross_entropy(&hidden, model.decoder.head().expect("a head"), &packed.labels, packed.labelled() as f32).expect("a loss")
-    };
+/// Checks the gradients of an objective's first examples along their own directions, where the derivative is the gradient's norm.
+fn check_objective(model: &Model, trainable: &Trainable, objective: &dyn Objective, chosen: &[usize], checked: &[usize]) {
+    let normaliser = objective.weight(chosen);
+    let pass = || objective.pass(model, (trainable, &trainable.adapter), chosen, normaliser).expect("a forward pass");
     let mut gradients = Gradients::zero(&trainable.variables);
-    gradients.add(&trainable.variables, &loss().backward().expect("a backward pass")).expect("every variable has a gradient");
+    let graph = pass().graph;
+    gradients.add(&trainable.variables, &graph.backward().expect("a backward pass")).expect("every variable has a gradient");
     for (i, gradient) in gradients.sums().iter().enumerate() {
         assert!(gradient.iter().any(|g| *g != 0.0), "variable {i} has a zero gradient");
     }
-    // Along the gradient's own direction the derivative is the gradient's norm; checked for variables of the first, a middle and the last layer.
-    for i in [0, 1, 13, 15 * 14 + 2, 15 * 14 + 9, 29 * 14 + 6, 29 * 14 + 13] {
-        let (variable, gradient) = (&trainable.variables[i], &gradients.sums()[i]);
+    for i in checked {
+        let (variable, gradient) = (&trainable.variables[*i], &gradients.sums()[*i]);
         let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
         let original: Vec<f32> = variable.flatten_all().and_then(|v| v.to_vec1()).expect("values");
-        let size = 0.05;
+        // Along a long gradient the loss is soon no straight line.
+        let size = 0.05 / norm.max(1.0);
         let at = |sign: f64| {
             let moved = original.iter().zip(gradient).map(|(x, g)| x + (sign * size * f64::from(*g) / norm) as f32).collect();
             variable.set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
-            f64::from(loss().to_scalar::<f32>().expect("a loss"))
+            pass().loss
         };
         let difference = (at(1.0) - at(-1.0)) / (2.0 * size);
         at(0.0);
@@ -272,12 +319,115 @@ fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
     }
 }
 
+/// Variables whose B is not zero, which would make the gradient of A zero.
+fn moved(recipe: &Recipe, model: &Model) -> Trainable {
+    let trainable = Trainable::new(recipe, model).expect("variables");
+    let module = if recipe.dora { 3 } else { 2 };
+    for (i, variable) in trainable.variables.iter().enumerate().filter(|(i, _)| i % module == 1) {
+        let values: Vec<f32> = noise(variable.elem_count(), i as u64 + 1).iter().map(|x| x * 0.05).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+    }
+    trainable
+}
+
+#[test]
+fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
+    let model = model_or_skip!("every_lora_variable_of_the_model_has_the_gradient_that_differences_give");
+    let trainable = moved(&recipe("rank: 2\n"), &model);
+    assert_eq!(trainable.variables.len(), 30 * 7 * 2);
+    let all = examples(&model);
+    // Variables of the first, a middle and the last layer.
+    let checked = [0, 1, 13, 15 * 14 + 2, 15 * 14 + 9, 29 * 14 + 6, 29 * 14 + 13];
+    check_objective(&model, &trainable, &Language { train: &all[..2], validation: &[] }, &[0, 1], &checked);
+}
+
+#[test]
+fn magnitudes_have_the_gradient_that_differences_give() {
+    let model = model_or_skip!("magnitudes_have_the_gradient_that_differences_give");
+    let trainable = moved(&recipe("rank: 2\ndora: true\n"), &model);
+    assert_eq!(trainable.variables.len(), 30 * 7 * 3);
+    let all = examples(&model);
+    let checked = [2, 20, 15 * 21 + 5, 29 * 21 + 20];
+    check_objective(&model, &trainable, &Language { train: &all[..2], validation: &[] }, &[0, 1], &checked);
+}
+
+#[test]
+fn a_preference_has_the_gradient_that_differences_give() {
+    let model = model_or_skip!("a_preference_has_the_gradient_that_differences_give");
+    let trainable = moved(&recipe("rank: 2\n"), &model);
+    let example =
+        |question: &str, answer: &str| Example::new(&model, &conversation(question, answer), LossOn::Completion, 256).expect("an example");
+    let pair = |question: &str, good: &str, bad: &str| Preference { chosen: example(question, good), rejected: example(question, bad) };
+    let pairs = [pair("Where is it?", "On its way.", "No idea, look yourself."), pair("Thanks!", "You are welcome.", "Whatever.")];
+    // A small β keeps the loss nearly linear in the margin, which moving every B has made large.
+    let objective = Prefer::new(&pairs, &[], 0.02);
+    check_objective(&model, &trainable, &objective, &[0, 1], &[0, 1, 15 * 14 + 2, 29 * 14 + 13]);
+    let pass = objective.pass(&model, (&trainable, &trainable.adapter), &[0, 1], 2.0).expect("a pass");
+    assert!((pass.metrics["reward_margin"] - pass.metrics["reward_chosen"] + pass.metrics["reward_rejected"]).abs() < 1e-9);
+    // With an adapter that changes nothing both answers are as likely as before: −log σ(0).
+    let fresh = Trainable::new(&recipe("rank: 2\n"), &model).expect("variables");
+    let pass = objective.pass(&model, (&fresh, &fresh.adapter), &[0, 1], 2.0).expect("a pass");
+    assert!((pass.loss - std::f64::consts::LN_2).abs() < 1e-6 && pass.metrics["reward_margin"].abs() < 1e-6, "{}", pass.loss);
+}
+
+#[test]
+fn a_classifier_has_the_gradient_that_differences_give() {
+    let model = model_or_skip!("a_classifier_has_the_gradient_that_differences_give");
+    let hidden = model.decoder.config().hidden;
+    let labels = ["yes", "no", "perhaps"].map(String::from).to_vec();
+    let head = Head::new(labels, noise(3 * hidden, 5).iter().map(|x| x * 0.05).collect(), vec![0.1, -0.1, 0.0]).expect("a head");
+    let trainable = moved(&recipe("rank: 2\n"), &model).with_head(&head).expect("variables");
+    let text = |text: &str, label| Labelled { tokens: model.tokenizer.encode(text).expect("tokens"), label };
+    let texts = [text("Is it raining?", 0), text("Where are you?", 2), text("Never mind", 1)];
+    let objective = Classify { train: &texts, validation: &[] };
+    check_objective(&model, &trainable, &objective, &[0, 1, 2], &[1, 15 * 14 + 2, 29 * 14 + 13, 420, 421]);
+}
+
+#[test]
+fn every_assistants_message_carries_loss_where_the_recipe_or_its_weight_says_so() {
+    let model = model_or_skip!("every_assistants_message_carries_loss_where_the_recipe_or_its_weight_says_so");
+    let message = |role: &str, text: &str, weight: Option<f64>| {
+        let mut message = Message::text(role, text);
+        message.extra.extend(weight.map(|weight| ("weight".to_string(), weight.into())));
+        message
+    };
+    let talk = |first: Option<f64>| {
+        let prompt = vec![message("user", "Red or blue?", None), message("assistant", "Blue.", first), message("user", "Sure?", None)];
+        Conversation::new("s1", prompt, "Quite sure.")
+    };
+    let example = |talk: &Conversation, loss_on| Example::new(&model, talk, loss_on, 256).expect("an example");
+    let said = |example: &Example| -> String {
+        let with_loss = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
+        model.tokenizer.decode(&with_loss.map(|(token, _)| *token).collect::<Vec<_>>(), false)
+    };
+    let end = "<|im_end|>";
+    assert_eq!(said(&example(&talk(None), LossOn::Completion)), format!("Quite sure.{end}"));
+    assert_eq!(said(&example(&talk(None), LossOn::Assistant)), format!("Blue.{end}Quite sure.{end}"));
+    assert_eq!(said(&example(&talk(Some(0.0)), LossOn::Assistant)), format!("Quite sure.{end}"));
+    let weighted = example(&talk(Some(0.5)), LossOn::Completion);
+    assert_eq!(said(&weighted), format!("Blue.{end}Quite sure.{end}"));
+    let at = weighted.weights.iter().position(|weight| *weight > 0.0).expect("a weight");
+    assert_eq!(weighted.weights[at], 0.5);
+    let all = example(&talk(None), LossOn::All);
+    assert!(all.weights.iter().all(|weight| *weight == 1.0) && all.weight() == all.tokens.len() as f64 - 1.0);
+    // Whatever carries loss, the tokens are the same.
+    assert_eq!(all.tokens, example(&talk(None), LossOn::Completion).tokens);
+    assert_eq!(weighted.tokens, all.tokens);
+}
+
 #[test]
 fn examples_that_cannot_be_learned_name_the_sample() {
     let model = model_or_skip!("examples_that_cannot_be_learned_name_the_sample");
-    let prompt = [ChatMessage::new("user", "hello")];
-    let empty = Example::new(&model, "s017", (&prompt, "  "), 256).expect_err("refused").to_string();
+    let refused = |sample: &str, answer: Message| {
+        let conversation = Conversation { answer, ..Conversation::new(sample, vec![Message::text("user", "hello")], "") };
+        Example::new(&model, &conversation, LossOn::Completion, 256).expect_err("refused").to_string()
+    };
+    let empty = refused("s017", Message::text("assistant", "  "));
     assert!(empty.contains("s017") && empty.contains("empty"), "{empty}");
-    let long = Example::new(&model, "s018", (&prompt, &"word ".repeat(300)), 256).expect_err("refused").to_string();
+    let long = refused("s018", Message::text("assistant", "word ".repeat(300)));
     assert!(long.contains("s018") && long.contains("max_length is 256"), "{long}");
+    let mut weightless = Message::text("assistant", "yes");
+    weightless.extra.insert("weight".into(), 0.into());
+    let none = refused("s019", weightless);
+    assert!(none.contains("s019") && none.contains("no token carries loss"), "{none}");
 }

@@ -57,6 +57,9 @@ enum Verb {
     Run {
         /// Recipe file
         recipe: PathBuf,
+        /// Choose what the recipe leaves out from the data; every choice is shown with its reason
+        #[arg(long)]
+        auto: bool,
         /// Return at once; `refit tune status` tells how it goes
         #[arg(long, conflicts_with = "dry_run")]
         detach: bool,
@@ -156,10 +159,14 @@ enum Verb {
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let store = context.open_store()?;
     match args.verb {
-        Verb::Run { recipe, dry_run: true, json, .. } | Verb::Estimate { recipe, json } => {
-            estimate::run(&store, read_recipe(&recipe)?, json).map(|()| ExitCode::SUCCESS)
+        Verb::Estimate { recipe, json } => estimate::run(&store, parsed(&recipe)?, json).map(|()| ExitCode::SUCCESS),
+        Verb::Run { recipe, auto, dry_run, detach, json } => {
+            let recipe = if auto { completed_recipe(&store, &recipe)? } else { parsed(&recipe)? };
+            if dry_run {
+                return estimate::run(&store, recipe, json).map(|()| ExitCode::SUCCESS);
+            }
+            start(context, &store, &recipe, (detach, json))
         }
-        Verb::Run { recipe, detach, json, .. } => start(context, &store, &read_recipe(&recipe)?, (detach, json)),
         Verb::Curve { jobs, svg, json } => curve::run(&store, &jobs, svg.as_deref(), json).map(|()| ExitCode::SUCCESS),
         Verb::Compare { jobs, json } => compare::run(&store, &jobs, json).map(|()| ExitCode::SUCCESS),
         Verb::Status { job, json } => status(&store, job.as_deref(), json),
@@ -173,10 +180,20 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     }
 }
 
-fn read_recipe(path: &PathBuf) -> Result<AnyRecipe, Failure> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read the recipe {}: {error}", path.display())))?;
-    Ok(AnyRecipe::parse(&source)?)
+fn read_recipe(path: &PathBuf) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(Code::INVALID_FILE, format!("cannot read the recipe {}: {error}", path.display())))
+}
+
+fn parsed(path: &PathBuf) -> Result<AnyRecipe, Failure> {
+    Ok(AnyRecipe::parse(&read_recipe(path)?)?)
+}
+
+/// The recipe with what it leaves out chosen from the data, told as lines that can be put into it.
+fn completed_recipe(store: &Store, path: &PathBuf) -> Result<AnyRecipe, Failure> {
+    let (recipe, chosen) = tune::completed(store, &read_recipe(path)?)?;
+    chosen.iter().for_each(|choice| output::note(format!("{}: {}  # {}", choice.key, choice.value, choice.why)));
+    Ok(recipe)
 }
 
 fn start(context: &Context, store: &Store, recipe: &AnyRecipe, (detach, json): (bool, bool)) -> Result<ExitCode, Failure> {

@@ -1,7 +1,7 @@
 //! `refit tune sweep`: learning rates and ranks against each other.
 
 use super::advise::seconds;
-use super::{interrupt_flag, read_recipe};
+use super::{interrupt_flag, parsed};
 use crate::cli::{Context, output};
 use crate::jobs::tune::sweep::{SweepResult, SweepSpec, SweepState, Trial, enqueue_sweep};
 use crate::jobs::worker;
@@ -45,7 +45,7 @@ Example:
 /// # Errors
 /// As [`enqueue_sweep`]; the reason of a sweep that did not end.
 pub fn run(args: &Args, context: &Context, store: &Store) -> Result<ExitCode, Failure> {
-    let recipe = read_recipe(&args.recipe)?;
+    let recipe = parsed(&args.recipe)?;
     let budget_s = seconds(&args.budget, "budget")?;
     let spec = SweepSpec { recipe, learning_rates: args.learning_rate.clone(), ranks: args.rank.clone(), budget_s };
     let job = enqueue_sweep(store, &spec)?;

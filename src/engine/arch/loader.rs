@@ -104,7 +104,9 @@ impl Loader<'_> {
         match (self.file.has(name), self.may_tie) {
             (true, _) => Ok(true),
             (false, true) => Ok(false),
-            (false, false) => Err(self.file.problem(format!("tensor {name} is missing, and the configuration does not tie it to the embeddings"))),
+            (false, false) => {
+                Err(self.file.problem(format!("tensor {name} is missing, and the configuration does not tie it to the embeddings")))
+            }
         }
     }
 
@@ -198,7 +200,9 @@ impl Loader<'_> {
             _ => return Ok(()),
         };
         let architecture = &config.architecture;
-        Err(EngineError::Unsupported(format!("architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}")))
+        Err(EngineError::Unsupported(format!(
+            "architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}"
+        )))
     }
 }
 

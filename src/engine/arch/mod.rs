@@ -22,6 +22,8 @@ use super::adapter::{Adapter, LoraTarget};
 use super::folder::Folder;
 use super::gguf::Gguf;
 use super::kv_cache::KvCache;
+use super::nn::dora::row_norms;
+use super::nn::linear::Lora;
 use super::nn::slices::{tensor, with_slice};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -157,6 +159,20 @@ impl Decoder {
     pub fn merged(&self, adapter: &Adapter) -> Result<Decoder, EngineError> {
         let network = Network::Training(Box::new(self.training()?.merged(adapter)?));
         Ok(Decoder { config: self.config.clone(), network })
+    }
+
+    /// Length of each row of a module's weight with a pair added, (out): what DoRA divides by. None where there is no such module.
+    ///
+    /// # Errors
+    /// When the pair does not fit.
+    pub fn row_norms(&self, path: &str, lora: &Lora) -> Result<Option<Vec<f32>>, EngineError> {
+        match &self.network {
+            Network::Training(network) => Ok(network.weight(path).map(|weight| row_norms(weight, lora)).transpose()?),
+            Network::Serving(network) => {
+                let index = self.lora_targets().iter().position(|target| target.path == path);
+                index.map(|index| network.row_norms(index, lora)).transpose()
+            }
+        }
     }
 
     /// Frozen weights by checkpoint name, of a model that was loaded for training; for tests and export.

@@ -14,6 +14,9 @@ use crate::engine::kernel::product::{Input, Write, product};
 use crate::engine::kernel::rows::{HeadNorms, add_rms_norm, gate, norm_heads, rms_norm};
 use crate::engine::kernel::tiles::Weight;
 use crate::engine::kv_cache::KvCache;
+use crate::engine::nn::dora::row_norms;
+use crate::engine::nn::linear::Lora;
+use crate::engine::nn::slices::tensor;
 use crate::engine::packed_adapter::PackedAdapter;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +121,20 @@ impl Serving {
         Ok(normed)
     }
 
+    /// Length of each row of an adaptable layer's weight with a pair added, (out); `index` counts the layers of all blocks in forward order.
+    ///
+    /// # Errors
+    /// When the pair does not fit.
+    pub(super) fn row_norms(&self, index: usize, lora: &Lora) -> Result<Vec<f32>, EngineError> {
+        let block = &self.blocks[index / 7];
+        let [q, k, v] = &block.qkv;
+        let [gate, up] = &block.gate_up;
+        let weight = [q, k, v, &block.o_proj, gate, up, &block.down_proj][index % 7];
+        let mut values = vec![0f32; weight.outputs() * weight.inputs()];
+        values.chunks_exact_mut(weight.inputs()).enumerate().for_each(|(row, out)| weight.row(row, out));
+        Ok(row_norms(&tensor(values, (weight.outputs(), weight.inputs()))?, lora)?)
+    }
+
     /// Logits (N, vocabulary) of hidden states (N, hidden).
     pub(super) fn logits(&self, config: &DecoderConfig, hidden: &[f32]) -> Vec<f32> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,27 +175,40 @@ fn angles(rotary: &Rotary, config: &DecoderConfig, batch: &Batch) -> Vec<f32> {
     angles
 }
 
-/// What a part of a block adds to the residual stream: its last linear layer, with an adapter's updates, and a norm where there is one.
+/// What a part of a block adds to the residual stream: its last linear layer, with adapters' updates, and a norm where there is one.
 struct Output<'a> {
     weight: &'a Weight,
     norm: Option<&'a [f32]>,
-    epsilon: f32,
-    updates: Vec<Adapted<'a>>,
+    step: &'a Step<'a>,
+    /// Layer, and group of linear layers.
+    part: (usize, usize),
 }
 
 impl Output<'_> {
-    /// Adds it to `x`; `from` is the input of the linear layer.
-    fn add_to(&self, x: &mut [f32], from: &[f32], output: &mut Vec<f32>, (bytes, low_rank): (&mut Panels, &mut Vec<f32>)) {
+    /// Adds it to `x`, the given rows of the step; `from` is the input of the linear layer.
+    fn add_to(
+        &self,
+        x: &mut [f32],
+        from: &[f32],
+        rows: Range<usize>,
+        output: &mut Vec<f32>,
+        (bytes, low_rank): (&mut Panels, &mut Vec<f32>),
+    ) {
         let (weights, width) = ([self.weight], self.weight.outputs());
-        let Some(norm) = self.norm else {
+        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
+        if self.norm.is_none() && !self.step.is_scaled(self.part) {
             product(x, input(from, &weights, bytes), &weights, Write::Add);
-            low_rank::add(x, width, from, &self.updates, low_rank);
-            return;
-        };
+            return low_rank::add(x, width, from, &updates, low_rank);
+        }
+        // Apart from x, which is neither normed nor scaled.
         let output = sized(output, x.len());
         product(output, input(from, &weights, bytes), &weights, Write::Set);
-        low_rank::add(output, width, from, &self.updates, low_rank);
-        add_rms_norm(x, output, norm, self.epsilon);
+        self.step.scale(output, width, self.part, rows);
+        low_rank::add(output, width, from, &updates, low_rank);
+        match self.norm {
+            Some(norm) => add_rms_norm(x, output, norm, self.step.config.norm_epsilon),
+            None => x.iter_mut().zip(output).for_each(|(x, y)| *x += *y),
+        }
     }
 }
 
@@ -191,11 +221,21 @@ impl Block {
         let stride = heads.query_width() + 2 * heads.key_width();
         let qkv = sized(&mut scratch.qkv, rows * stride);
         let weights = self.qkv.each_ref();
-        let write = self.qkv_bias.as_ref().map_or(Write::Set, |bias| {
-            qkv.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(bias));
-            Write::Add
-        });
+        let write = match &self.qkv_bias {
+            Some(bias) if !step.is_scaled((layer, 0)) => {
+                qkv.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(bias));
+                Write::Add
+            }
+            _ => Write::Set,
+        };
         product(qkv, input(normed, &weights, &mut scratch.bytes), &weights, write);
+        if step.is_scaled((layer, 0)) {
+            step.scale(qkv, stride, (layer, 0), 0..rows);
+            // A bias is not scaled.
+            if let Some(bias) = &self.qkv_bias {
+                qkv.chunks_exact_mut(stride).for_each(|row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
+            }
+        }
         low_rank::add(qkv, stride, normed, &step.updates(layer, 0, 0..rows), &mut scratch.low_rank);
         if let Some([queries, keys]) = &self.head_norms {
             let parts = [(heads.queries, queries.as_slice()), (heads.keys, keys.as_slice())];
@@ -216,9 +256,8 @@ impl Block {
             Attended { first: segment.rows.start, rows: segment.rows.len(), past: segment.past, window, keys, values }
         };
         attend(attended, queries, heads, &step.batch.segments.iter().map(sequence).collect::<Vec<_>>());
-        let (norm, updates) = (self.attention_output_norm.as_deref(), step.updates(layer, 1, 0..rows));
-        let output = Output { weight: &self.o_proj, norm, epsilon: config.norm_epsilon, updates };
-        output.add_to(x, attended, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
+        let output = Output { weight: &self.o_proj, norm: self.attention_output_norm.as_deref(), step, part: (layer, 1) };
+        output.add_to(x, attended, 0..rows, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
     }
 
     fn feed_forward(&self, x: &mut [f32], layer: usize, step: &Step<'_>, scratch: &mut Scratch) {
@@ -231,17 +270,33 @@ impl Block {
             let gate_up = sized(&mut scratch.gate_up, count * 2 * inner);
             let weights = self.gate_up.each_ref();
             product(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
+            step.scale(gate_up, 2 * inner, (layer, 2), rows.clone());
             low_rank::add(gate_up, 2 * inner, normed, &step.updates(layer, 2, rows.clone()), &mut scratch.low_rank);
             let gated = sized(&mut scratch.gated, count * inner);
             gate(gated, gate_up, inner, config.gate);
-            let (norm, updates) = (self.feed_forward_output_norm.as_deref(), step.updates(layer, 3, rows));
-            let output = Output { weight: &self.down_proj, norm, epsilon: config.norm_epsilon, updates };
-            output.add_to(x, gated, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
+            let output = Output { weight: &self.down_proj, norm: self.feed_forward_output_norm.as_deref(), step, part: (layer, 3) };
+            output.add_to(x, gated, rows, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
         }
     }
 }
 
 impl Step<'_> {
+    /// Multiplies what the frozen weights of a group of layers gave, y (rows, width), with the factors of DoRA adapters on those rows.
+    fn scale(&self, y: &mut [f32], width: usize, (layer, group): (usize, usize), rows: Range<usize>) {
+        for (range, adapter) in &self.adapters {
+            let Some(gains) = adapter.gains(layer, group) else { continue };
+            for row in range.start.max(rows.start)..range.end.min(rows.end) {
+                let y = &mut y[(row - rows.start) * width..][..width];
+                y.iter_mut().zip(gains).for_each(|(y, gain)| *y *= gain);
+            }
+        }
+    }
+
+    /// Whether any row goes through a DoRA adapter of that group of layers.
+    fn is_scaled(&self, (layer, group): (usize, usize)) -> bool {
+        self.adapters.iter().any(|(_, adapter)| adapter.gains(layer, group).is_some())
+    }
+
     /// The updates of one group of layers that fall on `rows`, counted from its start.
     fn updates(&self, layer: usize, group: usize, rows: Range<usize>) -> Vec<Adapted<'_>> {
         let part = |(range, adapter): &'_ (Range<usize>, Arc<PackedAdapter>)| -> Option<Range<usize>> {

@@ -4,8 +4,10 @@
 use super::{Batch, DecoderConfig};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
+use crate::engine::nn::adapted::adapted;
 use crate::engine::nn::add::add;
 use crate::engine::nn::attention::TrainAttention;
+use crate::engine::nn::dora::row_norms;
 use crate::engine::nn::linear::Linear;
 use crate::engine::nn::norm::RmsNorm;
 use crate::engine::nn::rope::Rope;
@@ -66,10 +68,22 @@ impl Training {
         for projection in merged.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(lora) = adapter.lora(&projection.path) {
                 let update = (lora.b.matmul(&lora.a)? * f64::from(lora.scale))?;
-                projection.linear = Linear::new((projection.linear.weight() + update)?)?;
+                let mut weight = (projection.linear.weight() + update)?;
+                if let Some(m) = adapter.extras(&projection.path).magnitude {
+                    let norms = row_norms(projection.linear.weight(), lora)?;
+                    let gains = (m / Tensor::from_vec(norms, m.shape(), &Device::Cpu)?)?;
+                    weight = weight.broadcast_mul(&gains.unsqueeze(1)?)?;
+                }
+                projection.linear = Linear::new(weight)?;
             }
         }
         Ok(merged)
+    }
+
+    /// The frozen weight (out, in) of a module.
+    pub(super) fn weight(&self, path: &str) -> Option<&Tensor> {
+        let mut projections = self.layers.iter().flat_map(|layer| &layer.projections);
+        projections.find(|projection| projection.path == path).map(|projection| projection.linear.weight())
     }
 
     /// Frozen weights by checkpoint name.
@@ -103,7 +117,10 @@ impl Layer {
 
 impl Projection {
     fn forward(&self, x: &Tensor, adapter: &Adapter) -> candle_core::Result<Tensor> {
-        self.linear.train(x, adapter.lora(&self.path))
+        match adapter.lora(&self.path) {
+            Some(lora) => adapted(&self.linear, x, lora, adapter.extras(&self.path)),
+            None => self.linear.train(x, None),
+        }
     }
 }
 

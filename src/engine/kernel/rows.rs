@@ -192,7 +192,8 @@ mod tests {
         for (rows, width) in [(1, 16), (3, 40), (2, 7)] {
             let (x, weight, gate_up) = (wave(rows * width, 0.7), wave(width, 0.3), wave(2 * rows * width, 0.9));
             for isa in Isa::available() {
-                let (mut norm, mut added, mut silu, mut gelu) = (vec![0.0; rows * width], x.clone(), vec![0.0; rows * width], vec![0.0; rows * width]);
+                let (mut norm, mut added, mut silu, mut gelu) =
+                    (vec![0.0; rows * width], x.clone(), vec![0.0; rows * width], vec![0.0; rows * width]);
                 norm_rows(isa, &mut norm, &x, &weight, 1e-5);
                 add_norm_rows(isa, &mut added, &x, &weight, 1e-5);
                 gate_rows(isa, &mut silu, &gate_up, width, Gate::Silu);

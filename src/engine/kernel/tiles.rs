@@ -208,9 +208,7 @@ fn fill(
     // Zero in each layout, for the rows past the last one; their scales are zero as well.
     let empty = Line([if layout.is_bytes() { 128 } else { 0 }; 64]);
     let (all_lines, all_scales, all_mins): (&mut [Line], &mut [[f16; TILE]], &mut [[f16; TILE]]) = (&mut lines, &mut scales, &mut mins);
-    for (tile, (tile_lines, tile_scales)) in
-        all_lines.chunks_exact_mut(blocks * per).zip(all_scales.chunks_exact_mut(blocks)).enumerate()
-    {
+    for (tile, (tile_lines, tile_scales)) in all_lines.chunks_exact_mut(blocks * per).zip(all_scales.chunks_exact_mut(blocks)).enumerate() {
         let count = TILE.min(outputs - tile * TILE);
         for (b, (codes, scale)) in tile_lines.chunks_exact_mut(per).zip(tile_scales).enumerate() {
             codes.fill(empty);

@@ -154,7 +154,7 @@ fn examples(place: &str, shape: &str, draft: Draft) -> Result<Vec<Conversation>,
         if completion.trim().is_empty() {
             return Err(format!("messages[{at}] is empty: there is nothing to learn"));
         }
-        found.push(Conversation { sample: place.to_string(), prompt: messages[..at].to_vec(), completion });
+        found.push(Conversation::new(place, messages[..at].to_vec(), completion));
     }
     Ok(found)
 }
@@ -246,7 +246,7 @@ mod tests {
         let Value::Object(fields) = record else { panic!("an object") };
         let shape = crate::datasets::shapes::of(&fields)?;
         let found = examples("line 1", shape.name(), shape.read(fields)?)?;
-        Ok(found.into_iter().map(|example| (example.prompt.len(), example.completion)).collect())
+        Ok(found.into_iter().map(|example| (example.prompt.len(), example.label())).collect())
     }
 
     fn said(role: &str, text: &str) -> Value {

@@ -8,6 +8,7 @@ use crate::store::Store;
 use crate::tuning::{self, AnyRecipe, FittedHead, HeadObserver, HeadRecipe};
 use crate::types::{Code, Failure};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Refuses a recipe whose method is not for its model: heads are for folders of embedding models, low-rank adapters for chat models.
 pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
@@ -15,7 +16,8 @@ pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
     match (recipe, models::find(store, model_name)?.files) {
         (AnyRecipe::Head(_), Files::Gguf(_)) => {
             let message = format!("the local model \"{model_name}\" chats; a head is fitted on a model that makes embeddings");
-            Err(Failure::on(Code::INVALID_VALUE, "model", message).with_hint("refit model pull all-minilm-l6-v2"))
+            Err(Failure::on(Code::INVALID_VALUE, "model", message)
+                .with_hint("refit model pull all-minilm-l6-v2, or write \"method: classifier\" into the recipe"))
         }
         (AnyRecipe::Lora(_), Files::Folder(_)) => {
             let message = format!("the local model \"{model_name}\" makes embeddings: only a head can be fitted on it");
@@ -45,6 +47,8 @@ pub(super) fn run(store: &Store, training: &Training<'_>, recipe: &HeadRecipe, h
         tokens_per_second: *tokens as f64 / seconds[0].max(1e-9),
         first_and_last_loss: first_and_last_loss.map(|loss| loss as f32),
         validation_loss: validation.map(|validation| validation.loss as f32),
+        metrics: BTreeMap::new(),
+        stopped_early: false,
         accuracy: *validation,
     })
 }

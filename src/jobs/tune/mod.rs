@@ -6,21 +6,25 @@ pub mod estimate;
 pub mod export;
 pub(super) mod files;
 mod head;
+mod overlap;
 pub mod sweep;
 mod work;
 
 use super::JobError;
 use super::worker::{Handle, Job};
+use crate::datasets::shapes::REJECTED;
 use crate::datasets::{Dataset, Datasets, Sample};
 use crate::prompts::render::Input;
 use crate::prompts::{Library, Prompt};
 use crate::releases::manifest::PromptRef;
 use crate::store::{Store, jobs, models};
+use crate::tuning::auto::{Choice, Seen};
 use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, TuningError};
 use crate::types::chat::Message;
 use crate::types::{Code, Digest, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 use work::Training;
 
@@ -60,6 +64,9 @@ pub struct TuneProgress {
     pub loss: f32,
     /// Newest validation loss.
     pub validation_loss: Option<f32>,
+    /// What is told beside the loss: accuracies and, of preferences, rewards.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
     /// Learning rate.
     pub learning_rate: f64,
     /// Tokens per second.
@@ -94,6 +101,12 @@ pub struct TuneResult {
     pub first_and_last_loss: [f32; 2],
     /// Lowest validation loss.
     pub validation_loss: Option<f32>,
+    /// What was told beside the lowest validation loss, or beside the last loss where there is no validation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Whether the validation loss ended the training before its last step.
+    #[serde(default)]
+    pub stopped_early: bool,
     /// Of a head, on the validation split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Accuracy>,
@@ -106,17 +119,34 @@ pub struct TuneResult {
 /// cannot fit into memory.
 pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Failure> {
     let (spec, dataset) = resolved(store, recipe)?;
+    overlap::check(&dataset)?;
     // What the worker would trip over is found now, before anybody waits for it.
     let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
     let data = Data { train: &train, validation: &validation };
-    if let AnyRecipe::Head(_) = spec.recipe {
-        tuning::head::labels(&data)?;
+    match &spec.recipe {
+        AnyRecipe::Head(_) => drop(tuning::head::labels(&data)?),
+        AnyRecipe::Lora(recipe) => data.check(recipe)?,
     }
     if let Some(forecast) = estimate::forecast(store, &spec.recipe, spec.model_digest, &data)? {
         forecast.check()?;
     }
     let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+}
+
+/// A recipe of which only what is written is decided, with everything else chosen from its data; and what was chosen, with reasons.
+///
+/// # Errors
+/// As [`enqueue`].
+pub fn completed(store: &Store, source: &str) -> Result<(AnyRecipe, Vec<Choice>), Failure> {
+    let recipe = AnyRecipe::parse(source)?;
+    if let AnyRecipe::Head(_) = recipe {
+        return Ok((recipe, Vec::new()));
+    }
+    let (spec, dataset) = resolved(store, recipe)?;
+    let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
+    let seen = Seen::of(&store.blobs.path(&spec.model_digest), &Data { train: &train, validation: &validation })?;
+    Ok(AnyRecipe::completed(source, seen)?)
 }
 
 /// A recipe with every input by digest, and its dataset.
@@ -179,16 +209,29 @@ fn conversation(sample: &Sample, prompt: Option<&Prompt>) -> Result<Conversation
         Some(prompt) => prompt.render(&Input::of(&sample.input))?.messages,
         None => raw_messages(sample)?,
     };
-    let completion = match &sample.target {
-        Value::String(text) => text.clone(),
-        Value::Null => {
-            return Err(
-                TuningError::Example { sample: sample.id.clone(), problem: "it has no target: there is nothing to learn".into() }.into()
-            );
-        }
-        other => other.to_string(),
+    let wrong = |problem: String| Failure::from(TuningError::Example { sample: sample.id.clone(), problem });
+    if sample.target.is_null() {
+        return Err(wrong("it has no target: there is nothing to learn".into()));
+    }
+    let tools = match sample.input.get("tools").filter(|_| prompt.is_none()) {
+        None => Vec::new(),
+        Some(Value::Array(tools)) => tools.clone(),
+        Some(_) => return Err(wrong("input.tools must be a list".into())),
     };
-    Ok(Conversation { sample: sample.id.clone(), prompt: messages, completion })
+    let rejected = sample.metadata.get(REJECTED).map(answer).transpose().map_err(wrong)?;
+    let answer = answer(&sample.target).map_err(wrong)?;
+    Ok(Conversation { sample: sample.id.clone(), prompt: messages, answer, rejected, tools })
+}
+
+/// A target as the assistant's message: that message where the target is one, else its text.
+fn answer(target: &Value) -> Result<Message, String> {
+    match target {
+        Value::Object(fields) if fields.get("role").is_some_and(Value::is_string) => {
+            serde_json::from_value(target.clone()).map_err(|error| format!("its target: {error}"))
+        }
+        Value::String(text) => Ok(Message::text("assistant", text)),
+        other => Ok(Message::text("assistant", other.to_string())),
+    }
 }
 
 /// Without a prompt: `input.messages` as a conversation; or `input.prompt`, or the only text that the input has, as one user message.

@@ -47,7 +47,8 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
     let trained = trained?;
     let position = &trained.position;
     let provenance = json!({"steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds,
-        "losses": position.losses, "validations": position.validations});
+        "losses": position.losses, "metrics": position.metrics, "validations": position.validations,
+        "validation_metrics": position.validation_metrics, "stopped_early": trained.stopped_early});
     let adapter = keep(store, training, handle, (&trained.config, &trained.weights), provenance)?;
     let _ = std::fs::remove_dir_all(directory);
     let losses = &position.losses;
@@ -61,6 +62,8 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
         tokens_per_second: trained.tokens_per_second,
         first_and_last_loss: [losses.first().copied().unwrap_or_default(), losses.last().copied().unwrap_or_default()],
         validation_loss: position.best,
+        metrics: position.told(),
+        stopped_early: trained.stopped_early,
         accuracy: None,
     })
 }
@@ -131,6 +134,7 @@ impl Observer for Watch<'_> {
             step: report.step,
             steps: report.steps,
             loss: report.loss,
+            metrics: report.metrics.clone(),
             validation_loss: report.validation_loss,
             learning_rate: report.learning_rate,
             tokens_per_second: report.tokens_per_second,

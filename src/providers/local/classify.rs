@@ -1,23 +1,41 @@
-//! Classifier heads: a chat with `local/<embedding model>:<head>` is answered with the label of its last user message. With `logprobs` the
-//! label is one token, and `top_logprobs` are the likeliest labels.
+//! Classifiers: a chat with `local/<embedding model>:<head>` or `local/<chat model>:<classifier>` is answered with the label of its last user
+//! message. With `logprobs` the label is one token, and `top_logprobs` are the likeliest labels.
 
 use super::ask::Asked;
 use super::format::Format;
 use super::reply::{completion, entry, frame, of_choice};
-use super::{Arc, Call, Digest, Failure, Local, same_model, stored};
+use super::{Arc, Call, Digest, Failure, Local, Pinned, same_model, stored};
 use crate::engine::head::classified_text;
-use crate::engine::{EngineError, Head};
+use crate::engine::kernel::low_rank::Precision;
+use crate::engine::sequence::{Event, Generate};
+use crate::engine::{Classifier, Encoder, EngineError, Head};
 use crate::providers::{Piece, PieceStream};
 use crate::store::Store;
 use crate::types::Code;
+use crate::types::asker::Asker;
 use crate::types::chat::{ChatChunk, ChatResponse, Choice, ChunkChoice, Delta, Message, Usage};
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::unbounded_channel;
 
-/// A head and the digest of the model it was fitted on.
-pub(super) struct Classifier {
-    head: Head,
+/// What a stored adapter is, where it answers with labels.
+pub(super) struct Kind {
+    /// The head, where its model makes embeddings; a classifier on a chat model is read where that is loaded.
+    head: Option<Head>,
     model_digest: Digest,
+}
+
+/// A text on its way to a head.
+pub(super) struct Reading {
+    /// What is read.
+    pub(super) tokens: Vec<u32>,
+    through: Through,
+}
+
+/// What makes the vector that the head reads.
+enum Through {
+    Encoder(Arc<Encoder>, Arc<Option<Kind>>),
+    Decoder(Arc<Pinned>, Arc<Classifier>),
 }
 
 /// An answer.
@@ -29,35 +47,55 @@ pub(super) struct Labelled {
     prompt_tokens: u64,
 }
 
-impl Classifier {
-    /// A stored adapter that is a head; none where it is another kind.
+impl Kind {
+    /// What a stored adapter is; none where it writes text.
     fn load(store: &Store, digest: &Digest) -> Result<Option<Self>, Failure> {
         let record = stored(store, digest)?;
         if !record.is_head() {
             return Ok(None);
         }
-        let weights = store.blobs.get(&record.weights)?;
-        let head = Head::load(record.config.to_string().as_bytes(), &weights)?;
-        Ok(Some(Classifier { head, model_digest: record.model_digest }))
-    }
-
-    fn head(classifier: &Option<Self>) -> Option<&Head> {
-        classifier.as_ref().map(|classifier| &classifier.head)
+        let config = record.config.to_string();
+        let head = match Classifier::is_one(config.as_bytes()) {
+            true => None,
+            false => Some(Head::load(config.as_bytes(), &store.blobs.get(&record.weights)?)?),
+        };
+        Ok(Some(Kind { head, model_digest: record.model_digest }))
     }
 }
 
-type Loaded = Arc<Option<Classifier>>;
+impl Through {
+    fn head(&self) -> Option<&Head> {
+        match self {
+            Through::Encoder(_, kind) => kind.as_ref().as_ref()?.head.as_ref(),
+            Through::Decoder(_, classifier) => Some(&classifier.head),
+        }
+    }
+
+    async fn vector(&self, tokens: Vec<u32>, asker: Asker) -> Result<Vec<f32>, EngineError> {
+        match self {
+            Through::Encoder(encoder, _) => Ok(encoder.embed(vec![tokens]).await?.into_iter().next().unwrap_or_default()),
+            Through::Decoder(engine, classifier) => {
+                let (events, mut receiver) = unbounded_channel();
+                let adapter = classifier.adapter.clone();
+                engine.engine.submit(Generate { asker, adapter, max_tokens: 1, reads_only: true, ..Generate::new(tokens, events) })?;
+                match receiver.recv().await {
+                    Some(Event::Hidden(vector)) => Ok(vector),
+                    Some(Event::Failed(error)) => Err(error),
+                    _ => Err(EngineError::Stopped),
+                }
+            }
+        }
+    }
+}
 
 impl Local {
-    /// The answer to a call whose adapter is a head; none for any other call.
+    /// The answer to a call whose adapter answers with labels; none for any other call.
     pub(super) async fn classified(&self, call: &Call) -> Result<Option<Labelled>, Failure> {
-        let Some((tokens, encoder_digest, classifier)) = self.classifiable(call).await? else { return Ok(None) };
-        let Some(head) = Classifier::head(&classifier) else { return Ok(None) };
+        let Some(Reading { tokens, through }) = self.classifiable(call).await? else { return Ok(None) };
+        let Some(head) = through.head() else { return Ok(None) };
         let top = asked(call)?;
-        let encoder = self.encoder(&call.model, Some(encoder_digest)).await?;
         let prompt_tokens = tokens.len() as u64;
-        let vectors = encoder.embed(vec![tokens]).await.map_err(named)?;
-        let logs = head.log_probabilities(vectors.first().map_or(&[][..], Vec::as_slice));
+        let logs = head.log_probabilities(&through.vector(tokens, call.asker.clone()).await.map_err(named)?);
         let mut order: Vec<usize> = (0..logs.len()).collect();
         order.sort_by(|a, b| logs[*b].total_cmp(&logs[*a]));
         let best = order.first().copied().unwrap_or_default();
@@ -71,18 +109,36 @@ impl Local {
         Ok(Some(Labelled { name: format!("local/{}", call.model), label, logprobs, prompt_tokens }))
     }
 
-    /// The tokens that a head reads, its model's digest and itself; none where the call's adapter is no head.
-    pub(super) async fn classifiable(&self, call: &Call) -> Result<Option<(Vec<u32>, Digest, Loaded)>, Failure> {
+    /// What a head reads of a call and by which model; none where the call's adapter answers with text.
+    pub(super) async fn classifiable(&self, call: &Call) -> Result<Option<Reading>, Failure> {
         let Some(digest) = call.adapter else { return Ok(None) };
         let store = self.shared.store.clone();
-        let classifier = self.shared.classifiers.get(digest, move || Classifier::load(&store, &digest)).await?;
-        let Some(trained_on) = classifier.as_ref().as_ref().map(|classifier| classifier.model_digest) else { return Ok(None) };
+        let kind = self.shared.kinds.get(digest, move || Kind::load(&store, &digest)).await?;
+        let Some(Kind { head, model_digest }) = kind.as_ref() else { return Ok(None) };
         let model = self.digest(&call.model, call.model_digest).await?;
-        same_model(trained_on, model)?;
+        same_model(*model_digest, model)?;
         let text = classified_text(&call.request.messages);
         let text = text.map_err(|problem| Failure::on(Code::INVALID_VALUE, "messages", format!("{problem}: the model is a classifier")))?;
+        if head.is_none() {
+            let engine = self.engine(&call.model, Some(model)).await?;
+            let classifier = self.classifier(&engine, digest).await?;
+            let tokens = Classifier::tokens(&engine.engine.model().tokenizer, &text)?;
+            return Ok(Some(Reading { tokens, through: Through::Decoder(engine, classifier) }));
+        }
         let encoder = self.encoder(&call.model, Some(model)).await?;
-        Ok(Some((encoder.model().tokens(&text)?, model, classifier)))
+        Ok(Some(Reading { tokens: encoder.model().tokens(&text)?, through: Through::Encoder(encoder, kind) }))
+    }
+
+    /// A classifier on a chat model, loading it where needed.
+    async fn classifier(&self, engine: &Arc<Pinned>, digest: Digest) -> Result<Arc<Classifier>, Failure> {
+        let (shared, loader) = (self.shared.clone(), engine.clone());
+        let load = move || {
+            let record = stored(&shared.store, &digest)?;
+            let weights = shared.store.blobs.get(&record.weights)?;
+            let precision = if shared.config.adapters_f32 { Precision::Full } else { Precision::Half };
+            Ok(loader.engine.model().serving_classifier(record.config.to_string().as_bytes(), &weights, precision)?)
+        };
+        self.shared.classifiers.get(digest, load).await
     }
 }
 
@@ -106,6 +162,9 @@ fn named(error: EngineError) -> Failure {
     match error {
         EngineError::TooLong { tokens, limit, .. } => {
             Failure::on(Code::CONTEXT_LENGTH, "messages", format!("the last user message has {tokens} tokens; the model takes {limit}"))
+        }
+        EngineError::ContextLength { prompt, context } => {
+            Failure::on(Code::CONTEXT_LENGTH, "messages", format!("the last user message has {prompt} tokens; the model takes {context}"))
         }
         error => error.into(),
     }

@@ -44,6 +44,7 @@ impl Replying {
                 match events.recv().await {
                     Some(Event::Logprobs(more)) => spoken.logprobs.extend(more),
                     Some(Event::Text(text)) => spoken.hear(&text),
+                    Some(Event::Hidden(_)) => {}
                     Some(Event::Done(finish)) => break finish,
                     Some(Event::Failed(error)) => return Err(provider_error(error.into())),
                     None => return Err(provider_error(EngineError::Stopped.into())),
@@ -183,6 +184,8 @@ impl Telling {
                 self.tellers[index].logprobs.extend(logprobs);
                 return (Vec::new(), true);
             }
+            // Nobody who is told text asks for it.
+            Event::Hidden(_) => return (Vec::new(), true),
             Event::Text(text) => self.tellers[index].reader.push(&text),
             Event::Failed(error) => return (vec![Err(provider_error(error.into()))], false),
             Event::Done(finish) => return self.end(index, &finish),

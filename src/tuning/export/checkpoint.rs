@@ -56,6 +56,13 @@ pub(super) fn write_tensors(
 /// `config.json`, `generation_config.json`, `tokenizer.json` and `tokenizer_config.json`.
 pub(super) fn descriptions(file: &Gguf, model: &Model, elements: Elements) -> Result<Vec<(&'static str, String)>, TuningError> {
     let config = model.decoder.config();
+    if config.architecture != "llama" || !config.rotary.stretch.is_empty() {
+        let problem = format!(
+            "a merged folder of the architecture {} cannot be described yet (llama without rotary scaling can)",
+            config.architecture
+        );
+        return Err(failed(problem));
+    }
     let token = |key: &str| file.integer(&format!("tokenizer.ggml.{key}_token_id")).ok();
     let (bos, eos) = (token("bos"), token("eos"));
     let described = json!({
@@ -63,7 +70,7 @@ pub(super) fn descriptions(file: &Gguf, model: &Model, elements: Elements) -> Re
         "hidden_size": config.hidden, "intermediate_size": config.inner, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads.queries, "num_key_value_heads": config.heads.keys, "head_dim": config.heads.width,
         "vocab_size": config.vocabulary, "max_position_embeddings": config.context, "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_base, "tie_word_embeddings": !file.has_tensor("output.weight"), "bos_token_id": bos, "eos_token_id": eos,
+        "rope_theta": config.rotary.base, "tie_word_embeddings": !file.has_tensor("output.weight"), "bos_token_id": bos, "eos_token_id": eos,
         "dtype": if elements == Elements::F32 { "float32" } else { "float16" },
     });
     let text = |id: Option<usize>| id.and_then(|id| model.tokenizer.token(u32::try_from(id).ok()?));

@@ -124,6 +124,9 @@ pub(super) fn merged(source: &Source<'_>, decoder: &Decoder, elements: Elements,
 /// The adapter alone. llama.cpp scales with alpha / rank: alpha is what gives our scale.
 pub(super) fn adapter(source: &Source<'_>, model: &Model, adapter: &Adapter, path: &Path) -> Result<(), TuningError> {
     let text = |text: &str| Value::String(text.to_string());
+    if adapter.config.is_dora() {
+        return Err(failed("GGUF adapters have no magnitudes: one of DoRA can be merged (--format merged-gguf)"));
+    }
     let metadata = BTreeMap::from([
         ("general.type".to_string(), text("adapter")),
         ("general.architecture".to_string(), text(&model.decoder.config().architecture)),

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use softmax::{Rows, Weights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Texts that become vectors between two looks at the watcher.
 const CHUNK: usize = 128;
@@ -32,7 +33,7 @@ const FLAT: f64 = 1e-6;
 const FLAT_ENOUGH: f64 = 1e-5;
 
 /// Watches a fitting.
-pub trait HeadObserver: Sync {
+pub trait HeadObserver {
     /// `done` of `total` texts have become vectors.
     fn embedded(&self, done: usize, total: usize);
     /// Asked often; `true` ends the work with [`TuningError::Cancelled`].
@@ -96,28 +97,48 @@ pub fn fit_head(
     let all: Vec<&[u32]> = train.iter().chain(&validation).map(Vec::as_slice).collect();
     let vectors = embed(&model, &all, observer)?;
     let embedded = began.elapsed().as_secs_f64();
-    let index = |sample: &Conversation| labels.binary_search(&sample.completion).unwrap_or_default();
+    let index = |sample: &Conversation| labels.binary_search(&sample.label()).unwrap_or_default();
     let targets: Vec<usize> = data.train.iter().chain(data.validation).map(index).collect();
-    let set = Set { vectors: &vectors, targets: &targets, classes: labels.len(), observer };
-    let (learned, measured): (Vec<usize>, Vec<usize>) = (0..targets.len()).partition(|row| *row < data.train.len());
-    let (c, tried) = match recipe.c {
-        Some(c) => (c, Vec::new()),
-        None => set.strongest(recipe, &learned, &measured)?,
-    };
-    let (weights, minimum) = set.fit(&set.rows(&learned, DType::F64)?, set.start(), (c, FLAT))?;
-    let validation = if measured.is_empty() { None } else { Some(set.measure(&weights, &measured)?) };
-    let (weight, bias) = weights.values.split_at(weights.values.len() - labels.len());
-    let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
-    Ok(FittedHead {
-        head: Head::new(labels, narrow(weight), narrow(bias))?,
-        c,
-        tried,
-        iterations: minimum.iterations,
-        converged: minimum.converged,
-        first_and_last_loss: [minimum.first, minimum.value],
-        validation,
-        tokens: all.iter().map(|text| text.len() as u64).sum(),
-        seconds: [embedded, began.elapsed().as_secs_f64() - embedded],
+    let rows = Vectors { vectors: &vectors, targets: &targets, learned: data.train.len() };
+    let fitted = fit_vectors(labels, &rows, recipe, observer)?;
+    let tokens = all.iter().map(|text| text.len() as u64).sum();
+    Ok(FittedHead { tokens, seconds: [embedded, began.elapsed().as_secs_f64() - embedded], ..fitted })
+}
+
+/// Vectors and the places of their labels; the first `learned` are fitted on, the others measured.
+pub(super) struct Vectors<'a> {
+    pub(super) vectors: &'a [Vec<f32>],
+    pub(super) targets: &'a [usize],
+    pub(super) learned: usize,
+}
+
+/// Fits a head on vectors; what it says about tokens and seconds is 0.
+pub(super) fn fit_vectors(
+    labels: Vec<String>,
+    rows: &Vectors<'_>,
+    recipe: &HeadRecipe,
+    observer: &dyn HeadObserver,
+) -> Result<FittedHead, TuningError> {
+    let stop = AtomicBool::new(false);
+    let set = Set { vectors: rows.vectors, targets: rows.targets, classes: labels.len(), stop: &stop };
+    watched(observer, &stop, || set.head(labels, recipe, rows.learned))
+}
+
+/// Does the work on a thread of its own, with an eye on the watcher: what is asked for there stops it.
+fn watched<R: Send>(observer: &dyn HeadObserver, stop: &AtomicBool, work: impl FnOnce() -> R + Send) -> R {
+    const LOOK: Duration = Duration::from_millis(50);
+    let here = std::thread::current();
+    std::thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            let done = work();
+            here.unpark();
+            done
+        });
+        while !working.is_finished() {
+            std::thread::park_timeout(LOOK);
+            stop.fetch_or(observer.cancelled(), Ordering::Relaxed);
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -126,22 +147,22 @@ pub fn fit_head(
 /// # Errors
 /// [`TuningError`] naming the sample without a label, or saying that there is nothing to tell apart.
 pub fn labels(data: &Data<'_>) -> Result<Vec<String>, TuningError> {
-    if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.completion.trim().is_empty()) {
+    if let Some(sample) = data.train.iter().chain(data.validation).find(|sample| sample.label().trim().is_empty()) {
         return Err(TuningError::Example {
             sample: sample.sample.clone(),
             problem: "its target is empty: there is no label to learn".into(),
         });
     }
-    let labels: BTreeSet<&str> = data.train.iter().map(|sample| sample.completion.as_str()).collect();
+    let labels: BTreeSet<String> = data.train.iter().map(Conversation::label).collect();
     if labels.len() < 2 {
         let found = labels.first().map_or_else(|| "none".to_string(), |label| format!("one, {label:?}"));
         return Err(super::recipe::wrong("dataset", format!("has fewer than two labels in its train split: {found}")));
     }
-    if let Some(sample) = data.validation.iter().find(|sample| !labels.contains(sample.completion.as_str())) {
-        let problem = format!("its target {:?} is the target of no sample in the train split", sample.completion);
+    if let Some(sample) = data.validation.iter().find(|sample| !labels.contains(&sample.label())) {
+        let problem = format!("its target {:?} is the target of no sample in the train split", sample.label());
         return Err(TuningError::Example { sample: sample.sample.clone(), problem });
     }
-    Ok(labels.into_iter().map(String::from).collect())
+    Ok(labels.into_iter().collect())
 }
 
 fn tokens(model: &Embedder, sample: &Conversation) -> Result<Vec<u32>, TuningError> {
@@ -173,10 +194,34 @@ struct Set<'a> {
     vectors: &'a [Vec<f32>],
     targets: &'a [usize],
     classes: usize,
-    observer: &'a dyn HeadObserver,
+    stop: &'a AtomicBool,
 }
 
 impl Set<'_> {
+    /// The head, fitted on the first `learned` rows; what it says about tokens and seconds is 0.
+    fn head(&self, labels: Vec<String>, recipe: &HeadRecipe, learned: usize) -> Result<FittedHead, TuningError> {
+        let (learned, measured): (Vec<usize>, Vec<usize>) = (0..self.targets.len()).partition(|row| *row < learned);
+        let (c, tried) = match recipe.c {
+            Some(c) => (c, Vec::new()),
+            None => self.strongest(recipe, &learned, &measured)?,
+        };
+        let (weights, minimum) = self.fit(&self.rows(&learned, DType::F64)?, self.start(), (c, FLAT))?;
+        let validation = if measured.is_empty() { None } else { Some(self.measure(&weights, &measured)?) };
+        let (weight, bias) = weights.values.split_at(weights.values.len() - labels.len());
+        let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
+        Ok(FittedHead {
+            head: Head::new(labels, narrow(weight), narrow(bias))?,
+            c,
+            tried,
+            iterations: minimum.iterations,
+            converged: minimum.converged,
+            first_and_last_loss: [minimum.first, minimum.value],
+            validation,
+            tokens: 0,
+            seconds: [0.0; 2],
+        })
+    }
+
     fn rows(&self, which: &[usize], precision: DType) -> Result<Rows, TuningError> {
         let vectors: Vec<&[f32]> = which.iter().map(|row| self.vectors[*row].as_slice()).collect();
         Ok(Rows::new(&vectors, which.iter().map(|row| self.targets[*row]).collect(), precision)?)
@@ -187,7 +232,7 @@ impl Set<'_> {
     }
 
     fn fit(&self, rows: &Rows, from: Weights, how: (f64, f64)) -> Result<(Weights, Minimum), TuningError> {
-        let fitted = softmax::fit(rows, from, how, &mut |_, _| !self.observer.cancelled())?;
+        let fitted = softmax::fit(rows, from, how, &mut |_, _| !self.stop.load(Ordering::Relaxed))?;
         fitted.ok_or(TuningError::Cancelled(0))
     }
 

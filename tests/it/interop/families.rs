@@ -38,7 +38,8 @@ fn every_architecture_gives_the_logits_of_transformers_from_a_folder_and_from_gg
         let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).expect("tokens");
         for container in ["folder", "gguf"] {
             let Some(path) = case[container].as_str() else { continue };
-            let model = Model::load(path.as_ref(), Purpose::ServeExact).unwrap_or_else(|error| panic!("{} {container}: {error}", case["name"]));
+            let model =
+                Model::load(path.as_ref(), Purpose::ServeExact).unwrap_or_else(|error| panic!("{} {container}: {error}", case["name"]));
             let expected = floats(case["logits"].as_str().expect("a path").as_ref(), model.decoder.config().vocabulary);
             let error = rms(&all_logits(&model.decoder, &tokens, None), &expected);
             println!("{} from {container}: logits off by {error:.6} (root mean square)", case["name"]);

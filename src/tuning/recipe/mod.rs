@@ -1,0 +1,198 @@
+//! The recipe: one page that reads like the experiment. Unknown keys are refused. [`lora`] has the keys of everything that trains a
+//! low-rank adapter, [`head`](super::head) those of a head on an embedding model.
+
+mod lora;
+
+pub use lora::{EarlyStopping, LossOn, Recipe};
+
+use super::{HeadRecipe, TuningError};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+
+const LOCAL: &str = "local/";
+
+/// Modules that `targets: all` stands for.
+pub const ALL_MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// What is fitted on top of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// A low-rank adapter of a chat model that learns to say what the examples say.
+    #[default]
+    Lora,
+    /// A low-rank adapter of a chat model that learns which of two answers is preferred (direct preference optimisation).
+    Dpo,
+    /// A classifier on the last hidden state of a chat model, with a low-rank adapter below it.
+    Classifier,
+    /// A classifier head on an embedding model.
+    Head,
+}
+
+impl Method {
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_lora(&self) -> bool {
+        *self == Method::Lora
+    }
+}
+
+/// A recipe of any method.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum AnyRecipe {
+    /// Of a low-rank adapter, whatever it learns from.
+    Lora(Recipe),
+    /// Of a classifier head.
+    Head(HeadRecipe),
+}
+
+/// What says which recipe it is.
+#[derive(Deserialize)]
+struct Which {
+    #[serde(default)]
+    method: Method,
+}
+
+impl AnyRecipe {
+    /// Reads `recipe.yaml` and checks it.
+    ///
+    /// # Errors
+    /// [`TuningError::Recipe`] naming the key, with the line where the parser knows it.
+    pub fn parse(source: &str) -> Result<Self, TuningError> {
+        let unreadable = |error: serde_norway::Error| wrong("file", error.to_string());
+        let recipe = match serde_norway::from_str::<Which>(source).map_err(unreadable)?.method {
+            Method::Lora | Method::Dpo | Method::Classifier => AnyRecipe::Lora(serde_norway::from_str(source).map_err(unreadable)?),
+            Method::Head => AnyRecipe::Head(serde_norway::from_str(source).map_err(unreadable)?),
+        };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Refuses values that cannot work.
+    ///
+    /// # Errors
+    /// [`TuningError::Recipe`] naming the key.
+    pub fn check(&self) -> Result<(), TuningError> {
+        match self {
+            AnyRecipe::Lora(recipe) => recipe.check(),
+            AnyRecipe::Head(recipe) => recipe.check(),
+        }
+    }
+
+    /// Name of what comes out.
+    pub fn name(&self) -> &str {
+        match self {
+            AnyRecipe::Lora(recipe) => &recipe.name,
+            AnyRecipe::Head(recipe) => &recipe.name,
+        }
+    }
+
+    /// The base model's name, without `local/`.
+    pub fn model(&self) -> &str {
+        let model = match self {
+            AnyRecipe::Lora(recipe) => &recipe.model,
+            AnyRecipe::Head(recipe) => &recipe.model,
+        };
+        model.strip_prefix(LOCAL).unwrap_or(model)
+    }
+
+    /// Dataset file or name.
+    pub fn dataset(&self) -> &str {
+        match self {
+            AnyRecipe::Lora(recipe) => &recipe.dataset,
+            AnyRecipe::Head(recipe) => &recipe.dataset,
+        }
+    }
+
+    /// Prompt that renders samples.
+    pub fn prompt(&self) -> Option<&str> {
+        match self {
+            AnyRecipe::Lora(recipe) => recipe.prompt.as_deref(),
+            AnyRecipe::Head(recipe) => recipe.prompt.as_deref(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AnyRecipe {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let Which { method } = Which::deserialize(&value).map_err(D::Error::custom)?;
+        match method {
+            Method::Lora | Method::Dpo | Method::Classifier => Recipe::deserialize(value).map(AnyRecipe::Lora),
+            Method::Head => HeadRecipe::deserialize(value).map(AnyRecipe::Head),
+        }
+        .map_err(D::Error::custom)
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), TuningError> {
+    let usable = crate::types::ids::is_slug(name);
+    if usable { Ok(()) } else { Err(wrong("name", "must be lower-case letters, digits, '-', '_' or '.'")) }
+}
+
+pub(super) fn check_model(model: &str) -> Result<(), TuningError> {
+    let is_local = model.strip_prefix(LOCAL).is_some_and(|name| !name.is_empty());
+    if is_local { Ok(()) } else { Err(wrong("model", "must be a local model, local/<name>")) }
+}
+
+pub(super) fn wrong(key: &str, problem: impl Into<String>) -> TuningError {
+    TuningError::Recipe { key: key.into(), problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name: a\nmodel: local/m\ndataset: d.jsonl\n";
+
+    #[test]
+    fn a_short_recipe_has_working_defaults() {
+        let AnyRecipe::Lora(recipe) = AnyRecipe::parse(SMALL).expect("parses") else { panic!("lora is the default") };
+        assert_eq!((recipe.rank, recipe.targets.len(), recipe.steps(100)), (8, 7, 4 * 13));
+    }
+
+    #[test]
+    fn recipes_come_back_from_json() {
+        let others = [
+            "method: head\nc: 2\n",
+            "early_stopping: {patience: 2}\nloss_on: assistant\n",
+            "method: dpo\nbeta: 0.2\n",
+            "method: classifier\ntargets: []\n",
+        ];
+        for source in others.map(|other| format!("{SMALL}{other}")).into_iter().chain([SMALL.to_string()]) {
+            let recipe = AnyRecipe::parse(&source).expect("parses");
+            let stored = serde_json::to_value(&recipe).expect("JSON");
+            assert_eq!(serde_json::from_value::<AnyRecipe>(stored).expect("read"), recipe);
+            assert_eq!((recipe.name(), recipe.model(), recipe.dataset(), recipe.prompt()), ("a", "m", "d.jsonl", None));
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_key() {
+        for (line, key) in [
+            ("rank: 0", "rank"),
+            ("targets: [q_prj]", "q_prj"),
+            ("learning_rat: 1", "learning_rat"),
+            ("rank: 1000000", "rank"),
+            ("rank: 64\nmax_length: 4", "max_length"),
+            ("warmup: 2", "warmup"),
+            ("dropout: 1", "dropout"),
+            ("loss_on: prompt", "loss_on"),
+            ("batch_tokens: 0", "batch_tokens"),
+            ("early_stopping: {patience: 0}", "early_stopping"),
+            ("early_stopping: {patience: 2, patient: 2}", "patient"),
+            ("method: dpo\nbeta: 0", "beta"),
+            ("beta: 0.1", "beta"),
+            ("targets: []", "targets"),
+            ("learning_rate: .nan", "learning_rate"),
+            ("alpha: .inf", "alpha"),
+            ("method: heat", "heat"),
+            ("method: head\nrank: 8", "rank"),
+            ("method: head\nc: 0", "recipe: c "),
+            ("method: head\nfolds: 1", "folds"),
+        ] {
+            let error = AnyRecipe::parse(&format!("{SMALL}{line}\n")).expect_err(line).to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}
