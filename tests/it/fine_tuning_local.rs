@@ -159,7 +159,7 @@ fn a_file_that_cannot_be_learned_names_its_line() {
     let told = refused(&format!("{good}{tools}\n"));
     assert!(told.contains("train.jsonl, line 2") && told.contains("tools"), "{told}");
     let told = refused(&(json!({"prompt": "p", "chosen": "a", "rejected": "b"}).to_string() + "\n"));
-    assert!(told.contains("preferences"), "{told}");
+    assert!(told.contains("a preference"), "{told}");
     let last = json!({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]});
     let told = upload(&server, &mine, "train.jsonl", "fine-tune", &format!("{good}{last}\n"));
     assert!(told.status == 400 && told.body.contains("line 2"), "{told:?}");
@@ -174,6 +174,30 @@ fn a_file_that_cannot_be_learned_names_its_line() {
     assert!(message.contains("line 2") && message.contains("tokens"), "{failed}");
     let unknown = server.post(JOBS, Some(&mine), &json!({"model": "local/nothing", "training_file": training}));
     assert_eq!((unknown.status, &unknown.json()["error"]["param"]), (404, &json!("model")), "{unknown:?}");
+}
+
+#[test]
+fn preferences_are_learned() {
+    let refit = chat_model_or_skip!("fine_tuning_local::preferences_are_learned");
+    let mine = key(&refit, &[]);
+    let server = refit.serve(&[]);
+    let said = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let pair = |(asked, good): (&str, &str)| json!({"input": {"messages": [{"role": "user", "content": asked}]}, "preferred_output": said(good), "non_preferred_output": said("no idea")});
+    let lines: String = TALKS.map(pair).map(|line| format!("{line}\n")).concat();
+    let training = file(&server, &mine, &lines);
+    let method = json!({"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 4, "batch_size": 3}}});
+    let job = create(&server, &mine, &json!({"model": MODEL, "training_file": training, "suffix": "polite", "method": method}));
+    assert_eq!((&job["method"]["type"], &job["method"]["dpo"]["hyperparameters"]["beta"]), (&json!("dpo"), &json!(0.2)), "{job}");
+    let done = wait(&server, &mine, &job, is_over);
+    assert_eq!((&done["status"], &done["fine_tuned_model"]), (&json!("succeeded"), &json!(format!("{MODEL}:polite"))), "{done}");
+    let told = events(&server, &mine, &job);
+    assert_eq!(metrics(&told), (1..=8).collect::<Vec<_>>());
+    let loss = |step: i64| told.iter().find(|event| event["data"]["step"] == step).and_then(|event| event["data"]["train_loss"].as_f64());
+    // Before anything is learned both answers are as likely as the reference has them: ln 2.
+    assert!(loss(1).is_some_and(|loss| (loss - std::f64::consts::LN_2).abs() < 1e-3) && loss(8) < loss(1), "{told:?}");
+    let plain = file(&server, &mine, &talks(&TALKS));
+    let refused = server.post(JOBS, Some(&mine), &json!({"model": MODEL, "training_file": plain, "method": {"type": "dpo"}}));
+    assert!(refused.status == 400 && refused.body.contains("line 1") && refused.body.contains("preferred_output"), "{refused:?}");
 }
 
 #[test]

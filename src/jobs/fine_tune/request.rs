@@ -110,9 +110,8 @@ impl NewFineTune {
             return unsupported("integrations", "nothing is sent to other services; the job's events and its result file have the numbers");
         }
         match self.method.as_str() {
-            "supervised" => Ok(()),
-            "dpo" => unsupported("method.type", "local models are not trained on preferences through this API; \"supervised\" is"),
-            _ => unsupported("method.type", "local models are not trained by graders; \"supervised\" is supported"),
+            "supervised" | "dpo" => Ok(()),
+            _ => unsupported("method.type", "local models are not trained by graders; \"supervised\" and \"dpo\" are supported"),
         }
     }
 }
@@ -214,7 +213,7 @@ mod tests {
         assert_eq!(field(nested), "method.dpo.hyperparameters.beta");
         let local = |more: Value| read(more).expect("read").check_local().expect_err("refused").param().unwrap_or_default();
         assert_eq!(local(json!({"integrations": [{"type": "wandb"}]})), "integrations");
-        assert_eq!(local(json!({"method": {"type": "dpo"}})), "method.type");
+        assert_eq!(local(json!({"method": {"type": "reinforcement"}})), "method.type");
         assert!(read(json!({"integrations": [], "method": null})).expect("read").check_local().is_ok());
     }
 

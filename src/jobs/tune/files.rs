@@ -3,7 +3,7 @@
 
 use super::estimate;
 use super::work::{self, Training};
-use crate::datasets::shapes::Draft;
+use crate::datasets::shapes::{Draft, REJECTED};
 use crate::datasets::{DatasetError, trainable};
 use crate::jobs::fine_tune::{Prepared, RESULTS_PURPOSE, Wanted};
 use crate::jobs::worker::{Handle, Job};
@@ -12,7 +12,7 @@ use crate::store::files::{self, FileRow};
 use crate::store::fine_tunes::{self, JOB_KIND};
 use crate::store::job_events::{self, JobEvent};
 use crate::store::{Store, StoreError};
-use crate::tuning::{self, AnyRecipe, Conversation, Data, TuningError};
+use crate::tuning::{self, AnyRecipe, Conversation, Data, Method, TuningError};
 use crate::types::chat::Message;
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -22,6 +22,12 @@ use std::fmt::Write;
 
 /// The learning rate that a multiplier of 1 stands for.
 const LEARNING_RATE: f64 = 1e-3;
+/// The same where preferences are learned: they pull the model away from what it says, and more slowly is enough.
+const PREFERENCE_RATE: f64 = 2e-4;
+/// The `beta` that "auto" stands for (Rafailov et al. 2023, arXiv 2305.18290).
+const BETA: f64 = 0.1;
+/// The method that learns preferences.
+const DPO: &str = "dpo";
 /// Longest example in tokens; the model's own limit still applies.
 const MAX_LENGTH: usize = 4_096;
 
@@ -58,9 +64,13 @@ struct FileSpec {
 pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> {
     let found = models::find(store, wanted.model).map_err(|error| about("model", error.into()))?;
     let (training, validation) = (Part::of(wanted.training), wanted.validation.map(Part::of));
-    let train = conversations(store, "training_file", &training)?;
-    let measured = validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, "validation_file", part))?;
+    let train = conversations(store, ("training_file", &training), wanted.method)?;
+    let measured = validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), wanted.method))?;
     let is_head = matches!(found.files, Files::Folder(_));
+    if is_head && wanted.method == DPO {
+        let message = "method.type: the model makes embeddings: it says nothing that could be preferred";
+        return Err(Failure::on(Code::INVALID_VALUE, "method.type", message));
+    }
     let (recipe, hyperparameters) = if is_head { head(wanted) } else { adapter(wanted, train.len()) };
     let recipe: AnyRecipe = serde_json::from_value(recipe)
         .map_err(|error| Failure::new(Code::INTERNAL, format!("the recipe of the fine-tuning job: {error}")))?;
@@ -90,10 +100,16 @@ fn adapter(wanted: &Wanted<'_>, examples: usize) -> (Value, Value) {
     let epochs = asked.n_epochs.or((1_500 / examples.max(1)).clamp(2, 10) as f64);
     let batch = asked.batch_size.or(if examples < 32 { 4.0 } else { 8.0 });
     let multiplier = asked.learning_rate_multiplier.or(1.0);
-    let recipe = json!({"name": wanted.name, "model": format!("local/{}", wanted.model), "dataset": wanted.training.id,
+    let mut recipe = json!({"name": wanted.name, "model": format!("local/{}", wanted.model), "dataset": wanted.training.id,
         "epochs": epochs as u64, "batch_size": batch as u64, "learning_rate": LEARNING_RATE * multiplier,
         "max_length": MAX_LENGTH, "seed": wanted.seed});
-    (recipe, json!({"n_epochs": epochs as u64, "batch_size": batch as u64, "learning_rate_multiplier": multiplier}))
+    let mut told = json!({"n_epochs": epochs as u64, "batch_size": batch as u64, "learning_rate_multiplier": multiplier});
+    if wanted.method == DPO {
+        let beta = asked.beta.or(BETA);
+        (recipe["method"], recipe["beta"], told["beta"]) = (DPO.into(), beta.into(), beta.into());
+        recipe["learning_rate"] = (PREFERENCE_RATE * multiplier).into();
+    }
+    (recipe, told)
 }
 
 /// The same failure, about a field of the request.
@@ -105,11 +121,17 @@ fn about(field: &str, failure: Failure) -> Failure {
     }
 }
 
-/// The examples of a file. Errors name the field and the line.
-fn conversations(store: &Store, field: &str, part: &Part) -> Result<Vec<Conversation>, Failure> {
+/// The examples of a file, for a method. Errors name the field and the line.
+fn conversations(store: &Store, (field, part): (&str, &Part), method: &str) -> Result<Vec<Conversation>, Failure> {
     let mut found = Vec::new();
     let read = trainable::each(&store.uploads.path(&part.digest), &part.name, &mut |place, shape, draft| {
-        found.extend(examples(&place.to_string(), shape, draft)?);
+        match (method, shape) {
+            (DPO, DPO) => found.push(preference(&place.to_string(), draft)?),
+            (DPO, _) => {
+                return Err("it holds no preference (input, preferred_output, non_preferred_output), which \"dpo\" learns from".into());
+            }
+            _ => found.extend(examples(&place.to_string(), shape, draft)?),
+        }
         Ok(())
     });
     match read {
@@ -124,22 +146,11 @@ fn conversations(store: &Store, field: &str, part: &Part) -> Result<Vec<Conversa
 
 /// The examples of a record: one for each message of the assistant that has weight.
 fn examples(place: &str, shape: &str, draft: Draft) -> Result<Vec<Conversation>, String> {
-    if shape == "dpo" {
-        return Err("it holds preferences, which \"supervised\" does not learn from".into());
+    if shape == DPO {
+        return Err("it holds a preference, which \"supervised\" does not learn from".into());
     }
-    for field in ["tools", "functions", "response_format"] {
-        if draft.input.contains_key(field) {
-            return Err(format!("field \"{field}\": local models are not trained on it"));
-        }
-    }
-    let mut messages = match draft.input.get("messages") {
-        Some(messages) => serde_json::from_value::<Vec<Message>>(messages.clone()).map_err(|error| format!("messages: {error}"))?,
-        None => vec![Message::text("user", draft.input.get("prompt").and_then(Value::as_str).unwrap_or_default())],
-    };
-    messages.push(match draft.target {
-        Value::String(text) => Message::text("assistant", text),
-        other => serde_json::from_value(other).map_err(|error| format!("messages: the last one: {error}"))?,
-    });
+    let mut messages = asked(&draft)?;
+    messages.push(answer(draft.target)?);
     let mut found = Vec::new();
     for at in 0..messages.len() {
         let weight = weight(&mut messages[at]).map_err(|problem| format!("messages[{at}].{problem}"))?;
@@ -157,6 +168,42 @@ fn examples(place: &str, shape: &str, draft: Draft) -> Result<Vec<Conversation>,
         found.push(Conversation::new(place, messages[..at].to_vec(), completion));
     }
     Ok(found)
+}
+
+/// The example of a record that holds two answers.
+fn preference(place: &str, mut draft: Draft) -> Result<Conversation, String> {
+    let prompt = asked(&draft)?;
+    let rejected = answer(draft.metadata.remove(REJECTED).unwrap_or_default())?;
+    let answer = answer(draft.target)?;
+    for (field, message) in [("preferred_output", &answer), ("non_preferred_output", &rejected)] {
+        if has(message, "tool_calls") {
+            return Err(format!("{field}: local models are not trained on tool calls"));
+        }
+        if message.plain_text().trim().is_empty() {
+            return Err(format!("{field} is empty: there is nothing to learn"));
+        }
+    }
+    Ok(Conversation { sample: place.to_string(), prompt, answer, rejected: Some(rejected), ..Conversation::default() })
+}
+
+/// What stands before the answer.
+fn asked(draft: &Draft) -> Result<Vec<Message>, String> {
+    for field in ["tools", "functions", "response_format"] {
+        if draft.input.contains_key(field) {
+            return Err(format!("field \"{field}\": local models are not trained on it"));
+        }
+    }
+    match draft.input.get("messages") {
+        Some(messages) => serde_json::from_value(messages.clone()).map_err(|error| format!("messages: {error}")),
+        None => Ok(vec![Message::text("user", draft.input.get("prompt").and_then(Value::as_str).unwrap_or_default())]),
+    }
+}
+
+fn answer(target: Value) -> Result<Message, String> {
+    match target {
+        Value::String(text) => Ok(Message::text("assistant", text)),
+        other => serde_json::from_value(other).map_err(|error| format!("messages: the last one: {error}")),
+    }
 }
 
 fn has(message: &Message, field: &str) -> bool {
@@ -193,8 +240,12 @@ impl Job for FineTune {
 
 fn train(store: &Store, spec: &FileSpec, handle: &Handle) -> Result<Value, Failure> {
     let tell = |message: String| job_events::append(store.db.as_ref(), &handle.id, &[JobEvent::message("info", message)]);
-    let train = conversations(store, "training_file", &spec.training)?;
-    let validation = spec.validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, "validation_file", part))?;
+    let method = match &spec.recipe {
+        AnyRecipe::Lora(recipe) if recipe.method == Method::Dpo => DPO,
+        _ => "supervised",
+    };
+    let train = conversations(store, ("training_file", &spec.training), method)?;
+    let validation = spec.validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), method))?;
     tell(format!("Fine-tuning job started: {} examples, {} to validate on", train.len(), validation.len()))?;
     let fine_tune = fine_tunes::of_job(store.db.as_ref(), &handle.id)?;
     let lineage = json!({"training_file": spec.training, "validation_file": spec.validation, "fine_tune": spec.fine_tune,
@@ -277,7 +328,7 @@ mod tests {
             (json!({"messages": [said("user", "q"), call]}), "messages[1].tool_calls"),
             (json!({"messages": [said("user", "q"), said("assistant", " ")]}), "messages[1] is empty"),
             (json!({"messages": [said("user", "q"), said("assistant", "a")], "tools": [{"type": "function"}]}), "\"tools\""),
-            (json!({"prompt": "p", "chosen": "a", "rejected": "b"}), "preferences"),
+            (json!({"prompt": "p", "chosen": "a", "rejected": "b"}), "a preference"),
         ] {
             let told = read(record).expect_err(part);
             assert!(told.contains(part), "{told}");

@@ -123,9 +123,14 @@ impl<'a> Watch<'a> {
 
 /// The numbers of a step as OpenAI's events name them, and more. `validation` is the loss where the step was validated.
 fn metrics(report: &StepReport, validation: Option<f32>) -> Value {
-    json!({"step": report.step, "total_steps": report.steps, "train_loss": report.loss, "train_mean_token_accuracy": null,
+    let mut told = json!({"step": report.step, "total_steps": report.steps, "train_loss": report.loss, "train_mean_token_accuracy": null,
         "valid_loss": validation, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm,
-        "tokens_per_second": report.tokens_per_second, "trained_tokens": report.trained_tokens})
+        "tokens_per_second": report.tokens_per_second, "trained_tokens": report.trained_tokens});
+    if let Some(fields) = told.as_object_mut() {
+        // Of preferences: rewards and how often they are on the right side.
+        fields.extend(report.metrics.iter().map(|(name, value)| (name.clone(), json!(value))));
+    }
+    told
 }
 
 impl Observer for Watch<'_> {
