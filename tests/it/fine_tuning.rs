@@ -7,11 +7,8 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 pub const JOBS: &str = "/v1/fine_tuning/jobs";
-/// Longer than any training here takes, a lease that has to run out included.
-const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Uploads bytes to be trained on.
 pub fn upload(server: &Server, key: &str, name: &str, purpose: &str, bytes: &str) -> Reply {
@@ -38,38 +35,6 @@ pub fn talks(pairs: &[(&str, &str)]) -> String {
 
 fn id(value: &Value) -> &str {
     value["id"].as_str().expect("an id")
-}
-
-pub fn wait(server: &Server, key: &str, job: &Value, until: impl Fn(&Value) -> bool) -> Value {
-    let begun = Instant::now();
-    loop {
-        let shown = server.get(&format!("{JOBS}/{}", id(job)), Some(key));
-        assert_eq!(shown.status, 200, "{shown:?}");
-        let shown = shown.json();
-        if until(&shown) {
-            return shown;
-        }
-        assert!(begun.elapsed() < PATIENCE && shown["status"] != "failed", "{shown} {}", server.errors());
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-pub fn is_over(job: &Value) -> bool {
-    matches!(job["status"].as_str(), Some("succeeded" | "failed" | "cancelled"))
-}
-
-/// Every event, page by page, newest first.
-pub fn events(server: &Server, key: &str, job: &Value) -> Vec<Value> {
-    let (mut all, mut after) = (Vec::new(), String::new());
-    loop {
-        let page = server.get(&format!("{JOBS}/{}/events?limit=3{after}", id(job)), Some(key)).json();
-        let data = page["data"].as_array().expect("events").clone();
-        after = data.last().map(|event| format!("&after={}", id(event))).unwrap_or_default();
-        all.extend(data);
-        if page["has_more"] == json!(false) {
-            return all;
-        }
-    }
 }
 
 /// A provider that takes files and trains: what it was asked, and its port.

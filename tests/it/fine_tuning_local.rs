@@ -1,13 +1,16 @@
 //! Local models fine-tuned through OpenAI's API: on the real SmolLM2 and the real MiniLM.
 
-use crate::fine_tuning::{JOBS, events, file, is_over, talks, upload, wait};
+use crate::fine_tuning::{JOBS, file, talks, upload};
 use crate::keys::key;
 use crate::rig::wait_for;
 use crate::support::{self, Refit, Server, skip};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 const MODEL: &str = "local/smollm2-135m-instruct";
+/// Longer than any training here takes, a lease that has to run out included.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 const TALKS: [(&str, &str); 6] = [
     ("Where is my order?", "order_status"),
@@ -17,6 +20,42 @@ const TALKS: [(&str, &str); 6] = [
     ("My login does not work", "account_access"),
     ("Great shop!", "feedback"),
 ];
+
+fn id(value: &Value) -> &str {
+    value["id"].as_str().expect("an id")
+}
+
+fn wait(server: &Server, key: &str, job: &Value, until: impl Fn(&Value) -> bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let shown = server.get(&format!("{JOBS}/{}", id(job)), Some(key));
+        assert_eq!(shown.status, 200, "{shown:?}");
+        let shown = shown.json();
+        if until(&shown) {
+            return shown;
+        }
+        assert!(begun.elapsed() < PATIENCE && shown["status"] != "failed", "{shown} {}", server.errors());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn is_over(job: &Value) -> bool {
+    matches!(job["status"].as_str(), Some("succeeded" | "failed" | "cancelled"))
+}
+
+/// Every event, page by page, newest first.
+fn events(server: &Server, key: &str, job: &Value) -> Vec<Value> {
+    let (mut all, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = server.get(&format!("{JOBS}/{}/events?limit=3{after}", id(job)), Some(key)).json();
+        let data = page["data"].as_array().expect("events").clone();
+        after = data.last().map(|event| format!("&after={}", id(event))).unwrap_or_default();
+        all.extend(data);
+        if page["has_more"] == json!(false) {
+            return all;
+        }
+    }
+}
 
 macro_rules! chat_model_or_skip {
     ($name:literal) => {

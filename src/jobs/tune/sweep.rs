@@ -13,10 +13,12 @@ use crate::tuning::{AnyRecipe, Recipe};
 use crate::types::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The split that the winner is measured on.
 const TEST: &str = "test";
+/// Pause between looks at a trial that somebody else works on.
+const POLL: Duration = Duration::from_millis(500);
 /// Trials of a sweep, at most.
 const MAX_TRIALS: usize = 64;
 
@@ -234,44 +236,55 @@ impl Running<'_> {
     fn train(&mut self, at: usize, stop_at: usize, is_last: bool) -> Result<(), Failure> {
         let db = self.store.db.as_ref();
         let id = self.state.trials[at].job.clone();
-        let job = jobs::get(db, &id)?;
-        if job.status == "succeeded" {
-            self.state.trials[at].steps = stop_at;
-            return Ok(());
-        }
-        let mut spec = job.spec.clone();
-        spec["stop_at"] = if is_last { Value::Null } else { stop_at.into() };
-        jobs::respec(db, &id, &spec)?;
-        if job.status != "queued" {
-            jobs::requeue(db, &id)?;
-        }
         let began = Instant::now();
-        let child = worker::spawn(self.store.directory(), &id)?;
-        let before = self.state.step;
-        let done = self.state.trials[at].steps;
-        let ended = worker::wait(self.store, &id, child, &mut |job| {
-            let step = job.progress["step"].as_u64().unwrap_or(0) as usize;
-            self.state.step = before + step.saturating_sub(done);
-            self.handle.progress(serde_json::to_value(&self.state).expect("texts and numbers: serialising cannot fail"));
-            !self.handle.cancelled()
-        })?;
+        let mut ended = self.idle(&id)?;
+        let step = |job: &JobRecord| usize::try_from(job.progress["step"].as_u64().unwrap_or(0)).unwrap_or(usize::MAX);
+        let done = step(&ended);
+        let stands = ended.status == "succeeded" || (ended.status == "cancelled" && !is_last && done >= stop_at);
+        if !stands {
+            let mut spec = ended.spec.clone();
+            spec["stop_at"] = if is_last { Value::Null } else { stop_at.into() };
+            jobs::respec(db, &id, &spec)?;
+            if ended.status != "queued" {
+                jobs::requeue(db, &id)?;
+            }
+            let child = worker::spawn(self.store.directory(), &id)?;
+            let before = self.state.step;
+            ended = worker::wait(self.store, &id, child, &mut |job| {
+                self.state.step = before + step(job).saturating_sub(done);
+                self.handle.progress(serde_json::to_value(&self.state).expect("texts and numbers: serialising cannot fail"));
+                !self.handle.cancelled()
+            })?;
+        }
         let curve = job_events::curve(db, &id)?;
         let within = curve.iter().filter(|event| event.step.is_some_and(|step| step <= stop_at as i64));
-        let lowest = within.filter_map(|event| event.data["valid_loss"].as_f64()).min_by(f64::total_cmp);
         let trial = &mut self.state.trials[at];
+        trial.validation_loss = within.filter_map(|event| event.data["valid_loss"].as_f64()).min_by(f64::total_cmp);
         trial.seconds += began.elapsed().as_secs_f64();
-        trial.validation_loss = lowest;
         if self.handle.cancelled() {
             self.keep();
             return Err(crate::jobs::JobError::Cancelled.into());
         }
-        if ended.status == "failed" {
-            trial.error = Some(ended.error.unwrap_or_else(|| "it failed".into()));
-        } else {
-            trial.steps = stop_at;
+        match ended.status.as_str() {
+            "failed" => trial.error = Some(ended.error.unwrap_or_else(|| "it failed".into())),
+            _ => trial.steps = stop_at,
         }
-        self.state.step = before + stop_at - done.min(stop_at);
         Ok(())
+    }
+
+    /// A trial's job when nobody works on it: its worker outlives a sweep that was killed.
+    fn idle(&self, id: &str) -> Result<JobRecord, Failure> {
+        loop {
+            worker::reap(self.store)?;
+            let job = jobs::get(self.store.db.as_ref(), id)?;
+            if job.status != "running" {
+                return Ok(job);
+            }
+            if self.handle.cancelled() {
+                return Err(crate::jobs::JobError::Cancelled.into());
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn ordered(&self) -> Vec<Trial> {

@@ -265,8 +265,9 @@ class Vendors:
                     headers, right = self.arrived({})
                     assert b'name="purpose"' in bytes and b'name="file"; filename=' in bytes, bytes[:500]
                     return right and self.whole({"id": "file-vendor", "object": "file", "purpose": "fine-tune"})
-                _, right = self.arrived(json.loads(bytes))
-                job = {"id": "ftjob-vendor", "object": "fine_tuning.job", "status": "queued", "model": IDS[provider], "hyperparameters": {"n_epochs": "auto"}}
+                body = json.loads(bytes or b"{}")
+                _, right = self.arrived(body)
+                job = {"id": "ftjob-vendor", "object": "fine_tuning.job", "status": "queued", "model": body.get("model"), "hyperparameters": {"n_epochs": "auto"}}
                 return right and self.whole(job)
 
             def do_POST(self):
