@@ -158,6 +158,9 @@ struct Magnitude {
     norms: Option<Vec<f32>>,
 }
 
+/// Tensors by key: shape, and bytes of f32.
+pub(super) type Buffers = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
 /// A loaded adapter: one low-rank pair for each adapted module path.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -328,7 +331,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`EngineError::Tensor`] when a tensor cannot be read.
-    pub(super) fn buffers(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>, EngineError> {
+    pub(super) fn buffers(&self) -> Result<Buffers, EngineError> {
         let halves = self
             .loras
             .iter()

@@ -39,9 +39,7 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
     let (x, y) = (x.as_chunks::<8>(), y.as_chunks::<8>());
     let mut sums = [0f32; 8];
     for (x, y) in x.0.iter().zip(y.0) {
-        for i in 0..8 {
-            sums[i] += x[i] * y[i];
-        }
+        sums.iter_mut().zip(x).zip(y).for_each(|((sum, x), y)| *sum += x * y);
     }
     let rest = x.1.iter().zip(y.1).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() + rest
