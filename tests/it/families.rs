@@ -139,10 +139,8 @@ impl Small {
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": WIDTH, "max_position_embeddings": 512,
             "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true, "eos_token_id": [257], "sliding_window": is_gemma.then_some(8)});
         let (query, key, inner) = (4 * WIDTH, 2 * WIDTH, 48);
-        let mut shapes: Vec<(String, Vec<usize>)> = vec![
-            ("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN]),
-            ("model.norm.weight".into(), vec![HIDDEN]),
-        ];
+        let mut shapes: Vec<(String, Vec<usize>)> =
+            vec![("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN]), ("model.norm.weight".into(), vec![HIDDEN])];
         for layer in 0..2 {
             let mut parts = vec![
                 ("input_layernorm.weight", vec![HIDDEN]),
@@ -212,9 +210,7 @@ fn tokenizer() -> Value {
     let mut vocabulary: serde_json::Map<String, Value> = (b'!'..=b'~').map(|byte| ((byte as char).to_string(), json!(byte))).collect();
     vocabulary.insert("\u{120}".into(), json!(32));
     vocabulary.insert("\u{10A}".into(), json!(10));
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
-    };
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(256, "<s>"), special(257, "</s>")],
         "normalizer": null, "pre_tokenizer": level, "post_processor": null, "decoder": level,
@@ -244,7 +240,8 @@ fn folders_of_every_architecture_are_stored_listed_and_served() {
         let name = architecture.replace('_', "-");
         let row = listed.as_array().expect("a list").iter().find(|row| row["name"] == name.as_str()).expect("it is listed");
         assert_eq!((&row["architecture"], &row["stored"]), (&json!(architecture), &json!(true)), "{row}");
-        let body = json!({"model": format!("local/{name}"), "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0});
+        let body =
+            json!({"model": format!("local/{name}"), "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0});
         let reply = server.post("/v1/chat/completions", Some(&key), &body);
         assert_eq!(reply.status, 200, "{name}: {reply:?}");
         // "[user]Hi[assistant]", a token each character.
@@ -294,7 +291,10 @@ fn damaged_folders_are_refused_by_file_key_and_tensor() {
         (without("model.layers.0.self_attn.q_norm.weight", "qwen3"), "model.layers.0.self_attn.q_norm.weight is missing"),
         (without("model.layers.0.pre_feedforward_layernorm.weight", "gemma3_text"), "pre_feedforward_layernorm"),
         (refusal(&|small, _| drop(small.tensors.insert(format!("{first}q_proj.bias"), (vec![64], vec![0.0; 64]))), "llama"), "q_proj.bias"),
-        (refusal(&|small, _| drop(small.tensors.insert(format!("{first}k_norm.weight"), (vec![8], vec![0.0; 8]))), "qwen3"), "k_norm.weight has shape [8]"),
+        (
+            refusal(&|small, _| drop(small.tensors.insert(format!("{first}k_norm.weight"), (vec![8], vec![0.0; 8]))), "qwen3"),
+            "k_norm.weight has shape [8]",
+        ),
         (refusal(&|_, files| drop(files.remove(SHARDS[1])), "llama"), "model.safetensors.index.json"),
         (refusal(&|_, files| drop(files.insert("config.json".into(), b"{".to_vec())), "llama"), "config.json"),
         (refusal(&|_, files| drop(files.insert("tokenizer.json".into(), b"{}".to_vec())), "llama"), "tokenizer.json"),

@@ -245,7 +245,11 @@ impl GgufKeys<'_> {
         if self.file.has_tensor("rope_freqs.weight") {
             let stretch = self.file.vector("rope_freqs.weight", width / 2)?;
             let usable = stretch.iter().all(|x| *x > 0.0 && x.is_finite());
-            return if usable { Ok(stretch) } else { Err(self.file.problem("tensor rope_freqs.weight holds a factor that is not positive")) };
+            return if usable {
+                Ok(stretch)
+            } else {
+                Err(self.file.problem("tensor rope_freqs.weight holds a factor that is not positive"))
+            };
         }
         match self.file.get(&kind).map(|_| self.file.text(&kind)).transpose()? {
             None | Some("none") => Ok(Vec::new()),
@@ -306,7 +310,9 @@ impl JsonKeys<'_> {
             None => Ok(family.gate),
             Some("silu" | "swish") => Ok(Gate::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Gate::GeluTanh),
-            Some(other) => Err(EngineError::Unsupported(format!("config.json: activation \"{other}\" is not supported (silu and gelu_pytorch_tanh are)"))),
+            Some(other) => Err(EngineError::Unsupported(format!(
+                "config.json: activation \"{other}\" is not supported (silu and gelu_pytorch_tanh are)"
+            ))),
         }
     }
 
@@ -323,7 +329,9 @@ impl JsonKeys<'_> {
             }
         }
         match self.config["partial_rotary_factor"].as_f64() {
-            Some(part) if part != 1.0 => Err(EngineError::Unsupported(format!("config.json: partial_rotary_factor {part} is not supported"))),
+            Some(part) if part != 1.0 => {
+                Err(EngineError::Unsupported(format!("config.json: partial_rotary_factor {part} is not supported")))
+            }
             _ => Ok(()),
         }
     }

@@ -452,7 +452,8 @@ mod tests {
                         let max = scores.iter().copied().fold(f64::MIN, f64::max);
                         let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                         for d in 0..width {
-                            let expected: f64 = scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * of(&v, first + p, d)).sum();
+                            let expected: f64 =
+                                scores.iter().enumerate().map(|(p, s)| (s - max).exp() / total * of(&v, first + p, d)).sum();
                             let found = f64::from(out[(row * queries + head) * width + d]);
                             assert!((found - expected).abs() < 1e-4, "{isa:?} ({row}, {head}, {d}): {found} against {expected}");
                         }
