@@ -1,6 +1,7 @@
 """engine: local inference beside llama.cpp (llama-cpp-python, built here for this processor) in one run, on the model as shipped and on
 llama.cpp's best form of it (Q4_0): two threads, rounds alternate, medians over the rounds. Prompts of 512 tokens and 128 generated after
-them; eight sequences at once, 64 and 64; the same with eight adapters; and eight callers over HTTP, through the gateway.
+them; eight sequences at once, 64 and 64; the same with eight adapters; and eight callers over HTTP, through the gateway. Then Gemma 3 270M (Q4_K_M), as
+shipped, both ways.
 `./bench engine [ROUNDS]`. Needs the model in the cache (`./test` pulls it) or REFIT_TEST_MODEL."""
 
 import json
@@ -18,19 +19,19 @@ from harness import BINARY, CACHE, figure, first_answer, free_port, note, result
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-NAME = "smollm2-135m-instruct"
+NAME, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
 VENV = CACHE / "venv-llamacpp"
 # (prompt, generated, sequences)
 LONG, EIGHT = (512, 128, 1), (64, 64, 8)
 
 
-def model():
-    """The model file: named by the environment, or the cache's."""
-    named = os.environ.get("REFIT_TEST_MODEL")
+def model(name=NAME, variable="REFIT_TEST_MODEL"):
+    """A model's file: named by the environment, or the cache's."""
+    named = os.environ.get(variable)
     if named:
         return named
-    subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "pull", NAME], check=True, stdout=sys.stderr)
-    shown = subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "show", NAME, "--json"], check=True, capture_output=True, text=True)
+    subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "pull", name], check=True, stdout=sys.stderr)
+    shown = subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "show", name, "--json"], check=True, capture_output=True, text=True)
     return json.loads(shown.stdout)["path"]
 
 
@@ -172,17 +173,28 @@ def main():
                 note(f"round {round + 1} of {ROUNDS}")
         finally:
             stop(server.process)
+    gemma(rows, python, program, model(GEMMA, "REFIT_TEST_GEMMA"))
     report(rows)
 
 
+def gemma(rows, python, program, file):
+    for _ in range(ROUNDS):
+        one, other = ours(program, file, LONG), theirs(python, file, LONG)
+        for name, values in (("prefill", one["prefill"]), ("decode", one["decode"]), ("load", [one["load_s"]]), ("peak", [one["peak_mb"]]),
+                             ("llama_prefill", [other["prefill"]]), ("llama_decode", [other["decode"]])):
+            rows.setdefault(f"gemma_{name}", []).extend(values)
+
+
 def report(rows):
-    figures = {name: figure(values, 3 if name == "load" else 1) for name, values in rows.items()}
+    figures = {name: figure(values, 3 if name.endswith("load") else 1) for name, values in rows.items()}
     ratio = lambda a, b: round(figures[a]["median"] / figures[b]["median"], 3)
     ratios = {
         "prefill_vs_llamacpp": ratio("prefill", "llama_prefill"), "prefill_vs_llamacpp_best": ratio("prefill", "best_prefill"),
         "decode_vs_llamacpp": ratio("decode", "llama_decode"), "decode8_vs_llamacpp": ratio("eight", "llama_eight"),
         "adapters8_vs_none": round(1 - ratio("bf16", "eight"), 3), "adapters8_f32_vs_none": round(1 - ratio("f32", "eight"), 3),
         "http_vs_engine": ratio("http", "eight"),
+        "gemma_prefill_vs_llamacpp": ratio("gemma_prefill", "gemma_llama_prefill"),
+        "gemma_decode_vs_llamacpp": ratio("gemma_decode", "gemma_llama_decode"),
     }
     load, peak = figures["load"]["median"], figures["peak"]["median"]
     result("engine", {**figures, "load_s": load, "peak_mb": peak}, ratios, {
@@ -190,6 +202,8 @@ def report(rows):
         "decode_vs_llamacpp": (ratios["decode_vs_llamacpp"], ">=", 1.8), "decode8_vs_llamacpp": (ratios["decode8_vs_llamacpp"], ">=", 3.5),
         "adapters8_vs_none": (ratios["adapters8_vs_none"], "<=", 0.15), "adapters8_f32_vs_none": (ratios["adapters8_f32_vs_none"], "<=", 0.30),
         "http_vs_engine": (ratios["http_vs_engine"], ">=", 0.95), "load_s": (load, "<=", 0.2), "peak_mb": (peak, "<=", 220),
+        "gemma_prefill_vs_llamacpp": (ratios["gemma_prefill_vs_llamacpp"], ">", 1), "gemma_decode_vs_llamacpp": (ratios["gemma_decode_vs_llamacpp"], ">", 1),
+        "gemma_peak_mb": (figures["gemma_peak"]["median"], "<=", 400),
     })
 
 

@@ -94,8 +94,8 @@ def nginx():
 
 
 def result(name, figures, ratios, goals):
-    """Prints the last line. `goals` maps a name to (value, "<=" or ">=", bound); a value of None has not been met."""
-    judge = {"<=": lambda value, bound: value <= bound, ">=": lambda value, bound: value >= bound}
+    """Prints the last line. `goals` maps a name to (value, "<=", ">=" or ">", bound); a value of None has not been met."""
+    judge = {"<=": lambda value, bound: value <= bound, ">=": lambda value, bound: value >= bound, ">": lambda value, bound: value > bound}
     met = all(value is not None and judge[sign](value, bound) for value, sign, bound in goals.values())
     shown = {goal: f"{sign} {bound}" for goal, (_, sign, bound) in goals.items()}
     print(json.dumps({"name": name, "figures": figures, "ratios": ratios, "goals": shown, "met": met}))

@@ -7,6 +7,7 @@ use super::folder::Folder;
 use super::gguf::{Gguf, Value};
 use super::pieces::Pieces;
 use super::tokenizer::{Control, Inner, Special, Spelled, Tokenizer};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -77,7 +78,10 @@ impl Tokenizer {
         let name = "tokenizer.json";
         let fault = |problem: String| EngineError::Model { file: name.into(), problem };
         let source = folder.tokenizer()?;
-        let library = tokenizers::Tokenizer::from_bytes(&source).map_err(|error| fault(error.to_string()))?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(&source).map_err(|error| fault(format!("is not JSON: {error}")))?;
+        // The library panics where what it takes apart a second time is no JSON.
+        let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&source)));
+        let library = read.map_err(|_| fault("cannot be read".into()))?.map_err(|error| fault(error.to_string()))?;
         let highest = library.get_vocab(true).into_values().max().unwrap_or_default() as usize;
         if highest >= vocabulary {
             return Err(fault(format!("has a token {highest}; the model's vocabulary has {vocabulary}")));

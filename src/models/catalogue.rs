@@ -160,8 +160,8 @@ impl std::fmt::Display for Source {
             Source::Hub { repository, revision, file } => write!(f, "hub:{repository}@{revision}/{file}"),
             Source::Pypi { package, member } => write!(f, "pypi:{package}/{member}"),
             Source::PypiParts { parts } => {
-                let parts: Vec<String> = parts.iter().map(|part| format!("{}/{}", part.package, part.member)).collect();
-                write!(f, "pypi:{}", parts.join("+"))
+                let first = parts.first().map_or("", |part| part.package.as_str());
+                write!(f, "pypi:{first} and {} more", parts.len().saturating_sub(1))
             }
         }
     }

@@ -35,78 +35,88 @@ pub(crate) fn mutations(default: usize) -> usize {
     asked.unwrap_or(if full() { 20 * default } else { default })
 }
 
-/// A model file of two small layers with a vocabulary of bytes and a few merges.
-fn model_file() -> Vec<u8> {
+/// A model file of two small layers with a vocabulary of bytes and a few merges, or scores.
+fn model_file(architecture: &str) -> Vec<u8> {
+    let is_gemma = architecture == "gemma3";
     let mut tokens: Vec<String> = (b'!'..=b'~').map(|byte| (byte as char).to_string()).collect();
     tokens.extend(["\u{120}".into(), "\u{10A}".into(), "th".into(), "he".into(), "<|im_start|>".into(), "<|im_end|>".into()]);
     let end = tokens.len() as u32 - 1;
     let kinds: Vec<i32> = tokens.iter().map(|token| if token.starts_with("<|") { 3 } else { 1 }).collect();
-    let mut tensors: Vec<(String, Vec<usize>)> =
-        vec![("token_embd.weight".into(), vec![tokens.len(), HIDDEN]), ("output_norm.weight".into(), vec![HIDDEN])];
-    for layer in 0..LAYERS {
-        for (name, dims) in [
-            ("attn_norm", vec![HIDDEN]),
-            ("ffn_norm", vec![HIDDEN]),
-            ("attn_q", vec![HIDDEN, HIDDEN]),
-            ("attn_k", vec![HIDDEN, HIDDEN]),
-            ("attn_v", vec![HIDDEN, HIDDEN]),
-            ("attn_output", vec![HIDDEN, HIDDEN]),
-            ("ffn_gate", vec![INNER, HIDDEN]),
-            ("ffn_up", vec![INNER, HIDDEN]),
-            ("ffn_down", vec![HIDDEN, INNER]),
-        ] {
-            tensors.push((format!("blk.{layer}.{name}.weight"), dims));
-        }
-    }
+    let tensors = tensors_of(architecture, tokens.len());
     let mut file = Writer(b"GGUF".to_vec());
     file.u32(3);
     file.u64(tensors.len() as u64);
-    file.u64(15);
-    file.key("general.architecture", 8).text("llama");
-    file.key("tokenizer.ggml.model", 8).text("gpt2");
+    let counted = file.0.len();
+    file.u64(0);
+    file.key("general.architecture", 8).text(architecture);
+    file.key("tokenizer.ggml.model", 8).text(if is_gemma { "llama" } else { "gpt2" });
     file.key("tokenizer.ggml.pre", 8).text("smollm");
     file.key("tokenizer.chat_template", 8).text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}");
     for (name, value) in [
-        ("llama.block_count", LAYERS),
-        ("llama.context_length", 64),
-        ("llama.embedding_length", HIDDEN),
-        ("llama.feed_forward_length", INNER),
-        ("llama.attention.head_count", 2),
-        ("llama.attention.head_count_kv", 2),
-        ("tokenizer.ggml.eos_token_id", end as usize),
+        ("block_count", LAYERS),
+        ("context_length", 64),
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", INNER),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 2),
+        ("attention.sliding_window", if is_gemma { 3 } else { 64 }),
     ] {
-        file.key(name, 4).u32(value as u32);
+        file.key(&format!("{architecture}.{name}"), 4).u32(value as u32);
     }
-    file.key("llama.attention.layer_norm_rms_epsilon", 6).0.extend(1e-5f32.to_le_bytes());
+    file.key("tokenizer.ggml.eos_token_id", 4).u32(end);
+    file.key(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 6).0.extend(1e-5f32.to_le_bytes());
     file.key("tokenizer.ggml.tokens", 9).u32(8);
     file.u64(tokens.len() as u64);
     tokens.iter().for_each(|token| file.text(token));
-    file.key("tokenizer.ggml.merges", 9).u32(8);
-    file.u64(2);
-    file.text("t h");
-    file.text("h e");
+    if is_gemma {
+        file.key("tokenizer.ggml.scores", 9).u32(6);
+        file.u64(tokens.len() as u64);
+        (0..tokens.len()).for_each(|id| file.0.extend((-(id as f32)).to_le_bytes()));
+    } else {
+        file.key("tokenizer.ggml.merges", 9).u32(8);
+        file.u64(2);
+        file.text("t h");
+        file.text("h e");
+    }
     file.key("tokenizer.ggml.token_type", 9).u32(5);
     file.u64(kinds.len() as u64);
     kinds.iter().for_each(|kind| file.0.extend(kind.to_le_bytes()));
-    let mut offset = 0;
-    for (name, dims) in &tensors {
-        file.text(name);
-        file.u32(dims.len() as u32);
-        dims.iter().rev().for_each(|dim| file.u64(*dim as u64));
-        file.u32(0);
-        file.u64(offset);
-        offset = (offset + 4 * dims.iter().product::<usize>() as u64).next_multiple_of(32);
-    }
-    file.0.resize(file.0.len().next_multiple_of(32), 0);
-    let begin = file.0.len();
-    let mut numbers = Numbers(9);
-    for (_, dims) in &tensors {
-        for _ in 0..dims.iter().product::<usize>() {
-            file.0.extend((numbers.below(2000) as f32 / 1000.0 - 1.0).to_le_bytes());
-        }
-        file.0.resize(begin + (file.0.len() - begin).next_multiple_of(32), 0);
-    }
+    // Four texts, seven sizes, the end, ε, and three lists.
+    file.0[counted..counted + 8].copy_from_slice(&16u64.to_le_bytes());
+    file.tensors(&tensors);
     file.0
+}
+
+/// Names and shapes of the tensors of an architecture.
+fn tensors_of(architecture: &str, vocabulary: usize) -> Vec<(String, Vec<usize>)> {
+    let mut tensors: Vec<(String, Vec<usize>)> =
+        vec![("token_embd.weight".into(), vec![vocabulary, HIDDEN]), ("output_norm.weight".into(), vec![HIDDEN])];
+    let head = HIDDEN / 2;
+    for layer in 0..LAYERS {
+        let mut parts = vec![
+            ("attn_norm.weight", vec![HIDDEN]),
+            ("ffn_norm.weight", vec![HIDDEN]),
+            ("attn_q.weight", vec![HIDDEN, HIDDEN]),
+            ("attn_k.weight", vec![HIDDEN, HIDDEN]),
+            ("attn_v.weight", vec![HIDDEN, HIDDEN]),
+            ("attn_output.weight", vec![HIDDEN, HIDDEN]),
+            ("ffn_gate.weight", vec![INNER, HIDDEN]),
+            ("ffn_up.weight", vec![INNER, HIDDEN]),
+            ("ffn_down.weight", vec![HIDDEN, INNER]),
+        ];
+        match architecture {
+            "qwen2" => parts.extend([("attn_q.bias", vec![HIDDEN]), ("attn_k.bias", vec![HIDDEN]), ("attn_v.bias", vec![HIDDEN])]),
+            "gemma3" => parts.extend([
+                ("attn_q_norm.weight", vec![head]),
+                ("attn_k_norm.weight", vec![head]),
+                ("post_attention_norm.weight", vec![HIDDEN]),
+                ("post_ffw_norm.weight", vec![HIDDEN]),
+            ]),
+            _ => {}
+        }
+        tensors.extend(parts.into_iter().map(|(name, dims)| (format!("blk.{layer}.{name}"), dims)));
+    }
+    tensors
 }
 
 struct Writer(Vec<u8>);
@@ -121,6 +131,27 @@ impl Writer {
     fn text(&mut self, text: &str) {
         self.u64(text.len() as u64);
         self.0.extend(text.as_bytes());
+    }
+    /// Table and values of f32 tensors.
+    fn tensors(&mut self, tensors: &[(String, Vec<usize>)]) {
+        let mut offset = 0;
+        for (name, dims) in tensors {
+            self.text(name);
+            self.u32(dims.len() as u32);
+            dims.iter().rev().for_each(|dim| self.u64(*dim as u64));
+            self.u32(0);
+            self.u64(offset);
+            offset = (offset + 4 * dims.iter().product::<usize>() as u64).next_multiple_of(32);
+        }
+        self.0.resize(self.0.len().next_multiple_of(32), 0);
+        let begin = self.0.len();
+        let mut numbers = Numbers(9);
+        for (_, dims) in tensors {
+            for _ in 0..dims.iter().product::<usize>() {
+                self.0.extend((numbers.below(2000) as f32 / 1000.0 - 1.0).to_le_bytes());
+            }
+            self.0.resize(begin + (self.0.len() - begin).next_multiple_of(32), 0);
+        }
     }
     fn key(&mut self, name: &str, kind: u32) -> &mut Self {
         self.text(name);
@@ -180,21 +211,50 @@ pub(crate) fn survives(what: &str, seed: &[u8], count: usize, read: impl Fn(&[u8
 #[test]
 fn model_files_with_any_bytes_changed_are_read_or_refused() {
     let refit = Refit::new();
-    let path = refit.write("seed.gguf", model_file());
-    let model = Model::load(&path, Purpose::Serve).expect("the seed is a model");
-    assert_eq!(model.tokenizer.encode("the").expect("tokens").len(), 2, "merges are known");
-    let (taken, refused) = survives("a model file", &model_file(), mutations(4_000), |file| {
-        let path = refit.write("changed.gguf", file);
-        let model = Model::load(&path, Purpose::Serve);
-        let _ = Model::load(&path, Purpose::Train);
-        // What was read must be usable, too: tokens, template and grammar.
-        let Ok(model) = model else { return false };
-        let _ = model.prompt_tokens(&[refit::engine::chat_template::ChatMessage::new("user", "the end<|im_end|> 🦀")]);
-        let _ = model.tokenizer.grammars();
-        (0..model.tokenizer.vocabulary() as u32 + 3).for_each(|id| drop(model.tokenizer.bytes(id).to_vec()));
-        true
-    });
-    assert!(taken > 100 && refused > 100, "{taken} read, {refused} refused: the mutations are too weak or too strong");
+    for architecture in ["llama", "qwen2", "gemma3"] {
+        let seed = model_file(architecture);
+        let path = refit.write("seed.gguf", &seed);
+        let model = Model::load(&path, Purpose::Serve).expect("the seed is a model");
+        let the = if architecture == "gemma3" { "th" } else { "the" };
+        assert_eq!(model.tokenizer.encode(the).expect("tokens").len(), the.len() - 1, "pairs are joined");
+        let (taken, refused) = survives(architecture, &seed, mutations(2_000), |file| {
+            let path = refit.write("changed.gguf", file);
+            let model = Model::load(&path, Purpose::Serve);
+            let _ = Model::load(&path, Purpose::Train);
+            // What was read must be usable, too: tokens, template, grammar and a step.
+            let Ok(model) = model else { return false };
+            let _ = model.prompt_tokens(&[refit::engine::chat_template::ChatMessage::new("user", "the end<|im_end|> 🦀")]);
+            let _ = model.tokenizer.grammars();
+            (0..model.tokenizer.vocabulary() as u32 + 3).for_each(|id| drop(model.tokenizer.bytes(id).to_vec()));
+            drop(crate::engine::all_logits(&model.decoder, &[0, 1, 2, 3, 4], None));
+            true
+        });
+        assert!(taken > 50 && refused > 50, "{architecture}: {taken} read, {refused} refused: the mutations are too weak or too strong");
+    }
+}
+
+#[test]
+fn model_files_that_lack_a_part_of_their_architecture_are_refused_by_name() {
+    let refit = Refit::new();
+    // A name of the same length is another tensor, and the one that was meant is missing.
+    let refusal = |architecture: &str, from: &str, to: &str| {
+        let seed = model_file(architecture);
+        let at = seed.windows(from.len()).position(|window| window == from.as_bytes()).expect("it is in the file");
+        let mut changed = seed.clone();
+        changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+        let Err(error) = Model::load(&refit.write("changed.gguf", changed), Purpose::Serve) else { panic!("accepted without {from}") };
+        error.to_string()
+    };
+    for (architecture, from, to, words) in [
+        ("qwen2", "blk.1.attn_k.bias", "blk.1.attn_x.bias", "tensor blk.1.attn_x.bias"),
+        ("qwen2", "blk.1.attn_k.bias", "blk.2.attn_k.bias", "tensor blk.2.attn_k.bias"),
+        ("gemma3", "blk.0.post_ffw_norm", "blk.0.post_xxx_norm", "tensor blk.0.post_xxx_norm"),
+        ("gemma3", "tokenizer.ggml.scores", "tokenizer.ggml.xcores", "tokenizer.ggml.scores is missing"),
+        ("gemma3", "gemma3.block_count", "gemma3.xxxxx_count", "gemma3.block_count is missing"),
+    ] {
+        let problem = refusal(architecture, from, to);
+        assert!(problem.contains(words), "{words}: {problem}");
+    }
 }
 
 fn targets() -> Vec<LoraTarget> {

@@ -82,18 +82,16 @@ impl Loader<'_> {
     fn serving(&self, exact: bool) -> Result<Serving, EngineError> {
         let config = self.config;
         let table = |name: &str| self.file.weight(name, (config.vocabulary, config.hidden), &|row| row, exact).map(Arc::new);
-        // The table and the blocks are packed by as many threads as there are cores.
-        let (embed_tokens, blocks) = (OnceLock::new(), (0..config.layers).map(|_| OnceLock::new()).collect::<Vec<_>>());
+        // As many threads as there are cores share the rows of the tables, then the blocks.
+        let blocks: Vec<_> = (0..config.layers).map(|_| OnceLock::new()).collect();
         let threads = pool::Pool::new(0).map_err(|_| EngineError::Stopped)?;
-        threads.install(|| {
-            pool::each(config.layers + 1, |i| match i.checked_sub(1) {
-                None => drop(embed_tokens.set(table(self.names.embed_tokens))),
-                Some(layer) => drop(blocks[layer].set(self.block(layer, exact))),
-            });
-        });
-        let packed = "every part was packed above";
-        let embed_tokens = embed_tokens.into_inner().expect(packed)?;
-        let lm_head = if self.has_head()? { table(self.names.lm_head)? } else { embed_tokens.clone() };
+        let (embed_tokens, lm_head) = threads.install(|| {
+            let embed_tokens = table(self.names.embed_tokens)?;
+            let lm_head = if self.has_head()? { table(self.names.lm_head)? } else { embed_tokens.clone() };
+            pool::each(config.layers, |layer| drop(blocks[layer].set(self.block(layer, exact))));
+            Ok::<_, EngineError>((embed_tokens, lm_head))
+        })?;
+        let packed = "every block was packed above";
         let blocks = blocks.into_iter().map(|block| block.into_inner().expect(packed)).collect::<Result<_, _>>()?;
         Ok(Serving::new(embed_tokens, lm_head, blocks, self.norm(self.names.norm, config.hidden)?))
     }

@@ -284,8 +284,14 @@ impl<const WITH_MINS: bool> Kind for Bytes<WITH_MINS> {
 #[inline(always)]
 fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel], to: To<'_>) {
     let mut totals = [D::Floats::splat(0.0); M];
-    let lines = weights.lines.chunks_exact(K::LINES);
-    for (((lines, scales), mins), panel) in lines.zip(weights.scales).zip(weights.mins).zip(panels) {
+    // By index: zipped iterators were seen to become calls without the instruction set, one a block.
+    let count = panels.len();
+    assert!(weights.lines.len() == count * K::LINES && weights.scales.len() == count && weights.mins.len() == count);
+    let mut b = 0;
+    while b < count {
+        let lines = &weights.lines[b * K::LINES..(b + 1) * K::LINES];
+        let (scales, mins, panel) = (&weights.scales[b], &weights.mins[b], &panels[b]);
+        b += 1;
         // The weights come from memory when there are few rows, and the processor's own guesses end at every page.
         D::prefetch(lines, AHEAD * K::LINES);
         D::prefetch(std::slice::from_ref(scales), AHEAD);

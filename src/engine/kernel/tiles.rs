@@ -13,6 +13,7 @@ use super::dots::BLOCK;
 use super::formats::{self, Block, Format};
 use super::huge::{Buffer, Plain};
 use super::lanes::{LANES, widened};
+use super::pool;
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -96,8 +97,8 @@ pub struct Source<'a> {
     pub packed: &'a (dyn Fn(Range<usize>) + Sync),
 }
 
-/// Tiles between two calls of [`Source::packed`].
-const TOLD_TILES: usize = 256;
+/// Tiles that a thread fills before it says so.
+const TOLD_TILES: usize = 128;
 
 /// Packs one element type.
 pub(super) type Packer = fn(Source<'_>) -> Quantised;
@@ -194,41 +195,60 @@ pub(super) fn pack<F: Format>(source: Source<'_>) -> Quantised {
     fill(F::LAYOUT, (source.outputs, blocks), at, source.packed)
 }
 
-/// Tiles of the blocks that `at` gives for (row, block).
+/// Some tiles that one thread fills.
+struct Part<'a> {
+    /// The first one.
+    tile: usize,
+    lines: &'a mut [Line],
+    scales: &'a mut [[f16; TILE]],
+    /// Empty where the layout has none.
+    mins: &'a mut [[f16; TILE]],
+}
+
+/// Tiles of the blocks that `at` gives for (row, block), by the threads of the current pool.
 fn fill(
     layout: Layout,
     (outputs, blocks): (usize, usize),
-    at: impl Fn(usize, usize) -> Block,
+    at: impl Fn(usize, usize) -> Block + Sync,
     packed: &(dyn Fn(Range<usize>) + Sync),
 ) -> Quantised {
     let (tiles, per) = (outputs.div_ceil(TILE), layout.lines());
     let mut lines = Buffer::shared(tiles * blocks * per);
     let mut scales = Buffer::shared(tiles * blocks);
     let mut mins = Buffer::shared(if layout.has_mins() { tiles * blocks } else { 0 });
+    let mut all_mins = mins.chunks_mut(TOLD_TILES * blocks);
+    let both = lines.chunks_mut(TOLD_TILES * blocks * per).zip(scales.chunks_mut(TOLD_TILES * blocks));
+    let part = |(i, (lines, scales))| Part { tile: i * TOLD_TILES, lines, scales, mins: all_mins.next().unwrap_or_default() };
+    let mut parts: Vec<Part<'_>> = both.enumerate().map(part).collect();
+    pool::chunks(&mut parts, 1, usize::MAX, |_, parts| {
+        for part in parts {
+            fill_part(layout, (outputs, blocks), part, &at);
+            packed(part.tile * TILE..outputs.min((part.tile + TOLD_TILES) * TILE));
+        }
+    });
+    drop(parts);
+    Quantised { layout, lines, scales, mins }
+}
+
+fn fill_part(layout: Layout, (outputs, blocks): (usize, usize), part: &mut Part<'_>, at: &impl Fn(usize, usize) -> Block) {
+    let per = layout.lines();
     // Zero in each layout, for the rows past the last one; their scales are zero as well.
     let empty = Line([if layout.is_bytes() { 128 } else { 0 }; 64]);
-    let (all_lines, all_scales, all_mins): (&mut [Line], &mut [[f16; TILE]], &mut [[f16; TILE]]) = (&mut lines, &mut scales, &mut mins);
-    for (tile, (tile_lines, tile_scales)) in all_lines.chunks_exact_mut(blocks * per).zip(all_scales.chunks_exact_mut(blocks)).enumerate() {
-        let count = TILE.min(outputs - tile * TILE);
-        for (b, (codes, scale)) in tile_lines.chunks_exact_mut(per).zip(tile_scales).enumerate() {
-            codes.fill(empty);
-            let mut min = [f16::ZERO; TILE];
-            for lane in 0..count {
-                let block = at(tile * TILE + lane, b);
-                for (line, four) in codes.iter_mut().zip(block.codes.as_chunks::<4>().0) {
-                    line.0[lane * 4..lane * 4 + 4].copy_from_slice(four);
-                }
-                (scale[lane], min[lane]) = (block.scale, block.min);
+    for (i, (codes, scale)) in part.lines.chunks_exact_mut(per).zip(part.scales.iter_mut()).enumerate() {
+        let first = (part.tile + i / blocks) * TILE;
+        let mut min = [f16::ZERO; TILE];
+        codes.fill(empty);
+        for lane in 0..TILE.min(outputs - first) {
+            let block = at(first + lane, i % blocks);
+            for (line, four) in codes.iter_mut().zip(block.codes.as_chunks::<4>().0) {
+                line.0[lane * 4..lane * 4 + 4].copy_from_slice(four);
             }
-            if layout.has_mins() {
-                all_mins[tile * blocks + b] = min;
-            }
+            (scale[lane], min[lane]) = (block.scale, block.min);
         }
-        if (tile + 1) % TOLD_TILES == 0 {
-            packed((tile + 1 - TOLD_TILES) * TILE..(tile + 1) * TILE);
+        if let Some(mins) = part.mins.get_mut(i) {
+            *mins = min;
         }
     }
-    Quantised { layout, lines, scales, mins }
 }
 
 /// Tiles of the floats of a file.

@@ -27,6 +27,11 @@ fn rms(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     (sum / (a.len() * a[0].len()) as f64).sqrt()
 }
 
+/// The root of the mean square of logits.
+fn spread(logits: &[Vec<f32>]) -> f64 {
+    rms(logits, &vec![vec![0.0; logits[0].len()]; logits.len()])
+}
+
 #[test]
 fn every_architecture_gives_the_logits_of_transformers_from_a_folder_and_from_gguf() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -41,10 +46,10 @@ fn every_architecture_gives_the_logits_of_transformers_from_a_folder_and_from_gg
             let model =
                 Model::load(path.as_ref(), Purpose::ServeExact).unwrap_or_else(|error| panic!("{} {container}: {error}", case["name"]));
             let expected = floats(case["logits"].as_str().expect("a path").as_ref(), model.decoder.config().vocabulary);
-            let error = rms(&all_logits(&model.decoder, &tokens, None), &expected);
-            println!("{} from {container}: logits off by {error:.6} (root mean square)", case["name"]);
-            // Logits reach 10; keys and values are kept in half precision.
-            assert!(error < 4e-3, "{} from {container}: logits are off by {error}", case["name"]);
+            let (error, spread) = (rms(&all_logits(&model.decoder, &tokens, None), &expected), spread(&expected));
+            println!("{} from {container}: logits of {spread:.3} off by {error:.6}", case["name"]);
+            // Keys and values are kept in half precision, and with weights of 0.3 attention is sharp.
+            assert!(error < 5e-3 * spread, "{} from {container}: logits of {spread} are off by {error}", case["name"]);
             // Bytes of the text are its tokens, and the template is the folder's.
             assert_eq!(model.tokenizer.encode("az").expect("tokens").len(), 2, "{}", case["name"]);
         }
@@ -66,7 +71,7 @@ fn gemma_3_270m_gives_the_logits_of_transformers() {
     let error = rms(&all_logits(&exact.decoder, &tokens, None), &expected);
     drop(exact);
     let served = all_logits(&Model::load(&file, Purpose::Serve).expect("the model loads").decoder, &tokens, None);
-    let spread = rms(&expected, &vec![vec![0.0; expected[0].len()]; expected.len()]);
+    let spread = spread(&expected);
     let rounding = rms(&served, &expected);
     let likeliest = |rows: &[Vec<f32>]| -> Vec<usize> {
         rows.iter().map(|row| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("a vocabulary").0).collect()
