@@ -5,6 +5,7 @@ use super::TuningError;
 use crate::engine::Model;
 use crate::engine::arch::Batch;
 use crate::engine::chat_template::ChatMessage;
+use crate::engine::nn::cross_entropy::Label;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -46,7 +47,7 @@ pub struct Packed {
     /// Rows.
     pub batch: Batch,
     /// One entry a row.
-    pub labels: Vec<Option<u32>>,
+    pub labels: Vec<Option<Label>>,
 }
 
 impl Packed {
@@ -57,7 +58,7 @@ impl Packed {
             // The last token predicts nothing, so it needs no row.
             let rows = example.tokens.len() - 1;
             batch.push(&example.tokens[..rows], slot, 0);
-            labels.extend((0..rows).map(|row| (row + 1 >= example.prompt_length).then(|| example.tokens[row + 1])));
+            labels.extend((0..rows).map(|row| (row + 1 >= example.prompt_length).then(|| Label::once(example.tokens[row + 1]))));
         }
         Packed { batch, labels }
     }
@@ -84,7 +85,7 @@ mod tests {
         let examples = [Example { tokens: vec![1, 2, 3, 4], prompt_length: 2 }, Example { tokens: vec![5, 6], prompt_length: 1 }];
         let packed = Packed::new(&examples);
         assert_eq!(packed.batch.tokens, [1, 2, 3, 5]);
-        assert_eq!(packed.labels, [None, Some(3), Some(4), Some(6)]);
+        assert_eq!(packed.labels, [None, Some(Label::once(3)), Some(Label::once(4)), Some(Label::once(6))]);
         assert_eq!(packed.batch.segments[1].rows, 3..4);
         assert_eq!(packed.labelled(), examples.iter().map(Example::labelled).sum::<usize>());
     }

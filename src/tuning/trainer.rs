@@ -198,16 +198,17 @@ impl Trainer<'_> {
     }
 
     fn validation_loss(&self, state: &State) -> Result<f32, TuningError> {
-        let (mut sum, mut count) = (0.0, 0);
+        let (mut sum, mut total) = (0.0, 0.0);
         let adapter = state.trainable.adapter.detached();
         for part in self.validation.chunks(self.recipe.batch_size) {
             let packed = Packed::new(part);
             let hidden = self.model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
-            let (loss, labelled, _) = cross_entropy::evaluate(&hidden, self.model.decoder.head()?, &packed.labels)?;
-            sum += loss;
-            count += labelled;
+            for row in cross_entropy::evaluate(&hidden, self.model.decoder.head()?, &packed.labels)? {
+                sum += f64::from(row.weight) * row.loss;
+                total += f64::from(row.weight);
+            }
         }
-        Ok((sum / count as f64) as f32)
+        Ok((sum / total) as f32)
     }
 
     fn save(&self, state: &State) -> Result<(), TuningError> {

@@ -7,7 +7,7 @@ use refit::engine::arch::Mode;
 use refit::engine::chat_template::ChatMessage;
 use refit::engine::nn::add::add;
 use refit::engine::nn::attention::{Heads, TrainAttention};
-use refit::engine::nn::cross_entropy::{cross_entropy, evaluate};
+use refit::engine::nn::cross_entropy::{Label, cross_entropy, evaluate};
 use refit::engine::nn::linear::{Linear, Lora};
 use refit::engine::nn::norm::RmsNorm;
 use refit::engine::nn::rope::Rope;
@@ -102,14 +102,16 @@ fn every_backward_pass_matches_finite_differences() {
     });
 
     let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
-    let labels = [Some(3), None, Some(8), Some(0)];
+    let label = |token, weight| Some(Label { token, weight });
+    let labels = [label(3, 1.0), None, label(8, 0.5), label(0, -2.0)];
     check_gradients("cross-entropy", std::slice::from_ref(&hidden), || {
         cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).expect("runs")
     });
-    let (sum, rows, _) = evaluate(hidden.as_tensor(), &head, &labels).expect("runs");
+    let rows = evaluate(hidden.as_tensor(), &head, &labels).expect("runs");
+    let weighted: f64 = rows.iter().map(|row| f64::from(row.weight) * row.loss).sum();
     let mean = cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).and_then(|loss| loss.to_scalar::<f32>()).expect("a loss");
-    assert_eq!(rows, 3);
-    assert!((sum / 3.0 - f64::from(mean)).abs() < 1e-6);
+    assert_eq!(rows.iter().map(|row| (row.row, row.weight)).collect::<Vec<_>>(), [(0, 1.0), (2, 0.5), (3, -2.0)]);
+    assert!((weighted / 3.0 - f64::from(mean)).abs() < 1e-6);
 }
 
 fn model() -> Option<Arc<Model>> {

@@ -11,59 +11,95 @@ use std::sync::Mutex;
 /// Rows whose logits exist at the same time: 128 × 49,152 × 4 bytes = 25 MB.
 const BLOCK: usize = 128;
 
-/// Sum of the cross-entropy over labelled rows, divided by `normaliser`.
+/// What a row should predict.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Label {
+    /// The token.
+    pub token: u32,
+    /// Factor on the row's cross-entropy: 1 where all rows count alike. It may be negative: preference losses push some rows away.
+    pub weight: f32,
+}
+
+impl Label {
+    /// A label that counts once.
+    pub fn once(token: u32) -> Self {
+        Label { token, weight: 1.0 }
+    }
+}
+
+/// Weighted sum of the cross-entropy over labelled rows, divided by `normaliser`.
 ///
 /// `hidden` is (N, hidden), `head` (vocabulary, hidden); `labels` has one entry a row, `None` where the row does not count. With a
 /// `normaliser` shared by several calls their losses add up to the mean over all of them (gradient accumulation).
 ///
 /// # Errors
 /// When shapes do not fit or a label is outside the vocabulary.
-pub fn cross_entropy(hidden: &Tensor, head: &Tensor, labels: &[Option<u32>], normaliser: f32) -> Result<Tensor> {
+pub fn cross_entropy(hidden: &Tensor, head: &Tensor, labels: &[Option<Label>], normaliser: f32) -> Result<Tensor> {
     let rows = labelled_rows(labels, head.dim(0)?)?;
     let op = HeadCrossEntropy { head: head.clone(), rows, normaliser, gradient: Mutex::new(None) };
     hidden.contiguous()?.apply_op1(op)
 }
 
-/// The summed loss alone, without a gradient, for validation; returns (sum, labelled rows, rows whose arg max is the label).
+/// A labelled row, measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// The row.
+    pub row: usize,
+    /// Its weight.
+    pub weight: f32,
+    /// Its cross-entropy, nats, without the weight: minus the log probability of the label.
+    pub loss: f64,
+    /// Whether no token is likelier than the label.
+    pub is_hit: bool,
+}
+
+/// The losses alone, without a gradient: one entry for each labelled row, in order.
 ///
 /// # Errors
 /// As [`cross_entropy`].
-pub fn evaluate(hidden: &Tensor, head: &Tensor, labels: &[Option<u32>]) -> Result<(f64, usize, usize)> {
+pub fn evaluate(hidden: &Tensor, head: &Tensor, labels: &[Option<Label>]) -> Result<Vec<Measured>> {
     let rows = labelled_rows(labels, head.dim(0)?)?;
     with_slice(hidden, |hidden| {
         with_slice(head, |head| {
-            let width = hidden.len() / labels.len();
-            let (mut sum, mut hits) = (0f64, 0);
+            let width = hidden.len() / labels.len().max(1);
+            let mut measured = Vec::with_capacity(rows.len());
             for block in rows.chunks(BLOCK) {
                 let mut logits = logits(hidden, head, block, width).1;
                 let vocabulary = head.len() / width;
-                let each = logits.par_chunks_mut(vocabulary).zip(block).map(|(row, (_, label))| {
-                    let target = row[*label];
-                    let hit = row.iter().all(|x| *x <= target);
-                    let (log_sum, max) = simd::softmax_stats(row);
-                    (f64::from(log_sum + max - target), usize::from(hit))
+                let each = logits.par_chunks_mut(vocabulary).zip(block).map(|(logits, &Row { row, token, weight })| {
+                    let target = logits[token];
+                    let is_hit = logits.iter().all(|x| *x <= target);
+                    let (log_sum, max) = simd::softmax_stats(logits);
+                    Measured { row, weight, loss: f64::from(log_sum + max - target), is_hit }
                 });
-                let (loss, hit) = each.reduce(|| (0.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-                sum += loss;
-                hits += hit;
+                measured.extend(each.collect::<Vec<_>>());
             }
-            (sum, rows.len(), hits)
+            measured
         })
     })?
 }
 
-fn labelled_rows(labels: &[Option<u32>], vocabulary: usize) -> Result<Vec<(usize, usize)>> {
-    let rows: Vec<_> = labels.iter().enumerate().filter_map(|(row, label)| label.map(|label| (row, label as usize))).collect();
-    if let Some((row, label)) = rows.iter().find(|(_, label)| *label >= vocabulary) {
-        candle_core::bail!("row {row} has label {label}, the vocabulary has {vocabulary} tokens");
+/// A row with a label.
+#[derive(Clone, Copy)]
+struct Row {
+    row: usize,
+    token: usize,
+    weight: f32,
+}
+
+fn labelled_rows(labels: &[Option<Label>], vocabulary: usize) -> Result<Vec<Row>> {
+    let labelled = labels.iter().enumerate().filter_map(|(row, label)| label.map(|label| (row, label)));
+    let rows: Vec<Row> = labelled.map(|(row, Label { token, weight })| Row { row, token: token as usize, weight }).collect();
+    if let Some(Row { row, token, .. }) = rows.iter().find(|row| row.token >= vocabulary) {
+        candle_core::bail!("row {row} has label {token}, the vocabulary has {vocabulary} tokens");
     }
     Ok(rows)
 }
 
 /// Hidden states of a block's rows, and their logits.
-fn logits(hidden: &[f32], head: &[f32], block: &[(usize, usize)], width: usize) -> (Vec<f32>, Vec<f32>) {
+fn logits(hidden: &[f32], head: &[f32], block: &[Row], width: usize) -> (Vec<f32>, Vec<f32>) {
     let vocabulary = head.len() / width;
-    let x: Vec<f32> = block.iter().flat_map(|(row, _)| hidden[row * width..][..width].iter().copied()).collect();
+    let x: Vec<f32> = block.iter().flat_map(|row| hidden[row.row * width..][..width].iter().copied()).collect();
     let mut logits = vec![0f32; block.len() * vocabulary];
     gemm(&mut logits, Matrix::new(&x, block.len(), width), Matrix::new(head, vocabulary, width).t(), (Write::Set, 1.0), true);
     (x, logits)
@@ -71,8 +107,7 @@ fn logits(hidden: &[f32], head: &[f32], block: &[(usize, usize)], width: usize) 
 
 struct HeadCrossEntropy {
     head: Tensor,
-    /// (row, label)
-    rows: Vec<(usize, usize)>,
+    rows: Vec<Row>,
     normaliser: f32,
     gradient: Mutex<Option<Vec<f32>>>,
 }
@@ -94,18 +129,19 @@ impl CustomOp1 for HeadCrossEntropy {
                 let rows = logits.par_chunks_mut(vocabulary).zip(block);
                 // The sum is taken in row order, so that it does not depend on which thread was first.
                 let losses: Vec<f64> = rows
-                    .map(|(row, (_, label))| {
-                        let target = row[*label];
-                        let (log_sum, max) = simd::softmax_stats(row);
-                        row[*label] -= 1.0;
-                        f64::from(log_sum + max - target)
+                    .map(|(logits, row)| {
+                        let target = logits[row.token];
+                        let (log_sum, max) = simd::softmax_stats(logits);
+                        logits[row.token] -= 1.0;
+                        f64::from(row.weight) * f64::from(log_sum + max - target)
                     })
                     .collect();
                 loss += losses.iter().sum::<f64>();
                 let probabilities = Matrix::new(&logits, block.len(), vocabulary);
                 gemm(&mut x, probabilities, Matrix::new(head, vocabulary, width), (Write::Set, 1.0 / self.normaliser), true);
-                for ((row, _), x) in block.iter().zip(x.chunks_exact(width)) {
-                    gradient[row * width..][..width].copy_from_slice(x);
+                for (row, x) in block.iter().zip(x.chunks_exact(width)) {
+                    let gradient = gradient[row.row * width..][..width].iter_mut();
+                    gradient.zip(x).for_each(|(gradient, x)| *gradient = row.weight * x);
                 }
             }
             loss
