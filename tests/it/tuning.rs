@@ -102,6 +102,7 @@ fn every_backward_pass_matches_finite_differences() {
     });
 
     let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
+    let head = Linear::new(head).expect("a layer");
     let label = |token, weight| Some(Label { token, weight });
     let labels = [label(3, 1.0), None, label(8, 0.5), label(0, -2.0)];
     check_gradients("cross-entropy", std::slice::from_ref(&hidden), || {

@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 pub fn load(file: &Gguf, purpose: Purpose) -> Result<(DecoderConfig, Network), EngineError> {
     let config = read_config(file)?;
     let network = match purpose {
-        Purpose::Train => Network::Training(Box::new(training(file, &config)?)),
+        Purpose::Train | Purpose::TrainRounded => Network::Training(Box::new(training(file, &config, purpose)?)),
         Purpose::Serve | Purpose::ServeExact => Network::Serving(Box::new(serving(file, &config, purpose)?)),
     };
     Ok((config, network))
@@ -90,7 +90,8 @@ fn block(file: &Gguf, config: &DecoderConfig, index: usize, exact: bool) -> Resu
     })
 }
 
-fn training(file: &Gguf, config: &DecoderConfig) -> Result<Training, EngineError> {
+fn training(file: &Gguf, config: &DecoderConfig, purpose: Purpose) -> Result<Training, EngineError> {
+    let rounded = |weight: Tensor| if purpose == Purpose::TrainRounded { Linear::rounded(weight) } else { Linear::new(weight) };
     let table = [config.vocabulary, config.hidden];
     let embed_tokens = file.tensor("token_embd.weight", &table)?;
     let lm_head = if file.has_tensor("output.weight") { file.tensor("output.weight", &table)? } else { embed_tokens.clone() };
@@ -103,7 +104,7 @@ fn training(file: &Gguf, config: &DecoderConfig) -> Result<Training, EngineError
             if let Some(heads) = linear.permuted {
                 weight = unpermuted(&weight, heads)?;
             }
-            projections.push(Projection { path: paths.next().unwrap_or_default(), linear: Linear::new(weight)? });
+            projections.push(Projection { path: paths.next().unwrap_or_default(), linear: rounded(weight)? });
         }
         let norm = |name: &str| -> Result<Norm, EngineError> {
             let weight = file.tensor(&format!("blk.{index}.{name}.weight"), &[config.hidden])?;
@@ -115,7 +116,7 @@ fn training(file: &Gguf, config: &DecoderConfig) -> Result<Training, EngineError
     }
     let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rope_base));
     let norm = Norm::new(file.tensor("output_norm.weight", &[config.hidden])?, config.norm_epsilon)?;
-    Ok(Training { embed_tokens, lm_head: Linear::new(lm_head)?, layers, norm, rope })
+    Ok(Training::new((embed_tokens, rounded(lm_head)?), layers, norm, (config.heads, rope)))
 }
 
 /// GGUF files of this family keep the rows of q and k interleaved for the other rotary layout (llama.cpp `convert_hf_to_gguf.py`,

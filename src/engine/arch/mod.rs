@@ -10,6 +10,7 @@ use super::adapter::{Adapter, LoraTarget};
 use super::gguf::Gguf;
 use super::kv_cache::KvCache;
 use super::nn::attention::Heads;
+use super::nn::linear::Linear;
 use super::nn::slices::{tensor, with_slice};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -112,8 +113,10 @@ pub enum Purpose {
     Serve,
     /// Answering without any rounding but that of the cache: every weight as f32. For measuring what rounding costs.
     ServeExact,
-    /// Training adapters: every weight as f32, in tensors.
+    /// Training adapters, and reading weights: every weight as f32, in tensors.
     Train,
+    /// Training adapters at speed: weights of linear layers rounded to bfloat16 where the processor multiplies that, else as `Train`.
+    TrainRounded,
 }
 
 /// A network, as it was loaded.
@@ -169,8 +172,8 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
-    pub fn head(&self) -> Result<&Tensor, EngineError> {
-        Ok(self.training()?.lm_head.weight())
+    pub fn head(&self) -> Result<&Linear, EngineError> {
+        Ok(&self.training()?.lm_head)
     }
 
     /// Linear layers that adapters can be put on, in a fixed order.
@@ -192,7 +195,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn weights(&self) -> Result<Vec<(String, Tensor)>, EngineError> {
-        Ok(self.training()?.weights())
+        Ok(self.training()?.weights()?)
     }
 
     fn training(&self) -> Result<&training::Training, EngineError> {

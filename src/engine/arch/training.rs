@@ -1,14 +1,17 @@
-//! The forward pass that trains: the same network as [`serving`](super::serving) over candle tensors in f32, each operation with its own
-//! backward pass. Adapters are what is trained; the weights are frozen.
+//! The forward pass that trains: the same network as [`serving`](super::serving) over candle tensors in f32, with hand-written backward
+//! passes. Adapters are what is trained; the weights are frozen. All blocks together are one operation, the [stack](crate::engine::nn::stack);
+//! [`Training::hidden_by_operations`] is the same network one operation at a time, for what the stack does not know.
 
 use super::{Batch, DecoderConfig};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
 use crate::engine::nn::add::add;
-use crate::engine::nn::attention::TrainAttention;
+use crate::engine::nn::attention::{Heads, TrainAttention};
+use crate::engine::nn::block::Block;
 use crate::engine::nn::linear::Linear;
 use crate::engine::nn::norm::RmsNorm;
 use crate::engine::nn::rope::Rope;
+use crate::engine::nn::stack::Stack;
 use crate::engine::nn::swiglu::SwiGlu;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -21,6 +24,7 @@ pub struct Training {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Norm,
     pub(super) rope: Arc<Rope>,
+    stack: Arc<Stack>,
 }
 
 /// One transformer block.
@@ -47,10 +51,26 @@ pub struct Projection {
 }
 
 impl Training {
+    /// From its parts.
+    pub(super) fn new((embed_tokens, lm_head): (Tensor, Linear), layers: Vec<Layer>, norm: Norm, (heads, rope): (Heads, Arc<Rope>)) -> Self {
+        let stack = Arc::new(Stack::new(layers.iter().map(Layer::block).collect(), heads, rope.clone()));
+        Training { embed_tokens, lm_head, layers, norm, rope, stack }
+    }
+
     /// Hidden states after the last norm, (N, hidden); a graph is built if the adapter's tensors are variables.
-    pub(super) fn hidden(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
-        let ids = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
-        let mut x = self.embed_tokens.index_select(&ids, 0)?;
+    pub(super) fn hidden(&self, _config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
+        let x = self.embedded(batch)?;
+        let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect());
+        let adapted = self.layers.iter().map(|layer| layer.projections.each_ref().map(|p| adapter.lora(&p.path))).collect();
+        Ok(self.norm.op.forward(&self.stack.forward(&x, &adapted, sequences)?)?)
+    }
+
+    /// As [`Training::hidden`], each operation a node of the graph.
+    ///
+    /// # Errors
+    /// As [`Training::hidden`].
+    pub fn hidden_by_operations(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
+        let mut x = self.embedded(batch)?;
         let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect());
         let attention = TrainAttention { heads: config.heads, rope: self.rope.clone(), sequences };
         for layer in &self.layers {
@@ -60,34 +80,50 @@ impl Training {
         Ok(self.norm.op.forward(&x)?)
     }
 
+    fn embedded(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        let ids = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
+        self.embed_tokens.index_select(&ids, 0)
+    }
+
     /// The same network with an adapter's update added to its weights.
     pub(super) fn merged(&self, adapter: &Adapter) -> candle_core::Result<Self> {
-        let mut merged = self.clone();
-        for projection in merged.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
+        let mut layers = self.layers.clone();
+        for projection in layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(lora) = adapter.lora(&projection.path) {
                 let update = (lora.b.matmul(&lora.a)? * f64::from(lora.scale))?;
-                projection.linear = Linear::new((projection.linear.weight() + update)?)?;
+                projection.linear = Linear::new((projection.linear.weight()? + update)?)?;
             }
         }
-        Ok(merged)
+        let stack = Arc::new(self.stack.with(layers.iter().map(Layer::block).collect()));
+        Ok(Training { layers, stack, ..self.clone() })
     }
 
     /// Frozen weights by checkpoint name.
-    pub(super) fn weights(&self) -> Vec<(String, Tensor)> {
+    pub(super) fn weights(&self) -> candle_core::Result<Vec<(String, Tensor)>> {
         let mut weights = vec![("model.embed_tokens.weight".to_string(), self.embed_tokens.clone())];
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
             weights.push((format!("{prefix}.input_layernorm.weight"), layer.input_layernorm.weight.clone()));
             weights.push((format!("{prefix}.post_attention_layernorm.weight"), layer.post_attention_layernorm.weight.clone()));
-            weights.extend(layer.projections.iter().map(|p| (format!("{}.weight", p.path), p.linear.weight().clone())));
+            for p in &layer.projections {
+                weights.push((format!("{}.weight", p.path), p.linear.weight()?.clone()));
+            }
         }
         weights.push(("model.norm.weight".into(), self.norm.weight.clone()));
-        weights.push(("lm_head.weight".into(), self.lm_head.weight().clone()));
-        weights
+        weights.push(("lm_head.weight".into(), self.lm_head.weight()?.clone()));
+        Ok(weights)
     }
 }
 
 impl Layer {
+    fn block(&self) -> Block {
+        Block {
+            input_layernorm: self.input_layernorm.op.clone(),
+            post_attention_layernorm: self.post_attention_layernorm.op.clone(),
+            linears: self.projections.each_ref().map(|projection| projection.linear.clone()),
+        }
+    }
+
     fn attention(&self, x: &Tensor, attention: &TrainAttention, adapter: &Adapter) -> candle_core::Result<Tensor> {
         let [q, k, v, o, ..] = &self.projections;
         let (q, k, v) = (q.forward(x, adapter)?, k.forward(x, adapter)?, v.forward(x, adapter)?);

@@ -3,12 +3,17 @@
 
 pub mod add;
 pub mod attention;
+pub mod block;
 pub mod cross_entropy;
 pub mod encoder;
 pub mod gemm;
+mod heads;
 pub mod linear;
 pub mod norm;
+mod pair;
 pub mod rope;
 pub mod simd;
 pub mod slices;
+pub mod stack;
 pub mod swiglu;
+mod tiles;
