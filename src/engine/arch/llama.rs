@@ -28,15 +28,15 @@ pub fn load(file: &Gguf, purpose: Purpose) -> Result<(DecoderConfig, Network), E
 }
 
 /// A linear layer of a block in the file: its name, width of its output and input, and heads whose rows are permuted.
-struct Tensors {
-    name: &'static str,
+struct Tensors<'a> {
+    name: &'a str,
     outputs: usize,
     inputs: usize,
     permuted: Option<usize>,
 }
 
 /// The seven linear layers of a block, in forward order.
-fn linears(config: &DecoderConfig) -> [Tensors; 7] {
+fn linears(config: &DecoderConfig) -> [Tensors<'static>; 7] {
     let (heads, hidden, inner) = (config.heads, config.hidden, config.inner);
     let of = |name, outputs, inputs, permuted| Tensors { name, outputs, inputs, permuted };
     [
@@ -71,13 +71,7 @@ fn serving(file: &Gguf, config: &DecoderConfig, purpose: Purpose) -> Result<Serv
 }
 
 fn block(file: &Gguf, config: &DecoderConfig, index: usize, exact: bool) -> Result<Block, EngineError> {
-    let load = |linear: &Tensors| -> Result<Weight, EngineError> {
-        let order: Order<'_> = match linear.permuted {
-            Some(heads) => &move |row| permuted(row, linear.outputs / heads),
-            None => &|row| row,
-        };
-        file.weight(&format!("blk.{index}.{}.weight", linear.name), (linear.outputs, linear.inputs), order, exact)
-    };
+    let load = |linear: &Tensors<'_>| packed(file, &Tensors { name: &format!("blk.{index}.{}.weight", linear.name), ..*linear }, exact);
     let [q, k, v, o, gate, up, down] = &linears(config);
     let norm = |name: &str| file.vector(&format!("blk.{index}.{name}.weight"), config.hidden);
     Ok(Block {
@@ -91,20 +85,18 @@ fn block(file: &Gguf, config: &DecoderConfig, index: usize, exact: bool) -> Resu
 }
 
 fn training(file: &Gguf, config: &DecoderConfig, purpose: Purpose) -> Result<Training, EngineError> {
-    let rounded = |weight: Tensor| if purpose == Purpose::TrainRounded { Linear::rounded(weight) } else { Linear::new(weight) };
     let table = [config.vocabulary, config.hidden];
     let embed_tokens = file.tensor("token_embd.weight", &table)?;
-    let lm_head = if file.has_tensor("output.weight") { file.tensor("output.weight", &table)? } else { embed_tokens.clone() };
+    let head = if file.has_tensor("output.weight") { "output.weight" } else { "token_embd.weight" };
+    let lm_head = trained(file, &Tensors { name: head, outputs: config.vocabulary, inputs: config.hidden, permuted: None }, purpose)?;
     let mut paths = config.lora_targets().into_iter().map(|target| target.path);
     let mut layers = Vec::new();
     for index in 0..config.layers {
         let mut projections = Vec::new();
         for linear in linears(config) {
-            let mut weight = file.tensor(&format!("blk.{index}.{}.weight", linear.name), &[linear.outputs, linear.inputs])?;
-            if let Some(heads) = linear.permuted {
-                weight = unpermuted(&weight, heads)?;
-            }
-            projections.push(Projection { path: paths.next().unwrap_or_default(), linear: rounded(weight)? });
+            let name = format!("blk.{index}.{}.weight", linear.name);
+            let linear = trained(file, &Tensors { name: &name, ..linear }, purpose)?;
+            projections.push(Projection { path: paths.next().unwrap_or_default(), linear });
         }
         let norm = |name: &str| -> Result<Norm, EngineError> {
             let weight = file.tensor(&format!("blk.{index}.{name}.weight"), &[config.hidden])?;
@@ -116,7 +108,28 @@ fn training(file: &Gguf, config: &DecoderConfig, purpose: Purpose) -> Result<Tra
     }
     let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rope_base));
     let norm = Norm::new(file.tensor("output_norm.weight", &[config.hidden])?, config.norm_epsilon)?;
-    Ok(Training::new((embed_tokens, rounded(lm_head)?), layers, norm, (config.heads, rope)))
+    Ok(Training::new((embed_tokens, lm_head), layers, norm, (config.heads, rope)))
+}
+
+/// A linear layer for training.
+fn trained(file: &Gguf, linear: &Tensors<'_>, purpose: Purpose) -> Result<Linear, EngineError> {
+    let mut weight = file.tensor(linear.name, &[linear.outputs, linear.inputs])?;
+    if let Some(heads) = linear.permuted {
+        weight = unpermuted(&weight, heads)?;
+    }
+    if purpose != Purpose::TrainRounded {
+        return Ok(Linear::new(weight)?);
+    }
+    Ok(Linear::served(weight, packed(file, linear, false)?)?)
+}
+
+/// A linear layer for serving.
+fn packed(file: &Gguf, linear: &Tensors<'_>, exact: bool) -> Result<Weight, EngineError> {
+    let order: Order<'_> = match linear.permuted {
+        Some(heads) => &move |row| permuted(row, linear.outputs / heads),
+        None => &|row| row,
+    };
+    file.weight(linear.name, (linear.outputs, linear.inputs), order, exact)
 }
 
 /// GGUF files of this family keep the rows of q and k interleaved for the other rotary layout (llama.cpp `convert_hf_to_gguf.py`,

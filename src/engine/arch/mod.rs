@@ -115,7 +115,8 @@ pub enum Purpose {
     ServeExact,
     /// Training adapters, and reading weights: every weight as f32, in tensors.
     Train,
-    /// Training adapters at speed: weights of linear layers rounded to bfloat16 where the processor multiplies that, else as `Train`.
+    /// Training adapters at speed: linear layers forwards as serving has them, backwards in bfloat16. As `Train` where the processor does
+    /// not multiply bfloat16.
     TrainRounded,
 }
 

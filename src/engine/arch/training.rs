@@ -7,7 +7,7 @@ use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
 use crate::engine::nn::add::add;
 use crate::engine::nn::attention::{Heads, TrainAttention};
-use crate::engine::nn::block::Block;
+use crate::engine::nn::block::{Block, LINEARS};
 use crate::engine::nn::linear::Linear;
 use crate::engine::nn::norm::RmsNorm;
 use crate::engine::nn::rope::Rope;
@@ -33,7 +33,7 @@ pub struct Layer {
     pub(super) input_layernorm: Norm,
     pub(super) post_attention_layernorm: Norm,
     /// q, k, v, o, gate, up and down.
-    pub(super) projections: [Projection; 7],
+    pub(super) projections: [Projection; LINEARS],
 }
 
 /// A norm and its weight.
@@ -150,5 +150,137 @@ impl Norm {
     /// When the weight is no vector of f32.
     pub(super) fn new(weight: Tensor, epsilon: f32) -> candle_core::Result<Self> {
         Ok(Norm { op: RmsNorm::new(&weight, epsilon)?, weight })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::adapter::AdapterConfig;
+    use crate::engine::nn::linear::Lora;
+    use candle_core::Var;
+    use std::collections::HashMap;
+
+    /// Values in (-1, 1), a fixed sequence for each seed (a linear congruential generator, Knuth's MMIX constants).
+    fn noise(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn matrix(rows: usize, columns: usize, seed: u64, size: f32) -> Tensor {
+        let values = noise(rows * columns, seed).into_iter().map(|x| x * size).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("a matrix")
+    }
+
+    fn config() -> DecoderConfig {
+        DecoderConfig {
+            architecture: "llama".into(),
+            layers: 3,
+            hidden: 20,
+            inner: 34,
+            heads: Heads { queries: 4, keys: 2, width: 6 },
+            vocabulary: 11,
+            context: 256,
+            rope_base: 100.0,
+            norm_epsilon: 1e-5,
+        }
+    }
+
+    fn network(config: &DecoderConfig, linear: fn(Tensor) -> candle_core::Result<Linear>) -> Training {
+        let mut seed = 1;
+        let mut weight = |outputs: usize, inputs: usize| {
+            seed += 1;
+            matrix(outputs, inputs, seed, 1.5 / (inputs as f32).sqrt())
+        };
+        let norm = |seed: u64| {
+            let values: Vec<f32> = noise(config.hidden, seed).iter().map(|x| 1.0 + 0.3 * x).collect();
+            Norm::new(Tensor::from_vec(values, config.hidden, &Device::Cpu).expect("a vector"), config.norm_epsilon).expect("a norm")
+        };
+        let mut layers = Vec::new();
+        for targets in config.lora_targets().chunks(LINEARS) {
+            let mut projections = targets.iter().map(|target| Projection {
+                path: target.path.clone(),
+                linear: linear(weight(target.outputs, target.inputs)).expect("a layer"),
+            });
+            layers.push(Layer {
+                projections: std::array::from_fn(|_| projections.next().expect("seven")),
+                input_layernorm: norm(90),
+                post_attention_layernorm: norm(91),
+            });
+        }
+        let tables = (weight(config.vocabulary, config.hidden), Linear::new(weight(config.vocabulary, config.hidden)).expect("a head"));
+        let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rope_base));
+        Training::new(tables, layers, norm(92), (config.heads, rope))
+    }
+
+    /// Pairs on all layers of the upper two blocks, but for one.
+    fn adapter(config: &DecoderConfig) -> (Adapter, Vec<Var>) {
+        let (mut loras, mut variables) = (HashMap::new(), Vec::new());
+        for (i, target) in config.lora_targets().into_iter().enumerate().skip(LINEARS).filter(|(i, _)| *i != 2 * LINEARS + 2) {
+            let half = |rows, columns, seed| Var::from_tensor(&matrix(rows, columns, seed, 0.4)).expect("a variable");
+            let (a, b) = (half(3, target.inputs, 200 + i as u64), half(target.outputs, 3, 300 + i as u64));
+            loras.insert(target.path, Lora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.7 });
+            variables.extend([a, b]);
+        }
+        (Adapter::new(AdapterConfig::lora("tiny", 3, 2.1, &[]), loras), variables)
+    }
+
+    /// Sequences that end inside blocks of rows and tiles of the attention.
+    fn batch() -> Batch {
+        let mut batch = Batch::default();
+        for (slot, length) in [71, 1, 5, 130].into_iter().enumerate() {
+            let tokens: Vec<u32> = (0..length).map(|i| (i * 7 + slot as u32 * 3) % 11).collect();
+            batch.push(&tokens, slot, 0);
+        }
+        batch
+    }
+
+    type Forward = fn(&Training, &DecoderConfig, &Batch, &Adapter) -> Result<Tensor, EngineError>;
+
+    /// The hidden states, and the gradients of all variables for a loss that weighs them at random.
+    fn run(network: &Training, forward: Forward) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let (config, batch) = (config(), batch());
+        let (adapter, variables) = adapter(&config);
+        let hidden = forward(network, &config, &batch, &adapter).expect("a forward pass");
+        let weights = matrix(batch.tokens.len(), config.hidden, 77, 1.0);
+        let loss = (&hidden * weights).and_then(|x| x.sum_all()).expect("a loss");
+        let gradients = loss.backward().expect("a backward pass");
+        let values = |tensor: &Tensor| tensor.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("values");
+        let of = |variable: &Var| values(gradients.get(variable.as_tensor()).expect("every variable has a gradient"));
+        (values(&hidden), variables.iter().map(of).collect())
+    }
+
+    /// Distance relative to the length of `b`.
+    fn distance(a: &[f32], b: &[f32]) -> f64 {
+        let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        sum(&mut a.iter().zip(b).map(|(a, b)| a - b)) / sum(&mut b.iter().copied())
+    }
+
+    #[test]
+    fn the_stack_is_the_operations_one_by_one() {
+        let exact = network(&config(), Linear::new);
+        let (expected, expected_gradients) = run(&exact, Training::hidden_by_operations);
+        // In f32 but for the order of sums; in bfloat16 every product rounds its sides to 8 bits of mantissa.
+        for (network, tolerance) in [(&exact, 1e-5), (&network(&config(), Linear::rounded), 0.03)] {
+            let (hidden, gradients) = run(network, Training::hidden);
+            assert!(distance(&hidden, &expected) < tolerance, "hidden states are off by {}", distance(&hidden, &expected));
+            for (i, (gradient, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+                assert!(distance(gradient, expected) < tolerance, "gradient {i} is off by {}", distance(gradient, expected));
+            }
+        }
+    }
+
+    #[test]
+    fn steps_do_not_depend_on_threads_or_on_the_step_before() {
+        for linear in [Linear::new, Linear::rounded] {
+            let network = network(&config(), linear);
+            let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let first = pool(1).install(|| run(&network, Training::hidden));
+            assert!(pool(3).install(|| run(&network, Training::hidden)) == first, "another number of threads, another result");
+        }
     }
 }

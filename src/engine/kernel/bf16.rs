@@ -88,16 +88,27 @@ impl Frozen {
     /// When the lengths do not fit: a programming error.
     pub fn both(isa: Isa, weight: &[f32], (outputs, inputs): (usize, usize)) -> (Self, Self) {
         let mut scratch = Scratch::default();
-        let source = Source { data: weight, stride: inputs };
-        let keep = |scratch: &Scratch| Panels { lines: Buffer::keep(&scratch.lines), columns: scratch.columns, depth: scratch.depth };
-        scratch.pack_columns_of_rows(isa, source, (inputs, outputs));
-        let forward = keep(&scratch);
-        scratch.pack(isa, source, (outputs, inputs));
-        (forward, keep(&scratch))
+        scratch.pack_columns_of_rows(isa, Source { data: weight, stride: inputs }, (inputs, outputs));
+        (scratch.kept(), Self::backward(isa, weight, (outputs, inputs)))
+    }
+
+    /// The second half of [`Frozen::both`]: for g W.
+    ///
+    /// # Panics
+    /// As [`Frozen::both`].
+    pub fn backward(isa: Isa, weight: &[f32], (outputs, inputs): (usize, usize)) -> Self {
+        let mut scratch = Scratch::default();
+        scratch.pack(isa, Source { data: weight, stride: inputs }, (outputs, inputs));
+        scratch.kept()
     }
 }
 
 impl Scratch {
+    /// A copy that stays.
+    fn kept(&self) -> Frozen {
+        Panels { lines: Buffer::keep(&self.lines), columns: self.columns, depth: self.depth }
+    }
+
     fn resize(&mut self, (depth, columns): (usize, usize)) {
         self.columns = columns;
         self.depth = depth;
@@ -157,13 +168,12 @@ pub fn round(isa: Isa, pairs: &mut [u32], source: Source<'_>, (rows, width): (us
 }
 
 /// The values of pairs as f32.
-pub fn widen(out: &mut [f32], pairs: &[u32]) {
-    for (out, pair) in out.chunks_mut(2).zip(pairs) {
-        out[0] = f32::from_bits(pair << 16);
-        if let Some(second) = out.get_mut(1) {
-            *second = f32::from_bits(pair & 0xffff_0000);
-        }
-    }
+///
+/// # Panics
+/// When the lengths do not fit: a programming error.
+pub fn widen(isa: Isa, out: &mut [f32], pairs: &[u32]) {
+    assert!(pairs.len() == out.len().div_ceil(2), "rounded values do not fit");
+    kernels::widen(isa, out, pairs);
 }
 
 /// Where a product goes: row i begins at element `i * stride`.
@@ -235,6 +245,9 @@ mod kernels {
     pub(super) fn round(_: Isa, _: &mut [u32], _: Source<'_>, _: usize, _: f32) {
         unreachable!("{NONE}")
     }
+    pub(super) fn widen(_: Isa, _: &mut [f32], _: &[u32]) {
+        unreachable!("{NONE}")
+    }
     pub(super) fn product(_: Isa, _: Target<'_>, _: Rows<'_>, _: (&[Line], usize, usize), _: Part) {
         unreachable!("{NONE}")
     }
@@ -301,18 +314,42 @@ mod kernels {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn round_detected(pairs: &mut [u32], source: Source<'_>, width: usize, scale: f32) {
         let scale = _mm512_set1_ps(scale);
-        for (row, pairs) in pairs.chunks_exact_mut(width.div_ceil(2)).enumerate() {
-            let row = &source.data[row * source.stride..][..width];
-            for (part, pairs) in row.chunks(2 * LANES).zip(pairs.chunks_mut(LANES)) {
-                let low = _mm512_mul_ps(first(part), scale);
-                let high = _mm512_mul_ps(first(part.get(LANES..).unwrap_or(&[])), scale);
-                let mask = ((1u32 << pairs.len()) - 1) as __mmask16;
+        let stride = width.div_ceil(2);
+        for row in 0..pairs.len() / stride {
+            let (from, to) = (&source.data[row * source.stride..][..width], &mut pairs[row * stride..][..stride]);
+            let mut at = 0;
+            while at < stride {
+                let (low, high) = (&from[2 * at..], from.get(2 * at + LANES..).unwrap_or(&[]));
+                let (low, high) = (_mm512_mul_ps(first(low), scale), _mm512_mul_ps(first(high), scale));
+                let mask = ((1u32 << (stride - at).min(LANES)) - 1) as __mmask16;
                 // SAFETY: lanes outside the mask are not written, and both types are 64 plain bytes.
                 unsafe {
                     let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                    _mm512_mask_storeu_epi32(pairs.as_mut_ptr().cast(), mask, rounded);
+                    _mm512_mask_storeu_epi32(to[at..].as_mut_ptr().cast(), mask, rounded);
                 }
+                at += LANES;
             }
+        }
+    }
+
+    pub(super) fn widen(_: Isa, out: &mut [f32], pairs: &[u32]) {
+        // SAFETY: as above.
+        unsafe { widen_detected(out, pairs) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn widen_detected(out: &mut [f32], pairs: &[u32]) {
+        let mut at = 0;
+        while at < out.len() {
+            let mask = ((1u32 << (out.len() - at).min(LANES)) - 1) as __mmask16;
+            let read = ((1u32 << (out.len() - at).div_ceil(2).min(LANES / 2)) - 1) as __mmask8;
+            // SAFETY: lanes outside the masks are neither read nor written.
+            unsafe {
+                let halves = _mm256_maskz_loadu_epi32(read, pairs[at / 2..].as_ptr().cast());
+                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+                _mm512_mask_storeu_ps(out[at..].as_mut_ptr(), mask, _mm512_castsi512_ps(wide));
+            }
+            at += LANES;
         }
     }
 
@@ -379,6 +416,12 @@ mod kernels {
             let mut left = count;
             // SAFETY: as promised by the caller, row by row.
             unsafe {
+                // With few lines, more rows, so that a sum is ready when its turn comes again.
+                while N == 1 && left >= 2 * TILE {
+                    self.tile::<{ 2 * TILE }, N>();
+                    self = self.down(2 * TILE);
+                    left -= 2 * TILE;
+                }
                 while left >= TILE {
                     self.tile::<TILE, N>();
                     self = self.down(TILE);
@@ -406,41 +449,61 @@ mod kernels {
         unsafe fn tile<const M: usize, const N: usize>(self) {
             // SAFETY: as promised by the caller; the last line is read and written only where its mask allows.
             unsafe {
+                // Counted loops: iterators over arrays were seen to become calls without the features, some hundred times slower.
                 let mut sums = [[_mm512_setzero_ps(); N]; M];
+                let mut masks = [u16::MAX; N];
+                masks[N - 1] = self.mask;
+                let (mut i, mut j);
                 if self.add {
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        for (j, sum) in sums.iter_mut().enumerate() {
-                            let mask = if j + 1 == N { self.mask } else { u16::MAX };
-                            *sum = _mm512_maskz_loadu_ps(mask, self.c.add(i * self.c_stride + j * LANES));
+                    i = 0;
+                    while i < M {
+                        j = 0;
+                        while j < N {
+                            sums[i][j] = _mm512_maskz_loadu_ps(masks[j], self.c.add(i * self.c_stride + j * LANES));
+                            j += 1;
                         }
+                        i += 1;
                     }
                 }
-                let mut b = self.b;
-                for pair in 0..self.pairs {
+                let (mut b, mut pair) = (self.b, 0);
+                while pair < self.pairs {
                     let mut lines = [_mm512_setzero_si512(); N];
-                    for (j, line) in lines.iter_mut().enumerate() {
-                        *line = _mm512_loadu_si512(b.add(j));
+                    j = 0;
+                    while j < N {
+                        lines[j] = _mm512_loadu_si512(b.add(j));
+                        j += 1;
                     }
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32((*self.a.add(i * self.a_stride + pair)).cast_signed());
-                        for (sum, line) in sums.iter_mut().zip(lines) {
-                            *sum = _mm512_dpbf16_ps(
-                                *sum,
-                                std::mem::transmute::<__m512i, __m512bh>(x),
-                                std::mem::transmute::<__m512i, __m512bh>(line),
-                            );
+                    i = 0;
+                    while i < M {
+                        let x = _mm512_set1_epi32(self.a.add(i * self.a_stride + pair).cast::<i32>().read());
+                        j = 0;
+                        while j < N {
+                            sums[i][j] = dot(sums[i][j], x, lines[j]);
+                            j += 1;
                         }
+                        i += 1;
                     }
                     b = b.add(self.b_stride);
+                    pair += 1;
                 }
-                for (i, sums) in sums.iter().enumerate() {
-                    for (j, sum) in sums.iter().enumerate() {
-                        let mask = if j + 1 == N { self.mask } else { u16::MAX };
-                        _mm512_mask_storeu_ps(self.c.add(i * self.c_stride + j * LANES), mask, *sum);
+                i = 0;
+                while i < M {
+                    j = 0;
+                    while j < N {
+                        _mm512_mask_storeu_ps(self.c.add(i * self.c_stride + j * LANES), masks[j], sums[i][j]);
+                        j += 1;
                     }
+                    i += 1;
                 }
             }
         }
+    }
+
+    /// `sum` and, for each of sixteen columns, the two products of a pair of `x` with a pair of `line`.
+    #[inline(always)]
+    fn dot(sum: __m512, x: __m512i, line: __m512i) -> __m512 {
+        // SAFETY: as in `paired`; both types are 64 plain bytes.
+        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(line)) }
     }
 }
 
@@ -471,7 +534,7 @@ mod tests {
             let pairs = rows_of(isa, &x, width, 0.5);
             for (row, pairs) in pairs.chunks(width.div_ceil(2)).enumerate() {
                 let mut back = vec![0f32; width];
-                widen(&mut back, pairs);
+                widen(isa, &mut back, pairs);
                 for (i, back) in back.iter().enumerate() {
                     assert_eq!(f64::from(*back), rounded(x[row * width + i] * 0.5), "width {width}, row {row}, {i}");
                 }

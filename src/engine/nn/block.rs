@@ -2,7 +2,7 @@
 //! activations of a block of rows stay in the cache from one operation to the next; what the backward pass needs is kept.
 
 use super::gemm::Write;
-use super::linear::{Linear, Operand, Threads};
+use super::linear::{Linear, Operand, Rounding, Threads};
 use super::norm::RmsNorm;
 use super::pair::Pair;
 use super::simd;
@@ -71,7 +71,7 @@ impl Stored {
 
     fn read(&self, isa: Option<Isa>, out: &mut [f32]) {
         match isa {
-            Some(_) => bf16::widen(out, &self.half),
+            Some(isa) => bf16::widen(isa, out, &self.half),
             None => out.copy_from_slice(&self.full),
         }
     }
@@ -100,6 +100,7 @@ struct Scratch {
     inner: Vec<f32>,
     d_inner: Vec<f32>,
     low: Low,
+    rounding: Rounding,
     pairs: Vec<u32>,
     more_pairs: Vec<u32>,
 }
@@ -128,10 +129,10 @@ impl Block {
     /// q, k and v of rows of the residual stream.
     pub(super) fn project(&self, x: &[f32], kept: &mut Kept, pairs: &Pairs) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, pairs: rounded, low, .. } = scratch;
+            let Scratch { normed, rounding, low, .. } = scratch;
             normed.resize(x.len(), 0.0);
             self.input_layernorm.rows(normed, x);
-            let normed = Operand::new(self.isa(), normed, self.hidden(), rounded);
+            let normed = Operand::forward(&self.linears[..OUTPUT], normed, rounding);
             for (i, y) in kept.qkv.iter_mut().enumerate() {
                 y.resize(normed.rows() * self.linears[i].widths().1, 0.0);
                 self.apply(i, normed, (y, Write::Set), (pairs, &mut kept.low[i], low))?;
@@ -144,14 +145,14 @@ impl Block {
     pub(super) fn finish(&self, x: &[f32], kept: &mut Kept, pairs: &Pairs, out: &mut Vec<f32>) -> Result<()> {
         let isa = self.isa();
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, gate, up, inner, pairs: rounded, low, .. } = scratch;
+            let Scratch { normed, gate, up, inner, rounding, low, .. } = scratch;
             x.clone_into(&mut kept.middle);
-            let attended = Operand::new(isa, &kept.attended, self.linears[OUTPUT].widths().0, rounded);
+            let attended = Operand::forward(&self.linears[OUTPUT..GATE], &kept.attended, rounding);
             self.apply(OUTPUT, attended, (&mut kept.middle, Write::Add), (pairs, &mut kept.low[OUTPUT], low))?;
             normed.resize(x.len(), 0.0);
             self.post_attention_layernorm.rows(normed, &kept.middle);
             let width = self.linears[DOWN].widths().0;
-            let input = Operand::new(isa, normed, self.hidden(), rounded);
+            let input = Operand::forward(&self.linears[GATE..DOWN], normed, rounding);
             for (i, y) in [(GATE, &mut *gate), (UP, &mut *up)] {
                 y.resize(input.rows() * width, 0.0);
                 self.apply(i, input, (y, Write::Set), (pairs, &mut kept.low[i], low))?;
@@ -161,7 +162,7 @@ impl Block {
             inner.resize(gate.len(), 0.0);
             simd::swiglu(inner, gate, up);
             kept.middle.clone_into(out);
-            let input = Operand::new(isa, inner, width, rounded);
+            let input = Operand::forward(&self.linears[DOWN..], inner, rounding);
             self.apply(DOWN, input, (out, Write::Add), (pairs, &mut kept.low[DOWN], low))
         })
     }
@@ -187,17 +188,17 @@ impl Block {
         let (isa, hidden, width) = (self.isa(), self.hidden(), self.linears[DOWN].widths().0);
         let rows = grads.stream.len() / hidden;
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, d_normed, gate, up, inner, d_inner, low, pairs: rounded, more_pairs } = scratch;
+            let Scratch { normed, d_normed, gate, up, inner, d_inner, low, pairs: rounded, more_pairs, .. } = scratch;
             for buffer in [&mut *gate, &mut *up, &mut *inner, &mut *d_inner] {
                 buffer.resize(rows * width, 0.0);
             }
             kept.gate.read(isa, gate);
             kept.up.read(isa, up);
-            simd::swiglu(inner, gate, up);
             let mut backward = Backward { block: self, kept, pairs, places, sums: &mut grads.pairs, low };
             let grad = Operand::new(isa, &grads.stream, hidden, rounded);
-            backward.apply(DOWN, inner, grad, Some((d_inner, Write::Set)))?;
-            simd::swiglu_backward(gate, up, d_inner);
+            backward.input(DOWN, grad, Some((d_inner, Write::Set)))?;
+            simd::swiglu_again(inner, gate, up, d_inner);
+            backward.pair(DOWN, inner, grad);
             normed.resize(rows * hidden, 0.0);
             d_normed.resize(rows * hidden, 0.0);
             self.post_attention_layernorm.rows(normed, &kept.middle);
@@ -258,20 +259,32 @@ struct Backward<'a> {
 impl Backward<'_> {
     /// With h = s · x Aᵀ and u = s · g B: dx = g W + u A, dA += uᵀ x, dBᵀ += hᵀ g.
     fn apply(&mut self, i: usize, x: &[f32], grad: Operand<'_>, dx: Option<(&mut Vec<f32>, Write)>) -> Result<()> {
-        let mut dx = dx;
-        if let Some((dx, write)) = &mut dx {
-            self.block.linears[i].backward(dx, grad, *write, Threads::Caller)?;
+        self.input(i, grad, dx)?;
+        self.pair(i, x, grad);
+        Ok(())
+    }
+
+    /// dx, if it is asked for; u stays for [`Backward::pair`].
+    fn input(&mut self, i: usize, grad: Operand<'_>, dx: Option<(&mut Vec<f32>, Write)>) -> Result<()> {
+        let pair = self.pairs[i].as_ref();
+        if let Some(pair) = pair {
+            pair.back_up(&mut self.low.values, grad);
         }
+        let Some((dx, write)) = dx else { return Ok(()) };
+        self.block.linears[i].backward(dx, grad, write, Threads::Caller)?;
+        if let Some(pair) = pair {
+            pair.back_down(dx, Operand::new(self.block.isa(), &self.low.values, pair.rank(), &mut self.low.pairs));
+        }
+        Ok(())
+    }
+
+    /// The gradients of a pair.
+    fn pair(&mut self, i: usize, x: &[f32], grad: Operand<'_>) {
         if let (Some(pair), Some(place)) = (&self.pairs[i], &self.places[i]) {
             let rank = pair.rank();
-            pair.back_up(&mut self.low.values, grad);
-            if let Some((dx, _)) = dx {
-                pair.back_down(dx, Operand::new(self.block.isa(), &self.low.values, rank, &mut self.low.pairs));
-            }
             let (da, db) = self.sums[place.clone()].split_at_mut(rank * self.block.linears[i].widths().0);
             simd::add_outer(da, &self.low.values, x, rank);
             simd::add_outer(db, &self.kept.low[i], grad.values, rank);
         }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! exist all at once. The gradient with respect to the hidden states is computed in the forward pass.
 
 use super::gemm::Write;
-use super::linear::{Linear, Operand, Threads};
+use super::linear::{Linear, Operand, Rounding, Threads};
 use super::simd;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -100,6 +100,7 @@ fn labelled_rows(labels: &[Option<Label>], vocabulary: usize) -> Result<Vec<Row>
 struct Buffers {
     hidden: Vec<f32>,
     logits: Vec<f32>,
+    rounding: Rounding,
     pairs: Vec<u32>,
 }
 
@@ -125,11 +126,11 @@ fn in_blocks<R: Send>(head: &Linear, rows: &[Row], f: impl Fn(&[Row], &mut Buffe
 /// The logits of a block's rows.
 fn logits(hidden: &[f32], head: &Linear, block: &[Row], buffers: &mut Buffers) -> Result<()> {
     let (width, vocabulary) = head.widths();
-    let Buffers { hidden: x, logits, pairs, .. } = buffers;
+    let Buffers { hidden: x, logits, rounding, .. } = buffers;
     x.clear();
     block.iter().for_each(|row| x.extend_from_slice(&hidden[row.row * width..][..width]));
     logits.resize(block.len() * vocabulary, 0.0);
-    head.forward(logits, Operand::new(head.isa(), x, width, pairs), Write::Set, Threads::All)
+    head.forward(logits, Operand::forward(std::slice::from_ref(head), x, rounding), Write::Set, Threads::All)
 }
 
 /// Calls `f` with the logits of each row: here, or on all threads where they have no other blocks.

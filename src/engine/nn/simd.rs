@@ -62,6 +62,10 @@ multiversion! {
     pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_backward_body
 }
 multiversion! {
+    /// As [`swiglu_backward`], and writes `out = silu(gate) · up` of before.
+    pub fn swiglu_again(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_again_body
+}
+multiversion! {
     /// `x = gelu(x + bias)` in place, with the error function (Hendrycks and Gimpel 2016, arXiv 1606.08415); `x` is rows of `bias`'s length.
     pub fn gelu_bias(x: &mut [f32], bias: &[f32]) = gelu_bias_body
 }
@@ -413,6 +417,18 @@ fn swiglu_backward_body<L: Lanes>(gate: &mut [f32], up: &mut [f32], grad: &[f32]
         let sigmoid = 1.0 / (1.0 + exp::<L>(-*g));
         let (gate, up) = (*g, *u);
         *u = d * gate * sigmoid;
+        *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+    }
+}
+
+#[inline(always)]
+fn swiglu_again_body<L: Lanes>(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for (((o, g), u), d) in out.iter_mut().zip(gate).zip(up).zip(grad) {
+        let sigmoid = 1.0 / (1.0 + exp::<L>(-*g));
+        let (gate, up) = (*g, *u);
+        let silu = gate * sigmoid;
+        *o = silu * up;
+        *u = d * silu;
         *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
     }
 }
