@@ -37,7 +37,7 @@ pub fn fit(
     observer: &dyn Observer,
 ) -> Result<Trained, TuningError> {
     recipe.check()?;
-    let model = Model::load(model_file, Purpose::Train)?;
+    let model = Model::load(model_file, Purpose::TrainRounded)?;
     let max_length = recipe.max_length.min(model.decoder.config().context);
     let examples = |conversations: &[Conversation]| -> Result<Vec<Example>, TuningError> {
         conversations.iter().map(|conversation| example(&model, conversation, max_length)).collect()

@@ -2,7 +2,6 @@
 
 use crate::support;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
-use refit::engine::Model;
 use refit::engine::arch::Mode;
 use refit::engine::chat_template::ChatMessage;
 use refit::engine::nn::add::add;
@@ -12,6 +11,7 @@ use refit::engine::nn::linear::{Linear, Lora};
 use refit::engine::nn::norm::RmsNorm;
 use refit::engine::nn::rope::Rope;
 use refit::engine::nn::swiglu::SwiGlu;
+use refit::engine::{Model, Purpose};
 use refit::tuning::example::{Example, Packed};
 use refit::tuning::lora::Trainable;
 use refit::tuning::optimizer::Gradients;
@@ -273,6 +273,34 @@ fn every_lora_variable_of_the_model_has_the_gradient_that_differences_give() {
         at(0.0);
         assert!((difference - norm).abs() < 0.03 * norm + 2e-4, "variable {i}: gradient norm {norm}, by differences {difference}");
     }
+}
+
+#[test]
+fn rounded_training_has_the_loss_and_the_gradients_of_exact_training() {
+    let exact = model_or_skip!("rounded_training_has_the_loss_and_the_gradients_of_exact_training");
+    let rounded = Model::load(&support::model_file().expect("the file of the model"), Purpose::TrainRounded).expect("the model");
+    let trainable = Trainable::new(&recipe("rank: 4\n"), &exact.lora_targets()).expect("variables");
+    for (i, variable) in trainable.variables.iter().enumerate().filter(|(i, _)| i % 2 == 1) {
+        let values: Vec<f32> = noise(variable.elem_count(), i as u64 + 1).iter().map(|x| x * 0.02).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+    }
+    let packed = Packed::new(&examples(&exact));
+    let run = |model: &Model| {
+        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter)).expect("a forward pass");
+        let loss = cross_entropy(&hidden, model.decoder.head().expect("a head"), &packed.labels, packed.labelled() as f32).expect("a loss");
+        let mut gradients = Gradients::zero(&trainable.variables);
+        gradients.add(&trainable.variables, &loss.backward().expect("a backward pass")).expect("every variable has a gradient");
+        (loss.to_scalar::<f32>().expect("a loss"), gradients.sums().concat())
+    };
+    let ((loss, gradient), (expected_loss, expected)) = (run(&rounded), run(&exact));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let lengths = (dot(&gradient, &gradient).sqrt(), dot(&expected, &expected).sqrt());
+    let cosine = dot(&gradient, &expected) / (lengths.0 * lengths.1);
+    println!("losses {loss} and {expected_loss}, gradients of lengths {lengths:?} with a cosine of {cosine}");
+    // Few tokens: their losses are off by more than the mean of many.
+    assert!((loss - expected_loss).abs() < 0.05, "{loss} and {expected_loss}");
+    assert!(cosine > 0.97 && (lengths.0 / lengths.1 - 1.0).abs() < 0.1, "a cosine of {cosine}, lengths {lengths:?}");
+    assert!(rounded.decoder.weights().is_err(), "rounded weights are not handed out as the model's");
 }
 
 #[test]

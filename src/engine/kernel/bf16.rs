@@ -4,7 +4,10 @@
 //! A sum runs over the depth in one order, whatever is computed beside it, so results do not depend on threads or blocks of rows.
 #![cfg_attr(
     target_arch = "x86_64",
-    expect(unsafe_code, reason = "processor intrinsics; an `Isa` is the proof that they may be called, and every pointer is checked first")
+    expect(
+        unsafe_code,
+        reason = "processor intrinsics; an `Isa` is the proof that they may be called, and every pointer is checked first"
+    )
 )]
 
 use super::huge::Buffer;
@@ -567,7 +570,10 @@ mod tests {
                 for t in 0..k {
                     let plain: f64 = (0..n).map(|j| rounded(g[i * n + j]) * rounded(w[j * k + t])).sum();
                     let got = f64::from(dx[i * k + t]);
-                    assert!((got - plain).abs() < 1e-5 * (100.0 + 9.0 * n as f64), "({m}, {n}, {k}) back at ({i}, {t}): {got}, plain {plain}");
+                    assert!(
+                        (got - plain).abs() < 1e-5 * (100.0 + 9.0 * n as f64),
+                        "({m}, {n}, {k}) back at ({i}, {t}): {got}, plain {plain}"
+                    );
                 }
             }
         }

@@ -166,7 +166,9 @@ impl Linear {
     pub fn weight(&self) -> Result<&Tensor> {
         match &self.weight {
             Weight::Exact(weight) => Ok(weight),
-            Weight::Rounded(_) => candle_core::bail!("the weights were rounded for training; load the model for Purpose::Train to read them"),
+            Weight::Rounded(_) => {
+                candle_core::bail!("the weights were rounded for training; load the model for Purpose::Train to read them")
+            }
         }
     }
 
