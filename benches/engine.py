@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from harness import BINARY, CACHE, figure, first_answer, free_port, note, result, stop
+from harness import BINARY, CACHE, figure, first_answer, free_port, model, note, result, stop
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -23,16 +23,6 @@ NAME, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
 VENV = CACHE / "venv-llamacpp"
 # (prompt, generated, sequences)
 LONG, EIGHT = (512, 128, 1), (64, 64, 8)
-
-
-def model(name=NAME, variable="REFIT_TEST_MODEL"):
-    """A model's file: named by the environment, or the cache's."""
-    named = os.environ.get(variable)
-    if named:
-        return named
-    subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "pull", name], check=True, stdout=sys.stderr)
-    shown = subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "show", name, "--json"], check=True, capture_output=True, text=True)
-    return json.loads(shown.stdout)["path"]
 
 
 def llama_python():

@@ -14,6 +14,9 @@ BINARY = os.environ.get("REFIT_BINARY", "target/release/refit")
 CACHE = pathlib.Path(os.environ.get("REFIT_CACHE", pathlib.Path.home() / ".cache/refit"))
 
 
+MODEL = "smollm2-135m-instruct"
+
+
 def note(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -48,6 +51,16 @@ def post(port, path, body, key):
     text = reply.read()
     connection.close()
     return reply.status, json.loads(text)
+
+
+def model(name=MODEL, variable="REFIT_TEST_MODEL"):
+    """A model's file: named by the environment, or the cache's."""
+    named = os.environ.get(variable)
+    if named:
+        return named
+    subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "pull", name], check=True, stdout=sys.stderr)
+    shown = subprocess.run([BINARY, "--data-dir", CACHE / "data", "model", "show", name, "--json"], check=True, capture_output=True, text=True)
+    return json.loads(shown.stdout)["path"]
 
 
 def rss_mb(pid):

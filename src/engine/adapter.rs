@@ -292,6 +292,11 @@ impl Adapter {
         self.loras.get(path)
     }
 
+    /// Whether it has pairs alone: neither magnitudes nor dropout.
+    pub fn is_plain(&self) -> bool {
+        self.magnitudes.is_empty() && self.dropout.is_none()
+    }
+
     /// What a module has beside its pair.
     pub fn extras(&self, path: &str) -> Extras<'_> {
         let magnitude = self.magnitudes.get(path).map(|magnitude| &magnitude.vector);

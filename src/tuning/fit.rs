@@ -21,7 +21,9 @@ pub fn fit(
 ) -> Result<Trained, TuningError> {
     recipe.check()?;
     data.check(recipe)?;
-    let model = Model::load(model_file, Purpose::Train)?;
+    // Magnitudes are relative to the lengths of the weights as they are.
+    let purpose = if recipe.dora { Purpose::Train } else { Purpose::TrainRounded };
+    let model = Model::load(model_file, purpose)?;
     match recipe.method {
         Method::Lora | Method::Head => speak(&model, recipe, data, directory, observer),
         Method::Dpo => prefer(&model, recipe, data, directory, observer),

@@ -2,6 +2,7 @@
 
 use crate::support;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
+use refit::engine::arch::Mode;
 use refit::engine::nn::adapted::{Extras, adapted};
 use refit::engine::nn::add::add;
 use refit::engine::nn::attention::{Heads, TrainAttention};
@@ -11,8 +12,8 @@ use refit::engine::nn::linear::{Linear, Lora};
 use refit::engine::nn::norm::RmsNorm;
 use refit::engine::nn::rope::Rope;
 use refit::engine::nn::swiglu::SwiGlu;
-use refit::engine::{Head, Model};
-use refit::tuning::example::Example;
+use refit::engine::{Head, Model, Purpose};
+use refit::tuning::example::{Example, Packed};
 use refit::tuning::lora::Trainable;
 use refit::tuning::objective::{Classify, Labelled, Language, Objective, Prefer, Preference};
 use refit::tuning::optimizer::Gradients;
@@ -117,6 +118,7 @@ fn every_backward_pass_matches_finite_differences() {
     });
 
     let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
+    let head = Linear::new(head).expect("a layer");
     let label = |token, weight| Some(Label { token, weight });
     let labels = [label(3, 1.0), None, label(8, 0.5), label(0, -2.0)];
     check_gradients("cross-entropy", std::slice::from_ref(&hidden), || {
@@ -413,6 +415,34 @@ fn every_assistants_message_carries_loss_where_the_recipe_or_its_weight_says_so(
     // Whatever carries loss, the tokens are the same.
     assert_eq!(all.tokens, example(&talk(None), LossOn::Completion).tokens);
     assert_eq!(weighted.tokens, all.tokens);
+}
+
+#[test]
+fn rounded_training_has_the_loss_and_the_gradients_of_exact_training() {
+    let exact = model_or_skip!("rounded_training_has_the_loss_and_the_gradients_of_exact_training");
+    let rounded = Model::load(&support::model_file().expect("the file of the model"), Purpose::TrainRounded).expect("the model");
+    let trainable = Trainable::new(&recipe("rank: 4\n"), &exact).expect("variables");
+    for (i, variable) in trainable.variables.iter().enumerate().filter(|(i, _)| i % 2 == 1) {
+        let values: Vec<f32> = noise(variable.elem_count(), i as u64 + 1).iter().map(|x| x * 0.02).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).expect("a tensor")).expect("set");
+    }
+    let packed = Packed::new(&examples(&exact));
+    let run = |model: &Model| {
+        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter)).expect("a forward pass");
+        let loss = cross_entropy(&hidden, model.decoder.head().expect("a head"), &packed.labels, packed.weight() as f32).expect("a loss");
+        let mut gradients = Gradients::zero(&trainable.variables);
+        gradients.add(&trainable.variables, &loss.backward().expect("a backward pass")).expect("every variable has a gradient");
+        (loss.to_scalar::<f32>().expect("a loss"), gradients.sums().concat())
+    };
+    let ((loss, gradient), (expected_loss, expected)) = (run(&rounded), run(&exact));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let lengths = (dot(&gradient, &gradient).sqrt(), dot(&expected, &expected).sqrt());
+    let cosine = dot(&gradient, &expected) / (lengths.0 * lengths.1);
+    println!("losses {loss} and {expected_loss}, gradients of lengths {lengths:?} with a cosine of {cosine}");
+    // Few tokens: their losses are off by more than the mean of many.
+    assert!((loss - expected_loss).abs() < 0.05, "{loss} and {expected_loss}");
+    assert!(cosine > 0.97 && (lengths.0 / lengths.1 - 1.0).abs() < 0.1, "a cosine of {cosine}, lengths {lengths:?}");
+    assert!(rounded.decoder.weights().is_err(), "rounded weights are not handed out as the model's");
 }
 
 #[test]

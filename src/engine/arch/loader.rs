@@ -57,7 +57,7 @@ impl Loader<'_> {
     pub(super) fn load(&self, purpose: Purpose) -> Result<Network, EngineError> {
         self.names.check_all_known(self.file, self.family, self.config.layers)?;
         Ok(match purpose {
-            Purpose::Train => Network::Training(Box::new(self.training()?)),
+            Purpose::Train | Purpose::TrainRounded => Network::Training(Box::new(self.training(purpose)?)),
             Purpose::Serve | Purpose::ServeExact => Network::Serving(Box::new(self.serving(purpose == Purpose::ServeExact)?)),
         })
     }
@@ -117,13 +117,7 @@ impl Loader<'_> {
 
     fn block(&self, layer: usize, exact: bool) -> Result<Block, EngineError> {
         let (config, family, names) = (self.config, self.family, &self.names);
-        let load = |linear: &Tensors| -> Result<Weight, EngineError> {
-            let order: Order<'_> = match linear.permuted {
-                Some(heads) => &move |row| permuted(row, linear.outputs / heads),
-                None => &|row| row,
-            };
-            self.file.weight(&names.of(layer, linear.name, "weight"), (linear.outputs, linear.inputs), order, exact)
-        };
+        let load = |linear: &Tensors| self.packed(&names.of(layer, linear.name, "weight"), linear, exact);
         let linears = self.linears();
         let [q, k, v, o, gate, up, down] = &linears;
         let norm = |name: &str, width: usize| self.norm(&names.of(layer, name, "weight"), width);
@@ -157,22 +151,21 @@ impl Loader<'_> {
         Ok(all)
     }
 
-    fn training(&self) -> Result<Training, EngineError> {
+    fn training(&self, purpose: Purpose) -> Result<Training, EngineError> {
         let (config, names) = (self.config, &self.names);
         self.is_trainable()?;
         let table = [config.vocabulary, config.hidden];
         let embed_tokens = self.file.tensor(names.embed_tokens, &table)?;
-        let lm_head = if self.has_head()? { self.file.tensor(names.lm_head, &table)? } else { embed_tokens.clone() };
+        let head = if self.has_head()? { names.lm_head } else { names.embed_tokens };
+        let lm_head = Tensors { name: head, outputs: config.vocabulary, inputs: config.hidden, permuted: None };
+        let lm_head = self.trained(head, &lm_head, purpose)?;
         let mut paths = config.lora_targets().into_iter().map(|target| target.path);
         let mut layers = Vec::new();
         for layer in 0..config.layers {
             let mut projections = Vec::new();
             for linear in self.linears() {
-                let mut weight = self.file.tensor(&names.of(layer, linear.name, "weight"), &[linear.outputs, linear.inputs])?;
-                if let Some(heads) = linear.permuted {
-                    weight = unpermuted(&weight, heads)?;
-                }
-                projections.push(Projection { path: paths.next().unwrap_or_default(), linear: Linear::new(weight)? });
+                let linear = self.trained(&names.of(layer, linear.name, "weight"), &linear, purpose)?;
+                projections.push(Projection { path: paths.next().unwrap_or_default(), linear });
             }
             let norm = |name: &str| -> Result<Norm, EngineError> {
                 let weight = self.file.tensor(&names.of(layer, name, "weight"), &[config.hidden])?;
@@ -184,7 +177,28 @@ impl Loader<'_> {
         }
         let rope = Arc::new(Rope::new(trained_positions(config), config.heads.width, config.rotary.base));
         let norm = Norm::new(self.file.tensor(names.norm, &[config.hidden])?, config.norm_epsilon)?;
-        Ok(Training { embed_tokens, lm_head: Linear::new(lm_head)?, layers, norm, rope })
+        Ok(Training::new((embed_tokens, lm_head), layers, norm, (config.heads, rope)))
+    }
+
+    /// A linear layer for training.
+    fn trained(&self, name: &str, linear: &Tensors, purpose: Purpose) -> Result<Linear, EngineError> {
+        let mut weight = self.file.tensor(name, &[linear.outputs, linear.inputs])?;
+        if let Some(heads) = linear.permuted {
+            weight = unpermuted(&weight, heads)?;
+        }
+        if purpose != Purpose::TrainRounded {
+            return Ok(Linear::new(weight)?);
+        }
+        Ok(Linear::served(weight, self.packed(name, linear, false)?)?)
+    }
+
+    /// A linear layer for serving.
+    fn packed(&self, name: &str, linear: &Tensors, exact: bool) -> Result<Weight, EngineError> {
+        let order: Order<'_> = match linear.permuted {
+            Some(heads) => &move |row| permuted(row, linear.outputs / heads),
+            None => &|row| row,
+        };
+        self.file.weight(name, (linear.outputs, linear.inputs), order, exact)
     }
 
     /// Refuses what [`Training`] does not compute.

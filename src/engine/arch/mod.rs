@@ -23,7 +23,7 @@ use super::folder::Folder;
 use super::gguf::Gguf;
 use super::kv_cache::KvCache;
 use super::nn::dora::row_norms;
-use super::nn::linear::Lora;
+use super::nn::linear::{Linear, Lora};
 use super::nn::slices::{tensor, with_slice};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -78,8 +78,11 @@ pub enum Purpose {
     Serve,
     /// Answering without any rounding but that of the cache: every weight as f32. For measuring what rounding costs.
     ServeExact,
-    /// Training adapters: every weight as f32, in tensors.
+    /// Training adapters, and reading weights: every weight as f32, in tensors.
     Train,
+    /// Training adapters at speed: linear layers forwards as serving has them, backwards in bfloat16. As `Train` where the processor does
+    /// not multiply bfloat16.
+    TrainRounded,
 }
 
 /// A network, as it was loaded.
@@ -143,8 +146,8 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
-    pub fn head(&self) -> Result<&Tensor, EngineError> {
-        Ok(self.training()?.lm_head.weight())
+    pub fn head(&self) -> Result<&Linear, EngineError> {
+        Ok(&self.training()?.lm_head)
     }
 
     /// Linear layers that adapters can be put on, in a fixed order.
@@ -167,7 +170,7 @@ impl Decoder {
     /// When the pair does not fit.
     pub fn row_norms(&self, path: &str, lora: &Lora) -> Result<Option<Vec<f32>>, EngineError> {
         match &self.network {
-            Network::Training(network) => Ok(network.weight(path).map(|weight| row_norms(weight, lora)).transpose()?),
+            Network::Training(network) => Ok(network.weight(path).map(|weight| row_norms(weight?, lora)).transpose()?),
             Network::Serving(network) => {
                 let index = self.lora_targets().iter().position(|target| target.path == path);
                 index.map(|index| network.row_norms(index, lora)).transpose()
@@ -180,7 +183,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn weights(&self) -> Result<Vec<(String, Tensor)>, EngineError> {
-        Ok(self.training()?.weights())
+        Ok(self.training()?.weights()?)
     }
 
     fn training(&self) -> Result<&training::Training, EngineError> {

@@ -1,11 +1,13 @@
-//! Kernels of inference, over plain slices: quantised [weights](weight) in tiles, [activations](panel) as bytes, their
-//! [products](product), [attention](attend) to a half-precision cache, and the [pool] of threads that shares the work.
+//! Kernels over plain slices. Of inference: quantised [weights](weight) in tiles, [activations](panel) as bytes, their
+//! [products](product), [attention](attend) to a half-precision cache, and the [pool] of threads that shares the work. Of training:
+//! products of [bfloat16](bf16).
 //!
 //! Every row's arithmetic is the same whatever else is computed with it: a kernel walks the inputs of a row in one fixed order, and
 //! blocking and threads only decide which rows and outputs are worked on together. So what a sequence says does not depend on the batch.
 
 pub mod append;
 pub mod attend;
+pub(in crate::engine) mod bf16;
 pub mod dense;
 mod dots;
 mod formats;

@@ -32,7 +32,7 @@ pub fn adapted(linear: &Linear, x: &Tensor, lora: &Lora, extras: Extras<'_>) -> 
     };
     match extras.magnitude {
         None => Ok(z),
-        Some(m) => z.apply_op2(m, Magnitude { norms: row_norms(linear.weight(), lora)? }),
+        Some(m) => z.apply_op2(m, Magnitude { norms: row_norms(linear.weight()?, lora)? }),
     }
 }
 

@@ -39,19 +39,6 @@ impl TrainAttention {
         out
     }
 
-    /// Causal softmax(q kᵀ · scale), (T, T).
-    fn probabilities(&self, q: &[f32], k: &[f32]) -> Vec<f32> {
-        let (t, width) = (q.len() / self.heads.width, self.heads.width);
-        let mut p = vec![0f32; t * t];
-        gemm(&mut p, Matrix::new(q, t, width), Matrix::new(k, t, width).t(), (Write::Set, self.heads.scale()), false);
-        for (i, row) in p.chunks_exact_mut(t).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i + 1);
-            simd::softmax(seen);
-            hidden.fill(0.0);
-        }
-        p
-    }
-
     fn tasks(&self) -> Vec<(usize, usize)> {
         (0..self.sequences.len()).flat_map(|s| (0..self.heads.keys).map(move |h| (s, h))).collect()
     }
@@ -63,24 +50,14 @@ impl TrainAttention {
         let values = self.gather(v, rows, (head, heads.keys), false);
         let (mut dk, mut dv) = (vec![0f32; t * width], vec![0f32; t * width]);
         let mut dq = Vec::with_capacity(heads.group());
-        let mut dp = vec![0f32; t * t];
         for g in 0..heads.group() {
             let query_head = (head * heads.group() + g, heads.queries);
             let query = self.gather(q, rows, query_head, true);
             let grad = self.gather(grad, rows, query_head, false);
-            let p = self.probabilities(&query, &keys);
-            gemm(&mut dv, Matrix::new(&p, t, t).t(), Matrix::new(&grad, t, width), (Write::Add, 1.0), false);
-            gemm(&mut dp, Matrix::new(&grad, t, width), Matrix::new(&values, t, width).t(), (Write::Set, 1.0), false);
-            for (i, (dp, p)) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)).enumerate() {
-                let (seen, hidden) = dp.split_at_mut(i + 1);
-                simd::softmax_backward(seen, &p[..=i], heads.scale());
-                hidden.fill(0.0);
-            }
             let mut d = vec![0f32; t * width];
-            gemm(&mut d, Matrix::new(&dp, t, t), Matrix::new(&keys, t, width), (Write::Set, 1.0), false);
+            attend_backward(heads, [&query, &keys, &values], &grad, [&mut d, &mut dk, &mut dv]);
             self.unrotate(&mut d);
             dq.push(d);
-            gemm(&mut dk, Matrix::new(&dp, t, t).t(), Matrix::new(&query, t, width), (Write::Add, 1.0), false);
         }
         self.unrotate(&mut dk);
         HeadGradients { dq, dk, dv }
@@ -99,6 +76,42 @@ impl TrainAttention {
             out[(row * heads + head) * width..][..width].copy_from_slice(part);
         }
     }
+}
+
+/// Causal softmax(q kᵀ · scale), (T, T), for one head of one sequence, (T, width).
+fn probabilities(heads: Heads, q: &[f32], k: &[f32]) -> Vec<f32> {
+    let (t, width) = (q.len() / heads.width, heads.width);
+    let mut p = vec![0f32; t * t];
+    gemm(&mut p, Matrix::new(q, t, width), Matrix::new(k, t, width).t(), (Write::Set, heads.scale()), false);
+    for (i, row) in p.chunks_exact_mut(t).enumerate() {
+        let (seen, hidden) = row.split_at_mut(i + 1);
+        simd::softmax(seen);
+        hidden.fill(0.0);
+    }
+    p
+}
+
+/// The output of one head of one sequence, in f32: rotated q and k, and v, (T, width) each.
+pub(super) fn attend(heads: Heads, [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
+    let (t, width) = (q.len() / heads.width, heads.width);
+    let p = probabilities(heads, q, k);
+    gemm(out, Matrix::new(&p, t, t), Matrix::new(v, t, width), (Write::Set, 1.0), false);
+}
+
+/// The gradients of [`attend`]: sets that of q, adds to those of k and v.
+pub(super) fn attend_backward(heads: Heads, [q, k, v]: [&[f32]; 3], grad: &[f32], [dq, dk, dv]: [&mut [f32]; 3]) {
+    let (t, width) = (q.len() / heads.width, heads.width);
+    let p = probabilities(heads, q, k);
+    let mut dp = vec![0f32; t * t];
+    gemm(dv, Matrix::new(&p, t, t).t(), Matrix::new(grad, t, width), (Write::Add, 1.0), false);
+    gemm(&mut dp, Matrix::new(grad, t, width), Matrix::new(v, t, width).t(), (Write::Set, 1.0), false);
+    for (i, (dp, p)) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)).enumerate() {
+        let (seen, hidden) = dp.split_at_mut(i + 1);
+        simd::softmax_backward(seen, &p[..=i], heads.scale());
+        hidden.fill(0.0);
+    }
+    gemm(dq, Matrix::new(&dp, t, t), Matrix::new(k, t, width), (Write::Set, 1.0), false);
+    gemm(dk, Matrix::new(&dp, t, t).t(), Matrix::new(q, t, width), (Write::Add, 1.0), false);
 }
 
 struct HeadGradients {
@@ -130,9 +143,8 @@ impl CustomOp3 for TrainAttention {
             let (keys, values) = (self.gather(k, rows, (*head, heads.keys), true), self.gather(v, rows, (*head, heads.keys), false));
             let attend = |g: usize| {
                 let query = self.gather(q, rows, (head * heads.group() + g, heads.queries), true);
-                let p = self.probabilities(&query, &keys);
                 let mut out = vec![0f32; t * width];
-                gemm(&mut out, Matrix::new(&p, t, t), Matrix::new(&values, t, width), (Write::Set, 1.0), false);
+                attend(heads, [&query, &keys, &values], &mut out);
                 out
             };
             (0..heads.group()).map(attend).collect()

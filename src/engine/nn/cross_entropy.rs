@@ -1,15 +1,19 @@
 //! Language-model head and cross-entropy in one operation, over labelled rows only and in blocks, so that the logits of a batch never
 //! exist all at once. The gradient with respect to the hidden states is computed in the forward pass.
 
-use super::gemm::{Matrix, Write, gemm};
+use super::gemm::Write;
+use super::linear::{Linear, Operand, Rounding, Threads};
 use super::simd;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::sync::Mutex;
 
-/// Rows whose logits exist at the same time: 128 × 49,152 × 4 bytes = 25 MB.
+/// Rows whose logits exist at the same time: 128 × 49,152 × 4 bytes = 25 MB. All threads work on them; with a rounded head each thread has
+/// a block of [`ROWS`] to itself.
 const BLOCK: usize = 128;
+const ROWS: usize = 64;
 
 /// What a row should predict.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,8 +38,8 @@ impl Label {
 ///
 /// # Errors
 /// When shapes do not fit or a label is outside the vocabulary.
-pub fn cross_entropy(hidden: &Tensor, head: &Tensor, labels: &[Option<Label>], normaliser: f32) -> Result<Tensor> {
-    let rows = labelled_rows(labels, head.dim(0)?)?;
+pub fn cross_entropy(hidden: &Tensor, head: &Linear, labels: &[Option<Label>], normaliser: f32) -> Result<Tensor> {
+    let rows = labelled_rows(labels, head.widths().1)?;
     let op = HeadCrossEntropy { head: head.clone(), rows, normaliser, gradient: Mutex::new(None) };
     hidden.contiguous()?.apply_op1(op)
 }
@@ -57,25 +61,20 @@ pub struct Measured {
 ///
 /// # Errors
 /// As [`cross_entropy`].
-pub fn evaluate(hidden: &Tensor, head: &Tensor, labels: &[Option<Label>]) -> Result<Vec<Measured>> {
-    let rows = labelled_rows(labels, head.dim(0)?)?;
+pub fn evaluate(hidden: &Tensor, head: &Linear, labels: &[Option<Label>]) -> Result<Vec<Measured>> {
+    let rows = labelled_rows(labels, head.widths().1)?;
     with_slice(hidden, |hidden| {
-        with_slice(head, |head| {
-            let width = hidden.len() / labels.len().max(1);
-            let mut measured = Vec::with_capacity(rows.len());
-            for block in rows.chunks(BLOCK) {
-                let mut logits = logits(hidden, head, block, width).1;
-                let vocabulary = head.len() / width;
-                let each = logits.par_chunks_mut(vocabulary).zip(block).map(|(logits, &Row { row, token, weight })| {
-                    let target = logits[token];
-                    let is_hit = logits.iter().all(|x| *x <= target);
-                    let (log_sum, max) = simd::softmax_stats(logits);
-                    Measured { row, weight, loss: f64::from(log_sum + max - target), is_hit }
-                });
-                measured.extend(each.collect::<Vec<_>>());
-            }
-            measured
-        })
+        let measured = in_blocks(head, &rows, |block, buffers| {
+            logits(hidden, head, block, buffers)?;
+            let measure = |logits: &mut [f32], &Row { row, token, weight }: &Row| {
+                let target = logits[token];
+                let is_hit = logits.iter().all(|x| *x <= target);
+                let (log_sum, max) = simd::softmax_stats(logits);
+                Measured { row, weight, loss: f64::from(log_sum + max - target), is_hit }
+            };
+            Ok(each_row(head, buffers, block, measure))
+        })?;
+        Ok(measured.into_iter().flatten().collect())
     })?
 }
 
@@ -96,17 +95,55 @@ fn labelled_rows(labels: &[Option<Label>], vocabulary: usize) -> Result<Vec<Row>
     Ok(rows)
 }
 
-/// Hidden states of a block's rows, and their logits.
-fn logits(hidden: &[f32], head: &[f32], block: &[Row], width: usize) -> (Vec<f32>, Vec<f32>) {
-    let vocabulary = head.len() / width;
-    let x: Vec<f32> = block.iter().flat_map(|row| hidden[row.row * width..][..width].iter().copied()).collect();
-    let mut logits = vec![0f32; block.len() * vocabulary];
-    gemm(&mut logits, Matrix::new(&x, block.len(), width), Matrix::new(head, vocabulary, width).t(), (Write::Set, 1.0), true);
-    (x, logits)
+/// Buffers of a block of rows.
+#[derive(Default)]
+struct Buffers {
+    hidden: Vec<f32>,
+    logits: Vec<f32>,
+    rounding: Rounding,
+    pairs: Vec<u32>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// Calls `f` with blocks of rows, in order or, with a rounded head, on all threads, and returns what it gives in order.
+fn in_blocks<R: Send>(head: &Linear, rows: &[Row], f: impl Fn(&[Row], &mut Buffers) -> Result<R> + Sync) -> Result<Vec<R>> {
+    // Taken away while they are used: a thread that waits inside a block may be given another one.
+    let with_buffers = |block: &[Row]| {
+        let mut buffers = BUFFERS.take();
+        let result = f(block, &mut buffers);
+        BUFFERS.set(buffers);
+        result
+    };
+    match head.isa() {
+        Some(_) => rows.par_chunks(ROWS).with_max_len(1).map(with_buffers).collect(),
+        None => rows.chunks(BLOCK).map(with_buffers).collect(),
+    }
+}
+
+/// The logits of a block's rows.
+fn logits(hidden: &[f32], head: &Linear, block: &[Row], buffers: &mut Buffers) -> Result<()> {
+    let (width, vocabulary) = head.widths();
+    let Buffers { hidden: x, logits, rounding, .. } = buffers;
+    x.clear();
+    block.iter().for_each(|row| x.extend_from_slice(&hidden[row.row * width..][..width]));
+    logits.resize(block.len() * vocabulary, 0.0);
+    head.forward(logits, Operand::forward(std::slice::from_ref(head), x, rounding), Write::Set, Threads::All)
+}
+
+/// Calls `f` with the logits of each row: here, or on all threads where they have no other blocks.
+fn each_row<R: Send>(head: &Linear, buffers: &mut Buffers, block: &[Row], f: impl Fn(&mut [f32], &Row) -> R + Sync) -> Vec<R> {
+    let vocabulary = head.widths().1;
+    match head.isa() {
+        Some(_) => buffers.logits.chunks_exact_mut(vocabulary).zip(block).map(|(logits, row)| f(logits, row)).collect(),
+        None => buffers.logits.par_chunks_mut(vocabulary).zip(block).map(|(logits, row)| f(logits, row)).collect(),
+    }
 }
 
 struct HeadCrossEntropy {
-    head: Tensor,
+    head: Linear,
     rows: Vec<Row>,
     normaliser: f32,
     gradient: Mutex<Option<Vec<f32>>>,
@@ -120,32 +157,25 @@ impl CustomOp1 for HeadCrossEntropy {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let hidden = slice(storage, layout)?;
         let width = layout.shape().dims2()?.1;
-        let mut gradient = vec![0f32; hidden.len()];
-        let loss = with_slice(&self.head, |head| {
-            let vocabulary = head.len() / width;
-            let mut loss = 0f64;
-            for block in self.rows.chunks(BLOCK) {
-                let (mut x, mut logits) = logits(hidden, head, block, width);
-                let rows = logits.par_chunks_mut(vocabulary).zip(block);
-                // The sum is taken in row order, so that it does not depend on which thread was first.
-                let losses: Vec<f64> = rows
-                    .map(|(logits, row)| {
-                        let target = logits[row.token];
-                        let (log_sum, max) = simd::softmax_stats(logits);
-                        logits[row.token] -= 1.0;
-                        f64::from(row.weight) * f64::from(log_sum + max - target)
-                    })
-                    .collect();
-                loss += losses.iter().sum::<f64>();
-                let probabilities = Matrix::new(&logits, block.len(), vocabulary);
-                gemm(&mut x, probabilities, Matrix::new(head, vocabulary, width), (Write::Set, 1.0 / self.normaliser), true);
-                for (row, x) in block.iter().zip(x.chunks_exact(width)) {
-                    let gradient = gradient[row.row * width..][..width].iter_mut();
-                    gradient.zip(x).for_each(|(gradient, x)| *gradient = row.weight * x);
-                }
-            }
-            loss
+        // Sums are taken in row order, so that they do not depend on which thread was first.
+        let blocks = in_blocks(&self.head, &self.rows, |block, buffers| {
+            logits(hidden, &self.head, block, buffers)?;
+            let losses = each_row(&self.head, buffers, block, |logits, row| {
+                let target = logits[row.token];
+                let (log_sum, max) = simd::softmax_stats(logits);
+                logits[row.token] -= 1.0;
+                f64::from(row.weight) * f64::from(log_sum + max - target)
+            });
+            let mut dx = vec![0f32; block.len() * width];
+            self.head.backward_wide(&mut dx, &buffers.logits, &mut buffers.pairs)?;
+            Ok((losses.iter().sum::<f64>(), dx))
         })?;
+        let loss: f64 = blocks.iter().map(|(loss, _)| loss).sum();
+        let mut gradient = vec![0f32; hidden.len()];
+        for (row, dx) in self.rows.iter().zip(blocks.iter().flat_map(|(_, dx)| dx.chunks_exact(width))) {
+            let scale = row.weight / self.normaliser;
+            gradient[row.row * width..][..width].iter_mut().zip(dx).for_each(|(gradient, dx)| *gradient = scale * dx);
+        }
         *self.gradient.lock().expect("no other thread holds the gradient: the op belongs to one graph") = Some(gradient);
         Ok((CpuStorage::F32(vec![(loss / f64::from(self.normaliser)) as f32]), Shape::from(())))
     }

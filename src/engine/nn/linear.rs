@@ -1,11 +1,17 @@
 //! Linear layers with frozen weights and, on top, low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685):
-//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ.
+//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ. A weight is kept as it is, in f32, or packed for both directions: forwards as the file has it, for the
+//! kernels of serving, or in bfloat16; backwards in bfloat16.
 
 use super::gemm::{Matrix, Write, gemm};
 use super::simd;
 use super::slices::{slice, tensor, with_slice};
+use crate::engine::kernel::bf16::{self, Frozen as Panels, Isa};
+use crate::engine::kernel::panel::Panels as Bytes;
+use crate::engine::kernel::product::{self as served, Input};
+use crate::engine::kernel::tiles;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Up to this many rows our own loop reads the weights as they lie; above it the gemm kernels, which pack them first, win.
 const FEW_ROWS: usize = 96;
@@ -13,9 +19,33 @@ const FEW_ROWS: usize = 96;
 /// A frozen linear layer; `weight` is (out, in), as in the checkpoint.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     outputs: usize,
     inputs: usize,
+}
+
+/// How the weight is kept.
+#[derive(Debug, Clone)]
+enum Weight {
+    Exact(Tensor),
+    Rounded(Arc<Rounded>),
+}
+
+/// A weight packed for x Wᵀ and for g W.
+#[derive(Debug)]
+struct Rounded {
+    isa: Isa,
+    forward: Forward,
+    backward: Panels,
+}
+
+/// What x is multiplied with, and thereby what x is rounded to.
+#[derive(Debug)]
+enum Forward {
+    /// Blocks of 8 bits: the weight as serving has it.
+    Bytes(tiles::Weight),
+    /// bfloat16.
+    Half(Panels),
 }
 
 /// One low-rank pair: `a` (rank, in), `b` (out, rank), both f32. For training they are the tensors of variables.
@@ -29,24 +59,130 @@ pub struct Lora {
     pub scale: f32,
 }
 
+/// Rows of activations (rows, width) as products read them: also rounded to bfloat16 where the weights are.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) width: usize,
+    pairs: Option<(Isa, &'a [u32])>,
+    bytes: Option<&'a Bytes>,
+}
+
+/// Buffers of an operand.
+#[derive(Default)]
+pub(super) struct Rounding {
+    pairs: Vec<u32>,
+    bytes: Bytes,
+}
+
+impl<'a> Operand<'a> {
+    /// Rounds the rows into `scratch` if there are instructions for them.
+    pub(super) fn new(isa: Option<Isa>, values: &'a [f32], width: usize, scratch: &'a mut Vec<u32>) -> Self {
+        let Some(isa) = isa else { return Operand { values, width, pairs: None, bytes: None } };
+        let rows = values.len() / width;
+        scratch.resize(rows * width.div_ceil(2), 0);
+        bf16::round(isa, scratch, bf16::Source { data: values, stride: width }, (rows, width), 1.0);
+        Operand { values, width, pairs: Some((isa, scratch)), bytes: None }
+    }
+
+    /// Rounds the rows that go through `layers`, whose inputs they are, into all that these read.
+    pub(super) fn forward(layers: &[Linear], values: &'a [f32], scratch: &'a mut Rounding) -> Self {
+        let Rounding { pairs, bytes } = scratch;
+        let operand = Self::new(layers[0].isa(), values, layers[0].inputs, pairs);
+        if !layers.iter().any(Linear::takes_bytes) {
+            return operand;
+        }
+        bytes.fill(values, operand.width);
+        Operand { bytes: Some(bytes), ..operand }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    /// `out (rows, columns) [=, +=] rows · panels` in bfloat16.
+    pub(super) fn times<D: std::ops::Deref<Target = [bf16::Line]>>(&self, panels: &bf16::Panels<D>, out: &mut [f32], write: Write) {
+        let (isa, pairs) = self.pairs.expect("an operand is rounded wherever weights are");
+        let left = bf16::Rows { pairs, stride: self.width.div_ceil(2), count: self.rows() };
+        bf16::product(isa, bf16::Target { data: out, stride: panels.columns(), add: write == Write::Add }, left, panels);
+    }
+}
+
+/// Who works on a product.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Threads {
+    /// The calling thread.
+    Caller,
+    /// The current rayon pool.
+    All,
+}
+
 impl Linear {
-    /// From a checkpoint's weight (out, in), f32 on the CPU.
+    /// From a checkpoint's weight (out, in), f32 on the CPU, kept as it is.
     ///
     /// # Errors
     /// When it is no matrix.
     pub fn new(weight: Tensor) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
-        Ok(Linear { weight: weight.contiguous()?, outputs, inputs })
+        Ok(Linear { weight: Weight::Exact(weight.contiguous()?), outputs, inputs })
+    }
+
+    /// As [`Linear::new`], rounded to bfloat16 where the processor multiplies that: a half of the memory for each direction, and twice
+    /// the speed. Elsewhere it is kept exactly.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn rounded(weight: Tensor) -> Result<Self> {
+        let Some(isa) = Isa::detect() else { return Self::new(weight) };
+        let (outputs, inputs) = weight.dims2()?;
+        let (forward, backward) = with_slice(&weight, |weight| Panels::both(isa, weight, (outputs, inputs)))?;
+        Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Half(forward), backward })), outputs, inputs })
+    }
+
+    /// As [`Linear::rounded`], but forwards with the same weight as serving packs it, where that multiplies bytes: what is trained is then
+    /// what is served, at a quarter of the memory and half as fast again.
+    ///
+    /// # Errors
+    /// As [`Linear::new`], and when the two are of different shapes.
+    pub fn served(weight: Tensor, packed: tiles::Weight) -> Result<Self> {
+        let Some(isa) = Isa::detect().filter(|_| packed.takes_bytes()) else { return Self::rounded(weight) };
+        let (outputs, inputs) = weight.dims2()?;
+        if (packed.outputs(), packed.inputs()) != (outputs, inputs) {
+            candle_core::bail!("a weight ({outputs}, {inputs}) that serving has as ({}, {})", packed.outputs(), packed.inputs());
+        }
+        let backward = with_slice(&weight, |weight| Panels::backward(isa, weight, (outputs, inputs)))?;
+        Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Bytes(packed), backward })), outputs, inputs })
+    }
+
+    /// Whether its inputs are rounded to bytes.
+    fn takes_bytes(&self) -> bool {
+        matches!(&self.weight, Weight::Rounded(rounded) if matches!(rounded.forward, Forward::Bytes(_)))
     }
 
     /// The frozen weight (out, in).
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    ///
+    /// # Errors
+    /// When only its rounded values are kept.
+    pub fn weight(&self) -> Result<&Tensor> {
+        match &self.weight {
+            Weight::Exact(weight) => Ok(weight),
+            Weight::Rounded(_) => {
+                candle_core::bail!("the weights were rounded for training; load the model for Purpose::Train to read them")
+            }
+        }
     }
 
     /// (in, out) widths.
     pub fn widths(&self) -> (usize, usize) {
         (self.inputs, self.outputs)
+    }
+
+    /// The instructions for rounded weights, where they are rounded.
+    pub(super) fn isa(&self) -> Option<Isa> {
+        match &self.weight {
+            Weight::Exact(_) => None,
+            Weight::Rounded(rounded) => Some(rounded.isa),
+        }
     }
 
     /// Training: (N, in) → (N, out), every row through the same adapter; gradients reach x, A and B and never the weight.
@@ -61,15 +197,98 @@ impl Linear {
         }
     }
 
-    /// x Wᵀ for rows of x.
-    fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
-        with_slice(&self.weight, |w| product(x, w, (self.inputs, self.outputs), true))
+    /// y (rows, out) [+]= x Wᵀ.
+    pub(super) fn forward(&self, y: &mut [f32], x: Operand<'_>, write: Write, threads: Threads) -> Result<()> {
+        match &self.weight {
+            Weight::Rounded(rounded) => rounded.forward.product(y, x, write),
+            Weight::Exact(weight) => with_slice(weight, |w| {
+                let w = Matrix::new(w, self.outputs, self.inputs).t();
+                gemm(y, Matrix::new(x.values, x.rows(), self.inputs), w, (write, 1.0), threads == Threads::All);
+            })?,
+        }
+        Ok(())
     }
 
-    fn project_many(&self, x: &[f32], w: &[f32], rows: usize) -> Vec<f32> {
-        let mut y = vec![0f32; rows * self.outputs];
-        gemm(&mut y, Matrix::new(x, rows, self.inputs), Matrix::new(w, self.outputs, self.inputs).t(), (Write::Set, 1.0), true);
-        y
+    /// dx (rows, in) [+]= g W.
+    pub(super) fn backward(&self, dx: &mut [f32], grad: Operand<'_>, write: Write, threads: Threads) -> Result<()> {
+        match &self.weight {
+            Weight::Rounded(rounded) => grad.times(&rounded.backward, dx, write),
+            Weight::Exact(weight) => with_slice(weight, |w| {
+                let w = Matrix::new(w, self.outputs, self.inputs);
+                gemm(dx, Matrix::new(grad.values, grad.rows(), self.outputs), w, (write, 1.0), threads == Threads::All);
+            })?,
+        }
+        Ok(())
+    }
+
+    /// dx (rows, in) = g W for a layer of very many outputs: g is rounded piece by piece into `scratch`.
+    pub(super) fn backward_wide(&self, dx: &mut [f32], grad: &[f32], scratch: &mut Vec<u32>) -> Result<()> {
+        /// Outputs of a piece, an even number.
+        const PIECE: usize = 1024;
+        let Weight::Rounded(rounded) = &self.weight else {
+            return self.backward(dx, Operand { values: grad, width: self.outputs, pairs: None, bytes: None }, Write::Set, Threads::All);
+        };
+        let count = grad.len() / self.outputs;
+        for first in (0..self.outputs).step_by(PIECE) {
+            let width = PIECE.min(self.outputs - first);
+            let stride = width.div_ceil(2);
+            scratch.resize(count * stride, 0);
+            let source = bf16::Source { data: &grad[first..], stride: self.outputs };
+            bf16::round(rounded.isa, scratch, source, (count, width), 1.0);
+            let target = bf16::Target { data: dx, stride: self.inputs, add: first > 0 };
+            let part = bf16::Part { columns: self.inputs, first: first / 2, pairs: stride };
+            bf16::product_part(rounded.isa, target, bf16::Rows { pairs: scratch, stride, count }, &rounded.backward, part);
+        }
+        Ok(())
+    }
+
+    /// x Wᵀ for many rows of x, on all threads.
+    fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
+        match &self.weight {
+            Weight::Exact(weight) => with_slice(weight, |w| product(x, w, (self.inputs, self.outputs), true)),
+            Weight::Rounded(_) => {
+                let mut y = vec![0f32; x.len() / self.inputs * self.outputs];
+                let rows = y.par_chunks_mut(ROWS * self.outputs).zip(x.par_chunks(ROWS * self.inputs));
+                rows.try_for_each_init(Rounding::default, |scratch, (y, x)| {
+                    self.forward(y, Operand::forward(std::slice::from_ref(self), x, scratch), Write::Set, Threads::Caller)
+                })?;
+                Ok(y)
+            }
+        }
+    }
+
+    /// g W for many rows of g, on all threads.
+    fn project_back(&self, grad: &[f32]) -> Result<Vec<f32>> {
+        match &self.weight {
+            Weight::Exact(_) => {
+                let mut dx = vec![0f32; grad.len() / self.outputs * self.inputs];
+                let grad = Operand { values: grad, width: self.outputs, pairs: None, bytes: None };
+                self.backward(&mut dx, grad, Write::Set, Threads::All)?;
+                Ok(dx)
+            }
+            Weight::Rounded(rounded) => {
+                let mut dx = vec![0f32; grad.len() / self.outputs * self.inputs];
+                let rows = dx.par_chunks_mut(ROWS * self.inputs).zip(grad.par_chunks(ROWS * self.outputs));
+                rows.for_each_init(Vec::new, |scratch, (dx, grad)| {
+                    Operand::new(Some(rounded.isa), grad, self.outputs, scratch).times(&rounded.backward, dx, Write::Set);
+                });
+                Ok(dx)
+            }
+        }
+    }
+}
+
+impl Forward {
+    /// y [+]= x Wᵀ, by the calling thread.
+    fn product(&self, y: &mut [f32], x: Operand<'_>, write: Write) {
+        match self {
+            Forward::Half(panels) => x.times(panels, y, write),
+            Forward::Bytes(weight) => {
+                let bytes = x.bytes.expect("an operand is rounded to bytes for layers that take them");
+                let write = if write == Write::Add { served::Write::Add } else { served::Write::Set };
+                served::product(y, Input { floats: x.values, bytes }, &[weight], write);
+            }
+        }
     }
 }
 
@@ -108,7 +327,7 @@ fn outer(h: &[f32], x: &[f32], (rank, width): (usize, usize)) -> Vec<f32> {
 }
 
 /// (rows, columns) → (columns, rows).
-fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+pub(super) fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     let rows = matrix.len() / columns;
     (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
@@ -163,18 +382,9 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let Linear { weight, outputs, inputs } = &self.0;
-        let dx = with_slice(grad, |grad| with_slice(weight, |w| backward_input(grad, w, *outputs, *inputs)))??;
+        let dx = with_slice(grad, |grad| self.0.project_back(grad))??;
         Ok(Some(tensor(dx, x.shape())?))
     }
-}
-
-/// grad W: (rows, out) → (rows, in).
-fn backward_input(grad: &[f32], w: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
-    let rows = grad.len() / outputs;
-    let mut dx = vec![0f32; rows * inputs];
-    gemm(&mut dx, Matrix::new(grad, rows, outputs), Matrix::new(w, outputs, inputs), (Write::Set, 1.0), true);
-    dx
 }
 
 struct LoraLinear {
@@ -199,8 +409,7 @@ impl CustomOp3 for LoraLinear {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (slice(x, x_layout)?, slice(a, a_layout)?, slice(b, b_layout)?);
         let (inputs, outputs, rank) = (self.base.inputs, self.base.outputs, self.rank);
-        let rows = x.len() / inputs;
-        let mut y = with_slice(&self.base.weight, |w| self.base.project_many(x, w, rows))?;
+        let mut y = self.base.project(x)?;
         let h = low_rank(x, a, (inputs, rank), self.scale);
         add_low_rank(&mut y, &h, &transposed(b, rank), rank);
         Ok((CpuStorage::F32(y), with_last(x_layout, outputs)))
@@ -216,19 +425,16 @@ impl CustomOp3 for LoraLinear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (inputs, outputs, rank) = (self.base.inputs, self.base.outputs, self.rank);
-        let gradients = |x: &[f32], a: &[f32], b: &[f32], grad: &[f32], w: &[f32]| {
+        let gradients = |x: &[f32], a: &[f32], b: &[f32], grad: &[f32]| -> Result<_> {
             let h = low_rank(x, a, (inputs, rank), self.scale);
             let u = low_rank(grad, &transposed(b, rank), (outputs, rank), self.scale);
-            let mut dx = backward_input(grad, w, outputs, inputs);
+            let mut dx = self.base.project_back(grad)?;
             add_low_rank(&mut dx, &u, a, rank);
             let da = outer(&u, x, (rank, inputs));
             let db = transposed(&outer(&h, grad, (rank, outputs)), outputs);
-            (dx, da, db)
+            Ok((dx, da, db))
         };
-        let weight = &self.base.weight;
-        let (dx, da, db) = with_slice(x, |x| {
-            with_slice(a, |a| with_slice(b, |b| with_slice(grad, |grad| with_slice(weight, |w| gradients(x, a, b, grad, w)))))
-        })?????;
+        let (dx, da, db) = with_slice(x, |x| with_slice(a, |a| with_slice(b, |b| with_slice(grad, |grad| gradients(x, a, b, grad)))))?????;
         Ok((Some(tensor(dx, x.shape())?), Some(tensor(da, a.shape())?), Some(tensor(db, b.shape())?)))
     }
 }

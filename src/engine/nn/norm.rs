@@ -1,6 +1,6 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): y = x / sqrt(mean(x²) + ε) · weight.
 
-use super::simd::dot;
+use super::simd;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -29,10 +29,19 @@ impl RmsNorm {
         x.contiguous()?.apply_op1(self.clone())
     }
 
-    fn inverse_rms(&self, x: &[f32]) -> f32 {
-        1.0 / (dot(x, x) / x.len() as f32 + self.epsilon).sqrt()
+    /// The norm of rows (rows, hidden), by the calling thread.
+    pub(super) fn rows(&self, out: &mut [f32], x: &[f32]) {
+        simd::rms_norm(out, x, &self.weight, self.epsilon);
+    }
+
+    /// Adds to `dx` the gradient that `grad` leaves for `x`.
+    pub(super) fn rows_backward(&self, dx: &mut [f32], x: &[f32], grad: &[f32]) {
+        simd::rms_norm_backward(dx, x, grad, (&self.weight, self.epsilon));
     }
 }
+
+/// Rows that one task works on.
+const ROWS: usize = 64;
 
 impl CustomOp1 for RmsNorm {
     fn name(&self) -> &'static str {
@@ -43,12 +52,7 @@ impl CustomOp1 for RmsNorm {
         let x = slice(storage, layout)?;
         let n = self.weight.len();
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(n).zip(x.par_chunks(n)).with_min_len(64).for_each(|(y, x)| {
-            let inverse = self.inverse_rms(x);
-            for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weight) {
-                *y = x * inverse * w;
-            }
-        });
+        y.par_chunks_mut(ROWS * n).zip(x.par_chunks(ROWS * n)).for_each(|(y, x)| self.rows(y, x));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -57,16 +61,8 @@ impl CustomOp1 for RmsNorm {
         let dx = with_slice(x, |x| {
             with_slice(grad, |grad| {
                 let mut dx = vec![0f32; x.len()];
-                dx.par_chunks_mut(n).zip(x.par_chunks(n)).zip(grad.par_chunks(n)).with_min_len(64).for_each(|((dx, x), grad)| {
-                    let inverse = self.inverse_rms(x);
-                    for ((d, g), w) in dx.iter_mut().zip(grad).zip(&self.weight) {
-                        *d = g * w * inverse;
-                    }
-                    let along = dot(dx, x) * inverse * inverse / n as f32;
-                    for (d, x) in dx.iter_mut().zip(x) {
-                        *d -= x * along;
-                    }
-                });
+                let rows = dx.par_chunks_mut(ROWS * n).zip(x.par_chunks(ROWS * n)).zip(grad.par_chunks(ROWS * n));
+                rows.for_each(|((dx, x), grad)| self.rows_backward(dx, x, grad));
                 dx
             })
         })??;

@@ -62,6 +62,10 @@ multiversion! {
     pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_backward_body
 }
 multiversion! {
+    /// As [`swiglu_backward`], and writes `out = silu(gate) · up` of before.
+    pub fn swiglu_again(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_again_body
+}
+multiversion! {
     /// LayerNorm (Ba et al. 2016, arXiv 1607.06450) of `x + residual`, into `x`, row by row of `weight`'s length.
     pub fn layer_norm(x: &mut [f32], residual: &[f32], norm: Affine<'_>) = layer_norm_body
 }
@@ -72,6 +76,20 @@ multiversion! {
 multiversion! {
     /// `row = probability · (gradient - dot(probability, gradient)) · scale`, the softmax backward of one row, into `gradient`.
     pub fn softmax_backward(gradient: &mut [f32], probability: &[f32], scale: f32) = softmax_backward_body
+}
+
+multiversion! {
+    /// RMSNorm of rows of `weight`'s length: `out = x / sqrt(mean(x²) + epsilon) · weight`.
+    pub fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) = rms_norm_body
+}
+multiversion! {
+    /// Gradient of [`rms_norm`] with respect to `x`, for the gradient `grad` of the output, added to `dx`.
+    pub fn rms_norm_backward(dx: &mut [f32], x: &[f32], grad: &[f32], norm: (&[f32], f32)) = rms_norm_backward_body
+}
+multiversion! {
+    /// A tile of attention, keys by queries, in the backward pass: `scores` become probabilities `exp(score - log_sum)`, and `grads`
+    /// (the gradients of the probabilities) those of the scores, `p · (grad - inner)`. `log_sums` and `inner` have one entry a query.
+    pub fn attention_tile(scores: &mut [f32], grads: &mut [f32], log_sums: &[f32], inner: &[f32]) = attention_tile_body
 }
 
 /// Scale and shift of a norm.
@@ -364,10 +382,67 @@ fn swiglu_backward_body<L: Lanes>(gate: &mut [f32], up: &mut [f32], grad: &[f32]
 }
 
 #[inline(always)]
+fn swiglu_again_body<L: Lanes>(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for (((o, g), u), d) in out.iter_mut().zip(gate).zip(up).zip(grad) {
+        let sigmoid = 1.0 / (1.0 + exp::<L>(-*g));
+        let (gate, up) = (*g, *u);
+        let silu = gate * sigmoid;
+        *o = silu * up;
+        *u = d * silu;
+        *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+    }
+}
+
+#[inline(always)]
 fn softmax_backward_body<L: Lanes>(gradient: &mut [f32], probability: &[f32], scale: f32) {
     let inner = dot_body::<L>(gradient, probability);
     for (g, p) in gradient.iter_mut().zip(probability) {
         *g = p * (*g - inner) * scale;
+    }
+}
+
+#[inline(always)]
+fn rms_norm_body<L: Lanes>(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let width = weight.len();
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        let inverse = 1.0 / (dot_body::<L>(x, x) / width as f32 + epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * inverse * weight;
+        }
+    }
+}
+
+#[inline(always)]
+fn rms_norm_backward_body<L: Lanes>(dx: &mut [f32], x: &[f32], grad: &[f32], (weight, epsilon): (&[f32], f32)) {
+    let width = weight.len();
+    for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+        let inverse = 1.0 / (dot_body::<L>(x, x) / width as f32 + epsilon).sqrt();
+        let along = weighted_dot::<L>(grad, weight, x) * inverse * inverse * inverse / width as f32;
+        for (((dx, x), grad), weight) in dx.iter_mut().zip(x).zip(grad).zip(weight) {
+            *dx += grad * weight * inverse - x * along;
+        }
+    }
+}
+
+/// Sum of a · b · c.
+#[inline(always)]
+fn weighted_dot<L: Lanes>(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    let mut sum = L::splat(0.0);
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        sum = sum.plus_product(L::load(a).times(L::load(b)), L::load(c));
+    }
+    sum.sum() + a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum::<f32>()
+}
+
+#[inline(always)]
+fn attention_tile_body<L: Lanes>(scores: &mut [f32], grads: &mut [f32], log_sums: &[f32], inner: &[f32]) {
+    let queries = log_sums.len();
+    for (scores, grads) in scores.chunks_exact_mut(queries).zip(grads.chunks_exact_mut(queries)) {
+        for (((score, grad), log_sum), inner) in scores.iter_mut().zip(grads).zip(log_sums).zip(inner) {
+            *score = exp::<L>(*score - log_sum);
+            *grad = *score * (*grad - inner);
+        }
     }
 }
 
