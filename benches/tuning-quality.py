@@ -67,7 +67,7 @@ class Refit:
         (self.folder / "suite.yaml").write_text(json.dumps(suite))
         began = time.perf_counter()
         report = json.loads(self.run("eval", "run", "suite.yaml", "--json"))
-        metric = report["targets"][0]["totals"]["metrics"]["exact_match"]
+        metric = report["targets"][0]["metrics"]["exact_match"]
         return metric["mean"], time.perf_counter() - began
 
 
