@@ -205,7 +205,7 @@ fn a_file_in_the_wheels_of_several_packages_is_put_together() {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     for (first, second, reason) in [
-        (first, &second[1..], "together they have 12067 bytes"),
+        (first, &second[1..], "together they have 12127 bytes"),
         (first, [second, b"more"].concat().as_slice(), "bytes or more instead of"),
         (second, first, "has sha256:"),
     ] {

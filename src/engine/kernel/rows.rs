@@ -176,7 +176,7 @@ fn gated<L: Lanes, const GELU: bool>(gate: L, up: L) -> L {
     let mut inner = gate;
     if GELU {
         let cube = gate.times(gate).times(gate);
-        inner = gate.plus_product(cube, L::splat(0.044_715)).times(L::splat(1.595_769_1));
+        inner = gate.plus_product(cube, L::splat(0.044_715)).times(L::splat(1.595_769_2));
     }
     let denominator = inner.times(L::splat(-1.0)).exp().plus(L::splat(1.0));
     gate.times(up).over(denominator)

@@ -16,8 +16,8 @@ impl Format for Q4K {
         let pair = &bytes[16 + part / 2 * 32..][..32];
         let code = |i: usize| pair[i] >> (part % 2 * 4) & 15;
         let mut codes = [0; 32];
-        for i in 0..16 {
-            codes[i] = code(i) | code(16 + i) << 4;
+        for (i, both) in codes.iter_mut().take(16).enumerate() {
+            *both = code(i) | code(16 + i) << 4;
         }
         Block { codes, scale, min }
     }
