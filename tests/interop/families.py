@@ -63,16 +63,17 @@ def byte_names():
 
 def tokens():
     special = ["<|begin|>", "<|im_end|>", "<|pad|>", "<|im_start|>"]
-    names = byte_names() + special
+    # With one merge: GGUF's writer leaves empty lists out.
+    names = byte_names() + special + ["th"]
     return names + [f"<|unused{i}|>" for i in range(VOCABULARY - len(names))]
 
 
 def save_folder(model, place, dtype):
     names = tokens()
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(names[256:])
+    tokenizer.add_special_tokens([name for name in names[256:] if name != "th"])
     # In several shards, as large models come.
     model.to(dtype).save_pretrained(place, max_shard_size="150KB")
     tokenizer.save(str(place / "tokenizer.json"))
@@ -133,8 +134,8 @@ def save_gguf(model, path, architecture):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(names)
-    writer.add_token_types([1] * 256 + [3] * (len(names) - 256))
-    writer.add_token_merges([])
+    writer.add_token_types([1 if i < 256 or name == "th" else 3 for i, name in enumerate(names)])
+    writer.add_token_merges(["t h"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     for name, tensor in model.state_dict().items():
