@@ -31,7 +31,7 @@ def program():
     """The benchmark's own binary, with our side of it."""
     if "REFIT_TUNING_BENCH" in os.environ:
         return os.environ["REFIT_TUNING_BENCH"]
-    built = subprocess.run(["cargo", "bench", "--bench", "tuning", "--no-run", "--message-format", "json"], check=True, stdout=subprocess.PIPE, text=True)
+    built = subprocess.run(["cargo", "bench", "--profile", "ci", "--bench", "tuning", "--no-run", "--message-format", "json"], check=True, stdout=subprocess.PIPE, text=True)
     messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
     return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "tuning")
 

@@ -2,12 +2,13 @@
 //! before it as its prompt. Models that chat get a low-rank adapter, models that make embeddings a head whose labels are the answers.
 
 use super::estimate;
+use super::head::{EMBEDDERS, fits};
 use super::work::{self, Training};
 use crate::datasets::shapes::{Draft, REJECTED};
 use crate::datasets::{DatasetError, trainable};
 use crate::jobs::fine_tune::{Prepared, RESULTS_PURPOSE, Wanted};
 use crate::jobs::worker::{Handle, Job};
-use crate::models::{self, Files};
+use crate::models;
 use crate::store::files::{self, FileRow};
 use crate::store::fine_tunes::{self, JOB_KIND};
 use crate::store::job_events::{self, JobEvent};
@@ -66,7 +67,7 @@ pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> 
     let (training, validation) = (Part::of(wanted.training), wanted.validation.map(Part::of));
     let train = conversations(store, ("training_file", &training), wanted.method)?;
     let measured = validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), wanted.method))?;
-    let is_head = matches!(found.files, Files::Folder(_));
+    let is_head = found.record.architecture == EMBEDDERS;
     if is_head && wanted.method == DPO {
         let message = "method.type: the model makes embeddings: it says nothing that could be preferred";
         return Err(Failure::on(Code::INVALID_VALUE, "method.type", message));
@@ -75,6 +76,7 @@ pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> 
     let recipe: AnyRecipe = serde_json::from_value(recipe)
         .map_err(|error| Failure::new(Code::INTERNAL, format!("the recipe of the fine-tuning job: {error}")))?;
     recipe.check()?;
+    fits(store, &recipe).map_err(|failure| about("model", failure))?;
     if is_head {
         let told = |error: TuningError| Failure::on(Code::INVALID_FILE, "training_file", error.to_string());
         tuning::head::labels(&Data { train: &train, validation: &measured }).map_err(told)?;

@@ -10,18 +10,28 @@ use crate::types::{Code, Failure};
 use serde_json::json;
 use std::collections::BTreeMap;
 
+/// The architecture of models that make embeddings.
+pub(super) const EMBEDDERS: &str = "bert";
+
 /// Refuses a recipe whose method is not for its model: heads are for folders of embedding models, low-rank adapters for chat models.
 pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
     let model_name = recipe.model();
-    match (recipe, models::find(store, model_name)?.files) {
-        (AnyRecipe::Head(_), Files::Gguf(_)) => {
+    let found = models::find(store, model_name)?;
+    let makes_vectors = found.record.architecture == EMBEDDERS;
+    match (recipe, found.files) {
+        (AnyRecipe::Head(_), _) if !makes_vectors => {
             let message = format!("the local model \"{model_name}\" chats; a head is fitted on a model that makes embeddings");
             Err(Failure::on(Code::INVALID_VALUE, "model", message)
                 .with_hint("refit model pull all-minilm-l6-v2, or write \"method: classifier\" into the recipe"))
         }
-        (AnyRecipe::Lora(_), Files::Folder(_)) => {
+        (AnyRecipe::Lora(_), Files::Folder(_)) if makes_vectors => {
             let message = format!("the local model \"{model_name}\" makes embeddings: only a head can be fitted on it");
             Err(Failure::on(Code::INVALID_VALUE, "method", message).with_hint("write \"method: head\" into the recipe"))
+        }
+        (AnyRecipe::Lora(_), Files::Folder(_)) => {
+            let message = format!("the local model \"{model_name}\" is a folder of safetensors: adapters are trained on GGUF files");
+            Err(Failure::on(Code::UNSUPPORTED, "model", message)
+                .with_hint("pull a GGUF file of the model; adapters made elsewhere serve on folders, too"))
         }
         _ => Ok(()),
     }

@@ -9,7 +9,7 @@ use crate::models::{self, Files};
 use crate::store::jobs::{self, JobRecord};
 use crate::store::{Store, adapters, job_events};
 use crate::tuning::measure::{Measured, measure};
-use crate::tuning::{AnyRecipe, Recipe};
+use crate::tuning::{self, AnyRecipe, Data, Recipe};
 use crate::types::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -165,8 +165,10 @@ impl Running<'_> {
     fn plan(&mut self) -> Result<(), Failure> {
         let mut recipes = recipes(self.spec)?;
         let (resolved, dataset) = super::resolved(self.store, self.spec.recipe.clone())?;
-        let examples = conversations(self.store, &resolved, &dataset, "train")?.len();
-        let rungs = rungs(recipes.len(), recipes[0].steps(examples));
+        let train = conversations(self.store, &resolved, &dataset, "train")?;
+        let model_file = self.store.blobs.path(&resolved.model_digest);
+        let steps = tuning::estimate(&model_file, &recipes[0], &Data { train: &train, validation: &[] })?.steps;
+        let rungs = rungs(recipes.len(), steps);
         for recipe in &mut recipes {
             // Every rung ends with a validation.
             recipe.validate_every = rungs[0];

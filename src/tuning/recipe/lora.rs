@@ -235,18 +235,6 @@ impl Recipe {
     pub fn warmup_of(&self, steps: usize) -> usize {
         self.warmup_steps.unwrap_or_else(|| (steps as f64 * self.warmup).ceil() as usize).min(steps)
     }
-
-    /// Steps of the whole training on that many examples, where batches are counted in examples; where they are counted in tokens, the
-    /// [plan](crate::tuning::plan::Plan) knows.
-    pub fn steps(&self, examples: usize) -> usize {
-        let steps = self.epochs * self.steps_per_epoch(examples);
-        self.max_steps.map_or(steps, |most| steps.min(most))
-    }
-
-    /// Steps of one pass.
-    pub fn steps_per_epoch(&self, examples: usize) -> usize {
-        examples.div_ceil(self.batch_size * self.accumulation)
-    }
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_short_recipe_has_working_defaults() {
         let AnyRecipe::Lora(recipe) = AnyRecipe::parse(SMALL).expect("parses") else { panic!("lora is the default") };
-        assert_eq!((recipe.rank, recipe.targets.len(), recipe.steps(100)), (8, 7, 4 * 13));
+        assert_eq!((recipe.rank, recipe.targets.len(), recipe.epochs, recipe.batch_size), (8, 7, 4, 8));
     }
 
     #[test]
