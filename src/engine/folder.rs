@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 const MAX_JSON_BYTES: u64 = 64 << 20;
 /// Bytes of `tokenizer.json`: that of a vocabulary of 262,144 has 33 million.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Weights that are in one file.
+const WEIGHTS: &str = "model.safetensors";
 /// The list of shards.
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -50,7 +52,13 @@ impl Folder {
     pub fn open(files: &BTreeMap<String, PathBuf>) -> Result<Self, EngineError> {
         let mut folder = Folder { files: files.clone(), config: Value::Null, shards: Vec::new(), tensors: BTreeMap::new() };
         folder.config = folder.json("config.json")?.ok_or_else(|| fault("config.json", "is not in the model's folder"))?;
-        for (name, path) in files.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
+        // Of an index its shards, else the one file; others (a second copy in another layout) are not the model's.
+        let listed = folder.json(INDEX)?.map(|index| index["weight_map"].clone());
+        let is_shard = |name: &str| match &listed {
+            Some(Value::Object(map)) => map.values().any(|shard| shard == name),
+            _ => name == WEIGHTS || !files.contains_key(WEIGHTS),
+        };
+        for (name, path) in files.iter().filter(|(name, _)| name.ends_with(".safetensors") && is_shard(name)) {
             folder.add_shard(name, path)?;
         }
         if folder.shards.is_empty() {

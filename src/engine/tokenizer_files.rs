@@ -81,7 +81,10 @@ impl Tokenizer {
         serde_json::from_slice::<serde::de::IgnoredAny>(&source).map_err(|error| fault(format!("is not JSON: {error}")))?;
         // The library panics where what it takes apart a second time is no JSON.
         let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&source)));
-        let library = read.map_err(|_| fault("cannot be read".into()))?.map_err(|error| fault(error.to_string()))?;
+        let mut library = read.map_err(|_| fault("cannot be read".into()))?.map_err(|error| fault(error.to_string()))?;
+        // What training tools leave there would cut texts, or fill them up, without a word.
+        library.with_truncation(None).map_err(|error| fault(error.to_string()))?;
+        library.with_padding(None);
         let highest = library.get_vocab(true).into_values().max().unwrap_or_default() as usize;
         if highest >= vocabulary {
             return Err(fault(format!("has a token {highest}; the model's vocabulary has {vocabulary}")));

@@ -80,7 +80,12 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
         tracing::warn!(%error, "the last heartbeat could not be stored");
     }
     match outcome {
-        Ok(result) => Ok(jobs::end(db, lease, &End::Succeeded(result))?),
+        Ok(result) => {
+            jobs::end(db, lease, &End::Succeeded(result))?;
+            // Only now: whoever is killed before it goes on from the newest checkpoint.
+            let _ = std::fs::remove_dir_all(store.directory().join("jobs").join(id));
+            Ok(())
+        }
         Err(failure) if failure.code() == Code::CANCELLED => Ok(jobs::end(db, lease, &End::Cancelled)?),
         Err(failure) => {
             jobs::end(db, lease, &End::Failed(failure.to_string()))?;

@@ -70,7 +70,7 @@ impl Checkpoint {
         (config, weights): (&[u8], &[u8]),
         best: Option<&[u8]>,
     ) -> Result<(), TuningError> {
-        let place = directory.join(format!("checkpoint-{:06}", position.step));
+        let place = directory.join(format!("checkpoint-{:012}", position.step));
         // Of this process alone: a worker that lost its lease may still be writing its last one.
         let beside = directory.join(format!("writing-{}", std::process::id()));
         let failed = |error: std::io::Error| TuningError::Checkpoint { path: place.clone(), problem: error.to_string() };

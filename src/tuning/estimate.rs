@@ -2,10 +2,12 @@
 //! sizes that the model file's header names. No weights are read.
 
 use super::plan::Plan;
-use super::{Conversation, Data, Recipe, TuningError};
+use super::{Conversation, Data, Method, Recipe, TuningError};
+use crate::engine::arch;
 use crate::engine::chat_template::{ChatMessage, ChatTemplate};
 use crate::engine::gguf::Gguf;
 use crate::engine::tokenizer::Tokenizer;
+use crate::types::chat::Message;
 use serde::Serialize;
 use std::path::Path;
 
@@ -110,16 +112,20 @@ impl Sizes {
 /// [`TuningError::Engine`] naming the key of the model file that is missing.
 pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
     let file = Gguf::open(model_file)?;
+    arch::check_trainable(&file)?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
     let sizes = Sizes::of(&file, tokenizer.vocabulary())?;
     let template = template(&file, &tokenizer)?;
+    let one = |conversation: &Conversation, answer: &Message| -> Result<usize, TuningError> {
+        let Some(template) = &template else { return plain(&tokenizer, conversation, answer) };
+        let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
+        let messages = messages.map_err(|error| conversation.wrong(error.to_string()))?;
+        Ok(tokenizer.encode_prompt(&template.render_with_tools(&messages, &conversation.tools, false)?)?.len())
+    };
+    // Both answers of a preference go through the model.
     let count = |conversation: &Conversation| -> Result<usize, TuningError> {
-        let Some(template) = &template else { return plain(&tokenizer, conversation) };
-        let wrong = |problem: String| TuningError::Example { sample: conversation.sample.clone(), problem };
-        let messages = conversation.prompt.iter().map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-        let mut messages = messages.map_err(|error| wrong(error.to_string()))?;
-        messages.push(ChatMessage::of(&conversation.answer).map_err(|error| wrong(error.to_string()))?);
-        Ok(tokenizer.encode_prompt(&template.render(&messages, false)?)?.len())
+        let rejected = conversation.rejected.as_ref().filter(|_| recipe.method == Method::Dpo);
+        Ok(one(conversation, &conversation.answer)? + rejected.map_or(Ok(0), |rejected| one(conversation, rejected))?)
     };
     let lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
     let longest = lengths.iter().copied().max().unwrap_or(0);
@@ -169,8 +175,8 @@ fn template(file: &Gguf, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, 
 }
 
 /// Tokens of a conversation in a model without a template.
-fn plain(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<usize, TuningError> {
-    let mut tokens = tokenizer.encode(&conversation.answer.plain_text())?.len() + TEMPLATE_TOKENS;
+fn plain(tokenizer: &Tokenizer, conversation: &Conversation, answer: &Message) -> Result<usize, TuningError> {
+    let mut tokens = tokenizer.encode(&answer.plain_text())?.len() + TEMPLATE_TOKENS;
     for message in &conversation.prompt {
         tokens += tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;
     }

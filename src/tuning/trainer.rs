@@ -27,6 +27,8 @@ pub struct StepReport {
     pub metrics: Metrics,
     /// Newest validation loss.
     pub validation_loss: Option<f32>,
+    /// Step after which that was measured.
+    pub validated_at: Option<usize>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.
@@ -202,11 +204,14 @@ impl Trainer<'_> {
             part.metrics.into_iter().for_each(|(name, sum)| *all.metrics.entry(name).or_default() += sum / lengths.len() as f64);
         }
         let loss = (all.loss / all.weight) as f32;
+        if !loss.is_finite() {
+            return Err(TuningError::Diverged { step, loss });
+        }
         state.position.validations.push((step, loss));
         if !all.metrics.is_empty() {
             state.position.validation_metrics.push(all.metrics);
         }
-        if loss.is_finite() && state.position.best.is_none_or(|best| loss < best) {
+        if state.position.best.is_none_or(|best| loss < best) {
             state.position.best = Some(loss);
             state.best = Some(state.trainable.files()?.1);
         }
@@ -253,6 +258,7 @@ impl Speed {
         let tokens_per_step = position.trained_tokens as f64 / position.step.max(1) as f64;
         StepReport {
             validation_loss: position.validations.last().map(|(_, loss)| *loss),
+            validated_at: position.validations.last().map(|(step, _)| *step),
             tokens_per_second,
             trained_tokens: position.trained_tokens,
             seconds_left: (report.steps - report.step) as f64 * tokens_per_step / tokens_per_second,

@@ -153,7 +153,7 @@ impl Loader<'_> {
 
     fn training(&self, purpose: Purpose) -> Result<Training, EngineError> {
         let (config, names) = (self.config, &self.names);
-        self.is_trainable()?;
+        check_trainable(self.config, self.family)?;
         let table = [config.vocabulary, config.hidden];
         let embed_tokens = self.file.tensor(names.embed_tokens, &table)?;
         let head = if self.has_head()? { names.lm_head } else { names.embed_tokens };
@@ -200,22 +200,21 @@ impl Loader<'_> {
         };
         self.file.weight(name, (linear.outputs, linear.inputs), order, exact)
     }
+}
 
-    /// Refuses what [`Training`] does not compute.
-    fn is_trainable(&self) -> Result<(), EngineError> {
-        let (config, family) = (self.config, self.family);
-        let is_plain = !(family.has_biases || family.has_head_norms || family.has_output_norms || family.scales_embeddings);
-        let why = match (is_plain && config.gate == Gate::Silu && config.logit_cap.is_none(), config.rotary.stretch.is_empty()) {
-            (false, _) => "it",
-            (_, false) => "its rotary scaling",
-            _ if config.sliding.as_ref().is_some_and(|sliding| sliding.window < trained_positions(config)) => "its sliding window",
-            _ => return Ok(()),
-        };
-        let architecture = &config.architecture;
-        Err(EngineError::Unsupported(format!(
-            "architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}"
-        )))
-    }
+/// Refuses what [`Training`] does not compute.
+pub(super) fn check_trainable(config: &DecoderConfig, family: &Family) -> Result<(), EngineError> {
+    let is_plain = !(family.has_biases || family.has_head_norms || family.has_output_norms || family.scales_embeddings);
+    let why = match (is_plain && config.gate == Gate::Silu && config.logit_cap.is_none(), config.rotary.stretch.is_empty()) {
+        (false, _) => "it",
+        (_, false) => "its rotary scaling",
+        _ if config.sliding.as_ref().is_some_and(|sliding| sliding.window < trained_positions(config)) => "its sliding window",
+        _ => return Ok(()),
+    };
+    let architecture = &config.architecture;
+    Err(EngineError::Unsupported(format!(
+        "architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}"
+    )))
 }
 
 /// The file's row for row `row` of the checkpoint, with interleaved heads of `width` rows.

@@ -102,7 +102,7 @@ pub struct Decoder {
 impl Decoder {
     fn load(loader: &Loader<'_>, purpose: Purpose) -> Result<Self, EngineError> {
         let (network, mut config) = (loader.load(purpose)?, loader.config.clone());
-        if purpose == Purpose::Train {
+        if matches!(purpose, Purpose::Train | Purpose::TrainRounded) {
             config.context = loader::trained_positions(&config);
         }
         Ok(Decoder { config, network })
@@ -209,6 +209,16 @@ pub fn load(file: &Gguf, purpose: Purpose) -> Result<Decoder, EngineError> {
     let names = checkpoint::GGUF;
     let is_interleaved = family.is_interleaved;
     Decoder::load(&Loader { file, names, family, config: &config, is_interleaved, norm_offset: 0.0, may_tie: true }, purpose)
+}
+
+/// Says whether adapters can be trained for a GGUF file, from its header alone.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] naming what training does not compute, or an unknown architecture.
+pub fn check_trainable(file: &Gguf) -> Result<(), EngineError> {
+    let name = file.text("general.architecture")?;
+    let family = FAMILIES.iter().find(|family| family.gguf == Some(name)).ok_or_else(|| unknown(name))?;
+    loader::check_trainable(&DecoderConfig::of_gguf(file, family)?, family)
 }
 
 /// Loads the decoder of a folder.

@@ -195,14 +195,15 @@ impl Output<'_> {
         (bytes, low_rank): (&mut Panels, &mut Vec<f32>),
     ) {
         let (weights, width) = ([self.weight], self.weight.outputs());
-        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
-        if self.norm.is_none() && !self.step.is_scaled(self.part) {
+        // Rows of adapters are summed in one order, whichever adapters the other rows of the step have.
+        if self.norm.is_none() && self.step.adapters.is_empty() {
             product(x, input(from, &weights, bytes), &weights, Write::Add);
-            return low_rank::add(x, width, from, &updates, low_rank);
+            return;
         }
         // Apart from x, which is neither normed nor scaled.
         let output = sized(output, x.len());
         product(output, input(from, &weights, bytes), &weights, Write::Set);
+        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
         self.step.scale(output, width, self.part, rows);
         low_rank::add(output, width, from, &updates, low_rank);
         match self.norm {

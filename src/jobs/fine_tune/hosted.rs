@@ -83,6 +83,8 @@ impl Hosted {
     async fn answered(&self, row: FineTuneRow, below: &str, call: Manage) -> Result<FineTuneRow, Failure> {
         let provider = self.provider(&row)?;
         let answer = provider.manage(&format!("{JOBS}/{}{below}", id_of(&row.upstream)?), call).await?;
+        // An answer without an id would lose the only one that there is.
+        id_of(&json!({"answer": answer}))?;
         let mut row = row;
         row.upstream["answer"] = answer;
         let (desk, kept) = (self.desk.clone(), row.clone());

@@ -18,7 +18,7 @@ use crate::types::time::now_ms;
 use crate::types::{Code, Failure};
 use serde_json::{Value, json};
 use std::process::Child;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
 /// Purpose of files that are trained on.
@@ -69,6 +69,8 @@ const TRAINERS: &[Prepare] = &[
 pub struct FineTunes {
     store: Store,
     woken: Notify,
+    /// Held while one is made: its name is looked up, its files are read, and only then is it given away.
+    naming: Mutex<()>,
     /// The worker that this process started.
     worker: Mutex<Option<(String, Child)>>,
 }
@@ -76,7 +78,7 @@ pub struct FineTunes {
 impl FineTunes {
     /// Of a store. Nothing is trained before [`FineTunes::run`].
     pub fn new(store: &Store) -> Self {
-        FineTunes { store: store.clone(), woken: Notify::new(), worker: Mutex::new(None) }
+        FineTunes { store: store.clone(), woken: Notify::new(), naming: Mutex::new(()), worker: Mutex::new(None) }
     }
 
     fn db(&self) -> &dyn Db {
@@ -97,6 +99,7 @@ impl FineTunes {
         let model = new.model.strip_prefix(LOCAL).unwrap_or(&new.model);
         let (training, validation) = self.files(caller, new)?;
         let (id, job) = (new_id("ftjob"), new_id("job"));
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let name = self.free_name(model, new.suffix.as_deref(), &id)?;
         let seed = new.seed.unwrap_or_else(|| u64::from(now_ms() as u32 >> 1));
         let wanted = Wanted {

@@ -312,7 +312,13 @@ impl Bench<'_> {
         Ok(Candidate {
             method,
             target: adapter.map_or_else(|| model.to_string(), |adapter| format!("{model}:{adapter}")),
-            accuracy: (count > 0).then(|| Accuracy { right, of: count, share: right as f64 / count as f64, ci95: wilson(right, count) }),
+            // A call that failed gave no right answer.
+            accuracy: (count > 0).then(|| Accuracy {
+                right,
+                of: all.len(),
+                share: right as f64 / all.len() as f64,
+                ci95: wilson(right, all.len()),
+            }),
             best_minus_this: None,
             training_s,
             // Calls were made beside one another: the run's own time says what a call costs.

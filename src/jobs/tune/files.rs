@@ -65,13 +65,18 @@ struct FileSpec {
 pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> {
     let found = models::find(store, wanted.model).map_err(|error| about("model", error.into()))?;
     let (training, validation) = (Part::of(wanted.training), wanted.validation.map(Part::of));
-    let train = conversations(store, ("training_file", &training), wanted.method)?;
-    let measured = validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), wanted.method))?;
     let is_head = found.record.architecture == EMBEDDERS;
     if is_head && wanted.method == DPO {
         let message = "method.type: the model makes embeddings: it says nothing that could be preferred";
         return Err(Failure::on(Code::INVALID_VALUE, "method.type", message));
     }
+    let learned = match (is_head, wanted.method) {
+        (true, _) => Learned::Labels,
+        (false, DPO) => Learned::Preferences,
+        _ => Learned::Talks,
+    };
+    let train = conversations(store, ("training_file", &training), learned)?;
+    let measured = validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), learned))?;
     let (recipe, hyperparameters) = if is_head { head(wanted) } else { adapter(wanted, train.len()) };
     let recipe: AnyRecipe = serde_json::from_value(recipe)
         .map_err(|error| Failure::new(Code::INTERNAL, format!("the recipe of the fine-tuning job: {error}")))?;
@@ -104,11 +109,12 @@ fn adapter(wanted: &Wanted<'_>, examples: usize) -> (Value, Value) {
     let multiplier = asked.learning_rate_multiplier.or(1.0);
     let mut recipe = json!({"name": wanted.name, "model": format!("local/{}", wanted.model), "dataset": wanted.training.id,
         "epochs": epochs as u64, "batch_size": batch as u64, "learning_rate": LEARNING_RATE * multiplier,
-        "max_length": MAX_LENGTH, "seed": wanted.seed});
+        "max_length": MAX_LENGTH, "loss_on": "assistant", "seed": wanted.seed});
     let mut told = json!({"n_epochs": epochs as u64, "batch_size": batch as u64, "learning_rate_multiplier": multiplier});
     if wanted.method == DPO {
         let beta = asked.beta.or(BETA);
         (recipe["method"], recipe["beta"], told["beta"]) = (DPO.into(), beta.into(), beta.into());
+        recipe["loss_on"] = "completion".into();
         recipe["learning_rate"] = (PREFERENCE_RATE * multiplier).into();
     }
     (recipe, told)
@@ -123,16 +129,39 @@ fn about(field: &str, failure: Failure) -> Failure {
     }
 }
 
-/// The examples of a file, for a method. Errors name the field and the line.
-fn conversations(store: &Store, (field, part): (&str, &Part), method: &str) -> Result<Vec<Conversation>, Failure> {
+/// What is learned from a record.
+#[derive(Clone, Copy, PartialEq)]
+enum Learned {
+    /// Every assistant's message that has weight, in its conversation.
+    Talks,
+    /// The same messages as labels of the user's message before each.
+    Labels,
+    /// Which of two answers is preferred.
+    Preferences,
+}
+
+impl Learned {
+    fn by(recipe: &AnyRecipe) -> Self {
+        match recipe {
+            AnyRecipe::Lora(recipe) if recipe.method == Method::Dpo => Learned::Preferences,
+            AnyRecipe::Lora(_) => Learned::Talks,
+            AnyRecipe::Head(_) => Learned::Labels,
+        }
+    }
+}
+
+/// The examples of a file. Errors name the field and the line.
+fn conversations(store: &Store, (field, part): (&str, &Part), learned: Learned) -> Result<Vec<Conversation>, Failure> {
     let mut found = Vec::new();
     let read = trainable::each(&store.uploads.path(&part.digest), &part.name, &mut |place, shape, draft| {
-        match (method, shape) {
-            (DPO, DPO) => found.push(preference(&place.to_string(), draft)?),
-            (DPO, _) => {
+        match (learned, shape) {
+            (Learned::Preferences, DPO) => found.push(preference(&place.to_string(), draft)?),
+            (Learned::Preferences, _) => {
                 return Err("it holds no preference (input, preferred_output, non_preferred_output), which \"dpo\" learns from".into());
             }
-            _ => found.extend(examples(&place.to_string(), shape, draft)?),
+            (_, DPO) => return Err("it holds a preference, which \"supervised\" does not learn from".into()),
+            (Learned::Talks, _) => found.extend(talk(&place.to_string(), draft)?),
+            (Learned::Labels, _) => found.extend(labelled(&place.to_string(), draft)?),
         }
         Ok(())
     });
@@ -146,30 +175,44 @@ fn conversations(store: &Store, (field, part): (&str, &Part), method: &str) -> R
     }
 }
 
-/// The examples of a record: one for each message of the assistant that has weight.
-fn examples(place: &str, shape: &str, draft: Draft) -> Result<Vec<Conversation>, String> {
-    if shape == DPO {
-        return Err("it holds a preference, which \"supervised\" does not learn from".into());
-    }
+/// A record's messages, and which of them are learned: those of the assistant that have weight.
+fn messages(draft: Draft) -> Result<(Vec<Message>, Vec<usize>), String> {
     let mut messages = asked(&draft)?;
     messages.push(answer(draft.target)?);
-    let mut found = Vec::new();
-    for at in 0..messages.len() {
-        let weight = weight(&mut messages[at]).map_err(|problem| format!("messages[{at}].{problem}"))?;
-        let message = &messages[at];
-        if message.role != "assistant" || !weight {
+    let mut learned = Vec::new();
+    for (at, message) in messages.iter().enumerate() {
+        let has_weight = weight(message).map_err(|problem| format!("messages[{at}].{problem}"))?;
+        if message.role != "assistant" || !has_weight {
             continue;
         }
         if let Some(field) = ["tool_calls", "function_call", "refusal"].iter().find(|field| has(message, field)) {
             return Err(format!("messages[{at}].{field}: local models are not trained on it"));
         }
-        let completion = message.plain_text();
-        if completion.trim().is_empty() {
+        if message.plain_text().trim().is_empty() {
             return Err(format!("messages[{at}] is empty: there is nothing to learn"));
         }
-        found.push(Conversation::new(place, messages[..at].to_vec(), completion));
+        learned.push(at);
     }
-    Ok(found)
+    Ok((messages, learned))
+}
+
+/// The example of a record: the conversation up to the last message that is learned. None where no message is.
+fn talk(place: &str, draft: Draft) -> Result<Option<Conversation>, String> {
+    let (mut messages, learned) = messages(draft)?;
+    let Some(last) = learned.last() else { return Ok(None) };
+    messages.truncate(last + 1);
+    let Some(answer) = messages.pop() else { return Ok(None) };
+    Ok(Some(Conversation { sample: place.to_string(), prompt: messages, answer, ..Conversation::default() }))
+}
+
+/// The examples of a record whose answers are labels.
+fn labelled(place: &str, draft: Draft) -> Result<Vec<Conversation>, String> {
+    let (messages, learned) = messages(draft)?;
+    let example = |at: usize| {
+        let question = messages[..at].iter().rfind(|message| message.role == "user").cloned();
+        Conversation::new(place, question.into_iter().collect(), messages[at].plain_text())
+    };
+    Ok(learned.into_iter().map(example).collect())
 }
 
 /// The example of a record that holds two answers.
@@ -212,9 +255,9 @@ fn has(message: &Message, field: &str) -> bool {
     message.extra.get(field).is_some_and(|value| !value.is_null() && value.as_array().is_none_or(|items| !items.is_empty()))
 }
 
-/// Whether a message has weight, which is taken out of it: a template might not know it.
-fn weight(message: &mut Message) -> Result<bool, String> {
-    match message.extra.shift_remove("weight") {
+/// Whether a message has weight.
+fn weight(message: &Message) -> Result<bool, String> {
+    match message.extra.get("weight") {
         None | Some(Value::Null) => Ok(true),
         Some(weight) => match weight.as_f64() {
             Some(0.0) => Ok(false),
@@ -242,12 +285,9 @@ impl Job for FineTune {
 
 fn train(store: &Store, spec: &FileSpec, handle: &Handle) -> Result<Value, Failure> {
     let tell = |message: String| job_events::append(store.db.as_ref(), &handle.id, &[JobEvent::message("info", message)]);
-    let method = match &spec.recipe {
-        AnyRecipe::Lora(recipe) if recipe.method == Method::Dpo => DPO,
-        _ => "supervised",
-    };
-    let train = conversations(store, ("training_file", &spec.training), method)?;
-    let validation = spec.validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), method))?;
+    let learned = Learned::by(&spec.recipe);
+    let train = conversations(store, ("training_file", &spec.training), learned)?;
+    let validation = spec.validation.as_ref().map_or(Ok(Vec::new()), |part| conversations(store, ("validation_file", part), learned))?;
     tell(format!("Fine-tuning job started: {} examples, {} to validate on", train.len(), validation.len()))?;
     let fine_tune = fine_tunes::of_job(store.db.as_ref(), &handle.id)?;
     let lineage = json!({"training_file": spec.training, "validation_file": spec.validation, "fine_tune": spec.fine_tune,
@@ -295,11 +335,13 @@ fn keep_numbers(store: &Store, job: &str, fine_tune: &fine_tunes::FineTuneRow) -
 mod tests {
     use super::*;
 
-    fn read(record: Value) -> Result<Vec<(usize, String)>, String> {
+    fn draft(record: Value) -> Result<Draft, String> {
         let Value::Object(fields) = record else { panic!("an object") };
-        let shape = crate::datasets::shapes::of(&fields)?;
-        let found = examples("line 1", shape.name(), shape.read(fields)?)?;
-        Ok(found.into_iter().map(|example| (example.prompt.len(), example.label())).collect())
+        crate::datasets::shapes::of(&fields)?.read(fields)
+    }
+
+    fn read(record: Value) -> Result<Vec<(usize, String)>, String> {
+        Ok(labelled("line 1", draft(record)?)?.into_iter().map(|example| (example.prompt.len(), example.label())).collect())
     }
 
     fn said(role: &str, text: &str) -> Value {
@@ -307,17 +349,26 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_with_weight_is_an_example() {
+    fn every_answer_with_weight_is_learned() {
         let mut unweighted = said("assistant", "a1");
         unweighted["weight"] = json!(0);
         let mut weighted = said("assistant", "a2");
         weighted["weight"] = json!(1);
-        let talk =
+        let record =
             |first: Value, second: Value| json!({"messages": [said("system", "s"), said("user", "q1"), first, said("user", "q2"), second]});
-        let both = [(2, "a1".to_string()), (4, "a2".to_string())];
-        assert_eq!(read(talk(said("assistant", "a1"), weighted.clone())).expect("read"), both);
-        assert_eq!(read(talk(unweighted, weighted)).expect("read"), both[1..]);
+        let both = [(1, "a1".to_string()), (1, "a2".to_string())];
+        assert_eq!(read(record(said("assistant", "a1"), weighted.clone())).expect("read"), both);
+        assert_eq!(read(record(unweighted.clone(), weighted.clone())).expect("read"), both[1..]);
         assert_eq!(read(json!({"prompt": "p", "completion": "c"})).expect("read"), [(1, "c".to_string())]);
+        // A conversation is one example, up to the last message that is learned.
+        let weights = |first: Value, second: Value| {
+            let talk = talk("line 1", draft(record(first, second)).expect("a draft")).expect("read").expect("an example");
+            talk.weights(tuning::LossOn::Assistant).expect("weights")
+        };
+        assert_eq!(weights(said("assistant", "a1"), weighted.clone()), [None, None, Some(1.0), None, Some(1.0)]);
+        assert_eq!(weights(unweighted.clone(), weighted), [None, None, Some(0.0), None, Some(1.0)]);
+        assert_eq!(weights(said("assistant", "a1"), unweighted.clone()), [None, None, Some(1.0)]);
+        assert!(talk("line 1", draft(record(unweighted.clone(), unweighted)).expect("a draft")).expect("read").is_none());
     }
 
     #[test]
@@ -330,7 +381,6 @@ mod tests {
             (json!({"messages": [said("user", "q"), call]}), "messages[1].tool_calls"),
             (json!({"messages": [said("user", "q"), said("assistant", " ")]}), "messages[1] is empty"),
             (json!({"messages": [said("user", "q"), said("assistant", "a")], "tools": [{"type": "function"}]}), "\"tools\""),
-            (json!({"prompt": "p", "chosen": "a", "rejected": "b"}), "a preference"),
         ] {
             let told = read(record).expect_err(part);
             assert!(told.contains(part), "{told}");

@@ -211,7 +211,7 @@ impl Running<'_> {
                     continue;
                 }
                 if self.spent() >= self.spec.budget_s {
-                    return Ok(self.out_of_time());
+                    return self.out_of_time();
                 }
                 self.train(at, stop_at, is_last)?;
                 self.keep();
@@ -268,7 +268,8 @@ impl Running<'_> {
             return Err(crate::jobs::JobError::Cancelled.into());
         }
         match ended.status.as_str() {
-            "failed" => trial.error = Some(ended.error.unwrap_or_else(|| "it failed".into())),
+            "failed" => trial.error = Some(ended.error.clone().unwrap_or_else(|| "it failed".into())),
+            "cancelled" if step(&ended) < stop_at => trial.error = Some("it was cancelled".into()),
             _ => trial.steps = stop_at,
         }
         Ok(())
@@ -296,13 +297,20 @@ impl Running<'_> {
         trials
     }
 
-    fn out_of_time(&self) -> SweepResult {
+    fn out_of_time(&self) -> Result<SweepResult, Failure> {
         let trials = self.ordered();
+        // Whoever goes on with one trains it to its end.
+        for trial in &trials {
+            let job = jobs::get(self.store.db.as_ref(), &trial.job)?;
+            let mut spec = job.spec;
+            spec["stop_at"] = Value::Null;
+            jobs::respec(self.store.db.as_ref(), &trial.job, &spec)?;
+        }
         let note = format!(
             "the budget of {:.0} s was spent before the winner was trained; the first of the table goes on with: refit tune resume {}",
             self.spec.budget_s, trials[0].job
         );
-        SweepResult { trials, adapter: None, test: None, note: Some(note) }
+        Ok(SweepResult { trials, adapter: None, test: None, note: Some(note) })
     }
 
     /// The winner on the test split, once.

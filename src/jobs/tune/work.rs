@@ -42,7 +42,7 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
     let model_file = store.blobs.path(&training.model_digest);
     let directory = checkpoint_directory(store, &handle.id);
     let watch = Watch::new(store, handle, training.stop_at);
-    let trained = tuning::fit(&model_file, recipe, &training.data, directory.clone(), &watch);
+    let trained = tuning::fit(&model_file, recipe, &training.data, directory, &watch);
     watch.flush();
     let trained = trained?;
     let position = &trained.position;
@@ -50,7 +50,6 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
         "losses": position.losses, "metrics": position.metrics, "validations": position.validations,
         "validation_metrics": position.validation_metrics, "stopped_early": trained.stopped_early});
     let adapter = keep(store, training, handle, (&trained.config, &trained.weights), provenance)?;
-    let _ = std::fs::remove_dir_all(directory);
     let losses = &position.losses;
     Ok(TuneResult {
         adapter: name_of(&adapter),
@@ -99,16 +98,14 @@ struct Watch<'a> {
     handle: &'a Handle,
     pending: RefCell<Vec<JobEvent>>,
     flushed: Cell<Instant>,
-    /// The newest validation loss that was told.
-    validated: Cell<Option<f32>>,
     stop_at: Option<usize>,
     step: Cell<usize>,
 }
 
 impl<'a> Watch<'a> {
     fn new(store: &'a Store, handle: &'a Handle, stop_at: Option<usize>) -> Self {
-        let (pending, validated, step) = (RefCell::default(), Cell::new(None), Cell::new(0));
-        Watch { store, handle, pending, flushed: Cell::new(Instant::now()), validated, stop_at, step }
+        let (pending, step) = (RefCell::default(), Cell::new(0));
+        Watch { store, handle, pending, flushed: Cell::new(Instant::now()), stop_at, step }
     }
 
     /// Stores what has not been stored yet. A training does not end because its curve cannot be kept.
@@ -149,7 +146,7 @@ impl Observer for Watch<'_> {
         };
         self.handle.progress(serde_json::to_value(progress).expect("numbers: serialising cannot fail"));
         self.step.set(report.step);
-        let validation = report.validation_loss.filter(|loss| self.validated.replace(Some(*loss)) != Some(*loss));
+        let validation = report.validation_loss.filter(|_| report.validated_at == Some(report.step));
         let told = validation.map(|loss| format!(", validation loss={loss:.4}")).unwrap_or_default();
         let message = format!("Step {}/{}: training loss={:.4}{told}", report.step, report.steps, report.loss);
         self.pending.borrow_mut().push(JobEvent::metrics(&self.handle.id, report.step, message, metrics(report, validation)));

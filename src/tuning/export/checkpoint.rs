@@ -63,19 +63,21 @@ pub(super) fn descriptions(file: &Gguf, model: &Model, elements: Elements) -> Re
         );
         return Err(failed(problem));
     }
+    // A network for training may take fewer positions than the model.
+    let context = file.integer("llama.context_length").unwrap_or(config.context);
     let token = |key: &str| file.integer(&format!("tokenizer.ggml.{key}_token_id")).ok();
     let (bos, eos) = (token("bos"), token("eos"));
     let described = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": false, "mlp_bias": false,
         "hidden_size": config.hidden, "intermediate_size": config.inner, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads.queries, "num_key_value_heads": config.heads.keys, "head_dim": config.heads.width,
-        "vocab_size": config.vocabulary, "max_position_embeddings": config.context, "rms_norm_eps": config.norm_epsilon,
+        "vocab_size": config.vocabulary, "max_position_embeddings": context, "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rotary.base, "tie_word_embeddings": !file.has_tensor("output.weight"), "bos_token_id": bos, "eos_token_id": eos,
         "dtype": if elements == Elements::F32 { "float32" } else { "float16" },
     });
     let text = |id: Option<usize>| id.and_then(|id| model.tokenizer.token(u32::try_from(id).ok()?));
     let tokenizer = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context, "clean_up_tokenization_spaces": false,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "clean_up_tokenization_spaces": false,
         "bos_token": text(bos), "eos_token": text(eos), "chat_template": file.text("tokenizer.chat_template").ok(),
     });
     let written = |value: &Value| serde_json::to_string_pretty(value).expect("JSON serialises");

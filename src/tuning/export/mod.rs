@@ -83,6 +83,24 @@ pub struct Verified {
     pub count: usize,
 }
 
+impl Verified {
+    /// Refuses what is farther off than its elements explain: a thousandth of the largest value in f32, a fiftieth in half precision, a tenth
+    /// in 8 bits.
+    fn check(&self, elements: Elements) -> Result<(), TuningError> {
+        let share = match elements {
+            Elements::F32 => 1e-3,
+            Elements::F16 => 0.02,
+            Elements::Q8 => 0.1,
+        };
+        let most = share * self.largest_value;
+        if self.largest_difference <= most {
+            return Ok(());
+        }
+        let (compared, found) = (self.compared, self.largest_difference);
+        Err(failed(format!("what was written is no copy: its {compared} are off by up to {found}, where {most} is explained by rounding")))
+    }
+}
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Exported {
@@ -108,6 +126,9 @@ pub fn export(source: &Source<'_>, format: Format, elements: Elements, folder: &
         Format::GgufLora => writer.gguf_lora()?,
         Format::Ollama => writer.ollama()?,
     };
+    if let Some(verified) = &verified {
+        verified.check(elements)?;
+    }
     let told = json!({"format": FORMATS.iter().find(|(_, known)| *known == format).map(|(name, _)| name), "provenance": source.provenance,
         "verified": verified, "written_by": concat!("refit ", env!("CARGO_PKG_VERSION"))});
     writer.write("export.json", &serde_json::to_vec_pretty(&told).expect("JSON serialises"))?;
@@ -196,8 +217,8 @@ impl Writer<'_> {
     fn ollama(&self) -> Result<Option<Verified>, TuningError> {
         let verified = self.gguf_lora()?;
         let base = self.path("base.gguf");
-        let linked = fs::hard_link(self.source.model_file, &base).or_else(|_| fs::copy(self.source.model_file, &base).map(drop));
-        linked.map_err(|error| failed(format!("base.gguf cannot be written: {error}")))?;
+        // No link: whoever changes the file must not change the store's.
+        fs::copy(self.source.model_file, &base).map_err(|error| failed(format!("base.gguf cannot be written: {error}")))?;
         self.write("Modelfile", modelfile::on_base("./base.gguf", "./adapter.gguf").as_bytes())?;
         Ok(verified)
     }
@@ -212,7 +233,7 @@ fn failed(problem: impl Into<String>) -> TuningError {
 /// # Errors
 /// [`TuningError::Engine`] naming the key, tensor or file that cannot be honoured.
 pub fn check_import(model_file: &Path, config: &[u8], weights: &[u8]) -> Result<(), TuningError> {
-    let model = Model::load(model_file, Purpose::Train)?;
+    let model = Model::load(model_file, Purpose::Serve)?;
     model.adapter(config, weights).map(drop).map_err(TuningError::from)
 }
 

@@ -182,7 +182,7 @@ mod tests {
             ("early_stopping: {patience: 0}", "early_stopping"),
             ("early_stopping: {patience: 2, patient: 2}", "patient"),
             ("method: dpo\nbeta: 0", "beta"),
-            ("beta: 0.1", "beta"),
+            ("beta: 0.2", "beta"),
             ("targets: []", "targets"),
             ("learning_rate: .nan", "learning_rate"),
             ("alpha: .inf", "alpha"),

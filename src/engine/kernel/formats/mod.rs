@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 | bit by bit | nothing |
 //! | Q4_K, Q5_K | codes bit by bit, the block's scale and minimum as half floats | 2⁻¹² of the scale for each unit of the code |
-//! | Q6_K, Q3_K | 8 bits, with the larger of the block's two scales | nothing in the half with that scale; a quarter (Q6_K), a 32nd (Q3_K) of that half's step in the other |
+//! | Q6_K, Q3_K | 8 bits, with the larger of the block's two scales | 2⁻¹² of the scale in the half with that scale; a quarter (Q6_K), a 32nd (Q3_K) of that half's step in the other |
 //! | Q2_K | 8 bits, rounded as activations are | a 254th of the block's largest weight |
 
 mod k_scales;

@@ -48,7 +48,9 @@ pub async fn create(
         super::blocking(move || gateway.app.fine_tunes.create(&caller, &new)).await?
     } else {
         unbudgeted(&gateway.app.config(), &caller, &new.model)?;
-        Hosted::new(&gateway.app.fine_tunes, &gateway.app.providers()).create(&caller, new).await?
+        // A caller who hangs up changes nothing any more: what a provider trains must have its row.
+        let making = async move { Hosted::new(&gateway.app.fine_tunes, &gateway.app.providers()).create(&caller, new).await };
+        tokio::spawn(making).await.map_err(|error| Failure::new(Code::INTERNAL, format!("the fine-tuning job was not made: {error}")))??
     };
     Ok(Json(shown::job(&made)))
 }
