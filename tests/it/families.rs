@@ -251,10 +251,13 @@ fn folders_of_every_architecture_are_stored_listed_and_served() {
     }
 }
 
+/// What is done to a small model and its files.
+type Change<'a> = dyn Fn(&mut Small, &mut BTreeMap<String, Vec<u8>>) + 'a;
+
 #[test]
 fn damaged_folders_are_refused_by_file_key_and_tensor() {
     let refit = Refit::new();
-    let refusal = |change: &dyn Fn(&mut Small, &mut BTreeMap<String, Vec<u8>>), architecture: &str| {
+    let refusal = |change: &Change<'_>, architecture: &str| {
         let mut small = Small::new(architecture);
         change(&mut small, &mut BTreeMap::new());
         let mut files = small.files(&SHARDS);

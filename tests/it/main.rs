@@ -67,6 +67,7 @@ mod local_tools;
 mod log;
 mod logs;
 mod messages;
+#[cfg(feature = "local")]
 mod methods;
 mod models;
 mod observability;

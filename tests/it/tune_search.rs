@@ -81,6 +81,12 @@ fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
             && short["result"]["note"].as_str().is_some_and(|note| note.contains("refit tune resume job_")),
         "{short}"
     );
+    // What the note says to run trains the trial to its end.
+    let note = short["result"]["note"].as_str().expect("a note");
+    let trial = note.rsplit(' ').next().expect("a job");
+    let resumed = refit.run(&["tune", "resume", trial, "--json"]).expect(0).json();
+    assert_eq!(resumed["result"]["steps"], 16, "{resumed}");
+    assert!(resumed["result"]["adapter"].is_string(), "{resumed}");
     refit.write("head.yaml", "name: h\nmethod: head\nmodel: local/all-minilm-l6-v2\ndataset: desk\n");
     assert!(refit.run(&["tune", "sweep", "head.yaml"]).expect(2).stderr.contains("for adapters"));
     assert!(refit.run(&["tune", "sweep", "recipe.yaml", "--budget", "soon"]).expect(2).stderr.contains("--budget"));

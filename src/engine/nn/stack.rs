@@ -25,7 +25,7 @@ pub struct Stack {
     blocks: Arc<Vec<Block>>,
     heads: Heads,
     rope: Arc<Rope>,
-    idle: Arc<Mutex<Vec<Box<Work>>>>,
+    idle: Arc<Mutex<Vec<Work>>>,
 }
 
 /// The pairs of each block, in forward order.
@@ -141,8 +141,8 @@ struct Run {
     blocks: Arc<Vec<Block>>,
     attention: Attention,
     plan: Plan,
-    work: Mutex<Box<Work>>,
-    idle: Arc<Mutex<Vec<Box<Work>>>>,
+    work: Mutex<Work>,
+    idle: Arc<Mutex<Vec<Work>>>,
 }
 
 impl Drop for Run {
