@@ -43,17 +43,20 @@ fn name_of(path: &str) -> Option<String> {
     Some(format!("blk.{layer}.{name}"))
 }
 
+/// Heads whose rows the file has in another order; none where it has them as they are.
+fn interleaved_heads(decoder: &Decoder, path: &str) -> Option<usize> {
+    let config = decoder.config();
+    let is_permuted = PERMUTED.contains(&config.architecture.as_str());
+    match path.rsplit('.').next() {
+        Some("q_proj") if is_permuted => Some(config.heads.queries),
+        Some("k_proj") if is_permuted => Some(config.heads.keys),
+        _ => None,
+    }
+}
+
 /// Rows of a matrix of q or k in the order of the file: of each head, the rows of its two halves in turn.
 fn permuted(decoder: &Decoder, path: &str, tensor: &Tensor) -> Result<Tensor, TuningError> {
-    let config = decoder.config();
-    let heads = match path.rsplit('.').next() {
-        Some("q_proj") => config.heads.queries,
-        Some("k_proj") => config.heads.keys,
-        _ => return Ok(tensor.clone()),
-    };
-    if !PERMUTED.contains(&config.architecture.as_str()) {
-        return Ok(tensor.clone());
-    }
+    let Some(heads) = interleaved_heads(decoder, path) else { return Ok(tensor.clone()) };
     let (rows, columns) = tensor.dims2()?;
     let halves = tensor.contiguous()?.reshape((heads, 2, rows / heads / 2, columns))?;
     Ok(halves.transpose(1, 2)?.contiguous()?.reshape((rows, columns))?)
@@ -61,15 +64,7 @@ fn permuted(decoder: &Decoder, path: &str, tensor: &Tensor) -> Result<Tensor, Tu
 
 /// The other way round.
 fn unpermuted(decoder: &Decoder, path: &str, tensor: &Tensor) -> Result<Tensor, TuningError> {
-    let config = decoder.config();
-    let heads = match path.rsplit('.').next() {
-        Some("q_proj") => config.heads.queries,
-        Some("k_proj") => config.heads.keys,
-        _ => return Ok(tensor.clone()),
-    };
-    if !PERMUTED.contains(&config.architecture.as_str()) {
-        return Ok(tensor.clone());
-    }
+    let Some(heads) = interleaved_heads(decoder, path) else { return Ok(tensor.clone()) };
     let (rows, columns) = tensor.dims2()?;
     let pairs = tensor.contiguous()?.reshape((heads, rows / heads / 2, 2, columns))?;
     Ok(pairs.transpose(1, 2)?.contiguous()?.reshape((rows, columns))?)
