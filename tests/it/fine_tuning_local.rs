@@ -2,6 +2,7 @@
 
 use crate::fine_tuning::{JOBS, file, talks, upload};
 use crate::keys::key;
+use crate::local::with_model;
 use crate::rig::wait_for;
 use crate::support::{self, Refit, Server, skip};
 use rustix::process::{Pid, Signal, kill_process};
@@ -57,19 +58,6 @@ fn events(server: &Server, key: &str, job: &Value) -> Vec<Value> {
     }
 }
 
-macro_rules! chat_model_or_skip {
-    ($name:literal) => {
-        match support::model_file() {
-            Some(file) => {
-                let refit = Refit::new();
-                refit.run(&["model", "pull", &file.display().to_string(), "--name", "smollm2-135m-instruct"]).expect(0);
-                refit
-            }
-            None => return skip($name, "REFIT_TEST_MODEL does not name the model file"),
-        }
-    };
-}
-
 fn create(server: &Server, key: &str, body: &Value) -> Value {
     let made = server.post(JOBS, Some(key), body);
     assert_eq!(made.status, 200, "{made:?}");
@@ -92,7 +80,7 @@ fn say(server: &Server, key: &str, model: &Value, text: &str) -> Value {
 
 #[test]
 fn a_local_model_is_fine_tuned_paused_resumed_and_called() {
-    let refit = chat_model_or_skip!("fine_tuning_local::a_local_model_is_fine_tuned_paused_resumed_and_called");
+    let Some(refit) = with_model("fine_tuning_local::a_local_model_is_fine_tuned_paused_resumed_and_called") else { return };
     let (mine, other) = (key(&refit, &[]), key(&refit, &["--project", "two"]));
     let server = refit.serve(&[]);
     let (training, validation) = (file(&server, &mine, &talks(&TALKS)), file(&server, &mine, &talks(&TALKS[..2])));
@@ -163,7 +151,7 @@ fn worker(refit: &Refit) -> Option<Pid> {
 
 #[test]
 fn a_training_goes_on_when_server_and_worker_were_killed() {
-    let refit = chat_model_or_skip!("fine_tuning_local::a_training_goes_on_when_server_and_worker_were_killed");
+    let Some(refit) = with_model("fine_tuning_local::a_training_goes_on_when_server_and_worker_were_killed") else { return };
     let mine = key(&refit, &[]);
     let mut server = refit.serve(&[]);
     let training = file(&server, &mine, &talks(&TALKS));
@@ -183,7 +171,7 @@ fn a_training_goes_on_when_server_and_worker_were_killed() {
 
 #[test]
 fn a_file_that_cannot_be_learned_names_its_line() {
-    let refit = chat_model_or_skip!("fine_tuning_local::a_file_that_cannot_be_learned_names_its_line");
+    let Some(refit) = with_model("fine_tuning_local::a_file_that_cannot_be_learned_names_its_line") else { return };
     let mine = key(&refit, &[]);
     let server = refit.serve(&[]);
     let refused = |lines: &str| {
@@ -217,7 +205,7 @@ fn a_file_that_cannot_be_learned_names_its_line() {
 
 #[test]
 fn preferences_are_learned() {
-    let refit = chat_model_or_skip!("fine_tuning_local::preferences_are_learned");
+    let Some(refit) = with_model("fine_tuning_local::preferences_are_learned") else { return };
     let mine = key(&refit, &[]);
     let server = refit.serve(&[]);
     let said = |text: &str| json!([{"role": "assistant", "content": text}]);

@@ -1,25 +1,11 @@
 //! `refit tune` as people see it: what a training will take, its curve, two beside each other; adapters written for other programs and taken in.
 
 use crate::engine::{adapter, trainable};
-use crate::support::{self, Done, Refit, skip};
+use crate::local::{MODEL, with_model};
+use crate::support::{Done, Refit};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-const MODEL: &str = "smollm2-135m-instruct";
-
-macro_rules! rig_or_skip {
-    ($name:literal) => {
-        match support::model_file() {
-            Some(file) => {
-                let refit = Refit::new();
-                refit.run(&["model", "pull", &file.display().to_string(), "--name", MODEL]).expect(0);
-                refit
-            }
-            None => return skip($name, "REFIT_TEST_MODEL does not name the model file"),
-        }
-    };
-}
 
 /// A dataset of so many questions and answers, split.
 fn data(refit: &Refit, name: &str, samples: usize, words: usize) {
@@ -40,7 +26,7 @@ fn recipe(refit: &Refit, name: &str, dataset: &str, more: &str) -> String {
 
 #[test]
 fn a_training_is_foretold_drawn_and_compared() {
-    let refit = rig_or_skip!("tune_cli::a_training_is_foretold_drawn_and_compared");
+    let Some(refit) = with_model("tune_cli::a_training_is_foretold_drawn_and_compared") else { return };
     data(&refit, "talk", 20, 1);
     let first = recipe(&refit, "first", "talk", "epochs: 2\nbatch_size: 4\n");
     let told = refit.run(&["tune", "estimate", &first, "--json"]).expect(0).json();
@@ -93,7 +79,7 @@ fn a_training_is_foretold_drawn_and_compared() {
 
 #[test]
 fn a_training_that_cannot_fit_is_refused_before_it_begins() {
-    let refit = rig_or_skip!("tune_cli::a_training_that_cannot_fit_is_refused_before_it_begins");
+    let Some(refit) = with_model("tune_cli::a_training_that_cannot_fit_is_refused_before_it_begins") else { return };
     // 800,000 tokens in one batch: terabytes of activations.
     data(&refit, "long", 1_200, 500);
     let large = recipe(&refit, "large", "long", "batch_size: 1024\nmax_length: 2048\n");
@@ -125,7 +111,7 @@ fn files(folder: &Path) -> Vec<String> {
 
 #[test]
 fn an_adapter_is_written_for_other_programs_and_read_back() {
-    let refit = rig_or_skip!("tune_cli::an_adapter_is_written_for_other_programs_and_read_back");
+    let Some(refit) = with_model("tune_cli::an_adapter_is_written_for_other_programs_and_read_back") else { return };
     peft(&refit);
     let name = format!("{MODEL}:taken");
     assert_eq!(refit.run(&["tune", "import", "peft", &name]).expect(0).stdout.trim(), format!("local/{name}@1"));
@@ -188,7 +174,7 @@ fn an_adapter_is_written_for_other_programs_and_read_back() {
 
 #[test]
 fn a_folder_that_cannot_be_honoured_is_refused_by_its_name() {
-    let refit = rig_or_skip!("tune_cli::a_folder_that_cannot_be_honoured_is_refused_by_its_name");
+    let Some(refit) = with_model("tune_cli::a_folder_that_cannot_be_honoured_is_refused_by_its_name") else { return };
     peft(&refit);
     let config: Value =
         serde_json::from_slice(&std::fs::read(refit.path().join("peft/adapter_config.json")).expect("a file")).expect("JSON");

@@ -1,27 +1,14 @@
 //! Searching with `refit tune`: sweeps that halve their trials and go on after a stop, and advice on the method that is enough.
 
+use crate::local::{MODEL, with_model};
 use crate::support::{self, Refit, skip};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const MODEL: &str = "smollm2-135m-instruct";
 const NAMES: [&str; 20] = [
     "kettle", "toaster", "lamp", "chair", "table", "clock", "mirror", "carpet", "vase", "shelf", "stove", "radio", "fan", "desk", "sofa",
     "bench", "plate", "spoon", "cup", "pan",
 ];
-
-macro_rules! rig_or_skip {
-    ($name:literal) => {
-        match support::model_file() {
-            Some(file) => {
-                let refit = Refit::new();
-                refit.run(&["model", "pull", &file.display().to_string(), "--name", MODEL]).expect(0);
-                refit
-            }
-            None => return skip($name, "REFIT_TEST_MODEL does not name the model file"),
-        }
-    };
-}
 
 /// Questions about things, each of two labels.
 fn desk(refit: &Refit) {
@@ -40,7 +27,7 @@ fn desk(refit: &Refit) {
 
 #[test]
 fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
-    let refit = rig_or_skip!("tune_search::a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once");
+    let Some(refit) = with_model("tune_search::a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once") else { return };
     desk(&refit);
     refit.write("recipe.yaml", format!("name: sweep\nmodel: local/{MODEL}\ndataset: desk\nepochs: 4\nbatch_size: 3\nrank: 4\n"));
     let args = ["tune", "sweep", "recipe.yaml", "--learning-rate", "0.00001,0.002", "--rank", "2,4", "--budget", "10m", "--json"];
@@ -94,7 +81,7 @@ fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
 
 #[test]
 fn the_method_that_is_enough_is_recommended() {
-    let refit = rig_or_skip!("tune_search::the_method_that_is_enough_is_recommended");
+    let Some(refit) = with_model("tune_search::the_method_that_is_enough_is_recommended") else { return };
     let Some(folder) = support::embedder_folder() else {
         return skip("tune_search::the_method_that_is_enough_is_recommended", "REFIT_TEST_EMBEDDER does not name the embedding model");
     };
