@@ -10,7 +10,7 @@ use crate::engine::kernel::append::NewRows;
 use crate::engine::kernel::attend::{Attended, Queries, attend};
 use crate::engine::kernel::low_rank::{self, Adapted};
 use crate::engine::kernel::panel::Panels;
-use crate::engine::kernel::product::{Input, Write, product};
+use crate::engine::kernel::product::{Input, Write, product, product_before};
 use crate::engine::kernel::rows::{HeadNorms, add_rms_norm, gate, norm_heads, rms_norm};
 use crate::engine::kernel::tiles::Weight;
 use crate::engine::kv_cache::KvCache;
@@ -195,20 +195,27 @@ impl Output<'_> {
         (bytes, low_rank): (&mut Panels, &mut Vec<f32>),
     ) {
         let (weights, width) = ([self.weight], self.weight.outputs());
-        // Rows of adapters are summed in one order, whichever adapters the other rows of the step have.
-        if self.norm.is_none() && self.step.adapters.is_empty() {
-            product(x, input(from, &weights, bytes), &weights, Write::Add);
+        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
+        let (from_bytes, next) = (input(from, &weights, bytes), low_rank::addresses(&updates));
+        // A row is summed in one order, whichever adapters the other rows of the step have: x, the frozen part, the update.
+        if self.norm.is_none() && !self.step.is_scaled(self.part) {
+            product_before(x, from_bytes, &weights, Write::Add, &next);
+            low_rank::add(x, width, from, &updates, low_rank);
             return;
         }
         // Apart from x, which is neither normed nor scaled.
         let output = sized(output, x.len());
-        product(output, input(from, &weights, bytes), &weights, Write::Set);
-        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
+        product_before(output, from_bytes, &weights, Write::Set, &next);
         self.step.scale(output, width, self.part, rows);
-        low_rank::add(output, width, from, &updates, low_rank);
         match self.norm {
-            Some(norm) => add_rms_norm(x, output, norm, self.step.config.norm_epsilon),
-            None => x.iter_mut().zip(output).for_each(|(x, y)| *x += *y),
+            Some(norm) => {
+                low_rank::add(output, width, from, &updates, low_rank);
+                add_rms_norm(x, output, norm, self.step.config.norm_epsilon);
+            }
+            None => {
+                x.iter_mut().zip(output).for_each(|(x, y)| *x += *y);
+                low_rank::add(x, width, from, &updates, low_rank);
+            }
         }
     }
 }
@@ -229,7 +236,8 @@ impl Block {
             }
             _ => Write::Set,
         };
-        product(qkv, input(normed, &weights, &mut scratch.bytes), &weights, write);
+        let updates = step.updates(layer, 0, 0..rows);
+        product_before(qkv, input(normed, &weights, &mut scratch.bytes), &weights, write, &low_rank::addresses(&updates));
         if step.is_scaled((layer, 0)) {
             step.scale(qkv, stride, (layer, 0), 0..rows);
             // A bias is not scaled.
@@ -237,7 +245,7 @@ impl Block {
                 qkv.chunks_exact_mut(stride).for_each(|row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
             }
         }
-        low_rank::add(qkv, stride, normed, &step.updates(layer, 0, 0..rows), &mut scratch.low_rank);
+        low_rank::add(qkv, stride, normed, &updates, &mut scratch.low_rank);
         if let Some([queries, keys]) = &self.head_norms {
             let parts = [(heads.queries, queries.as_slice()), (heads.keys, keys.as_slice())];
             norm_heads(qkv, HeadNorms { stride, parts, epsilon: config.norm_epsilon });
@@ -270,9 +278,10 @@ impl Block {
             rms_norm(normed, x, &self.feed_forward_norm, config.norm_epsilon);
             let gate_up = sized(&mut scratch.gate_up, count * 2 * inner);
             let weights = self.gate_up.each_ref();
-            product(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set);
+            let updates = step.updates(layer, 2, rows.clone());
+            product_before(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set, &low_rank::addresses(&updates));
             step.scale(gate_up, 2 * inner, (layer, 2), rows.clone());
-            low_rank::add(gate_up, 2 * inner, normed, &step.updates(layer, 2, rows.clone()), &mut scratch.low_rank);
+            low_rank::add(gate_up, 2 * inner, normed, &updates, &mut scratch.low_rank);
             let gated = sized(&mut scratch.gated, count * inner);
             gate(gated, gate_up, inner, config.gate);
             let output = Output { weight: &self.down_proj, norm: self.feed_forward_output_norm.as_deref(), step, part: (layer, 3) };

@@ -44,6 +44,11 @@ pub(super) trait Dots: Copy {
     fn prefetch<T>(items: &[T], ahead: usize) {
         let _ = (items, ahead);
     }
+    /// Asks for the cache line at an address, into the second-level cache; nothing is read.
+    #[inline(always)]
+    fn fetch(address: usize) {
+        let _ = address;
+    }
     /// Rounds a block of floats from -127 to 127 to the nearest whole numbers, ties to even; returns their sum.
     fn rounded(low: Self::Floats, high: Self::Floats, out: &mut [i8; BLOCK]) -> i32;
 }
@@ -130,6 +135,12 @@ mod x86 {
         }
     }
 
+    #[inline(always)]
+    fn fetch(address: usize) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+    }
+
     /// Four bytes as they lie in memory. Byte by byte: `map` is a function of its own here, compiled for no instruction set, and a call
     /// in the innermost loop makes everything ten times slower.
     #[inline(always)]
@@ -188,6 +199,10 @@ mod x86 {
         #[inline(always)]
         fn prefetch<T>(items: &[T], ahead: usize) {
             prefetch(items, ahead);
+        }
+        #[inline(always)]
+        fn fetch(address: usize) {
+            fetch(address);
         }
         #[inline(always)]
         fn rounded(low: lanes::Avx512, high: lanes::Avx512, out: &mut [i8; BLOCK]) -> i32 {
@@ -269,6 +284,10 @@ mod x86 {
             prefetch(items, ahead);
         }
         #[inline(always)]
+        fn fetch(address: usize) {
+            fetch(address);
+        }
+        #[inline(always)]
         fn rounded(low: lanes::Avx2, high: lanes::Avx2, out: &mut [i8; BLOCK]) -> i32 {
             Avx2::rounded(low, high, out)
         }
@@ -338,6 +357,10 @@ mod x86 {
         #[inline(always)]
         fn prefetch<T>(items: &[T], ahead: usize) {
             prefetch(items, ahead);
+        }
+        #[inline(always)]
+        fn fetch(address: usize) {
+            fetch(address);
         }
         #[inline(always)]
         fn rounded(low: lanes::Avx2, high: lanes::Avx2, out: &mut [i8; BLOCK]) -> i32 {

@@ -42,6 +42,14 @@ impl Values {
         }
     }
 
+    fn addresses(&self) -> Range<usize> {
+        let start = match self {
+            Values::Half(values) => values.as_ptr().addr(),
+            Values::Full(values) => values.as_ptr().addr(),
+        };
+        start..start + self.bytes()
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Values::Half(values) => size_of_val(&**values),
@@ -160,6 +168,17 @@ fn packed(rows: &[&[f32]], inputs: usize) -> Vec<[f32; LANES]> {
     packed
 }
 
+/// Addresses of the values that [`add`] will read, in the order of the rows.
+pub fn addresses(adapted: &[Adapted<'_>]) -> Vec<Range<usize>> {
+    let of = |(_, update): &Adapted<'_>| -> [Option<Range<usize>>; 4] {
+        let mut all = [const { None }; 4];
+        all[0] = Some(update.down.addresses());
+        all[1..].iter_mut().zip(&update.parts).for_each(|(place, part)| *place = Some(part.up.addresses()));
+        all
+    };
+    adapted.iter().flat_map(|item| of(item).into_iter().flatten()).collect()
+}
+
 /// Adds each adapter's update to its rows of `y` (rows, `width`), for rows `x` (rows, inputs). `scratch` is kept from call to call.
 pub fn add(y: &mut [f32], width: usize, x: &[f32], adapted: &[Adapted<'_>], scratch: &mut Vec<f32>) {
     let isa = Isa::best();
@@ -268,18 +287,23 @@ fn down_values<L: Lanes, T: Element>(h: &mut [f32], x: &[f32], a: &[[T; LANES]])
 #[inline(always)]
 fn dots<L: Lanes, T: Element, const G: usize>(h: &mut [f32], x: &[f32], a: &[[T; LANES]]) {
     let (whole, rest) = x.as_chunks::<LANES>();
-    let a = a.as_chunks::<G>().0;
+    let a = &a.as_chunks::<G>().0[..x.len().div_ceil(LANES)];
     let mut sums = [L::splat(0.0); G];
-    for (x, a) in whole.iter().zip(a) {
-        add_products::<L, T, G>(&mut sums, L::load(x), a);
+    // By index, here and below: zipped iterators were seen to become calls without the instruction set.
+    let mut i = 0;
+    while i < whole.len() {
+        add_products::<L, T, G>(&mut sums, L::load(&whole[i]), &a[i]);
+        i += 1;
     }
     if !rest.is_empty() {
         let mut last = [0f32; LANES];
         last[..rest.len()].copy_from_slice(rest);
         add_products::<L, T, G>(&mut sums, L::load(&last), &a[whole.len()]);
     }
-    for (h, sum) in h.iter_mut().zip(sums) {
-        *h = sum.sum();
+    let mut g = 0;
+    while g < G {
+        h[g] = sums[g].sum();
+        g += 1;
     }
 }
 
@@ -298,8 +322,10 @@ fn up_values<L: Lanes, T: Element>(y: &mut [f32], h: &[f32], b: &[[T; LANES]], f
     let (whole, rest) = y.as_chunks_mut::<LANES>();
     let b = &b[first * rank..];
     let last = whole.len();
-    for (y, b) in whole.iter_mut().zip(b.chunks_exact(rank)) {
-        updated::<L, T>(L::load(y), h, b).store(y);
+    let mut i = 0;
+    while i < last {
+        updated::<L, T>(L::load(&whole[i]), h, &b[i * rank..(i + 1) * rank]).store(&mut whole[i]);
+        i += 1;
     }
     if !rest.is_empty() {
         let mut lanes = [0f32; LANES];
@@ -312,9 +338,10 @@ fn up_values<L: Lanes, T: Element>(y: &mut [f32], h: &[f32], b: &[[T; LANES]], f
 /// y + hᵀ b
 #[inline(always)]
 fn updated<L: Lanes, T: Element>(y: L, h: &[f32], b: &[[T; LANES]]) -> L {
-    let mut sum = y;
-    for (h, b) in h.iter().zip(b) {
-        sum = sum.plus_product(L::splat(*h), T::lanes(b));
+    let (mut sum, mut r) = (y, 0);
+    while r < h.len() && r < b.len() {
+        sum = sum.plus_product(L::splat(h[r]), T::lanes(&b[r]));
+        r += 1;
     }
     sum
 }

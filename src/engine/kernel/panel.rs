@@ -46,6 +46,60 @@ impl Panels {
         // Few rows are one panel, which is shared out by blocks.
         pool::chunks(&mut self.panels[..count], 1, x.len() / 4096, |first, panels| fill(isa, panels, x, (first, blocks)));
     }
+
+    /// Takes rows of `width` floats, `stride` apart, by the calling thread. A scale and a sum reach over `span` blocks and stand in the first.
+    pub(super) fn fill_spans(&mut self, x: &[f32], (stride, width): (usize, usize), span: usize) {
+        (self.blocks, self.rows) = (width / BLOCK, (x.len() + stride - width) / stride);
+        let count = self.rows.div_ceil(ROWS) * self.blocks;
+        if self.panels.len() < count {
+            self.panels.resize(count, EMPTY);
+        }
+        spans(Isa::best(), &mut self.panels[..count], x, (stride, width), span);
+    }
+}
+
+compiled! {
+    /// Fills panels of rows of `shape` (stride, width), with one scale for `span` blocks.
+    fn spans(panels: &mut [Panel], x: &[f32], shape: (usize, usize), span: usize) = spans_body
+}
+
+#[inline(always)]
+fn spans_body<D: Dots>(panels: &mut [Panel], x: &[f32], (stride, width): (usize, usize), span: usize) {
+    let blocks = width / BLOCK;
+    for (group, panels) in panels.chunks_exact_mut(blocks).enumerate() {
+        for r in 0..ROWS {
+            let Some(row) = x.get((group * ROWS + r) * stride..).and_then(|row| row.get(..width)) else { break };
+            for (panels, x) in panels.chunks_exact_mut(span).zip(row.chunks_exact(span * BLOCK)) {
+                round_span::<D>(panels, r, x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn round_span<D: Dots>(panels: &mut [Panel], row: usize, x: &[f32]) {
+    let (lanes, _) = x.as_chunks::<LANES>();
+    let mut most = D::Floats::splat(0.0);
+    let mut i = 0;
+    while i < lanes.len() {
+        most = most.max(D::Floats::load(&lanes[i]).abs());
+        i += 1;
+    }
+    let largest = most.largest();
+    let inverse = D::Floats::splat(inverse(largest));
+    let (mut sum, mut b) = (0, 0);
+    while b < panels.len() {
+        let (low, high) = (D::Floats::load(&lanes[2 * b]), D::Floats::load(&lanes[2 * b + 1]));
+        sum += D::rounded(low.times(inverse), high.times(inverse), &mut panels[b].bytes[row]);
+        b += 1;
+    }
+    (panels[0].scales[row], panels[0].sums[row]) = (largest * (1.0 / 127.0), sum);
+}
+
+/// Steps in one; below that of 1e-30 it is not finite, and such a block is as good as zero.
+#[inline(always)]
+fn inverse(largest: f32) -> f32 {
+    if largest > 1e-30 { 127.0 / largest } else { 0.0 }
 }
 
 compiled! {
@@ -76,8 +130,7 @@ fn round_block<D: Dots>(panel: &mut Panel, row: usize, x: &[f32; BLOCK]) {
     let (halves, _) = x.as_chunks::<LANES>();
     let (low, high) = (D::Floats::load(&halves[0]), D::Floats::load(&halves[1]));
     let largest = low.abs().max(high.abs()).largest();
-    // Below that the inverse is not finite; such a block is as good as zero.
-    let inverse = D::Floats::splat(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
+    let inverse = D::Floats::splat(inverse(largest));
     let sum = D::rounded(low.times(inverse), high.times(inverse), &mut panel.bytes[row]);
     let scale = largest * (1.0 / 127.0);
     (panel.scales[row], panel.sums[row], panel.totals[row]) = (scale, sum, scale * sum as f32);

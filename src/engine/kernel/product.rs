@@ -18,6 +18,8 @@ const GROUP: usize = 16;
 
 /// Blocks between the one that is computed and the one that is fetched.
 const AHEAD: usize = 12;
+/// Bytes of a line of the processor's caches.
+const CACHE_LINE: usize = 64;
 /// Panels for each thread from which on rows are shared out rather than outputs.
 const MANY: usize = 4;
 
@@ -44,10 +46,19 @@ pub enum Write {
 /// # Panics
 /// When lengths do not fit: a programming error.
 pub fn product(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) {
-    by(Isa::best(), y, x, weights, write);
+    by(Isa::best(), y, x, weights, write, &[]);
 }
 
-fn by(isa: Isa, y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) {
+/// As [`product`], and asks on the way for memory that is read next: addresses, shared out among the threads in their order. With a few
+/// rows memory has time to spare while the weights are multiplied.
+///
+/// # Panics
+/// As [`product`].
+pub fn product_before(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, next: &[Range<usize>]) {
+    by(Isa::best(), y, x, weights, write, next);
+}
+
+fn by(isa: Isa, y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, next: &[Range<usize>]) {
     let width: usize = weights.iter().map(|weight| weight.outputs()).sum();
     let (rows, inputs) = (y.len() / width, weights[0].inputs());
     assert!(y.len() == rows * width && x.floats.len() == rows * inputs && weights.iter().all(|w| w.inputs() == inputs));
@@ -59,27 +70,32 @@ fn by(isa: Isa, y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) 
         pool::ranges(panels, usize::MAX, |panels| {
             let first = panels.start * ROWS;
             let target = Target { first, rows: rows.min(panels.end * ROWS) - first, ..target };
-            side_by_side(isa, x, weights, 0..tiles, target);
+            side_by_side(isa, x, weights, 0..tiles, target, &mut Fetch::new(&[], 1));
         });
     } else {
-        pool::ranges(tiles, usize::MAX, |tiles| side_by_side(isa, x, weights, tiles, target));
+        let blocks = inputs / BLOCK * panels;
+        pool::ranges(tiles, usize::MAX, |own| {
+            let mine = &next[next.len() * own.start / tiles..next.len() * own.end / tiles];
+            let mut fetch = Fetch::new(mine, own.len() * blocks);
+            side_by_side(isa, x, weights, own, target, &mut fetch);
+        });
     }
 }
 
 /// The tiles of a range, counted through all weights.
-fn side_by_side(isa: Isa, x: Input<'_>, weights: &[&Weight], range: Range<usize>, mut target: Target<'_>) {
+fn side_by_side(isa: Isa, x: Input<'_>, weights: &[&Weight], range: Range<usize>, mut target: Target<'_>, fetch: &mut Fetch<'_>) {
     let mut tile = 0;
     for weight in weights {
         let own = range.start.max(tile) - tile..range.end.min(tile + weight.tiles()).max(tile) - tile;
         if !own.is_empty() {
-            one(isa, x, weight, Part { tiles: own, outputs: weight.outputs() }, target);
+            one(isa, x, weight, Part { tiles: own, outputs: weight.outputs() }, target, fetch);
         }
         tile += weight.tiles();
         target.column += weight.outputs();
     }
 }
 
-fn one(isa: Isa, x: Input<'_>, weight: &Weight, part: Part, target: Target<'_>) {
+fn one(isa: Isa, x: Input<'_>, weight: &Weight, part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
     let inputs = weight.inputs();
     let floats = &x.floats[target.first * inputs..(target.first + target.rows) * inputs];
     match &weight.packed {
@@ -87,7 +103,7 @@ fn one(isa: Isa, x: Input<'_>, weight: &Weight, part: Part, target: Target<'_>) 
             let blocks = inputs / BLOCK;
             assert!(x.bytes.blocks == blocks && x.bytes.rows >= target.first + target.rows, "activations of another shape");
             let panels = target.first / ROWS * blocks..(target.first + target.rows).div_ceil(ROWS) * blocks;
-            bytes(isa, quantised, &x.bytes.panels[panels], part, target);
+            bytes(isa, quantised, &x.bytes.panels[panels], part, target, fetch);
         }
         Packed::F32(values) => f32s(isa, values, floats, part, target),
         Packed::F16(values) => f16s(isa, values, floats, part, target),
@@ -100,6 +116,38 @@ struct Part {
     tiles: Range<usize>,
     /// Of the whole weight.
     outputs: usize,
+}
+
+/// Memory that is asked for while a thread multiplies, evenly over its blocks.
+struct Fetch<'a> {
+    left: &'a [Range<usize>],
+    /// Address in the first one.
+    at: usize,
+    /// Cache lines for each block.
+    each: usize,
+}
+
+impl<'a> Fetch<'a> {
+    fn new(ranges: &'a [Range<usize>], blocks: usize) -> Self {
+        let lines: usize = ranges.iter().map(|range| range.len().div_ceil(CACHE_LINE)).sum();
+        Fetch { left: ranges, at: ranges.first().map_or(0, |range| range.start), each: lines.div_ceil(blocks.max(1)) }
+    }
+
+    #[inline(always)]
+    fn some<D: Dots>(&mut self) {
+        let mut i = 0;
+        while i < self.each {
+            D::fetch(self.at);
+            (i, self.at) = (i + 1, self.at.wrapping_add(CACHE_LINE));
+            if self.at >= self.left[0].end {
+                self.left = &self.left[1..];
+                match self.left.first() {
+                    Some(range) => self.at = range.start,
+                    None => self.each = 0,
+                }
+            }
+        }
+    }
 }
 
 /// Where the outputs of a weight go: `rows` rows of `width`, from row `first` and `column` on.
@@ -135,21 +183,21 @@ impl Target<'_> {
 }
 
 compiled! {
-    fn bytes(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>) = bytes_body
+    fn bytes(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) = bytes_body
 }
 
 #[inline(always)]
-fn bytes_body<D: Dots>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>) {
+fn bytes_body<D: Dots>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
     match weight.layout {
-        Layout::Nibbles => tiles_body::<D, Nibbles>(weight, panels, part, target),
-        Layout::NibblesMin => tiles_body::<D, NibblesMin>(weight, panels, part, target),
-        Layout::Bytes => tiles_body::<D, Bytes<false>>(weight, panels, part, target),
-        Layout::BytesMin => tiles_body::<D, Bytes<true>>(weight, panels, part, target),
+        Layout::Nibbles => tiles_body::<D, Nibbles>(weight, panels, part, target, fetch),
+        Layout::NibblesMin => tiles_body::<D, NibblesMin>(weight, panels, part, target, fetch),
+        Layout::Bytes => tiles_body::<D, Bytes<false>>(weight, panels, part, target, fetch),
+        Layout::BytesMin => tiles_body::<D, Bytes<true>>(weight, panels, part, target, fetch),
     }
 }
 
 #[inline(always)]
-fn tiles_body<D: Dots, K: Kind>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>) {
+fn tiles_body<D: Dots, K: Kind>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
     let blocks = panels.len() / target.rows.div_ceil(ROWS);
     for (group, panels) in panels.chunks(GROUP * blocks).enumerate() {
         for tile in part.tiles.clone() {
@@ -162,12 +210,12 @@ fn tiles_body<D: Dots, K: Kind>(weight: &Quantised, panels: &[Panel], part: Part
                 let to = To { target, row, tile, outputs: part.outputs };
                 let weights = Row { lines, scales, mins };
                 match target.rows - row {
-                    1 => rows_body::<D, K, 1>(weights, panels, to),
-                    2 => rows_body::<D, K, 2>(weights, panels, to),
-                    3 => rows_body::<D, K, 3>(weights, panels, to),
-                    4 => rows_body::<D, K, 4>(weights, panels, to),
-                    5 | 6 => rows_body::<D, K, 6>(weights, panels, to),
-                    _ => rows_body::<D, K, 8>(weights, panels, to),
+                    1 => rows_body::<D, K, 1>(weights, panels, to, fetch),
+                    2 => rows_body::<D, K, 2>(weights, panels, to, fetch),
+                    3 => rows_body::<D, K, 3>(weights, panels, to, fetch),
+                    4 => rows_body::<D, K, 4>(weights, panels, to, fetch),
+                    5 | 6 => rows_body::<D, K, 6>(weights, panels, to, fetch),
+                    _ => rows_body::<D, K, 8>(weights, panels, to, fetch),
                 }
             }
         }
@@ -282,7 +330,7 @@ impl<const WITH_MINS: bool> Kind for Bytes<WITH_MINS> {
 
 /// One tile with `M` rows of one panel's height.
 #[inline(always)]
-fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel], to: To<'_>) {
+fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel], to: To<'_>, fetch: &mut Fetch<'_>) {
     let mut totals = [D::Floats::splat(0.0); M];
     // By index: zipped iterators were seen to become calls without the instruction set, one a block.
     let count = panels.len();
@@ -298,6 +346,7 @@ fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel
         if K::MINS {
             D::prefetch(std::slice::from_ref(mins), AHEAD);
         }
+        fetch.some::<D>();
         let sums = K::sums::<D, M>(lines, panel);
         let scale = D::Floats::load_f16(scales);
         let min = if K::MINS { D::Floats::load_f16(mins) } else { scale };
@@ -544,7 +593,9 @@ mod tests {
                 for isa in Isa::available() {
                     let mut y = vec![1.0; rows * width];
                     let input = Input { floats: &x, bytes: &panels };
-                    by(isa, &mut y, input, &[&weight, &second], Write::Add);
+                    // Whatever lies at addresses that are asked for on the way, and however many these are.
+                    let next = [0..64 * (seed as usize % 100), 4096..4100, usize::MAX - 300..usize::MAX - 100];
+                    by(isa, &mut y, input, &[&weight, &second], Write::Add, &next[..seed as usize % 4]);
                     for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
                         let error = (f64::from(*y) - 1.0 - expected).abs();
                         // Sums of f32: the error is one of their terms, which may be large and cancel.

@@ -101,8 +101,7 @@ struct Scratch {
     d_inner: Vec<f32>,
     low: Low,
     rounding: Rounding,
-    pairs: Vec<u32>,
-    more_pairs: Vec<u32>,
+    more_rounding: Rounding,
 }
 
 /// Buffers of low-rank products.
@@ -188,24 +187,24 @@ impl Block {
         let (isa, hidden, width) = (self.isa(), self.hidden(), self.linears[DOWN].widths().0);
         let rows = grads.stream.len() / hidden;
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, d_normed, gate, up, inner, d_inner, low, pairs: rounded, more_pairs, .. } = scratch;
+            let Scratch { normed, d_normed, gate, up, inner, d_inner, low, rounding: rounded, more_rounding, .. } = scratch;
             for buffer in [&mut *gate, &mut *up, &mut *inner, &mut *d_inner] {
                 buffer.resize(rows * width, 0.0);
             }
             kept.gate.read(isa, gate);
             kept.up.read(isa, up);
             let mut backward = Backward { block: self, kept, pairs, places, sums: &mut grads.pairs, low };
-            let grad = Operand::new(isa, &grads.stream, hidden, rounded);
+            let grad = Operand::backward(&self.linears[DOWN], &grads.stream, rounded);
             backward.input(DOWN, grad, Some((d_inner, Write::Set)))?;
             simd::swiglu_again(inner, gate, up, d_inner);
             backward.pair(DOWN, inner, grad);
             normed.resize(rows * hidden, 0.0);
             d_normed.resize(rows * hidden, 0.0);
             self.post_attention_layernorm.rows(normed, &kept.middle);
-            backward.apply(GATE, normed, Operand::new(isa, gate, width, more_pairs), Some((d_normed, Write::Set)))?;
-            backward.apply(UP, normed, Operand::new(isa, up, width, more_pairs), Some((d_normed, Write::Add)))?;
+            backward.apply(GATE, normed, Operand::backward(&self.linears[GATE], gate, more_rounding), Some((d_normed, Write::Set)))?;
+            backward.apply(UP, normed, Operand::backward(&self.linears[UP], up, more_rounding), Some((d_normed, Write::Add)))?;
             self.post_attention_layernorm.rows_backward(&mut grads.stream, &kept.middle, d_normed);
-            let grad = Operand::new(isa, &grads.stream, hidden, rounded);
+            let grad = Operand::backward(&self.linears[OUTPUT], &grads.stream, rounded);
             grads.attended.resize(kept.attended.len(), 0.0);
             backward.apply(OUTPUT, &kept.attended, grad, Some((&mut grads.attended, Write::Set)))
         })
@@ -219,16 +218,15 @@ impl Block {
         (pairs, places): (&Pairs, &Places),
         lowest: Lowest,
     ) -> Result<()> {
-        let isa = self.isa();
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, d_normed, low, pairs: rounded, .. } = scratch;
+            let Scratch { normed, d_normed, low, rounding: rounded, .. } = scratch;
             normed.resize(x.len(), 0.0);
             d_normed.resize(x.len(), 0.0);
             self.input_layernorm.rows(normed, x);
             let mut backward = Backward { block: self, kept, pairs, places, sums: &mut grads.pairs, low };
             for (i, grad) in grads.qkv.iter().enumerate() {
                 let write = if i == 0 { Write::Set } else { Write::Add };
-                let grad = Operand::new(isa, grad, self.linears[i].widths().1, rounded);
+                let grad = Operand::backward(&self.linears[i], grad, rounded);
                 backward.apply(i, normed, grad, (lowest == Lowest::No).then_some((&mut *d_normed, write)))?;
             }
             if lowest == Lowest::No {

@@ -69,8 +69,8 @@ pub fn evaluate(hidden: &Tensor, head: &Linear, labels: &[Option<Label>]) -> Res
             let measure = |logits: &mut [f32], &Row { row, token, weight }: &Row| {
                 let target = logits[token];
                 let is_hit = logits.iter().all(|x| *x <= target);
-                let (log_sum, max) = simd::softmax_stats(logits);
-                Measured { row, weight, loss: f64::from(log_sum + max - target), is_hit }
+                let (sum, max) = simd::exponentials(logits);
+                Measured { row, weight, loss: f64::from(sum.ln() + max - target), is_hit }
             };
             Ok(each_row(head, buffers, block, measure))
         })?;
@@ -101,7 +101,6 @@ struct Buffers {
     hidden: Vec<f32>,
     logits: Vec<f32>,
     rounding: Rounding,
-    pairs: Vec<u32>,
 }
 
 thread_local! {
@@ -160,21 +159,24 @@ impl CustomOp1 for HeadCrossEntropy {
         // Sums are taken in row order, so that they do not depend on which thread was first.
         let blocks = in_blocks(&self.head, &self.rows, |block, buffers| {
             logits(hidden, &self.head, block, buffers)?;
-            let losses = each_row(&self.head, buffers, block, |logits, row| {
+            // The gradient of a row is taken times the sum of its exponentials, which saves a walk through its logits.
+            let rows = each_row(&self.head, buffers, block, |logits, row| {
                 let target = logits[row.token];
-                let (log_sum, max) = simd::softmax_stats(logits);
-                logits[row.token] -= 1.0;
-                f64::from(row.weight) * f64::from(log_sum + max - target)
+                let (sum, max) = simd::exponentials(logits);
+                logits[row.token] -= sum;
+                (f64::from(row.weight) * f64::from(sum.ln() + max - target), row.weight / self.normaliser / sum)
             });
             let mut dx = vec![0f32; block.len() * width];
-            self.head.backward_wide(&mut dx, &buffers.logits, &mut buffers.pairs)?;
-            Ok((losses.iter().sum::<f64>(), dx))
+            self.head.backward_wide(&mut dx, &buffers.logits, &mut buffers.rounding)?;
+            for (dx, (_, scale)) in dx.chunks_exact_mut(width).zip(&rows) {
+                dx.iter_mut().for_each(|dx| *dx *= scale);
+            }
+            Ok((rows.iter().map(|(loss, _)| loss).sum::<f64>(), dx))
         })?;
         let loss: f64 = blocks.iter().map(|(loss, _)| loss).sum();
         let mut gradient = vec![0f32; hidden.len()];
         for (row, dx) in self.rows.iter().zip(blocks.iter().flat_map(|(_, dx)| dx.chunks_exact(width))) {
-            let scale = row.weight / self.normaliser;
-            gradient[row.row * width..][..width].iter_mut().zip(dx).for_each(|(gradient, dx)| *gradient = scale * dx);
+            gradient[row.row * width..][..width].copy_from_slice(dx);
         }
         *self.gradient.lock().expect("no other thread holds the gradient: the op belongs to one graph") = Some(gradient);
         Ok((CpuStorage::F32(vec![(loss / f64::from(self.normaliser)) as f32]), Shape::from(())))

@@ -9,6 +9,7 @@ use crate::engine::kernel::bf16::{self, Frozen as Panels, Isa};
 use crate::engine::kernel::panel::Panels as Bytes;
 use crate::engine::kernel::product::{self as served, Input};
 use crate::engine::kernel::tiles;
+use crate::engine::kernel::transposed::Transposed;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ enum Weight {
 struct Rounded {
     isa: Isa,
     forward: Forward,
-    backward: Panels,
+    backward: Backward,
 }
 
 /// What x is multiplied with, and thereby what x is rounded to.
@@ -44,6 +45,15 @@ struct Rounded {
 enum Forward {
     /// Blocks of 8 bits: the weight as serving has it.
     Bytes(tiles::Weight),
+    /// bfloat16.
+    Half(Panels),
+}
+
+/// What a gradient is multiplied with, and thereby what it is rounded to.
+#[derive(Debug)]
+enum Backward {
+    /// Bytes, where x is rounded to bytes as well.
+    Bytes(Transposed),
     /// bfloat16.
     Half(Panels),
 }
@@ -96,6 +106,15 @@ impl<'a> Operand<'a> {
         Operand { bytes: Some(bytes), ..operand }
     }
 
+    /// Rounds the gradients of a layer's output into all that the layer, and a pair on top of it, reads.
+    pub(super) fn backward(layer: &Linear, grad: &'a [f32], scratch: &'a mut Rounding) -> Self {
+        let Rounding { pairs, bytes } = scratch;
+        let operand = Self::new(layer.isa(), grad, layer.outputs, pairs);
+        let Some(Backward::Bytes(weight)) = layer.rounded_backward() else { return operand };
+        weight.round(bytes, grad, (layer.outputs, layer.outputs));
+        Operand { bytes: Some(bytes), ..operand }
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.values.len() / self.width
     }
@@ -136,11 +155,11 @@ impl Linear {
         let Some(isa) = Isa::detect() else { return Self::new(weight) };
         let (outputs, inputs) = weight.dims2()?;
         let (forward, backward) = with_slice(&weight, |weight| Panels::both(isa, weight, (outputs, inputs)))?;
-        Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Half(forward), backward })), outputs, inputs })
+        Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Half(forward), backward: Backward::Half(backward) })), outputs, inputs })
     }
 
     /// As [`Linear::rounded`], but forwards with the same weight as serving packs it, where that multiplies bytes: what is trained is then
-    /// what is served, at a quarter of the memory and half as fast again.
+    /// what is served, at a quarter of the memory and half as fast again. Gradients go backwards as bytes, too.
     ///
     /// # Errors
     /// As [`Linear::new`], and when the two are of different shapes.
@@ -150,13 +169,23 @@ impl Linear {
         if (packed.outputs(), packed.inputs()) != (outputs, inputs) {
             candle_core::bail!("a weight ({outputs}, {inputs}) that serving has as ({}, {})", packed.outputs(), packed.inputs());
         }
-        let backward = with_slice(&weight, |weight| Panels::backward(isa, weight, (outputs, inputs)))?;
+        let backward = with_slice(&weight, |weight| match Transposed::pack(weight, (outputs, inputs)) {
+            Some(weight) => Backward::Bytes(weight),
+            None => Backward::Half(Panels::backward(isa, weight, (outputs, inputs))),
+        })?;
         Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Bytes(packed), backward })), outputs, inputs })
     }
 
     /// Whether its inputs are rounded to bytes.
     fn takes_bytes(&self) -> bool {
         matches!(&self.weight, Weight::Rounded(rounded) if matches!(rounded.forward, Forward::Bytes(_)))
+    }
+
+    fn rounded_backward(&self) -> Option<&Backward> {
+        match &self.weight {
+            Weight::Exact(_) => None,
+            Weight::Rounded(rounded) => Some(&rounded.backward),
+        }
     }
 
     /// The frozen weight (out, in).
@@ -212,7 +241,7 @@ impl Linear {
     /// dx (rows, in) [+]= g W.
     pub(super) fn backward(&self, dx: &mut [f32], grad: Operand<'_>, write: Write, threads: Threads) -> Result<()> {
         match &self.weight {
-            Weight::Rounded(rounded) => grad.times(&rounded.backward, dx, write),
+            Weight::Rounded(rounded) => rounded.backward.product(dx, grad, write),
             Weight::Exact(weight) => with_slice(weight, |w| {
                 let w = Matrix::new(w, self.outputs, self.inputs);
                 gemm(dx, Matrix::new(grad.values, grad.rows(), self.outputs), w, (write, 1.0), threads == Threads::All);
@@ -222,22 +251,34 @@ impl Linear {
     }
 
     /// dx (rows, in) = g W for a layer of very many outputs: g is rounded piece by piece into `scratch`.
-    pub(super) fn backward_wide(&self, dx: &mut [f32], grad: &[f32], scratch: &mut Vec<u32>) -> Result<()> {
-        /// Outputs of a piece, an even number.
+    pub(super) fn backward_wide(&self, dx: &mut [f32], grad: &[f32], scratch: &mut Rounding) -> Result<()> {
+        /// Outputs of a piece, at least; an even number.
         const PIECE: usize = 1024;
         let Weight::Rounded(rounded) = &self.weight else {
             return self.backward(dx, Operand { values: grad, width: self.outputs, pairs: None, bytes: None }, Write::Set, Threads::All);
         };
+        let size = match &rounded.backward {
+            Backward::Bytes(weight) => PIECE.next_multiple_of(weight.span()),
+            Backward::Half(_) => PIECE,
+        };
         let count = grad.len() / self.outputs;
-        for first in (0..self.outputs).step_by(PIECE) {
-            let width = PIECE.min(self.outputs - first);
-            let stride = width.div_ceil(2);
-            scratch.resize(count * stride, 0);
-            let source = bf16::Source { data: &grad[first..], stride: self.outputs };
-            bf16::round(rounded.isa, scratch, source, (count, width), 1.0);
-            let target = bf16::Target { data: dx, stride: self.inputs, add: first > 0 };
-            let part = bf16::Part { columns: self.inputs, first: first / 2, pairs: stride };
-            bf16::product_part(rounded.isa, target, bf16::Rows { pairs: scratch, stride, count }, &rounded.backward, part);
+        for first in (0..self.outputs).step_by(size) {
+            let width = size.min(self.outputs - first);
+            match &rounded.backward {
+                Backward::Bytes(weight) => {
+                    weight.round(&mut scratch.bytes, &grad[first..], (self.outputs, width));
+                    weight.product(dx, &scratch.bytes, first, first > 0);
+                }
+                Backward::Half(panels) => {
+                    let (stride, pairs) = (width.div_ceil(2), &mut scratch.pairs);
+                    pairs.resize(count * stride, 0);
+                    let source = bf16::Source { data: &grad[first..], stride: self.outputs };
+                    bf16::round(rounded.isa, pairs, source, (count, width), 1.0);
+                    let target = bf16::Target { data: dx, stride: self.inputs, add: first > 0 };
+                    let part = bf16::Part { columns: self.inputs, first: first / 2, pairs: stride };
+                    bf16::product_part(rounded.isa, target, bf16::Rows { pairs, stride, count }, panels, part);
+                }
+            }
         }
         Ok(())
     }
@@ -269,8 +310,8 @@ impl Linear {
             Weight::Rounded(rounded) => {
                 let mut dx = vec![0f32; grad.len() / self.outputs * self.inputs];
                 let rows = dx.par_chunks_mut(ROWS * self.inputs).zip(grad.par_chunks(ROWS * self.outputs));
-                rows.for_each_init(Vec::new, |scratch, (dx, grad)| {
-                    Operand::new(Some(rounded.isa), grad, self.outputs, scratch).times(&rounded.backward, dx, Write::Set);
+                rows.for_each_init(Rounding::default, |scratch, (dx, grad)| {
+                    rounded.backward.product(dx, Operand::backward(self, grad, scratch), Write::Set);
                 });
                 Ok(dx)
             }
@@ -287,6 +328,18 @@ impl Forward {
                 let bytes = x.bytes.expect("an operand is rounded to bytes for layers that take them");
                 let write = if write == Write::Add { served::Write::Add } else { served::Write::Set };
                 served::product(y, Input { floats: x.values, bytes }, &[weight], write);
+            }
+        }
+    }
+}
+
+impl Backward {
+    /// dx [+]= g W, by the calling thread.
+    fn product(&self, dx: &mut [f32], grad: Operand<'_>, write: Write) {
+        match self {
+            Backward::Half(panels) => grad.times(panels, dx, write),
+            Backward::Bytes(weight) => {
+                weight.product(dx, grad.bytes.expect("a gradient is rounded to bytes for layers that take them"), 0, write == Write::Add);
             }
         }
     }

@@ -54,6 +54,10 @@ multiversion! {
     pub fn softmax_stats(row: &mut [f32]) -> (f32, f32) = softmax_stats_body
 }
 multiversion! {
+    /// Turns logits into `exp(x - max)` in place and returns their sum and `max`.
+    pub fn exponentials(row: &mut [f32]) -> (f32, f32) = exponentials_body
+}
+multiversion! {
     /// `out = silu(gate) · up`
     pub fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) = swiglu_body
 }
@@ -362,6 +366,12 @@ fn softmax_stats_body<L: Lanes>(row: &mut [f32]) -> (f32, f32) {
         *x *= inverse;
     }
     (total.ln(), max)
+}
+
+#[inline(always)]
+fn exponentials_body<L: Lanes>(row: &mut [f32]) -> (f32, f32) {
+    let max = max_of(row);
+    (exponentiate::<L>(row, max), max)
 }
 
 #[inline(always)]
