@@ -123,7 +123,11 @@ fn tiles_body<D: Dots>(weight: &Transposed, panels: &Panels, blocks: Range<usize
         while group * ROWS < panels.rows {
             let part = &panels.panels[group * depth..(group + 1) * depth];
             let to = To { row: group * ROWS, rows: panels.rows, tile, add };
-            if together == 2 { some::<D, 2>(weight, part, blocks.start, dx, to) } else { some::<D, 1>(weight, part, blocks.start, dx, to) }
+            if together == 2 {
+                some::<D, 2>(weight, part, blocks.start, dx, to)
+            } else {
+                some::<D, 1>(weight, part, blocks.start, dx, to)
+            }
             group += 1;
         }
         tile += together;

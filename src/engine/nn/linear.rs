@@ -155,7 +155,11 @@ impl Linear {
         let Some(isa) = Isa::detect() else { return Self::new(weight) };
         let (outputs, inputs) = weight.dims2()?;
         let (forward, backward) = with_slice(&weight, |weight| Panels::both(isa, weight, (outputs, inputs)))?;
-        Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Half(forward), backward: Backward::Half(backward) })), outputs, inputs })
+        Ok(Linear {
+            weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Half(forward), backward: Backward::Half(backward) })),
+            outputs,
+            inputs,
+        })
     }
 
     /// As [`Linear::rounded`], but forwards with the same weight as serving packs it, where that multiplies bytes: what is trained is then
@@ -489,5 +493,51 @@ impl CustomOp3 for LoraLinear {
         };
         let (dx, da, db) = with_slice(x, |x| with_slice(a, |a| with_slice(b, |b| with_slice(grad, |grad| gradients(x, a, b, grad)))))?????;
         Ok((Some(tensor(dx, x.shape())?), Some(tensor(da, a.shape())?), Some(tensor(db, b.shape())?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use candle_core::quantized::{GgmlDType, QTensor};
+
+    /// Sums of its products do not cancel as those of waves do.
+    fn noise(rows: usize, columns: usize, seed: u64) -> Tensor {
+        let mut state = seed;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let values: Vec<f32> = (0..rows * columns).map(|_| random()).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("a matrix")
+    }
+
+    /// y, and dx for a gradient of y.
+    fn run(linear: &Linear, x: &Tensor, grad: &Tensor) -> [Vec<f32>; 2] {
+        let x = candle_core::Var::from_tensor(x).expect("a variable");
+        let y = linear.train(x.as_tensor(), None).expect("a product");
+        let gradients = (&y * grad).and_then(|y| y.sum_all()).and_then(|loss| loss.backward()).expect("a backward pass");
+        let values = |tensor: &Tensor| tensor.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("values");
+        [values(&y), values(gradients.get(x.as_tensor()).expect("a gradient"))]
+    }
+
+    #[test]
+    fn a_served_weight_gives_nearly_the_exact_products_in_both_directions() {
+        // Whole blocks, which go backwards as bytes, and outputs that are none, which go in bfloat16.
+        for (outputs, inputs) in [(288, 96), (50, 64)] {
+            let quantised = QTensor::quantize(&noise(outputs, inputs, 1), GgmlDType::Q8_0).expect("blocks");
+            let (weight, bytes) = (quantised.dequantize(&Device::Cpu).expect("values"), quantised.data().expect("bytes"));
+            let source = tiles::Source { bytes: &bytes, outputs, inputs, order: &|row| row, packed: &|_| {} };
+            let packed = tiles::Weight::pack(GgmlDType::Q8_0, source).expect("a known type");
+            let linear = Linear::served(weight.clone(), packed).expect("a layer");
+            let (x, grad) = (noise(70, inputs, 2), noise(70, outputs, 3));
+            let expected = run(&Linear::new(weight).expect("a layer"), &x, &grad);
+            for (found, expected) in run(&linear, &x, &grad).iter().zip(&expected) {
+                let length = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let off = length(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / length(&mut expected.iter().copied());
+                assert!(off < 0.015, "({outputs}, {inputs}): off by {off}");
+            }
+        }
     }
 }
