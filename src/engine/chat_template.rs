@@ -99,6 +99,11 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, knows_tools, bos, eos })
     }
 
+    /// What it was made of.
+    pub fn source(&self) -> String {
+        self.environment.get_template("chat").map_or_else(|_| String::new(), |template| template.source().to_string())
+    }
+
     /// Renders a conversation; `open` adds the opening of the assistant's turn.
     ///
     /// # Errors

@@ -34,6 +34,7 @@ pub mod schema;
 pub mod sequence;
 pub mod tokenizer;
 mod tokenizer_files;
+mod tokenizer_gguf;
 pub mod tools;
 
 pub use adapter::Adapter;

@@ -2,7 +2,8 @@
 
 use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
-use super::arch::{self, Decoder, Purpose};
+use super::arch::family::Family;
+use super::arch::{self, Decoder, DecoderConfig, Purpose};
 use super::chat_template::{ChatMessage, ChatTemplate};
 use super::classifier::Classifier;
 use super::folder::Folder;
@@ -34,6 +35,47 @@ pub struct Model {
     template: ChatTemplate,
 }
 
+/// What the files of a model say before its weights are read, of one that can be trained.
+pub struct Outline {
+    /// Sizes.
+    pub config: DecoderConfig,
+    /// What sets its architecture apart.
+    pub family: &'static Family,
+    /// Whether output matrix and embeddings are one.
+    pub is_tied: bool,
+    /// Text to tokens.
+    pub tokenizer: Tokenizer,
+    /// The model's own chat template, where it brings one.
+    pub template: Option<ChatTemplate>,
+}
+
+impl Outline {
+    /// Of a GGUF file.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`EngineError::Unsupported`] naming what training does not compute.
+    pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
+        let (config, family, is_tied) = arch::trainable(file)?;
+        let tokenizer = Tokenizer::from_gguf(file)?;
+        let template = gguf_template(file)?;
+        let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
+        let template = template.map(|source| self::template(Some(source), &tokenizer, eos)).transpose()?;
+        Ok(Outline { config, family, is_tied, tokenizer, template })
+    }
+
+    /// Of a folder.
+    ///
+    /// # Errors
+    /// As [`Outline::of_gguf`].
+    pub fn of_folder(folder: &Folder) -> Result<Self, EngineError> {
+        let (config, family, is_tied) = arch::trainable_folder(folder)?;
+        let tokenizer = Tokenizer::from_folder(folder, config.vocabulary)?;
+        let eos = tokenizer.ends().first().copied();
+        let template = folder_template(folder)?.map(|source| template(Some(source), &tokenizer, eos)).transpose()?;
+        Ok(Outline { config, family, is_tied, tokenizer, template })
+    }
+}
+
 /// A part of a conversation as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
@@ -54,8 +96,7 @@ impl Model {
         }
         let file = Gguf::open(path)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
-        let key = "tokenizer.chat_template";
-        let source = file.get(key).map(|_| file.text(key)).transpose()?.map(str::to_string);
+        let source = gguf_template(&file)?;
         let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
         let template = template(source, &tokenizer, eos)?;
         Ok(Model { decoder: arch::load(&file, purpose)?, tokenizer, template })
@@ -169,6 +210,12 @@ impl Model {
     pub fn lora_targets(&self) -> Vec<LoraTarget> {
         self.decoder.lora_targets()
     }
+}
+
+/// The template of a GGUF file.
+fn gguf_template(file: &Gguf) -> Result<Option<String>, EngineError> {
+    let key = "tokenizer.chat_template";
+    Ok(file.get(key).map(|_| file.text(key)).transpose()?.map(str::to_string))
 }
 
 /// The model's own template, or one that fits its vocabulary.

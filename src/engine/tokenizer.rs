@@ -153,6 +153,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// Whether that begins every prompt.
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
     /// Whether a token ends a reply.
     pub fn is_end(&self, id: u32) -> bool {
         self.eos.binary_search(&id).is_ok()

@@ -19,8 +19,8 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 /// Token types of GGUF (`tokenizer.ggml.token_type`): control and user-defined tokens are matched before anything is split.
 const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 /// Tokens that end a turn, whatever the file names as the end.
 const ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>"];
@@ -178,7 +178,10 @@ fn byte_of(token: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, EngineError> {
+/// Names of pre-tokenizers that are known.
+pub(super) const PRE_TOKENIZERS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+
+pub(super) fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, EngineError> {
     let split = |pattern: &str| -> Result<PreTokenizerWrapper, EngineError> {
         let split = Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
         let split = split.map_err(|error| EngineError::Unsupported(format!("pre-tokenizer {name}: {error}")))?;

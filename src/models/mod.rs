@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod folder;
 pub mod header;
 pub mod hub;
+pub mod made;
 pub mod pull;
 pub mod pypi;
 pub mod safetensors;

@@ -2,12 +2,10 @@
 //! recipe can be read, kept and changed.
 
 use super::conversation::{Conversation, Data};
-use super::{AnyRecipe, Method, Recipe, TuningError};
-use crate::engine::gguf::Gguf;
-use crate::engine::tokenizer::Tokenizer;
+use super::{AnyRecipe, Method, Recipe, TuningError, base};
+use crate::models::Files;
 use crate::types::traits::CountTokens;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Tokens of one forward pass, so that a training fits into a few gigabytes.
 const PASS_TOKENS: usize = 2_048;
@@ -47,8 +45,8 @@ impl Seen {
     ///
     /// # Errors
     /// When the model file cannot be read.
-    pub fn of(model_file: &Path, data: &Data<'_>) -> Result<Self, TuningError> {
-        let tokenizer = Tokenizer::from_gguf(&Gguf::open(model_file)?)?;
+    pub fn of(files: &Files, data: &Data<'_>) -> Result<Self, TuningError> {
+        let tokenizer = base::outline(files)?.tokenizer;
         let length = |conversation: &Conversation| -> usize {
             let rejected = conversation.rejected.as_ref();
             let messages = conversation.prompt.iter().chain([&conversation.answer]).chain(rejected);
@@ -116,6 +114,10 @@ impl AnyRecipe {
             "rank" => given.contains_key("alpha"),
             _ => false,
         };
+        if recipe.method == Method::Full {
+            // An adapter's, and a rate that its method has already.
+            chosen.retain(|choice| !["rank", "alpha", "dropout", "learning_rate"].contains(&choice.key));
+        }
         chosen.retain(|choice| !given.contains_key(choice.key) && !beside(choice.key));
         let mut whole = serde_json::to_value(&recipe).map_err(|error| super::recipe::wrong("file", error.to_string()))?;
         for Choice { key, value, .. } in &chosen {
@@ -153,7 +155,7 @@ mod tests {
         for examples in [1, 63, 64, 499, 500, 5_000, 1_000_000] {
             for (longest, mean) in [(1, 1), (300, 90), (40_000, 9_000)] {
                 let seen = Seen { examples, validation: examples / 10, longest, tokens: examples * mean };
-                for method in ["lora", "dpo", "classifier"] {
+                for method in ["lora", "dpo", "classifier", "full"] {
                     let source = format!("name: a\nmodel: local/m\ndataset: d\nmethod: {method}\n");
                     let (recipe, chosen) = AnyRecipe::completed(&source, seen).expect("a recipe that passes its own check");
                     let AnyRecipe::Lora(recipe) = recipe else { panic!("a low-rank adapter") };

@@ -2,9 +2,9 @@
 //! A run that was killed continues from the newest one with the identical curve.
 
 use super::TuningError;
+use super::floats::{self, Floats};
 use super::objective::Metrics;
 use super::optimizer::AdamW;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ impl Checkpoint {
         };
         write("adapter_config.json", config).map_err(failed)?;
         write("adapter_model.safetensors", weights).map_err(failed)?;
-        write("optimizer.safetensors", &moments(optimizer, &place)?).map_err(failed)?;
+        floats::write(moments(optimizer), &beside.join("optimizer.safetensors"))?;
         if let Some(best) = best {
             write("best.safetensors", best).map_err(failed)?;
         }
@@ -127,18 +127,12 @@ fn list(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn moments(optimizer: &AdamW, place: &Path) -> Result<Vec<u8>, TuningError> {
-    let bytes = |values: &Vec<f32>| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let named = |half: &'static str, all: &[Vec<f32>]| -> Vec<(String, Vec<u8>)> {
-        all.iter().enumerate().map(|(i, values)| (format!("{half}.{i:04}"), bytes(values))).collect()
-    };
-    let buffers: Vec<_> = named("first", &optimizer.first).into_iter().chain(named("second", &optimizer.second)).collect();
-    let failed = |error: safetensors::SafeTensorError| TuningError::Checkpoint { path: place.to_path_buf(), problem: error.to_string() };
-    let mut views = Vec::new();
-    for (name, bytes) in &buffers {
-        views.push((name.as_str(), TensorView::new(safetensors::Dtype::F32, vec![bytes.len() / 4], bytes).map_err(failed)?));
-    }
-    safetensors::serialize(views, None).map_err(failed)
+/// AdamW's moments by name, one vector a variable.
+fn moments(optimizer: &AdamW) -> impl Iterator<Item = (String, Floats<'_>)> {
+    let halves = [("first", &optimizer.first), ("second", &optimizer.second)];
+    halves
+        .into_iter()
+        .flat_map(|(half, all)| all.iter().enumerate().map(move |(i, values)| (format!("{half}.{i:04}"), Floats::vector(values))))
 }
 
 fn read_moments(bytes: &[u8], steps: usize) -> Result<AdamW, String> {

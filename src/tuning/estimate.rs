@@ -1,22 +1,27 @@
 //! What a training will take, told before it begins: examples and tokens as its tokenizer counts them, steps, trained values, and memory by the
-//! sizes that the model file's header names. No weights are read.
+//! sizes that the header of the model's files names. No weights are read.
 
 use super::plan::Plan;
-use super::{Conversation, Data, Method, Recipe, TuningError};
-use crate::engine::arch;
-use crate::engine::chat_template::{ChatMessage, ChatTemplate};
-use crate::engine::gguf::Gguf;
+use super::{Conversation, Data, Method, Recipe, TuningError, base};
+use crate::engine::adapter::LoraTarget;
+use crate::engine::chat_template::ChatMessage;
+use crate::engine::model::Outline;
 use crate::engine::tokenizer::Tokenizer;
+use crate::models::Files;
 use crate::types::chat::Message;
 use serde::Serialize;
-use std::path::Path;
 
 /// Bytes of f32.
 const FLOAT: u64 = 4;
+/// Bytes of bfloat16.
+const HALF: u64 = 2;
 /// Tokens that a message takes beside its text where the file brings no template, about.
 const TEMPLATE_TOKENS: usize = 5;
 /// Values of a variable, its gradient and AdamW's two moments.
 const OPTIMISER: u64 = 4;
+/// Beside a model's own weights: their gradient of a pass, the sum of a step, AdamW's two moments, and the best ones or those of a
+/// checkpoint.
+const FULL: u64 = 5;
 /// Bytes of a process before a model is loaded, its tokenizer and buffers.
 const BASE_BYTES: u64 = 250 << 20;
 
@@ -45,79 +50,58 @@ pub struct Estimate {
     pub memory_bytes: u64,
 }
 
-/// Widths of a decoder.
-struct Sizes {
-    layers: u64,
-    hidden: u64,
-    inner: u64,
-    query: u64,
-    key: u64,
-    vocabulary: u64,
-    has_head: bool,
+/// Counts of a decoder.
+struct Sizes<'a> {
+    base: &'a Outline,
+    modules: Vec<LoraTarget>,
 }
 
-impl Sizes {
-    fn of(file: &Gguf, vocabulary: usize) -> Result<Self, TuningError> {
-        let architecture = file.text("general.architecture")?;
-        let integer = |name: &str| file.integer(&format!("{architecture}.{name}"));
-        let (hidden, heads) = (integer("embedding_length")?, integer("attention.head_count")?.max(1));
-        let keys = integer("attention.head_count_kv").unwrap_or(heads);
-        let width = integer("attention.key_length").unwrap_or(hidden / heads);
-        let wide = |count: usize| count as u64;
-        Ok(Sizes {
-            layers: wide(integer("block_count")?),
-            hidden: wide(hidden),
-            inner: wide(integer("feed_forward_length")?),
-            query: wide(heads * width),
-            key: wide(keys * width),
-            vocabulary: wide(vocabulary),
-            has_head: file.has_tensor("output.weight"),
-        })
-    }
-
-    /// (inputs, outputs) of the linear layers of a block, by name.
-    fn modules(&self) -> [(&'static str, u64, u64); 7] {
-        [
-            ("q_proj", self.hidden, self.query),
-            ("k_proj", self.hidden, self.key),
-            ("v_proj", self.hidden, self.key),
-            ("o_proj", self.query, self.hidden),
-            ("gate_proj", self.hidden, self.inner),
-            ("up_proj", self.hidden, self.inner),
-            ("down_proj", self.inner, self.hidden),
-        ]
-    }
-
+impl Sizes<'_> {
     fn parameters(&self) -> u64 {
-        let block: u64 = self.modules().iter().map(|(_, inputs, outputs)| inputs * outputs).sum();
-        let embedding = self.vocabulary * self.hidden * if self.has_head { 2 } else { 1 };
-        self.layers.saturating_mul(block + 2 * self.hidden).saturating_add(embedding + self.hidden)
+        let (config, family) = (&self.base.config, self.base.family);
+        let wide = |count: usize| count as u64;
+        let matrices: u64 = self.modules.iter().map(|target| wide(target.inputs * target.outputs)).sum();
+        let norms =
+            config.hidden * if family.has_output_norms { 4 } else { 2 } + if family.has_head_norms { 2 * config.heads.width } else { 0 };
+        let biases = if family.has_biases { config.heads.query_width() + 2 * config.heads.key_width() } else { 0 };
+        let tables = wide(config.vocabulary * config.hidden) * if self.base.is_tied { 1 } else { 2 };
+        matrices + wide(config.layers * (norms + biases) + config.hidden) + tables
+    }
+
+    /// Values that are dequantised at once: those of a block, or of the output matrix.
+    fn largest(&self) -> u64 {
+        let block: usize = self.modules.iter().map(|target| target.inputs * target.outputs).sum::<usize>() / self.base.config.layers;
+        block.max(self.base.config.vocabulary * self.base.config.hidden) as u64
     }
 
     fn trained(&self, recipe: &Recipe) -> u64 {
-        let adapted = self.modules().into_iter().filter(|(name, ..)| recipe.targets.iter().any(|target| target == name));
-        self.layers * adapted.map(|(_, inputs, outputs)| recipe.rank as u64 * (inputs + outputs)).sum::<u64>()
+        let adapted = self.modules.iter().filter(|target| recipe.targets.iter().any(|name| name == target.module()));
+        adapted.map(|target| (recipe.rank * (target.inputs + target.outputs)) as u64).sum()
     }
 
     /// Values that a token leaves behind in a block for the way back, as the trainer's operations keep them: inputs of the norms and of every
     /// layer, queries, keys and values, and the two halves of the feed-forward part.
     fn kept(&self) -> u64 {
-        5 * self.hidden + 2 * self.query + 2 * self.key + 3 * self.inner
+        let (config, family) = (&self.base.config, self.base.family);
+        let (query, key) = (config.heads.query_width(), config.heads.key_width());
+        let fused = 5 * config.hidden + 2 * query + 2 * key + 3 * config.inner;
+        // What goes through one operation after the other leaves every result.
+        let output_norms = if family.has_output_norms { 3 * config.hidden } else { 0 };
+        let head_norms = if family.has_head_norms { query + key } else { 0 };
+        (fused + output_norms + head_norms) as u64
     }
 }
 
 /// Counts what a training of an adapter will take.
 ///
 /// # Errors
-/// [`TuningError::Engine`] naming the key of the model file that is missing.
-pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
-    let file = Gguf::open(model_file)?;
-    arch::check_trainable(&file)?;
-    let tokenizer = Tokenizer::from_gguf(&file)?;
-    let sizes = Sizes::of(&file, tokenizer.vocabulary())?;
-    let template = template(&file, &tokenizer)?;
+/// [`TuningError::Engine`] naming the key of the model's files that is missing, or what training does not compute.
+pub fn estimate(files: &Files, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
+    let base = base::outline(files)?;
+    let (tokenizer, template) = (&base.tokenizer, &base.template);
+    let sizes = Sizes { base: &base, modules: base.config.lora_targets() };
     let one = |conversation: &Conversation, answer: &Message| -> Result<usize, TuningError> {
-        let Some(template) = &template else { return plain(&tokenizer, conversation, answer) };
+        let Some(template) = template else { return plain(tokenizer, conversation, answer) };
         let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
         let messages = messages.map_err(|error| conversation.wrong(error.to_string()))?;
         Ok(tokenizer.encode_prompt(&template.render_with_tools(&messages, &conversation.tools, false)?)?.len())
@@ -136,9 +120,13 @@ pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<E
         Plan::new(&Recipe { epochs: 1, max_steps: None, ..recipe.clone() }, lengths.clone()).steps(),
     );
     let passes = steps as f64 / per_epoch.max(1) as f64;
-    let (parameters, trained_parameters) = (sizes.parameters(), sizes.trained(recipe));
-    let kept = batch_tokens.saturating_mul(sizes.layers * sizes.kept() + 4 * sizes.hidden);
-    let values = parameters.saturating_add(OPTIMISER * trained_parameters).saturating_add(kept);
+    let parameters = sizes.parameters();
+    let is_full = recipe.method == Method::Full;
+    let trained_parameters = if is_full { parameters } else { sizes.trained(recipe) };
+    let kept = batch_tokens.saturating_mul(base.config.layers as u64 * sizes.kept() + 4 * base.config.hidden as u64);
+    let values = (if is_full { FULL } else { OPTIMISER } * trained_parameters).saturating_add(kept);
+    let weights =
+        if recipe.qlora { base::size_bytes(files).saturating_add(HALF * sizes.largest()) } else { FLOAT.saturating_mul(parameters) };
     Ok(Estimate {
         examples: lengths.len(),
         validation: data.validation.len(),
@@ -149,7 +137,7 @@ pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<E
         batch_tokens,
         parameters,
         trained_parameters,
-        memory_bytes: values.saturating_mul(FLOAT).saturating_add(BASE_BYTES),
+        memory_bytes: values.saturating_mul(FLOAT).saturating_add(weights).saturating_add(BASE_BYTES),
     })
 }
 
@@ -162,16 +150,6 @@ fn largest_batch(recipe: &Recipe, lengths: &[usize]) -> u64 {
         Some(tokens) => tokens.max(longest) as u64,
         None => longest_first.iter().take(recipe.batch_size).map(|length| *length as u64).sum(),
     }
-}
-
-/// The file's chat template; a system prompt that it writes by itself is a large part of short examples.
-fn template(file: &Gguf, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TuningError> {
-    if file.get("tokenizer.chat_template").is_none() {
-        return Ok(None);
-    }
-    let eos = file.integer("tokenizer.ggml.eos_token_id").ok().and_then(|id| u32::try_from(id).ok());
-    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-    Ok(Some(ChatTemplate::new(file.text("tokenizer.chat_template")?, token(tokenizer.bos()), token(eos))?))
 }
 
 /// Tokens of a conversation in a model without a template.

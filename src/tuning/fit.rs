@@ -1,31 +1,31 @@
-//! The door to this room: conversations and a model file in, an adapter out.
+//! The door to this room: conversations and the files of a model in, an adapter out.
 
 use super::conversation::{Conversation, Data};
 use super::example::Example;
 use super::objective::{Language, Prefer, Preference};
 use super::recipe::{LossOn, Method};
-use super::{Observer, Recipe, Trained, Trainer, TuningError, classify};
+use super::{Observer, Recipe, Trained, Trainer, TuningError, base, classify};
 use crate::engine::{Model, Purpose};
-use std::path::{Path, PathBuf};
+use crate::models::Files;
+use std::path::PathBuf;
 
 /// Trains an adapter, or goes on with a training that was interrupted and left its checkpoints in `directory`.
 ///
 /// # Errors
 /// [`TuningError`]: naming the sample that cannot be learned, the recipe's key, or what stopped the training.
-pub fn fit(
-    model_file: &Path,
-    recipe: &Recipe,
-    data: &Data<'_>,
-    directory: PathBuf,
-    observer: &dyn Observer,
-) -> Result<Trained, TuningError> {
+pub fn fit(files: &Files, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, observer: &dyn Observer) -> Result<Trained, TuningError> {
     recipe.check()?;
     data.check(recipe)?;
     // Magnitudes are relative to the lengths of the weights as they are.
-    let purpose = if recipe.dora { Purpose::Train } else { Purpose::TrainRounded };
-    let model = Model::load(model_file, purpose)?;
+    let purpose = match (recipe.dora, recipe.qlora) {
+        _ if recipe.method == Method::Full => Purpose::TrainWeights,
+        (true, _) => Purpose::Train,
+        (_, true) => Purpose::TrainQuantised,
+        _ => Purpose::TrainRounded,
+    };
+    let model = base::load(files, purpose)?;
     match recipe.method {
-        Method::Lora | Method::Head => speak(&model, recipe, data, directory, observer),
+        Method::Lora | Method::Full | Method::Head => speak(&model, recipe, data, directory, observer),
         Method::Dpo => prefer(&model, recipe, data, directory, observer),
         Method::Classifier => classify::fit(&model, recipe, data, directory, observer),
     }

@@ -1,13 +1,15 @@
 //! The trainable part: one pair of variables for each adapted module, A uniform and B zero as PEFT initialises them, so that training
-//! begins with exactly the base model; with DoRA the magnitudes, with a classifier its head.
+//! begins with exactly the base model; with DoRA the magnitudes, with a classifier its head. With `method: full` the model's own weights.
 
-use super::{Recipe, TuningError};
+use super::floats::Floats;
+use super::{Method, Recipe, TuningError};
 use crate::engine::adapter::{Adapter, AdapterConfig, LoraTarget};
 use crate::engine::nn::linear::Lora;
 use crate::engine::{Classifier, Head, Model};
-use candle_core::{Device, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub struct Trainable {
     pub variables: Vec<Var>,
     /// Of a classifier.
     pub head: Option<HeadVariables>,
+    /// What the variables are called, where they are the weights of the model themselves; none of an adapter.
+    names: Option<Vec<String>>,
 }
 
 /// A classifier's head in training.
@@ -59,6 +63,10 @@ impl Trainable {
     /// # Errors
     /// [`TuningError::Recipe`] when the model has none of the targets.
     pub fn new(recipe: &Recipe, model: &Model) -> Result<Self, TuningError> {
+        if recipe.method == Method::Full {
+            let (names, variables) = model.decoder.variables()?.into_iter().unzip();
+            return Ok(Trainable { adapter: none(recipe), variables, head: None, names: Some(names) });
+        }
         let mut generator = StdRng::seed_from_u64(recipe.seed);
         // Kaiming-uniform with a = √5, which for a linear layer is U(-1/√in, 1/√in) (PEFT `LoraLayer.reset_lora_parameters`).
         let mut uniform = |count: usize, inputs: usize| -> Vec<f32> {
@@ -104,6 +112,11 @@ impl Trainable {
     /// # Errors
     /// [`TuningError::Recipe`] when it adapts other modules than the recipe; [`TuningError::Engine`] when it does not fit the model.
     pub fn read(recipe: &Recipe, model: &Model, (config, weights): (&[u8], &[u8])) -> Result<Self, TuningError> {
+        if recipe.method == Method::Full {
+            let trainable = Self::new(recipe, model)?;
+            trainable.set(weights)?;
+            return Ok(trainable);
+        }
         let targets = model.lora_targets();
         let (head, adapter) = match Classifier::is_one(config) {
             true => {
@@ -137,7 +150,7 @@ impl Trainable {
                 variables.push(magnitude);
             }
         }
-        Ok(Trainable { adapter: Adapter::new(config, loras).with_magnitudes(magnitudes), variables, head: None })
+        Ok(Trainable { adapter: Adapter::new(config, loras).with_magnitudes(magnitudes), variables, head: None, names: None })
     }
 
     /// Configuration and weights as they are stored: PEFT's two files, or a classifier's.
@@ -145,9 +158,36 @@ impl Trainable {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn files(&self) -> Result<(Vec<u8>, Vec<u8>), TuningError> {
+        if let Some(names) = &self.names {
+            return Ok((b"{\"method\": \"full\"}".to_vec(), self.weights(names)?));
+        }
         let Some(head) = &self.head else { return Ok((self.adapter.to_config_json(), self.adapter.to_safetensors(None)?)) };
         let classifier = Classifier { head: head.head()?, adapter: Some(Arc::new(self.adapter.detached())) };
         Ok((classifier.to_config_json(), classifier.to_safetensors()?))
+    }
+
+    /// The weights of the model, safetensors.
+    fn weights(&self, names: &[String]) -> Result<Vec<u8>, TuningError> {
+        let mut tensors = Vec::new();
+        for (name, variable) in names.iter().zip(&self.variables) {
+            let values = Cow::Owned(variable.flatten_all()?.to_vec1::<f32>()?);
+            tensors.push((name.clone(), Floats { values, shape: variable.dims().to_vec() }));
+        }
+        safetensors::serialize(tensors, None).map_err(|error| candle_core::Error::Msg(error.to_string()).into())
+    }
+
+    /// Gives the weights of the model the values of a checkpoint.
+    fn set(&self, weights: &[u8]) -> Result<(), TuningError> {
+        let wrong = |problem: String| TuningError::Recipe { key: "model".into(), problem };
+        let read = safetensors::SafeTensors::deserialize(weights).map_err(|error| wrong(format!("the checkpoint: {error}")))?;
+        for (name, variable) in self.names.iter().flatten().zip(&self.variables) {
+            let view = read.tensor(name).map_err(|error| wrong(format!("the checkpoint: {name}: {error}")))?;
+            if view.dtype() != safetensors::Dtype::F32 || view.shape() != variable.dims() {
+                return Err(wrong(format!("has {name} as {:?}, the checkpoint as {:?}", variable.dims(), view.shape())));
+            }
+            variable.set(&Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), &Device::Cpu)?)?;
+        }
+        Ok(())
     }
 
     /// Number of trained values.

@@ -1,12 +1,12 @@
 //! How well a trained adapter predicts answers that it did not learn from.
 
-use super::{Conversation, Example, LossOn, TuningError};
+use super::{Conversation, Example, LossOn, TuningError, base};
+use crate::engine::Purpose;
 use crate::engine::arch::Mode;
 use crate::engine::nn::cross_entropy;
-use crate::engine::{Model, Purpose};
+use crate::models::Files;
 use crate::tuning::example::Packed;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// Examples of one forward pass.
 const BATCH: usize = 8;
@@ -29,12 +29,12 @@ pub struct Measured {
 /// # Errors
 /// [`TuningError::Example`] naming the sample that is too long or empty; what the engine says.
 pub fn measure(
-    model_file: &Path,
+    files: &Files,
     (config, weights): (&[u8], &[u8]),
     conversations: &[Conversation],
     max_length: usize,
 ) -> Result<Measured, TuningError> {
-    let model = Model::load(model_file, Purpose::Train)?;
+    let model = base::load(files, Purpose::Train)?;
     let adapter = model.adapter(config, weights)?.detached();
     let max_length = max_length.min(model.decoder.config().context);
     let example = |conversation: &Conversation| -> Result<Example, TuningError> {

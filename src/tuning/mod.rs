@@ -1,10 +1,11 @@
-//! Fine-tuning: fit a low-rank adapter or a classifier on top of a local model with your own examples.
+//! Fine-tuning: fit a low-rank adapter or a classifier on top of a local model with your own examples, or train the model itself.
 //!
 //! [`recipe`] says how, [`conversation`] what from, [`example`] turns conversations into labelled tokens, [`plan`] says which of them each
 //! step sees, an [`objective`] makes a loss of them, [`trainer`] runs the loop with [`optimizer`] and [`schedule`], [`checkpoint`] makes it
 //! resumable; [`fit`](fn@fit) is the door. It knows neither the store nor jobs: `jobs/tune` brings the data and keeps the result.
 
 pub mod auto;
+mod base;
 pub mod checkpoint;
 mod classify;
 pub mod conversation;
@@ -13,6 +14,7 @@ pub mod estimate;
 pub mod example;
 pub mod export;
 pub mod fit;
+mod floats;
 pub mod head;
 pub mod lora;
 pub mod measure;
@@ -22,6 +24,7 @@ pub mod plan;
 pub mod recipe;
 pub mod schedule;
 pub mod trainer;
+pub mod whole;
 
 pub use conversation::{Conversation, Data};
 pub use error::TuningError;

@@ -1,10 +1,13 @@
 """Small random models of every architecture that Refit serves, made by Hugging Face transformers, and transformers' logits of them; and
-transformers' logits of a GGUF file.
+transformers' logits of a GGUF file; and what peft and transformers say of training them.
 
 usage: families.py make DIRECTORY        one folder and one GGUF file for each of CASES, and DIRECTORY/cases.json
+       families.py train DIRECTORY       the same, with a random LoRA adapter (NAME.peft), the loss of the tokens through it with its
+                                         gradients (NAME.lora.safetensors), and the loss without it with those of all weights (NAME.full.safetensors)
+       families.py logits JOBS.json      logits of folders, in one process: [{"folder", "adapter" or null, "out": "name.f32"}]
        families.py gguf FILE TOKENS.json OUT.f32   logits of a GGUF file, dequantised by transformers; little-endian f32, one row a token
 
-cases.json: [{"name", "folder", "gguf" or null, "tokens": [...], "logits": "name.f32"}]. Weights are random, norms and biases too, so that
+cases.json: [{"name", "folder", "gguf" or null, "tokens": [...], "logits": "name.f32"}]; after `train` with the losses as "lora" and "full". Weights are random, norms and biases too, so that
 nothing that is left out goes unnoticed.
 """
 
@@ -16,11 +19,14 @@ import sys
 
 import gguf
 import numpy as np
+import safetensors.torch
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 288
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TOKENS = [(i * 37 + 11) % 256 for i in range(48)]
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -182,6 +188,42 @@ def make(directory):
     (directory / "cases.json").write_text(json.dumps(cases))
 
 
+def gradients(model, path):
+    loss = model(input_ids=torch.tensor([TOKENS]), labels=torch.tensor([TOKENS])).loss
+    loss.backward()
+    named = {name: p.grad.clone().contiguous() for name, p in model.named_parameters() if p.grad is not None}
+    safetensors.torch.save_file(named, path)
+    return loss.item()
+
+
+def train(directory):
+    make(directory)
+    cases = json.loads((directory / "cases.json").read_text())
+    for case in cases:
+        name = case["name"]
+        model = AutoModelForCausalLM.from_pretrained(case["folder"], dtype=torch.float32)
+        case["full"] = gradients(model, directory / f"{name}.full.safetensors")
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(11)
+        adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=4.5, target_modules=TARGETS, task_type="CAUSAL_LM"))
+        with torch.no_grad():
+            for key, value in adapted.named_parameters():
+                if "lora_B" in key:
+                    value.normal_(0.0, 0.1)
+        adapted.save_pretrained(directory / f"{name}.peft")
+        case["lora"] = gradients(adapted, directory / f"{name}.lora.safetensors")
+        print(name, case["full"], case["lora"])
+    (directory / "cases.json").write_text(json.dumps(cases))
+
+
+def of_folders(jobs):
+    for job in json.load(open(jobs)):
+        model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
+        if job["adapter"]:
+            model = PeftModel.from_pretrained(model, job["adapter"]).eval()
+        write_logits(model, TOKENS, pathlib.Path(job["out"]))
+
+
 def of_gguf(file, tokens_file, out):
     ids = json.load(open(tokens_file))
     link = pathlib.Path(out).parent / "model.gguf"
@@ -192,5 +234,9 @@ def of_gguf(file, tokens_file, out):
 
 if sys.argv[1] == "make":
     make(pathlib.Path(sys.argv[2]))
+elif sys.argv[1] == "train":
+    train(pathlib.Path(sys.argv[2]))
+elif sys.argv[1] == "logits":
+    of_folders(sys.argv[2])
 else:
     of_gguf(*sys.argv[2:5])

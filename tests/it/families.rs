@@ -1,7 +1,7 @@
 //! The architectures beside llama: Gemma 3 as it is shipped, and small models of each in folders of safetensors, served over HTTP, with
 //! adapters, and refused by name when they are damaged. What their logits must be is checked in [`interop`](crate::interop).
 
-use crate::engine::{TEXT, adapter, all_logits};
+use crate::engine::{TEXT, adapter, all_logits, trained_logits};
 use crate::engine_files::{mutations, survives};
 use crate::support::{self, Refit};
 use refit::engine::arch::{Batch, Mode};
@@ -85,16 +85,22 @@ fn gemmas_rows_are_the_same_in_parts_and_beyond_its_window() {
 }
 
 #[test]
-fn an_adapter_changes_what_gemma_says_and_training_one_is_refused_by_name() {
-    let model = gemma_or_skip!("an_adapter_changes_what_gemma_says_and_training_one_is_refused_by_name");
+fn an_adapter_changes_what_gemma_says_and_is_the_same_in_training() {
+    let model = gemma_or_skip!("an_adapter_changes_what_gemma_says_and_is_the_same_in_training");
     let tokens = model.tokenizer.encode(TEXT).expect("tokens");
     let made = adapter(&model, 3);
     let loaded = model.adapter(&made.to_config_json(), &made.to_safetensors(None).expect("saved")).expect("loads");
     let (plain, adapted) = (all_logits(&model.decoder, &tokens, None), all_logits(&model.decoder, &tokens, Some(&Arc::new(loaded))));
     assert!(plain.iter().flatten().zip(adapted.iter().flatten()).any(|(a, b)| (a - b).abs() > 0.5));
-    let file = support::gemma_file().expect("the file");
-    let Err(refused) = Model::load(&file, Purpose::Train) else { panic!("accepted for training") };
-    assert!(refused.to_string().contains("\"gemma3\" answers here, but adapters cannot be trained"), "{refused}");
+    let exact = Model::load(&support::gemma_file().expect("the file"), Purpose::Train).expect("it loads for training");
+    let trained = trained_logits(&exact.decoder, &tokens, &made);
+    let mean = |of: &dyn Fn(f32, f32) -> f32| -> f64 {
+        let pairs = adapted.iter().flatten().zip(trained.iter().flatten());
+        pairs.map(|(a, b)| f64::from(of(*a, *b)).powi(2)).sum::<f64>().sqrt()
+    };
+    // Serving rounds activations to 8 bits, and keys and values to half precision.
+    let (error, size) = (mean(&|a, b| a - b), mean(&|_, b| b));
+    assert!(error < 0.1 * size, "served as {error} from trained, of {size}");
 }
 
 #[test]
@@ -123,17 +129,17 @@ fn gemma_answers_over_http() {
     assert!(value["city"].is_string(), "{text}");
 }
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// A small model in a folder.
 #[derive(Clone)]
-struct Small {
-    config: Value,
-    tensors: Tensors,
+pub(crate) struct Small {
+    pub(crate) config: Value,
+    pub(crate) tensors: Tensors,
 }
 
 impl Small {
-    fn new(architecture: &str) -> Self {
+    pub(crate) fn new(architecture: &str) -> Self {
         let is_gemma = architecture == "gemma3_text";
         let config = json!({"model_type": architecture, "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": WIDTH, "max_position_embeddings": 512,
@@ -181,7 +187,7 @@ impl Small {
     }
 
     /// The files, weights in as many shards as there are names.
-    fn files(&self, shards: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn files(&self, shards: &[&str]) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::from([
             ("config.json".to_string(), self.config.to_string().into_bytes()),
             ("tokenizer.json".to_string(), tokenizer().to_string().into_bytes()),
@@ -219,11 +225,11 @@ fn tokenizer() -> Value {
 }
 
 /// Writes a folder into the working directory; the files by name.
-fn written(refit: &Refit, folder: &str, files: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, PathBuf> {
+pub(crate) fn written(refit: &Refit, folder: &str, files: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, PathBuf> {
     files.iter().map(|(name, bytes)| (name.clone(), refit.write(&format!("{folder}/{name}"), bytes))).collect()
 }
 
-const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+pub(crate) const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
 #[test]
 fn folders_of_every_architecture_are_stored_listed_and_served() {
@@ -249,6 +255,62 @@ fn folders_of_every_architecture_are_stored_listed_and_served() {
         let vectors = server.post("/v1/embeddings", Some(&key), &json!({"model": format!("local/{name}"), "input": "x"}));
         assert!(vectors.status == 400 && vectors.body.contains("makes no embeddings"), "{vectors:?}");
     }
+}
+
+/// Questions with the answer to each, enough to be split.
+pub(crate) fn questions() -> String {
+    let one = |i: usize| json!({"input": {"q": format!("Where is order {i}?")}, "target": (["here", "there"][i % 2])}).to_string();
+    (0..12).map(one).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn an_adapter_is_trained_on_every_architecture_and_answers() {
+    let refit = Refit::new();
+    refit.write("questions.jsonl", questions());
+    refit.run(&["data", "import", "questions.jsonl", "--name", "questions"]).expect(0);
+    refit.run(&["data", "split", "questions", "--seed", "7"]).expect(0);
+    let architectures = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"];
+    let kinds = ["", "dropout: 0.1", "dora: true", "rslora: true\nqlora: true", "method: classifier"];
+    for (architecture, kind) in architectures.into_iter().zip(kinds) {
+        written(&refit, architecture, &Small::new(architecture).files(&SHARDS));
+        let name = architecture.replace('_', "-");
+        refit.run(&["model", "pull", architecture, "--name", &name]).expect(0);
+        let recipe = format!("name: t\nmodel: local/{name}\ndataset: questions\nmax_steps: 3\nlearning_rate: 0.01\n{kind}\n");
+        refit.write("recipe.yaml", recipe);
+        let foreseen = refit.run(&["tune", "estimate", "recipe.yaml", "--json"]).expect(0).json();
+        let values: usize = Small::new(architecture).tensors.values().map(|(_, values)| values.len()).sum();
+        assert_eq!(foreseen["parameters"], json!(values), "{architecture}");
+        let trained = refit.run(&["tune", "run", "recipe.yaml", "--json"]).expect(0).json();
+        let [first, last] = [0, 1].map(|i| trained["result"]["first_and_last_loss"][i].as_f64().unwrap_or_else(|| panic!("{trained}")));
+        // A classifier's head is fitted before: there is little left to learn.
+        assert!(last < first.max(0.5), "{architecture}: {first} to {last}");
+    }
+    let key = refit.key();
+    let server = refit.serve(&[]);
+    for architecture in architectures {
+        let model = format!("local/{}:t", architecture.replace('_', "-"));
+        let body = json!({"model": model, "messages": [{"role": "user", "content": "Where is order 3?"}], "max_tokens": 5});
+        let reply = server.post("/v1/chat/completions", Some(&key), &body);
+        assert_eq!(reply.status, 200, "{model}: {reply:?}");
+    }
+}
+
+#[test]
+fn what_training_does_not_compute_is_refused_before_it_begins() {
+    let refit = Refit::new();
+    let mut small = Small::new("gemma3_text");
+    small.config["final_logit_softcapping"] = json!(30.0);
+    written(&refit, "capped", &small.files(&SHARDS));
+    refit.run(&["model", "pull", "capped"]).expect(0);
+    refit.write("questions.jsonl", questions());
+    refit.run(&["data", "import", "questions.jsonl", "--name", "questions"]).expect(0);
+    refit.run(&["data", "split", "questions", "--seed", "7"]).expect(0);
+    refit.write("recipe.yaml", "name: t\nmodel: local/capped\ndataset: questions\n");
+    for verb in ["run", "estimate"] {
+        let told = refit.run(&["tune", verb, "recipe.yaml"]).expect(2).stderr;
+        assert!(told.contains("final_logit_softcapping"), "{told}");
+    }
+    assert_eq!(refit.run(&["tune", "status", "--json"]).expect(0).json(), json!([]), "no job was made");
 }
 
 /// What is done to a small model and its files.

@@ -111,4 +111,6 @@ mod tuning;
 mod upstream;
 #[cfg(target_os = "linux")]
 mod upstream_faults;
+#[cfg(feature = "local")]
+mod whole;
 mod wire;

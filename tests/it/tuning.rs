@@ -3,15 +3,17 @@
 use crate::support;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Tensor, Var};
 use refit::engine::arch::Mode;
+use refit::engine::kernel::rows::Gate;
 use refit::engine::nn::adapted::{Extras, adapted};
 use refit::engine::nn::add::add;
-use refit::engine::nn::attention::{Heads, TrainAttention};
+use refit::engine::nn::attention::{Heads, Scores, TrainAttention};
 use refit::engine::nn::cross_entropy::{Label, cross_entropy, evaluate};
 use refit::engine::nn::dropout::Dropout;
+use refit::engine::nn::gated::Gated;
 use refit::engine::nn::linear::{Linear, Lora};
 use refit::engine::nn::norm::RmsNorm;
 use refit::engine::nn::rope::Rope;
-use refit::engine::nn::swiglu::SwiGlu;
+use refit::engine::nn::trained;
 use refit::engine::{Head, Model, Purpose};
 use refit::tuning::example::{Example, Packed};
 use refit::tuning::lora::Trainable;
@@ -81,12 +83,14 @@ fn op3(a: &Var, b: &Var, c: &Var, op: impl CustomOp3 + 'static + Send + Sync) ->
 
 #[test]
 fn every_backward_pass_matches_finite_differences() {
-    let norm = RmsNorm::new(&Tensor::from_vec(noise(6, 1), 6, &Device::Cpu).expect("weight"), 1e-5).expect("a norm");
+    let norm = RmsNorm::new(noise(6, 1), 1e-5);
     let x = variable(&[3, 6], 2);
     check_gradients("rms-norm", std::slice::from_ref(&x), || op1(&x, norm.clone()));
 
     let (gate, up) = (variable(&[2, 5], 3), variable(&[2, 5], 4));
-    check_gradients("swiglu", &[gate.clone(), up.clone()], || op2(&gate, &up, SwiGlu));
+    for activation in [Gate::Silu, Gate::GeluTanh] {
+        check_gradients(&format!("{activation:?}"), &[gate.clone(), up.clone()], || op2(&gate, &up, Gated(activation)));
+    }
 
     let (a, b) = (variable(&[2, 3], 14), variable(&[2, 3], 15));
     check_gradients("residual-add", &[a.clone(), b.clone()], || add(a.as_tensor(), b.as_tensor()).expect("runs"));
@@ -112,10 +116,12 @@ fn every_backward_pass_matches_finite_differences() {
 
     let heads = Heads { queries: 4, keys: 2, width: 4 };
     let (q, k, v) = (variable(&[7, 16], 9), variable(&[7, 8], 10), variable(&[7, 8], 11));
-    let (rope, sequences) = (Arc::new(Rope::new(8, 4, 100.0)), Arc::new(vec![0..3, 3..7]));
-    check_gradients("attention", &[q.clone(), k.clone(), v.clone()], || {
-        op3(&q, &k, &v, TrainAttention { heads, rope: rope.clone(), sequences: sequences.clone() })
-    });
+    let (rope, sequences) = (Arc::new(Rope::new(8, &[1.0, 10.0])), Arc::new(vec![0..3, 3..7]));
+    for scores in [Scores::plain(heads), Scores { heads, scale: 0.8, window: 2 }] {
+        check_gradients("attention", &[q.clone(), k.clone(), v.clone()], || {
+            op3(&q, &k, &v, TrainAttention { scores, rope: rope.clone(), sequences: sequences.clone() })
+        });
+    }
 
     let (hidden, head) = (variable(&[4, 5], 12), Tensor::from_vec(noise(45, 13), (9, 5), &Device::Cpu).expect("head"));
     let head = Linear::new(head).expect("a layer");
@@ -129,6 +135,41 @@ fn every_backward_pass_matches_finite_differences() {
     let mean = cross_entropy(hidden.as_tensor(), &head, &labels, 3.0).and_then(|loss| loss.to_scalar::<f32>()).expect("a loss");
     assert_eq!(rows.iter().map(|row| (row.row, row.weight)).collect::<Vec<_>>(), [(0, 1.0), (2, 0.5), (3, -2.0)]);
     assert!((weighted / 3.0 - f64::from(mean)).abs() < 1e-6);
+}
+
+#[test]
+fn operations_whose_weights_are_trained_match_finite_differences() {
+    let (x, w, b) = (variable(&[7, 5], 20), variable(&[4, 5], 21), variable(&[4], 22));
+    check_gradients("trained-linear", &[x.clone(), w.clone()], || op2(&x, &w, trained::Product));
+    let (hidden, head) = (variable(&[4, 5], 25), variable(&[9, 5], 26));
+    let trained_head = Linear::new(head.as_tensor().clone()).expect("a layer");
+    let labels = [Some(Label { token: 3, weight: 1.0 }), None, Some(Label { token: 8, weight: 0.5 }), Some(Label::once(0))];
+    check_gradients("trained-head", &[hidden.clone(), head.clone()], || {
+        cross_entropy(hidden.as_tensor(), &trained_head, &labels, 3.0).expect("runs")
+    });
+    let y = variable(&[7, 4], 23);
+    check_gradients("bias", &[y.clone(), b.clone()], || op2(&y, &b, trained::Bias));
+    let weight = variable(&[5], 24);
+    check_gradients("trained-rms-norm", &[x.clone(), weight.clone()], || op2(&x, &weight, trained::Norm { offset: 1.0, epsilon: 1e-5 }));
+}
+
+#[test]
+fn a_window_hides_what_lies_before_it() {
+    let heads = Heads { queries: 1, keys: 1, width: 2 };
+    let (rope, sequences) = (Arc::new(Rope::new(8, &[1.0])), Arc::new(vec![0..6]));
+    let run = |first: f32, window: usize| {
+        let of = |seed| {
+            let mut values = noise(12, seed);
+            values[0] = first;
+            Var::from_vec(values, (6, 2), &Device::Cpu).expect("a variable")
+        };
+        let attention =
+            TrainAttention { scores: Scores { window, ..Scores::plain(heads) }, rope: rope.clone(), sequences: sequences.clone() };
+        op3(&of(1), &of(2), &of(3), attention).to_vec2::<f32>().expect("rows")
+    };
+    let (a, b) = (run(0.5, 3), run(-2.0, 3));
+    assert!(a[3..] == b[3..] && (0..3).all(|row| a[row] != b[row]), "rows 0 to 2 see position 0, others do not");
+    assert!(run(0.5, 6)[5] != run(-2.0, 6)[5]);
 }
 
 fn model() -> Option<Arc<Model>> {
@@ -443,6 +484,38 @@ fn rounded_training_has_the_loss_and_the_gradients_of_exact_training() {
     assert!((loss - expected_loss).abs() < 0.05, "{loss} and {expected_loss}");
     assert!(cosine > 0.97 && (lengths.0 / lengths.1 - 1.0).abs() < 0.1, "a cosine of {cosine}, lengths {lengths:?}");
     assert!(rounded.decoder.weights().is_err(), "rounded weights are not handed out as the model's");
+}
+
+#[test]
+fn a_quantised_base_gives_the_loss_and_the_gradients_of_the_rounded_one() {
+    let file = support::model_file();
+    let Some(file) = file else {
+        let name = "a_quantised_base_gives_the_loss_and_the_gradients_of_the_rounded_one";
+        return support::skip(name, "REFIT_TEST_MODEL does not name the model file");
+    };
+    let load = |purpose| Model::load(&file, purpose).expect("the model");
+    let quantised = load(Purpose::TrainQuantised);
+    let trainable = moved(&recipe("rank: 4\n"), &quantised);
+    let packed = Packed::new(&examples(&quantised));
+    // With dropout every operation is a node of its own.
+    let dropped = trainable.adapter.with_dropout(Dropout { rate: 0.1, seed: 4 });
+    let run = |model: &Model, adapter: &refit::engine::Adapter| {
+        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(adapter)).expect("a forward pass");
+        let loss = cross_entropy(&hidden, model.decoder.head().expect("a head"), &packed.labels, packed.weight() as f32).expect("a loss");
+        let mut gradients = Gradients::zero(&trainable.variables);
+        gradients.add(&trainable.variables, &loss.backward().expect("a backward pass")).expect("every variable has a gradient");
+        (loss.to_scalar::<f32>().expect("a loss"), gradients.sums().concat())
+    };
+    let rounded = load(Purpose::TrainRounded);
+    for adapter in [&trainable.adapter, &dropped] {
+        let ((loss, gradient), (expected_loss, expected)) = (run(&quantised, adapter), run(&rounded, adapter));
+        let length = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let off = length(&mut gradient.iter().zip(&expected).map(|(a, b)| a - b)) / length(&mut expected.iter().copied());
+        println!("losses {loss} and {expected_loss}, gradients off by {off}");
+        // The same values in the same precision, where the processor multiplies bfloat16; elsewhere the rounded one is exact.
+        assert!((loss - expected_loss).abs() < 0.05 && off < 0.1, "{loss} {expected_loss} {off}");
+    }
+    assert!(quantised.decoder.weights().is_err());
 }
 
 #[test]

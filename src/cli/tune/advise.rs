@@ -4,9 +4,10 @@ use super::describe;
 use crate::cli::{Context, output};
 use crate::evals::prepare::Selection;
 use crate::evals::{Report, Runner, Suite, prepare};
+use crate::jobs::tune::EMBEDDERS;
 use crate::jobs::tune::advise::{Advice, Candidate, Hands, Question, advise};
 use crate::jobs::worker;
-use crate::models::{self, Files};
+use crate::models;
 use crate::store::Store;
 use crate::store::jobs::JobRecord;
 use crate::store::{models as rows, runs};
@@ -125,8 +126,10 @@ pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
 fn first_models(store: &Store) -> Result<(Option<String>, Option<String>), Failure> {
     let (mut chats, mut embeds) = (None, None);
     for record in rows::list(store.db.as_ref())? {
-        let Ok(found) = models::find(store, &record.name) else { continue };
-        let place = if matches!(found.files, Files::Gguf(_)) { &mut chats } else { &mut embeds };
+        if models::find(store, &record.name).is_err() {
+            continue;
+        }
+        let place = if record.architecture == EMBEDDERS { &mut embeds } else { &mut chats };
         place.get_or_insert(format!("local/{}", record.name));
     }
     Ok((chats, embeds))

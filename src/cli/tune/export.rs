@@ -3,7 +3,7 @@
 use super::adapter_of;
 use crate::cli::output;
 use crate::jobs::tune::export;
-use crate::store::Store;
+use crate::store::{Store, models};
 use crate::tuning::export::{ELEMENTS, FORMATS};
 use crate::types::error::did_you_mean;
 use crate::types::{Code, Failure};
@@ -29,7 +29,7 @@ Examples:
 /// Arguments of `refit tune export`.
 #[derive(clap::Args)]
 pub struct Out {
-    /// `<model>:<adapter>` or `<model>:<adapter>@<version>`
+    /// `<model>:<adapter>` or `<model>:<adapter>@<version>`; or `<model>` itself, as merged-safetensors or merged-gguf
     adapter: String,
     /// Folder to write; a new one
     folder: PathBuf,
@@ -69,13 +69,19 @@ fn word<T: Copy>(given: &str, what: &str, known: &[(&str, T)]) -> Result<T, Fail
 /// As [`export::export`].
 pub fn write(store: &Store, args: &Out) -> Result<ExitCode, Failure> {
     let how = (word(&args.format, "format", &FORMATS)?, word(&args.elements, "elements", &ELEMENTS)?);
-    let adapter = adapter_of(store, &args.adapter)?;
-    let exported = export::export(store, &adapter, &args.folder, how)?;
+    let model = models::find(store.db.as_ref(), args.adapter.trim_start_matches("local/"))?;
+    let (name, digest, exported) = match model {
+        Some(model) => ("model_digest", model.digest, export::export_model(store, &model, &args.folder, how)?),
+        None => {
+            let adapter = adapter_of(store, &args.adapter)?;
+            ("adapter_digest", adapter.digest, export::export(store, &adapter, &args.folder, how)?)
+        }
+    };
     if args.json {
-        output::json(&json!({"folder": args.folder, "adapter_digest": adapter.digest, "exported": exported}))?;
+        output::json(&json!({"folder": args.folder, name: digest, "exported": exported}))?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::note(format!("wrote {} ({}): {}", args.folder.display(), adapter.digest.short(), exported.files.join(", ")));
+    output::note(format!("wrote {} ({}): {}", args.folder.display(), digest.short(), exported.files.join(", ")));
     if let Some(verified) = &exported.verified {
         output::note(format!(
             "read back: {} differ by {:.2e} at most, among values up to {:.1}",

@@ -127,7 +127,12 @@ pub(super) fn folder(family: &Family) -> Names {
 impl Names {
     /// A tensor of a block.
     pub(super) fn of(&self, layer: usize, name: &str, kind: &str) -> String {
-        format!("{}{layer}.{name}.{kind}", self.block)
+        format!("{}.{kind}", self.module(layer, name))
+    }
+
+    /// A module of a block.
+    pub(super) fn module(&self, layer: usize, name: &str) -> String {
+        format!("{}{layer}.{name}", self.block)
     }
 
     /// Refuses tensors that would be left out of the network: it is not the one that was trained.

@@ -16,6 +16,8 @@ pub struct Family {
     pub gguf: Option<&'static str>,
     /// `model_type` in the `config.json` of a folder.
     pub folder: &'static str,
+    /// The class in Hugging Face transformers: `architectures` in `config.json`.
+    pub class: &'static str,
     /// Queries, keys and values have biases.
     pub has_biases: bool,
     /// Each head of queries and keys goes through a norm.
@@ -43,10 +45,11 @@ pub struct Family {
 
 impl Family {
     /// The plain decoder under a name.
-    pub const fn plain(gguf: Option<&'static str>, folder: &'static str) -> Self {
+    pub const fn plain(gguf: Option<&'static str>, folder: &'static str, class: &'static str) -> Self {
         Family {
             gguf,
             folder,
+            class,
             has_biases: false,
             has_head_norms: false,
             has_output_norms: false,
@@ -59,6 +62,11 @@ impl Family {
             ties_embeddings: false,
             attention_scale: |config| config.heads.scale(),
         }
+    }
+
+    /// The family whose name and layout GGUF files of this one have.
+    pub fn as_gguf(&self) -> &Family {
+        if self.gguf.is_some() { self } else { &llama::FAMILY }
     }
 }
 

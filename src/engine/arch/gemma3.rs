@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     sliding_rope_base: Some(10_000.0),
     ties_embeddings: true,
     attention_scale,
-    ..Family::plain(Some("gemma3"), "gemma3_text")
+    ..Family::plain(Some("gemma3"), "gemma3_text", "Gemma3ForCausalLM")
 };
 
 /// Layers of the one model, 27B, whose scores are scaled as if heads made up the hidden width; GGUF files do not say so.

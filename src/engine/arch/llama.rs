@@ -3,4 +3,4 @@
 use super::family::Family;
 
 /// The family.
-pub const FAMILY: Family = Family { is_interleaved: true, ..Family::plain(Some("llama"), "llama") };
+pub const FAMILY: Family = Family { is_interleaved: true, ..Family::plain(Some("llama"), "llama", "LlamaForCausalLM") };

@@ -5,16 +5,14 @@ use super::checkpoint::{Checkpoint, Names};
 use super::config::DecoderConfig;
 use super::family::Family;
 use super::serving::{Block, Serving};
-use super::training::{Layer, Norm, Projection, Training};
+use super::training::{Layer, Norm, Projection, Ropes, Table, Training};
 use super::{Network, Purpose};
 use crate::engine::EngineError;
 use crate::engine::gguf::Order;
 use crate::engine::kernel::pool;
-use crate::engine::kernel::rows::Gate;
 use crate::engine::kernel::tiles::Weight;
 use crate::engine::nn::linear::Linear;
-use crate::engine::nn::rope::Rope;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor, Var};
 use std::sync::{Arc, OnceLock};
 
 /// Positions that a network for training has rotary tables for, at most.
@@ -31,7 +29,7 @@ pub(super) fn trained_positions(config: &DecoderConfig) -> usize {
 pub(super) struct Loader<'a> {
     pub(super) file: &'a dyn Checkpoint,
     pub(super) names: Names,
-    pub(super) family: &'a Family,
+    pub(super) family: &'static Family,
     pub(super) config: &'a DecoderConfig,
     /// q and k are interleaved in this file.
     pub(super) is_interleaved: bool,
@@ -57,8 +55,8 @@ impl Loader<'_> {
     pub(super) fn load(&self, purpose: Purpose) -> Result<Network, EngineError> {
         self.names.check_all_known(self.file, self.family, self.config.layers)?;
         Ok(match purpose {
-            Purpose::Train | Purpose::TrainRounded => Network::Training(Box::new(self.training(purpose)?)),
             Purpose::Serve | Purpose::ServeExact => Network::Serving(Box::new(self.serving(purpose == Purpose::ServeExact)?)),
+            _ => Network::Training(Box::new(self.training(purpose)?)),
         })
     }
 
@@ -153,41 +151,73 @@ impl Loader<'_> {
 
     fn training(&self, purpose: Purpose) -> Result<Training, EngineError> {
         let (config, names) = (self.config, &self.names);
-        check_trainable(self.config, self.family)?;
-        let table = [config.vocabulary, config.hidden];
-        let embed_tokens = self.file.tensor(names.embed_tokens, &table)?;
-        let head = if self.has_head()? { names.lm_head } else { names.embed_tokens };
-        let lm_head = Tensors { name: head, outputs: config.vocabulary, inputs: config.hidden, permuted: None };
-        let lm_head = self.trained(head, &lm_head, purpose)?;
+        check_trainable(config)?;
+        let of = |name| Tensors { name, outputs: config.vocabulary, inputs: config.hidden, permuted: None };
+        let embed_tokens = match purpose {
+            Purpose::TrainQuantised => Table::Packed(Arc::new(self.packed(names.embed_tokens, &of(names.embed_tokens), false)?)),
+            _ => Table::Exact(kept(self.file.tensor(names.embed_tokens, &[config.vocabulary, config.hidden])?, purpose)?),
+        };
+        let lm_head = match (self.has_head()?, &embed_tokens) {
+            (true, _) => self.trained(names.lm_head, &of(names.lm_head), purpose)?,
+            (false, Table::Packed(table)) => Linear::quantised(table.clone()),
+            (false, Table::Exact(table)) if purpose != Purpose::TrainRounded => Linear::new(table.clone())?,
+            (false, Table::Exact(_)) => self.trained(names.embed_tokens, &of(names.embed_tokens), purpose)?,
+        };
         let mut paths = config.lora_targets().into_iter().map(|target| target.path);
         let mut layers = Vec::new();
         for layer in 0..config.layers {
-            let mut projections = Vec::new();
-            for linear in self.linears() {
-                let linear = self.trained(&names.of(layer, linear.name, "weight"), &linear, purpose)?;
-                projections.push(Projection { path: paths.next().unwrap_or_default(), linear });
-            }
-            let norm = |name: &str| -> Result<Norm, EngineError> {
-                let weight = self.file.tensor(&names.of(layer, name, "weight"), &[config.hidden])?;
-                Ok(Norm::new(weight, config.norm_epsilon)?)
-            };
-            let (input_layernorm, post_attention_layernorm) = (norm(names.input_norm)?, norm(names.feed_forward_norm)?);
-            let Ok(projections) = projections.try_into() else { unreachable!("linears gives seven") };
-            layers.push(Layer { input_layernorm, post_attention_layernorm, projections });
+            layers.push(self.layer(layer, &mut paths, purpose)?);
         }
-        let rope = Arc::new(Rope::new(trained_positions(config), config.heads.width, config.rotary.base));
-        let norm = Norm::new(self.file.tensor(names.norm, &[config.hidden])?, config.norm_epsilon)?;
-        Ok(Training::new((embed_tokens, lm_head), layers, norm, (config.heads, rope)))
+        let norm = self.trained_norm(names.norm, config.hidden, purpose)?;
+        let ropes = Ropes::new(config, trained_positions(config));
+        Ok(Training::new(config, (embed_tokens, lm_head), layers, norm, ropes)?)
+    }
+
+    /// A block for training; `paths` are the names of its linear layers, and of those behind them.
+    fn layer(&self, layer: usize, paths: &mut dyn Iterator<Item = String>, purpose: Purpose) -> Result<Layer, EngineError> {
+        let (config, family, names) = (self.config, self.family, &self.names);
+        let mut projections = Vec::new();
+        for (i, linear) in self.linears().iter().enumerate() {
+            let bias = if family.has_biases && i < 3 { Some(self.bias(layer, std::slice::from_ref(linear))?) } else { None };
+            let bias = bias.map(|bias| kept(Tensor::from_vec(bias, linear.outputs, &Device::Cpu)?, purpose)).transpose()?;
+            let linear = self.trained(&names.of(layer, linear.name, "weight"), linear, purpose)?;
+            projections.push(Projection { path: paths.next().unwrap_or_default(), linear, bias });
+        }
+        let Ok(projections) = projections.try_into() else { unreachable!("linears gives seven") };
+        let norm = |name: &str, width: usize| self.trained_norm(&names.of(layer, name, "weight"), width, purpose);
+        let output_norm = |name: &str| family.has_output_norms.then(|| norm(name, config.hidden)).transpose();
+        let head_norms = || -> Result<[Norm; 2], EngineError> {
+            let [queries, keys] = names.head_norms;
+            Ok([norm(queries, config.heads.width)?, norm(keys, config.heads.width)?])
+        };
+        Ok(Layer {
+            input_layernorm: norm(names.input_norm, config.hidden)?,
+            projections,
+            head_norms: if family.has_head_norms { Some(head_norms()?) } else { None },
+            attention_output_norm: output_norm(names.attention_output_norm)?,
+            feed_forward_norm: norm(names.feed_forward_norm, config.hidden)?,
+            feed_forward_output_norm: output_norm(names.feed_forward_output_norm)?,
+        })
+    }
+
+    /// A norm for training.
+    fn trained_norm(&self, name: &str, width: usize, purpose: Purpose) -> Result<Norm, EngineError> {
+        let mut norm = Norm::new(self.norm(name, width)?, self.family.norm_offset, self.config.norm_epsilon)?;
+        norm.weight = kept(norm.weight, purpose)?;
+        Ok(norm)
     }
 
     /// A linear layer for training.
     fn trained(&self, name: &str, linear: &Tensors, purpose: Purpose) -> Result<Linear, EngineError> {
+        if purpose == Purpose::TrainQuantised {
+            return Ok(Linear::quantised(Arc::new(self.packed(name, linear, false)?)));
+        }
         let mut weight = self.file.tensor(name, &[linear.outputs, linear.inputs])?;
         if let Some(heads) = linear.permuted {
             weight = unpermuted(&weight, heads)?;
         }
         if purpose != Purpose::TrainRounded {
-            return Ok(Linear::new(weight)?);
+            return Ok(Linear::new(kept(weight, purpose)?)?);
         }
         Ok(Linear::served(weight, self.packed(name, linear, false)?)?)
     }
@@ -202,18 +232,19 @@ impl Loader<'_> {
     }
 }
 
+/// A tensor, as a variable where the weights are trained themselves.
+fn kept(tensor: Tensor, purpose: Purpose) -> candle_core::Result<Tensor> {
+    if purpose == Purpose::TrainWeights { Ok(Var::from_tensor(&tensor)?.as_tensor().clone()) } else { Ok(tensor) }
+}
+
 /// Refuses what [`Training`] does not compute.
-pub(super) fn check_trainable(config: &DecoderConfig, family: &Family) -> Result<(), EngineError> {
-    let is_plain = !(family.has_biases || family.has_head_norms || family.has_output_norms || family.scales_embeddings);
-    let why = match (is_plain && config.gate == Gate::Silu && config.logit_cap.is_none(), config.rotary.stretch.is_empty()) {
-        (false, _) => "it",
-        (_, false) => "its rotary scaling",
-        _ if config.sliding.as_ref().is_some_and(|sliding| sliding.window < trained_positions(config)) => "its sliding window",
-        _ => return Ok(()),
-    };
+pub(super) fn check_trainable(config: &DecoderConfig) -> Result<(), EngineError> {
+    if config.logit_cap.is_none() {
+        return Ok(());
+    }
     let architecture = &config.architecture;
     Err(EngineError::Unsupported(format!(
-        "architecture \"{architecture}\" answers here, but adapters cannot be trained for it: training does not compute {why}"
+        "architecture \"{architecture}\" answers here, but nothing can be trained on it: training does not compute final_logit_softcapping"
     )))
 }
 
@@ -223,8 +254,22 @@ fn permuted(row: usize, width: usize) -> usize {
     head * width + if inside < half { 2 * inside } else { 2 * (inside - half) + 1 }
 }
 
+/// The rows of a checkpoint's matrix (or bias) in the order of a file that interleaves them.
+///
+/// # Errors
+/// When they are no whole heads.
+pub fn interleaved(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let outputs = tensor.dim(0)?;
+    let mut rows = vec![0u32; outputs];
+    (0..outputs).for_each(|row| rows[permuted(row, outputs / heads)] = row as u32);
+    tensor.contiguous()?.index_select(&Tensor::from_vec(rows, outputs, tensor.device())?, 0)
+}
+
 /// The rows of a file's matrix in the checkpoint's order.
-fn unpermuted(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+///
+/// # Errors
+/// When they are no whole heads.
+pub fn unpermuted(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
     let outputs = weight.dim(0)?;
     let rows: Vec<u32> = (0..outputs).map(|row| permuted(row, outputs / heads) as u32).collect();
     weight.index_select(&Tensor::from_vec(rows, outputs, weight.device())?, 0)
@@ -241,5 +286,7 @@ mod tests {
         let weight = Tensor::new(&[[0f32], [2.0], [1.0], [3.0]], &Device::Cpu).expect("tensor");
         let rows = unpermuted(&weight, 1).expect("unpermutes").flatten_all().expect("flat");
         assert_eq!(rows.to_vec1::<f32>().expect("values"), [0.0, 1.0, 2.0, 3.0]);
+        let again = interleaved(&rows, 1).expect("interleaves");
+        assert_eq!(again.to_vec1::<f32>().expect("values"), [0.0, 2.0, 1.0, 3.0]);
     }
 }

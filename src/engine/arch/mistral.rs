@@ -4,4 +4,4 @@
 use super::family::Family;
 
 /// The family.
-pub const FAMILY: Family = Family::plain(None, "mistral");
+pub const FAMILY: Family = Family::plain(None, "mistral", "MistralForCausalLM");

@@ -15,8 +15,9 @@ pub mod training;
 
 pub use config::DecoderConfig;
 
-use self::family::{FAMILIES, known};
+use self::family::{FAMILIES, Family, known};
 use self::loader::Loader;
+pub use self::loader::{interleaved, unpermuted};
 use super::EngineError;
 use super::adapter::{Adapter, LoraTarget};
 use super::folder::Folder;
@@ -25,7 +26,8 @@ use super::kv_cache::KvCache;
 use super::nn::dora::row_norms;
 use super::nn::linear::{Linear, Lora};
 use super::nn::slices::{tensor, with_slice};
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,6 +85,17 @@ pub enum Purpose {
     /// Training adapters at speed: linear layers forwards as serving has them, backwards in bfloat16. As `Train` where the processor does
     /// not multiply bfloat16.
     TrainRounded,
+    /// Training adapters in little memory: weights as serving packs them, dequantised layer by layer on the way back.
+    TrainQuantised,
+    /// Training the weights themselves: every one a variable in f32.
+    TrainWeights,
+}
+
+impl Purpose {
+    /// Whether it is training.
+    fn trains(self) -> bool {
+        !matches!(self, Purpose::Serve | Purpose::ServeExact)
+    }
 }
 
 /// A network, as it was loaded.
@@ -96,16 +109,17 @@ pub enum Network {
 /// A decoder-only transformer.
 pub struct Decoder {
     config: DecoderConfig,
+    family: &'static Family,
     network: Network,
 }
 
 impl Decoder {
     fn load(loader: &Loader<'_>, purpose: Purpose) -> Result<Self, EngineError> {
         let (network, mut config) = (loader.load(purpose)?, loader.config.clone());
-        if matches!(purpose, Purpose::Train | Purpose::TrainRounded) {
+        if purpose.trains() {
             config.context = loader::trained_positions(&config);
         }
-        Ok(Decoder { config, network })
+        Ok(Decoder { config, family: loader.family, network })
     }
 
     /// Sizes.
@@ -160,8 +174,8 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::hidden`], and when shapes do not fit.
     pub fn merged(&self, adapter: &Adapter) -> Result<Decoder, EngineError> {
-        let network = Network::Training(Box::new(self.training()?.merged(adapter)?));
-        Ok(Decoder { config: self.config.clone(), network })
+        let network = Network::Training(Box::new(self.training()?.merged(&self.config, adapter)?));
+        Ok(Decoder { config: self.config.clone(), family: self.family, network })
     }
 
     /// Length of each row of a module's weight with a pair added, (out): what DoRA divides by. None where there is no such module.
@@ -178,12 +192,61 @@ impl Decoder {
         }
     }
 
-    /// Frozen weights by checkpoint name, of a model that was loaded for training; for tests and export.
+    /// What sets its architecture apart.
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// Weights by the names of Hugging Face checkpoints, of a model that was loaded for training. An output matrix that is the
+    /// embeddings again is there as well.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn weights(&self) -> Result<Vec<(String, Tensor)>, EngineError> {
-        Ok(self.training()?.weights()?)
+        let held = self.training()?.held(&checkpoint::folder(self.family), &self.config)?;
+        Ok(held.into_iter().map(|held| (held.name, held.tensor)).collect())
+    }
+
+    /// Weights by the names of Hugging Face checkpoints, of a model that was loaded to have them trained; each once, in a fixed order.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn variables(&self) -> Result<Vec<(String, Var)>, EngineError> {
+        let (mut seen, mut variables) = (HashSet::new(), Vec::new());
+        for (name, tensor) in self.weights()? {
+            // An output matrix that is the embeddings again has their name.
+            if tensor.is_variable() && seen.insert(tensor.id()) {
+                variables.push((name, Var::from_tensor(&tensor)?));
+            }
+        }
+        Ok(variables)
+    }
+
+    /// The same as GGUF files have them: their names, the order of rows of q and k, and what folders leave away from norms.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn gguf_weights(&self) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let held = self.training()?.held(&checkpoint::GGUF, &self.config)?;
+        let written = |held: training::Held| -> candle_core::Result<(String, Tensor)> {
+            let tensor = match held.heads.filter(|_| self.family.as_gguf().is_interleaved) {
+                Some(heads) => loader::interleaved(&held.tensor, heads)?,
+                None if held.is_norm => (held.tensor + f64::from(self.family.norm_offset))?,
+                None => held.tensor,
+            };
+            Ok((held.name, tensor))
+        };
+        Ok(held.into_iter().map(written).collect::<candle_core::Result<_>>()?)
+    }
+
+    /// What GGUF files call an adaptable layer, without its ending, and heads whose rows they interleave; none where there is no such layer.
+    pub fn gguf_module(&self, path: &str) -> Option<(String, Option<usize>)> {
+        let index = self.lora_targets().iter().position(|target| target.path == path)?;
+        let heads = [Some(self.config.heads.queries), Some(self.config.heads.keys)];
+        let names = checkpoint::GGUF;
+        let (layer, place) = (index / names.linears.len(), index % names.linears.len());
+        let heads = heads.get(place).copied().flatten().filter(|_| self.family.as_gguf().is_interleaved);
+        Some((names.module(layer, names.linears[place]), heads))
     }
 
     fn training(&self) -> Result<&training::Training, EngineError> {
@@ -211,14 +274,28 @@ pub fn load(file: &Gguf, purpose: Purpose) -> Result<Decoder, EngineError> {
     Decoder::load(&Loader { file, names, family, config: &config, is_interleaved, norm_offset: 0.0, may_tie: true }, purpose)
 }
 
-/// Says whether adapters can be trained for a GGUF file, from its header alone.
+/// Sizes and family of a GGUF file from its header alone, and whether output matrix and embeddings are one.
 ///
 /// # Errors
-/// [`EngineError::Unsupported`] naming what training does not compute, or an unknown architecture.
-pub fn check_trainable(file: &Gguf) -> Result<(), EngineError> {
+/// [`EngineError::Unsupported`] naming what training does not compute, or an unknown architecture; as [`load`].
+pub fn trainable(file: &Gguf) -> Result<(DecoderConfig, &'static Family, bool), EngineError> {
     let name = file.text("general.architecture")?;
     let family = FAMILIES.iter().find(|family| family.gguf == Some(name)).ok_or_else(|| unknown(name))?;
-    loader::check_trainable(&DecoderConfig::of_gguf(file, family)?, family)
+    let config = DecoderConfig::of_gguf(file, family)?;
+    loader::check_trainable(&config)?;
+    Ok((config, family, !file.has_tensor(checkpoint::GGUF.lm_head)))
+}
+
+/// As [`trainable`], of a folder.
+///
+/// # Errors
+/// As [`trainable`].
+pub fn trainable_folder(file: &Folder) -> Result<(DecoderConfig, &'static Family, bool), EngineError> {
+    let name = file.config()["model_type"].as_str().unwrap_or_default();
+    let family = FAMILIES.iter().find(|family| family.folder == name).ok_or_else(|| unknown(name))?;
+    let config = DecoderConfig::of_folder(file, family)?;
+    loader::check_trainable(&config)?;
+    Ok((config, family, !file.has_tensor(checkpoint::folder(family).lm_head)))
 }
 
 /// Loads the decoder of a folder.

@@ -3,4 +3,4 @@
 use super::family::Family;
 
 /// The family.
-pub const FAMILY: Family = Family { has_biases: true, ..Family::plain(Some("qwen2"), "qwen2") };
+pub const FAMILY: Family = Family { has_biases: true, ..Family::plain(Some("qwen2"), "qwen2", "Qwen2ForCausalLM") };

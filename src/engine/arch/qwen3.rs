@@ -3,4 +3,4 @@
 use super::family::Family;
 
 /// The family.
-pub const FAMILY: Family = Family { has_head_norms: true, ..Family::plain(Some("qwen3"), "qwen3") };
+pub const FAMILY: Family = Family { has_head_norms: true, ..Family::plain(Some("qwen3"), "qwen3", "Qwen3ForCausalLM") };

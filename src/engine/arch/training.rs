@@ -1,47 +1,81 @@
 //! The forward pass that trains: the same network as [`serving`](super::serving) over candle tensors in f32, with hand-written backward
-//! passes. Adapters are what is trained; the weights are frozen. All blocks together are one operation, the [stack](crate::engine::nn::stack);
-//! [`Training::hidden_by_operations`] is the same network one operation at a time, for what the stack does not know.
+//! passes. Adapters are what is trained over frozen weights, or the weights themselves, where they are variables. All blocks together are
+//! one operation where the [stack](crate::engine::nn::stack) knows what they have;
+//! [`Training::hidden_by_operations`] is the same network one operation at a time, for every family and for what the stack does not know.
 
+use super::checkpoint::Names;
 use super::{Batch, DecoderConfig};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
+use crate::engine::kernel::rows::Gate;
+use crate::engine::kernel::tiles::Weight;
 use crate::engine::nn::adapted::adapted;
 use crate::engine::nn::add::add;
-use crate::engine::nn::attention::{Heads, TrainAttention};
+use crate::engine::nn::attention::{Scores, TrainAttention};
 use crate::engine::nn::block::{Block, LINEARS};
 use crate::engine::nn::dora::row_norms;
+use crate::engine::nn::gated::Gated;
 use crate::engine::nn::linear::Linear;
 use crate::engine::nn::norm::RmsNorm;
 use crate::engine::nn::rope::Rope;
 use crate::engine::nn::stack::Stack;
-use crate::engine::nn::swiglu::SwiGlu;
+use crate::engine::nn::trained;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// The network.
 #[derive(Clone)]
 pub struct Training {
-    pub(super) embed_tokens: Tensor,
+    pub(super) embed_tokens: Table,
     pub(super) lm_head: Linear,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Norm,
-    pub(super) rope: Arc<Rope>,
-    stack: Arc<Stack>,
+    ropes: Ropes,
+    /// All blocks as one operation; none where they have what it does not know.
+    stack: Option<Arc<Stack>>,
+}
+
+/// The embeddings, (vocabulary, hidden).
+#[derive(Clone)]
+pub enum Table {
+    /// In f32; a variable where they are trained.
+    Exact(Tensor),
+    /// As serving packs them.
+    Packed(Arc<Weight>),
+}
+
+/// Rotary tables.
+#[derive(Clone)]
+pub struct Ropes {
+    full: Arc<Rope>,
+    /// Of layers that slide.
+    sliding: Arc<Rope>,
 }
 
 /// One transformer block.
 #[derive(Clone)]
 pub struct Layer {
     pub(super) input_layernorm: Norm,
-    pub(super) post_attention_layernorm: Norm,
     /// q, k, v, o, gate, up and down.
     pub(super) projections: [Projection; LINEARS],
+    /// Norms of the heads of q and k.
+    pub(super) head_norms: Option<[Norm; 2]>,
+    /// On what attention adds.
+    pub(super) attention_output_norm: Option<Norm>,
+    /// `post_attention_layernorm` of checkpoints whose outputs have no norms.
+    pub(super) feed_forward_norm: Norm,
+    /// On what the feed-forward part adds.
+    pub(super) feed_forward_output_norm: Option<Norm>,
 }
 
 /// A norm and its weight.
 #[derive(Clone)]
 pub struct Norm {
-    weight: Tensor,
+    /// As folders have it; a variable where it is trained.
+    pub(super) weight: Tensor,
+    /// What is added to it.
+    offset: f32,
+    epsilon: f32,
     op: RmsNorm,
 }
 
@@ -50,29 +84,64 @@ pub struct Norm {
 pub struct Projection {
     pub(super) path: String,
     pub(super) linear: Linear,
+    /// (out); a variable where it is trained.
+    pub(super) bias: Option<Tensor>,
+}
+
+/// A tensor of the network under its name in a checkpoint.
+pub(super) struct Held {
+    pub(super) name: String,
+    pub(super) tensor: Tensor,
+    /// Heads whose rows it has, of q and k.
+    pub(super) heads: Option<usize>,
+    /// Whether it is the weight of a norm.
+    pub(super) is_norm: bool,
+}
+
+impl Ropes {
+    /// Tables for so many positions.
+    pub(super) fn new(config: &DecoderConfig, positions: usize) -> Self {
+        let width = config.heads.width;
+        let full = Arc::new(Rope::new(positions, &config.rotary.periods(width)));
+        let sliding = config.sliding.as_ref().filter(|sliding| sliding.rotary != config.rotary);
+        let sliding = sliding.map_or_else(|| full.clone(), |sliding| Arc::new(Rope::new(positions, &sliding.rotary.periods(width))));
+        Ropes { full, sliding }
+    }
 }
 
 impl Training {
     /// From its parts.
+    ///
+    /// # Errors
+    /// When a bias cannot be read.
     pub(super) fn new(
-        (embed_tokens, lm_head): (Tensor, Linear),
+        config: &DecoderConfig,
+        (embed_tokens, lm_head): (Table, Linear),
         layers: Vec<Layer>,
         norm: Norm,
-        (heads, rope): (Heads, Arc<Rope>),
-    ) -> Self {
-        let stack = Arc::new(Stack::new(layers.iter().map(Layer::block).collect(), heads, rope.clone()));
-        Training { embed_tokens, lm_head, layers, norm, rope, stack }
+        ropes: Ropes,
+    ) -> candle_core::Result<Self> {
+        let is_known = !matches!(&embed_tokens, Table::Exact(tensor) if tensor.is_variable())
+            && config.gate == Gate::Silu
+            && config.attention_scale == config.heads.scale()
+            && Arc::ptr_eq(&ropes.full, &ropes.sliding)
+            && layers.iter().all(Layer::is_plain);
+        let blocks = || layers.iter().map(Layer::block).collect::<candle_core::Result<_>>();
+        let stack = if is_known { Some(Arc::new(Stack::new(blocks()?, config.heads, ropes.full.clone()))) } else { None };
+        Ok(Training { embed_tokens, lm_head, layers, norm, ropes, stack })
     }
 
     /// Hidden states after the last norm, (N, hidden); a graph is built if the adapter's tensors are variables.
     pub(super) fn hidden(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
-        if !adapter.is_plain() {
+        let longest = batch.segments.iter().map(|segment| segment.rows.len()).max().unwrap_or(0);
+        let sees_all = (0..config.layers).all(|layer| config.window(layer) >= longest);
+        let Some(stack) = self.stack.as_ref().filter(|_| sees_all && adapter.is_plain()) else {
             return self.hidden_by_operations(config, batch, adapter);
-        }
-        let x = self.embedded(batch)?;
+        };
+        let x = self.embedded(config, batch)?;
         let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect());
         let adapted = self.layers.iter().map(|layer| layer.projections.each_ref().map(|p| adapter.lora(&p.path))).collect();
-        Ok(self.norm.op.forward(&self.stack.forward(&x, &adapted, sequences)?)?)
+        Ok(self.norm.forward(&stack.forward(&x, &adapted, sequences)?)?)
     }
 
     /// As [`Training::hidden`], each operation a node of the graph.
@@ -80,23 +149,35 @@ impl Training {
     /// # Errors
     /// As [`Training::hidden`].
     pub fn hidden_by_operations(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
-        let mut x = self.embedded(batch)?;
-        let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect());
-        let attention = TrainAttention { heads: config.heads, rope: self.rope.clone(), sequences };
-        for layer in &self.layers {
-            x = add(&x, &layer.attention(&layer.input_layernorm.op.forward(&x)?, &attention, adapter)?)?;
-            x = add(&x, &layer.feed_forward(&layer.post_attention_layernorm.op.forward(&x)?, adapter)?)?;
+        let mut x = self.embedded(config, batch)?;
+        let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect::<Vec<_>>());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let window = config.window(index);
+            let rope = if window == usize::MAX { &self.ropes.full } else { &self.ropes.sliding };
+            let scores = Scores { heads: config.heads, scale: config.attention_scale, window };
+            let attention = TrainAttention { scores, rope: rope.clone(), sequences: sequences.clone() };
+            x = add(&x, &layer.attention(&layer.input_layernorm.forward(&x)?, attention, adapter)?)?;
+            x = add(&x, &layer.feed_forward(&layer.feed_forward_norm.forward(&x)?, config.gate, adapter)?)?;
         }
-        Ok(self.norm.op.forward(&x)?)
+        Ok(self.norm.forward(&x)?)
     }
 
-    fn embedded(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        let ids = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
-        self.embed_tokens.index_select(&ids, 0)
+    fn embedded(&self, config: &DecoderConfig, batch: &Batch) -> candle_core::Result<Tensor> {
+        let rows = match &self.embed_tokens {
+            Table::Exact(tensor) => tensor.index_select(&Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?, 0)?,
+            Table::Packed(weight) => {
+                let mut rows = vec![0f32; batch.tokens.len() * weight.inputs()];
+                for (token, row) in batch.tokens.iter().zip(rows.chunks_exact_mut(weight.inputs())) {
+                    weight.row(*token as usize, row);
+                }
+                Tensor::from_vec(rows, (batch.tokens.len(), weight.inputs()), &Device::Cpu)?
+            }
+        };
+        if config.embedding_scale == 1.0 { Ok(rows) } else { rows * f64::from(config.embedding_scale) }
     }
 
     /// The same network with an adapter's update added to its weights.
-    pub(super) fn merged(&self, adapter: &Adapter) -> candle_core::Result<Self> {
+    pub(super) fn merged(&self, config: &DecoderConfig, adapter: &Adapter) -> candle_core::Result<Self> {
         let mut layers = self.layers.clone();
         for projection in layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(lora) = adapter.lora(&projection.path) {
@@ -110,8 +191,8 @@ impl Training {
                 projection.linear = Linear::new(weight)?;
             }
         }
-        let stack = Arc::new(self.stack.with(layers.iter().map(Layer::block).collect()));
-        Ok(Training { layers, stack, ..self.clone() })
+        let (tables, ropes) = ((self.embed_tokens.clone(), self.lm_head.clone()), self.ropes.clone());
+        Self::new(config, tables, layers, self.norm.clone(), ropes)
     }
 
     /// The frozen weight (out, in) of a module.
@@ -120,61 +201,115 @@ impl Training {
         projections.find(|projection| projection.path == path).map(|projection| projection.linear.weight())
     }
 
-    /// Frozen weights by checkpoint name.
-    pub(super) fn weights(&self) -> candle_core::Result<Vec<(String, Tensor)>> {
-        let mut weights = vec![("model.embed_tokens.weight".to_string(), self.embed_tokens.clone())];
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{i}");
-            weights.push((format!("{prefix}.input_layernorm.weight"), layer.input_layernorm.weight.clone()));
-            weights.push((format!("{prefix}.post_attention_layernorm.weight"), layer.post_attention_layernorm.weight.clone()));
-            for p in &layer.projections {
-                weights.push((format!("{}.weight", p.path), p.linear.weight()?.clone()));
+    /// All tensors, by the names of a checkpoint; an output matrix that is the embeddings again is named as well.
+    pub(super) fn held(&self, names: &Names, config: &DecoderConfig) -> candle_core::Result<Vec<Held>> {
+        let matrix = |name: &str, tensor: &Tensor| Held { name: name.into(), tensor: tensor.clone(), heads: None, is_norm: false };
+        let Table::Exact(embed_tokens) = &self.embed_tokens else {
+            candle_core::bail!("the weights are quantised; load the model for Purpose::Train to read them")
+        };
+        let mut all = vec![matrix(names.embed_tokens, embed_tokens)];
+        for (index, layer) in self.layers.iter().enumerate() {
+            for (name, norm) in layer.norms(names) {
+                all.push(Held { name: names.of(index, name, "weight"), tensor: norm.weight.clone(), heads: None, is_norm: true });
+            }
+            let heads = [Some(config.heads.queries), Some(config.heads.keys), None, None, None, None, None];
+            for ((projection, name), heads) in layer.projections.iter().zip(names.linears).zip(heads) {
+                let of = |kind: &str, tensor: &Tensor| Held { heads, ..matrix(&names.of(index, name, kind), tensor) };
+                all.push(of("weight", projection.linear.weight()?));
+                all.extend(projection.bias.as_ref().map(|bias| of("bias", bias)));
             }
         }
-        weights.push(("model.norm.weight".into(), self.norm.weight.clone()));
-        weights.push(("lm_head.weight".into(), self.lm_head.weight()?.clone()));
-        Ok(weights)
+        all.push(Held { is_norm: true, ..matrix(names.norm, &self.norm.weight) });
+        all.push(matrix(names.lm_head, self.lm_head.weight()?));
+        Ok(all)
     }
 }
 
 impl Layer {
-    fn block(&self) -> Block {
-        Block {
+    /// Whether the stack knows all that it has.
+    fn is_plain(&self) -> bool {
+        self.head_norms.is_none() && self.attention_output_norm.is_none() && self.feed_forward_output_norm.is_none()
+    }
+
+    /// Its part of the stack.
+    fn block(&self) -> candle_core::Result<Block> {
+        let [q, k, v, ..] = &self.projections;
+        let biases = match (&q.bias, &k.bias, &v.bias) {
+            (Some(q), Some(k), Some(v)) => Some([q.to_vec1()?, k.to_vec1()?, v.to_vec1()?]),
+            _ => None,
+        };
+        Ok(Block {
             input_layernorm: self.input_layernorm.op.clone(),
-            post_attention_layernorm: self.post_attention_layernorm.op.clone(),
+            post_attention_layernorm: self.feed_forward_norm.op.clone(),
             linears: self.projections.each_ref().map(|projection| projection.linear.clone()),
-        }
+            biases,
+        })
     }
 
-    fn attention(&self, x: &Tensor, attention: &TrainAttention, adapter: &Adapter) -> candle_core::Result<Tensor> {
+    /// Its norms, by their names.
+    fn norms(&self, names: &Names) -> Vec<(&'static str, &Norm)> {
+        let mut norms = vec![(names.input_norm, &self.input_layernorm), (names.feed_forward_norm, &self.feed_forward_norm)];
+        norms.extend(self.attention_output_norm.as_ref().map(|norm| (names.attention_output_norm, norm)));
+        norms.extend(self.feed_forward_output_norm.as_ref().map(|norm| (names.feed_forward_output_norm, norm)));
+        norms.extend(self.head_norms.iter().flat_map(|norms| names.head_norms.into_iter().zip(norms)));
+        norms
+    }
+
+    fn attention(&self, x: &Tensor, attention: TrainAttention, adapter: &Adapter) -> candle_core::Result<Tensor> {
         let [q, k, v, o, ..] = &self.projections;
-        let (q, k, v) = (q.forward(x, adapter)?, k.forward(x, adapter)?, v.forward(x, adapter)?);
-        o.forward(&q.apply_op3(&k, &v, attention.clone())?, adapter)
+        let (mut q, mut k, v) = (q.forward(x, adapter)?, k.forward(x, adapter)?, v.forward(x, adapter)?);
+        if let Some([queries, keys]) = &self.head_norms {
+            (q, k) = (queries.of_heads(&q)?, keys.of_heads(&k)?);
+        }
+        let added = o.forward(&q.apply_op3(&k, &v, attention)?, adapter)?;
+        self.attention_output_norm.as_ref().map_or(Ok(added.clone()), |norm| norm.forward(&added))
     }
 
-    fn feed_forward(&self, x: &Tensor, adapter: &Adapter) -> candle_core::Result<Tensor> {
-        let [.., gate, up, down] = &self.projections;
-        let (gate, up) = (gate.forward(x, adapter)?, up.forward(x, adapter)?);
-        down.forward(&gate.apply_op2(&up, SwiGlu)?, adapter)
+    fn feed_forward(&self, x: &Tensor, gate: Gate, adapter: &Adapter) -> candle_core::Result<Tensor> {
+        let [.., gated, up, down] = &self.projections;
+        let (gated, up) = (gated.forward(x, adapter)?, up.forward(x, adapter)?);
+        let added = down.forward(&gated.apply_op2(&up, Gated(gate))?, adapter)?;
+        self.feed_forward_output_norm.as_ref().map_or(Ok(added.clone()), |norm| norm.forward(&added))
     }
 }
 
 impl Projection {
     fn forward(&self, x: &Tensor, adapter: &Adapter) -> candle_core::Result<Tensor> {
-        match adapter.lora(&self.path) {
+        let y = match adapter.lora(&self.path) {
             Some(lora) => adapted(&self.linear, x, lora, adapter.extras(&self.path)),
             None => self.linear.train(x, None),
+        }?;
+        // A bias is not scaled by DoRA.
+        match &self.bias {
+            Some(bias) => y.apply_op2(bias, trained::Bias),
+            None => Ok(y),
         }
     }
 }
 
 impl Norm {
-    /// A norm of that weight.
+    /// A norm with these factors, of which folders leave `offset` away.
     ///
     /// # Errors
-    /// When the weight is no vector of f32.
-    pub(super) fn new(weight: Tensor, epsilon: f32) -> candle_core::Result<Self> {
-        Ok(Norm { op: RmsNorm::new(&weight, epsilon)?, weight })
+    /// When the tensor cannot be made.
+    pub(super) fn new(factors: Vec<f32>, offset: f32, epsilon: f32) -> candle_core::Result<Self> {
+        let weight = factors.iter().map(|x| x - offset).collect::<Vec<f32>>();
+        let weight = Tensor::from_vec(weight, factors.len(), &Device::Cpu)?;
+        Ok(Norm { weight, offset, epsilon, op: RmsNorm::new(factors, epsilon) })
+    }
+
+    /// (N, width) → (N, width).
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        if self.weight.is_variable() {
+            let norm = trained::Norm { offset: self.offset, epsilon: self.epsilon };
+            return x.contiguous()?.apply_op2(&self.weight, norm);
+        }
+        self.op.forward(x)
+    }
+
+    /// (N, heads · width) → the same, each head by itself.
+    fn of_heads(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward(&x.reshape(((), self.op.width()))?)?.reshape(x.shape())
     }
 }
 
@@ -183,7 +318,7 @@ mod tests {
     use super::*;
     use crate::engine::adapter::AdapterConfig;
     use crate::engine::arch::config::Rotary;
-    use crate::engine::kernel::rows::Gate;
+    use crate::engine::nn::attention::Heads;
     use crate::engine::nn::linear::Lora;
     use candle_core::Var;
     use std::collections::HashMap;
@@ -203,6 +338,13 @@ mod tests {
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("a matrix")
     }
 
+    /// As those of Qwen2.
+    const BIASED: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+    fn vector(length: usize, seed: u64) -> Tensor {
+        Tensor::from_vec(noise(length, seed), length, &Device::Cpu).expect("a vector")
+    }
+
     fn config() -> DecoderConfig {
         DecoderConfig {
             architecture: "llama".into(),
@@ -213,7 +355,7 @@ mod tests {
             vocabulary: 11,
             context: 256,
             attention_scale: 1.0 / 6f32.sqrt(),
-            rotary: Rotary { base: 100.0, stretch: Vec::new() },
+            rotary: Rotary { base: 100.0, stretch: vec![1.0, 2.0, 4.0] },
             sliding: None,
             gate: Gate::Silu,
             embedding_scale: 1.0,
@@ -230,23 +372,29 @@ mod tests {
         };
         let norm = |seed: u64| {
             let values: Vec<f32> = noise(config.hidden, seed).iter().map(|x| 1.0 + 0.3 * x).collect();
-            Norm::new(Tensor::from_vec(values, config.hidden, &Device::Cpu).expect("a vector"), config.norm_epsilon).expect("a norm")
+            Norm::new(values, 0.0, config.norm_epsilon).expect("a norm")
         };
         let mut layers = Vec::new();
         for targets in config.lora_targets().chunks(LINEARS) {
             let mut projections = targets.iter().map(|target| Projection {
                 path: target.path.clone(),
                 linear: linear(weight(target.outputs, target.inputs)).expect("a layer"),
+                bias: BIASED.iter().any(|name| target.path.ends_with(name)).then(|| vector(target.outputs, 80)),
             });
             layers.push(Layer {
                 projections: std::array::from_fn(|_| projections.next().expect("seven")),
                 input_layernorm: norm(90),
-                post_attention_layernorm: norm(91),
+                feed_forward_norm: norm(91),
+                head_norms: None,
+                attention_output_norm: None,
+                feed_forward_output_norm: None,
             });
         }
-        let tables = (weight(config.vocabulary, config.hidden), Linear::new(weight(config.vocabulary, config.hidden)).expect("a head"));
-        let rope = Arc::new(Rope::new(config.context, config.heads.width, config.rotary.base));
-        Training::new(tables, layers, norm(92), (config.heads, rope))
+        let tables = (
+            Table::Exact(weight(config.vocabulary, config.hidden)),
+            Linear::new(weight(config.vocabulary, config.hidden)).expect("a head"),
+        );
+        Training::new(config, tables, layers, norm(92), Ropes::new(config, config.context)).expect("a network")
     }
 
     /// Pairs on all layers of the upper two blocks, but for one.

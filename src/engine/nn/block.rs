@@ -27,6 +27,8 @@ pub struct Block {
     pub post_attention_layernorm: RmsNorm,
     /// In forward order.
     pub linears: [Linear; LINEARS],
+    /// Of q, k and v, where they have some.
+    pub biases: Option<[Vec<f32>; OUTPUT]>,
 }
 
 /// Its low-rank pairs.
@@ -121,6 +123,16 @@ impl Block {
         self.linears[0].isa()
     }
 
+    /// Makes what the backward pass needs of quantised weights, until they are released.
+    pub(super) fn hold(&self) {
+        self.linears.iter().for_each(Linear::hold);
+    }
+
+    /// Throws that away.
+    pub(super) fn release(&self) {
+        self.linears.iter().for_each(Linear::release);
+    }
+
     fn hidden(&self) -> usize {
         self.linears[0].widths().0
     }
@@ -135,6 +147,9 @@ impl Block {
             for (i, y) in kept.qkv.iter_mut().enumerate() {
                 y.resize(normed.rows() * self.linears[i].widths().1, 0.0);
                 self.apply(i, normed, (y, Write::Set), (pairs, &mut kept.low[i], low))?;
+                if let Some(biases) = &self.biases {
+                    y.chunks_exact_mut(biases[i].len()).for_each(|y| y.iter_mut().zip(&biases[i]).for_each(|(y, bias)| *y += bias));
+                }
             }
             Ok(())
         })

@@ -1,14 +1,14 @@
 //! Language-model head and cross-entropy in one operation, over labelled rows only and in blocks, so that the logits of a batch never
 //! exist all at once. The gradient with respect to the hidden states is computed in the forward pass.
 
-use super::gemm::Write;
+use super::gemm::{Matrix, Write, gemm};
 use super::linear::{Linear, Operand, Rounding, Threads};
 use super::simd;
 use super::slices::{slice, tensor, with_slice};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows whose logits exist at the same time: 128 × 49,152 × 4 bytes = 25 MB. All threads work on them; with a rounded head each thread has
 /// a block of [`ROWS`] to itself.
@@ -41,7 +41,10 @@ impl Label {
 pub fn cross_entropy(hidden: &Tensor, head: &Linear, labels: &[Option<Label>], normaliser: f32) -> Result<Tensor> {
     let rows = labelled_rows(labels, head.widths().1)?;
     let op = HeadCrossEntropy { head: head.clone(), rows, normaliser, gradient: Mutex::new(None) };
-    hidden.contiguous()?.apply_op1(op)
+    match head.variable() {
+        Some(weight) => hidden.contiguous()?.apply_op2(weight, TrainedHead { op, gradient: Mutex::new(None) }),
+        None => hidden.contiguous()?.apply_op1(op),
+    }
 }
 
 /// A labelled row, measured.
@@ -148,14 +151,10 @@ struct HeadCrossEntropy {
     gradient: Mutex<Option<Vec<f32>>>,
 }
 
-impl CustomOp1 for HeadCrossEntropy {
-    fn name(&self) -> &'static str {
-        "head-cross-entropy"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let hidden = slice(storage, layout)?;
-        let width = layout.shape().dims2()?.1;
+impl HeadCrossEntropy {
+    /// The loss; keeps the gradient of the hidden states (N, width), and adds that of the head, if it is asked for.
+    fn compute(&self, hidden: &[f32], width: usize, head: Option<&Mutex<Vec<f32>>>) -> Result<f32> {
+        self.head.hold();
         // Sums are taken in row order, so that they do not depend on which thread was first.
         let blocks = in_blocks(&self.head, &self.rows, |block, buffers| {
             logits(hidden, &self.head, block, buffers)?;
@@ -171,22 +170,83 @@ impl CustomOp1 for HeadCrossEntropy {
             for (dx, (_, scale)) in dx.chunks_exact_mut(width).zip(&rows) {
                 dx.iter_mut().for_each(|dx| *dx *= scale);
             }
+            if let Some(head) = head {
+                let scales = rows.iter().map(|(_, scale)| *scale);
+                self.add_head_gradient(&mut head.lock().unwrap_or_else(PoisonError::into_inner), scales, buffers);
+            }
             Ok((rows.iter().map(|(loss, _)| loss).sum::<f64>(), dx))
-        })?;
+        });
+        self.head.release();
+        let blocks = blocks?;
         let loss: f64 = blocks.iter().map(|(loss, _)| loss).sum();
         let mut gradient = vec![0f32; hidden.len()];
         for (row, dx) in self.rows.iter().zip(blocks.iter().flat_map(|(_, dx)| dx.chunks_exact(width))) {
             gradient[row.row * width..][..width].copy_from_slice(dx);
         }
-        *self.gradient.lock().expect("no other thread holds the gradient: the op belongs to one graph") = Some(gradient);
-        Ok((CpuStorage::F32(vec![(loss / f64::from(self.normaliser)) as f32]), Shape::from(())))
+        *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient);
+        Ok((loss / f64::from(self.normaliser)) as f32)
+    }
+
+    /// dW += gᵀ x, for the gradients of a block's logits, once they are multiplied with the scale of their row.
+    fn add_head_gradient(&self, sum: &mut [f32], scales: impl ExactSizeIterator<Item = f32>, buffers: &mut Buffers) {
+        let ((width, vocabulary), count) = (self.head.widths(), scales.len());
+        for (logits, scale) in buffers.logits.chunks_exact_mut(vocabulary).zip(scales) {
+            logits.iter_mut().for_each(|x| *x *= scale);
+        }
+        let (grad, x) = (Matrix::new(&buffers.logits, count, vocabulary), Matrix::new(&buffers.hidden, count, width));
+        gemm(sum, grad.t(), x, (Write::Add, 1.0), true);
+    }
+
+    /// The gradient of the hidden states, times that of the loss.
+    fn backward(&self, hidden: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let gradient = self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take();
+        scaled(gradient, hidden, grad)
+    }
+}
+
+/// A gradient that was computed in the forward pass, times that of the loss.
+fn scaled(gradient: Option<Vec<f32>>, of: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let Some(gradient) = gradient else { candle_core::bail!("head-cross-entropy: the backward pass ran twice") };
+    let dx = tensor(gradient, of.shape())?;
+    let scale = grad.to_scalar::<f32>()?;
+    if scale == 1.0 { Ok(dx) } else { dx * f64::from(scale) }
+}
+
+impl CustomOp1 for HeadCrossEntropy {
+    fn name(&self) -> &'static str {
+        "head-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let loss = self.compute(slice(storage, layout)?, layout.shape().dims2()?.1, None)?;
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }
 
     fn bwd(&self, hidden: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = self.gradient.lock().expect("as above").take();
-        let Some(gradient) = gradient else { candle_core::bail!("head-cross-entropy: the backward pass ran twice") };
-        let dx = tensor(gradient, hidden.shape())?;
-        let scale = grad.to_scalar::<f32>()?;
-        Ok(Some(if scale == 1.0 { dx } else { (dx * f64::from(scale))? }))
+        self.backward(hidden, grad).map(Some)
+    }
+}
+
+/// The same under a head that is trained itself.
+struct TrainedHead {
+    op: HeadCrossEntropy,
+    gradient: Mutex<Option<Vec<f32>>>,
+}
+
+impl CustomOp2 for TrainedHead {
+    fn name(&self) -> &'static str {
+        "trained-head-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, hidden: &CpuStorage, layout: &Layout, _: &CpuStorage, head_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sum = Mutex::new(vec![0f32; head_layout.shape().elem_count()]);
+        let loss = self.op.compute(slice(hidden, layout)?, layout.shape().dims2()?.1, Some(&sum))?;
+        *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = Some(sum.into_inner().unwrap_or_else(PoisonError::into_inner));
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
+    }
+
+    fn bwd(&self, hidden: &Tensor, head: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok((Some(self.op.backward(hidden, grad)?), Some(scaled(gradient, head, grad)?)))
     }
 }

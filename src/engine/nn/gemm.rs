@@ -24,6 +24,11 @@ impl<'a> Matrix<'a> {
         Matrix { data, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// Columns from `first` on of a row-major matrix whose rows are `width` long.
+    pub fn part(data: &'a [f32], (rows, columns): (usize, usize), first: usize, width: usize) -> Self {
+        Self::strided(&data[first..], rows, columns, width)
+    }
+
     /// The transposed view.
     pub fn t(self) -> Self {
         Matrix { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }

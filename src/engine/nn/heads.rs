@@ -1,7 +1,7 @@
 //! Attention over blocks of rows in training: takes the heads of a sequence together from the blocks it lies in, rotates them, and hands
 //! the results back. In bfloat16 it works in [tiles](super::tiles), otherwise in f32 as [`TrainAttention`](super::attention).
 
-use super::attention::{Heads, attend, attend_backward};
+use super::attention::{Heads, Scores, attend, attend_backward};
 use super::block::{Grads, Kept};
 use super::rope::Rope;
 use super::simd;
@@ -145,7 +145,7 @@ impl Attention {
             for (g, (out, log_sums)) in outs.enumerate() {
                 let Some(isa) = self.isa else {
                     self.gather(queries, &self.query(rows.clone(), (key, g), Some(1.0)), |block| &kept[block].qkv[0]);
-                    attend(self.heads, [queries, keys, values], out);
+                    attend(Scores::plain(self.heads), [queries, keys, values], out);
                     continue;
                 };
                 for ((first, out), log_sums) in (0..length).step_by(TILE).zip(out.chunks_mut(TILE * width)).zip(log_sums.chunks_mut(TILE)) {
@@ -191,7 +191,12 @@ impl Attention {
                             let log_sums = &log_sums[g * length + first..][..count];
                             backward.tile(isa, Queries { values: queries, first }, tiles::Attended { log_sums, inner, grad }, dq);
                         }
-                        None => attend_backward(self.heads, [queries, keys, values], grad, [dq, &mut backward.dk, &mut backward.dv]),
+                        None => attend_backward(
+                            Scores::plain(self.heads),
+                            [queries, keys, values],
+                            grad,
+                            [dq, &mut backward.dk, &mut backward.dv],
+                        ),
                     }
                     self.turn_back(dq, first, self.scale());
                 }

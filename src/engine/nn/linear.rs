@@ -1,10 +1,12 @@
 //! Linear layers with frozen weights and, on top, low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685):
-//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ. A weight is kept as it is, in f32, or packed for both directions: forwards as the file has it, for the
+//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ. A weight is kept as it is, in f32, [quantised](super::quantised), or packed for both directions: forwards as the file has it, for the
 //! kernels of serving, or in bfloat16; backwards in bfloat16.
 
 use super::gemm::{Matrix, Write, gemm};
+use super::quantised::Quantised;
 use super::simd;
 use super::slices::{slice, tensor, with_slice};
+use super::trained;
 use crate::engine::kernel::bf16::{self, Frozen as Panels, Isa};
 use crate::engine::kernel::panel::Panels as Bytes;
 use crate::engine::kernel::product::{self as served, Input};
@@ -30,6 +32,7 @@ pub struct Linear {
 enum Weight {
     Exact(Tensor),
     Rounded(Arc<Rounded>),
+    Quantised(Arc<Quantised>),
 }
 
 /// A weight packed for x Wᵀ and for g W.
@@ -115,6 +118,11 @@ impl<'a> Operand<'a> {
         Operand { bytes: Some(bytes), ..operand }
     }
 
+    /// The rows as bytes, where a weight takes these.
+    pub(super) fn bytes(&self) -> Option<&'a Bytes> {
+        self.bytes
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.values.len() / self.width
     }
@@ -180,14 +188,38 @@ impl Linear {
         Ok(Linear { weight: Weight::Rounded(Arc::new(Rounded { isa, forward: Forward::Bytes(packed), backward })), outputs, inputs })
     }
 
+    /// With the weight as serving packs it, and nothing else in memory: backwards it is dequantised while it is needed.
+    pub fn quantised(packed: Arc<tiles::Weight>) -> Self {
+        let (outputs, inputs) = (packed.outputs(), packed.inputs());
+        Linear { weight: Weight::Quantised(Arc::new(Quantised::new(packed))), outputs, inputs }
+    }
+
+    /// Makes what the backward pass needs of a quantised weight, until it is released; nothing of others.
+    pub(super) fn hold(&self) {
+        if let Weight::Quantised(quantised) = &self.weight {
+            quantised.hold();
+        }
+    }
+
+    /// Throws that away.
+    pub(super) fn release(&self) {
+        if let Weight::Quantised(quantised) = &self.weight {
+            quantised.release();
+        }
+    }
+
     /// Whether its inputs are rounded to bytes.
     fn takes_bytes(&self) -> bool {
-        matches!(&self.weight, Weight::Rounded(rounded) if matches!(rounded.forward, Forward::Bytes(_)))
+        match &self.weight {
+            Weight::Exact(_) => false,
+            Weight::Rounded(rounded) => matches!(rounded.forward, Forward::Bytes(_)),
+            Weight::Quantised(quantised) => quantised.takes_bytes(),
+        }
     }
 
     fn rounded_backward(&self) -> Option<&Backward> {
         match &self.weight {
-            Weight::Exact(_) => None,
+            Weight::Exact(_) | Weight::Quantised(_) => None,
             Weight::Rounded(rounded) => Some(&rounded.backward),
         }
     }
@@ -199,9 +231,17 @@ impl Linear {
     pub fn weight(&self) -> Result<&Tensor> {
         match &self.weight {
             Weight::Exact(weight) => Ok(weight),
-            Weight::Rounded(_) => {
+            Weight::Rounded(_) | Weight::Quantised(_) => {
                 candle_core::bail!("the weights were rounded for training; load the model for Purpose::Train to read them")
             }
+        }
+    }
+
+    /// The weight, where it is a variable.
+    pub(super) fn variable(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Exact(weight) => Some(weight).filter(|weight| weight.is_variable()),
+            _ => None,
         }
     }
 
@@ -215,17 +255,22 @@ impl Linear {
         match &self.weight {
             Weight::Exact(_) => None,
             Weight::Rounded(rounded) => Some(rounded.isa),
+            Weight::Quantised(quantised) => quantised.isa(),
         }
     }
 
-    /// Training: (N, in) → (N, out), every row through the same adapter; gradients reach x, A and B and never the weight.
+    /// Training: (N, in) → (N, out), every row through the same adapter; gradients reach x, A and B, and the weight where that is a
+    /// variable and has no adapter.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn train(&self, x: &Tensor, lora: Option<&Lora>) -> Result<Tensor> {
         let x = x.contiguous()?;
         match lora {
-            None => x.apply_op1(Frozen(self.clone())),
+            None => match &self.weight {
+                Weight::Exact(weight) if weight.is_variable() => x.apply_op2(weight, trained::Product),
+                _ => x.apply_op1(Frozen(self.clone())),
+            },
             Some(lora) => x.apply_op3(&lora.a, &lora.b, LoraLinear { base: self.clone(), rank: lora.a.dim(0)?, scale: lora.scale }),
         }
     }
@@ -234,6 +279,7 @@ impl Linear {
     pub(super) fn forward(&self, y: &mut [f32], x: Operand<'_>, write: Write, threads: Threads) -> Result<()> {
         match &self.weight {
             Weight::Rounded(rounded) => rounded.forward.product(y, x, write),
+            Weight::Quantised(quantised) => quantised.forward(y, x, write),
             Weight::Exact(weight) => with_slice(weight, |w| {
                 let w = Matrix::new(w, self.outputs, self.inputs).t();
                 gemm(y, Matrix::new(x.values, x.rows(), self.inputs), w, (write, 1.0), threads == Threads::All);
@@ -246,6 +292,7 @@ impl Linear {
     pub(super) fn backward(&self, dx: &mut [f32], grad: Operand<'_>, write: Write, threads: Threads) -> Result<()> {
         match &self.weight {
             Weight::Rounded(rounded) => rounded.backward.product(dx, grad, write),
+            Weight::Quantised(quantised) => quantised.backward(dx, grad.values, write, &mut Vec::new()),
             Weight::Exact(weight) => with_slice(weight, |w| {
                 let w = Matrix::new(w, self.outputs, self.inputs);
                 gemm(dx, Matrix::new(grad.values, grad.rows(), self.outputs), w, (write, 1.0), threads == Threads::All);
@@ -258,6 +305,10 @@ impl Linear {
     pub(super) fn backward_wide(&self, dx: &mut [f32], grad: &[f32], scratch: &mut Rounding) -> Result<()> {
         /// Outputs of a piece, at least; an even number.
         const PIECE: usize = 1024;
+        if let Weight::Quantised(quantised) = &self.weight {
+            quantised.backward(dx, grad, Write::Set, &mut scratch.pairs);
+            return Ok(());
+        }
         let Weight::Rounded(rounded) = &self.weight else {
             return self.backward(dx, Operand { values: grad, width: self.outputs, pairs: None, bytes: None }, Write::Set, Threads::All);
         };
@@ -291,7 +342,7 @@ impl Linear {
     fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
         match &self.weight {
             Weight::Exact(weight) => with_slice(weight, |w| product(x, w, (self.inputs, self.outputs), true)),
-            Weight::Rounded(_) => {
+            Weight::Rounded(_) | Weight::Quantised(_) => {
                 let mut y = vec![0f32; x.len() / self.inputs * self.outputs];
                 let rows = y.par_chunks_mut(ROWS * self.outputs).zip(x.par_chunks(ROWS * self.inputs));
                 rows.try_for_each_init(Rounding::default, |scratch, (y, x)| {
@@ -317,6 +368,14 @@ impl Linear {
                 rows.for_each_init(Rounding::default, |scratch, (dx, grad)| {
                     rounded.backward.product(dx, Operand::backward(self, grad, scratch), Write::Set);
                 });
+                Ok(dx)
+            }
+            Weight::Quantised(quantised) => {
+                let mut dx = vec![0f32; grad.len() / self.outputs * self.inputs];
+                quantised.hold();
+                let rows = dx.par_chunks_mut(ROWS * self.inputs).zip(grad.par_chunks(ROWS * self.outputs));
+                rows.for_each_init(Vec::new, |scratch, (dx, grad)| quantised.backward(dx, grad, Write::Set, scratch));
+                quantised.release();
                 Ok(dx)
             }
         }

@@ -13,12 +13,14 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// From the checkpoint's weight (hidden).
-    ///
-    /// # Errors
-    /// When the weight is no vector of f32.
-    pub fn new(weight: &Tensor, epsilon: f32) -> Result<Self> {
-        Ok(RmsNorm { weight: weight.to_vec1()?, epsilon })
+    /// With these factors (hidden).
+    pub fn new(weight: Vec<f32>, epsilon: f32) -> Self {
+        RmsNorm { weight, epsilon }
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.weight.len()
     }
 
     /// (N, hidden) → (N, hidden).
@@ -41,7 +43,7 @@ impl RmsNorm {
 }
 
 /// Rows that one task works on.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 impl CustomOp1 for RmsNorm {
     fn name(&self) -> &'static str {

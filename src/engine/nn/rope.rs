@@ -10,10 +10,10 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Tables for `positions` positions of heads with `head_width` elements and the given base frequency.
-    pub fn new(positions: usize, head_width: usize, base: f32) -> Self {
-        let half = head_width / 2;
-        let angle = |i: usize| (i / half) as f32 / base.powf(2.0 * (i % half) as f32 / head_width as f32);
+    /// Tables for `positions` positions; `periods` is what a position is divided by to get the angle of each pair, (head width / 2).
+    pub fn new(positions: usize, periods: &[f32]) -> Self {
+        let half = periods.len();
+        let angle = |i: usize| (i / half) as f32 / periods[i % half];
         let (cos, sin) = (0..positions * half).map(angle).map(|a| (a.cos(), a.sin())).unzip();
         Rope { cos, sin, half }
     }

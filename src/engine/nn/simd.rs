@@ -70,6 +70,14 @@ multiversion! {
     pub fn swiglu_again(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) = swiglu_again_body
 }
 multiversion! {
+    /// `out = gelu(gate) · up`, GELU by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+    pub fn geglu(out: &mut [f32], gate: &[f32], up: &[f32]) = geglu_body
+}
+multiversion! {
+    /// Gradients of [`geglu`], as [`swiglu_backward`].
+    pub fn geglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) = geglu_backward_body
+}
+multiversion! {
     /// LayerNorm (Ba et al. 2016, arXiv 1607.06450) of `x + residual`, into `x`, row by row of `weight`'s length.
     pub fn layer_norm(x: &mut [f32], residual: &[f32], norm: Affine<'_>) = layer_norm_body
 }
@@ -400,6 +408,32 @@ fn swiglu_again_body<L: Lanes>(out: &mut [f32], gate: &mut [f32], up: &mut [f32]
         *o = silu * up;
         *u = d * silu;
         *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+    }
+}
+
+/// √(2 / π), and the factor on the cube: 0.5 · (1 + tanh(u)) is sigmoid(2 u) for u = √(2/π) · (x + 0.044715 x³).
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+#[inline(always)]
+fn gelu_sigmoid<L: Lanes>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<L>(-2.0 * GELU.0 * x * (1.0 + GELU.1 * x * x)))
+}
+
+#[inline(always)]
+fn geglu_body<L: Lanes>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+        *o = g * gelu_sigmoid::<L>(*g) * u;
+    }
+}
+
+#[inline(always)]
+fn geglu_backward_body<L: Lanes>(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for ((g, u), d) in gate.iter_mut().zip(up.iter_mut()).zip(grad) {
+        let sigmoid = gelu_sigmoid::<L>(*g);
+        let (gate, up) = (*g, *u);
+        let slope = 2.0 * GELU.0 * (1.0 + 3.0 * GELU.1 * gate * gate);
+        *u = d * gate * sigmoid;
+        *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid) * slope);
     }
 }
 

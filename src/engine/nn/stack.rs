@@ -202,6 +202,7 @@ impl Run {
             let (block, kept) = (&self.blocks[layer], &work.kept[layer]);
             let pairs = (&work.pairs[layer], &self.plan.places[layer]);
             let range = self.plan.range(layer);
+            block.hold();
             each(work.grads.par_iter_mut().zip(kept)).try_for_each(|(grads, kept)| {
                 grads.pairs.clear();
                 grads.pairs.resize(range.len(), 0.0);
@@ -215,6 +216,7 @@ impl Run {
                 self.attention.collect_grads(i, &work.parts, &mut grads.qkv);
                 block.project_backward((x, kept), grads, pairs, last)
             })?;
+            block.release();
             self.sum(layer, &work.grads, &mut all[range]);
         }
         Ok(all)

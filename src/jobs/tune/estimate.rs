@@ -1,7 +1,7 @@
 //! Whether a training can fit, and how long it will take: its [`Estimate`] beside the memory that is there and the speed of earlier trainings.
 
 use super::{conversations, resolved, validation};
-use crate::models::{self, Files};
+use crate::models;
 use crate::store::{Store, jobs};
 use crate::tuning::{AnyRecipe, Data, Estimate, estimate};
 use crate::types::{Code, Digest, Failure};
@@ -59,8 +59,7 @@ pub fn of_recipe(store: &Store, recipe: AnyRecipe) -> Result<Option<Forecast>, F
 /// As [`of_recipe`], of conversations that were read.
 pub(super) fn forecast(store: &Store, recipe: &AnyRecipe, model_digest: Digest, data: &Data<'_>) -> Result<Option<Forecast>, Failure> {
     let AnyRecipe::Lora(lora) = recipe else { return Ok(None) };
-    let Files::Gguf(file) = models::find(store, recipe.model())?.files else { return Ok(None) };
-    let estimate = estimate(&file, lora, data)?;
+    let estimate = estimate(&models::find(store, recipe.model())?.files, lora, data)?;
     let speed = speed(store, model_digest)?;
     let seconds = speed.as_ref().map(|(speed, _)| estimate.trained_tokens as f64 / speed);
     Ok(Some(Forecast { estimate, available_bytes: available(), speed, seconds }))

@@ -1,9 +1,11 @@
 //! Adapters leave the store as folders for other programs, and come from folders that others wrote. A folder is written beside its place and
 //! renamed: it is there whole or not at all.
 
-use crate::models::{self, Files, open};
+use super::head::EMBEDDERS;
+use crate::models::{self, open};
 use crate::store::Store;
 use crate::store::adapters::{self, AdapterRecord, NewAdapter};
+use crate::store::models::ModelRecord;
 use crate::tuning::export::{Elements, Exported, Format, Source, base_of, check_import};
 use crate::types::time::now_ms;
 use crate::types::{Code, Digest, Failure};
@@ -19,15 +21,35 @@ const MAX_WEIGHTS_BYTES: u64 = 4 << 30;
 /// # Errors
 /// [`Code::CONFLICT`] when the folder holds something already; [`Code::UNSUPPORTED`] naming what the format cannot hold; what the file
 /// system says.
-pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path, (format, elements): (Format, Elements)) -> Result<Exported, Failure> {
+pub fn export(store: &Store, adapter: &AdapterRecord, folder: &Path, how: (Format, Elements)) -> Result<Exported, Failure> {
+    in_place(folder, |beside| write(store, adapter, beside, how))
+}
+
+/// Writes a stored model as it is, in one of the formats that hold a whole one.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_model(
+    store: &Store,
+    model: &ModelRecord,
+    folder: &Path,
+    (format, elements): (Format, Elements),
+) -> Result<Exported, Failure> {
+    let files = open(store, &model.digest)?;
+    let provenance = json!({"model": model.name, "model_digest": model.digest, "source": model.source});
+    let source = Source { files: &files, model: &model.name, name: "", adapter: None, provenance: &provenance };
+    in_place(folder, |beside| Ok(crate::tuning::export::export(&source, format, elements, beside)?))
+}
+
+/// Writes beside the folder's place and renames.
+fn in_place(folder: &Path, write: impl FnOnce(&Path) -> Result<Exported, Failure>) -> Result<Exported, Failure> {
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file() {
         return Err(Failure::new(Code::CONFLICT, format!("{} holds something already", folder.display())).with_hint("name another folder"));
     }
     let beside = beside(folder);
     let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
     fs::create_dir_all(&beside).map_err(failed)?;
-    let written = write(store, adapter, &beside, (format, elements));
-    let written = written.and_then(|exported| {
+    let written = write(&beside).and_then(|exported| {
         fs::rename(&beside, folder).map_err(failed)?;
         Ok(exported)
     });
@@ -56,16 +78,13 @@ fn write(store: &Store, adapter: &AdapterRecord, folder: &Path, (format, element
         fs::write(folder.join("head.safetensors"), weights).map_err(failed)?;
         return Ok(Exported { files: vec!["head.safetensors".into(), "head_config.json".into()], verified: None });
     }
-    let Files::Gguf(model_file) = open(store, &adapter.model_digest)? else {
-        return Err(Failure::new(Code::CORRUPT, "the adapter's base is no GGUF file"));
-    };
+    let files = open(store, &adapter.model_digest)?;
     let told = |name: &str| adapter.provenance.get(name).cloned().unwrap_or_default();
     let provenance = json!({"model": adapter.model, "model_digest": adapter.model_digest, "adapter_digest": adapter.digest,
         "name": adapter.name, "version": adapter.version, "job": told("job"), "dataset": told("dataset"), "split": told("split"),
         "prompt": told("prompt"), "training_file": told("training_file")});
     let name = format!("{}@{}", adapter.name, adapter.version);
-    let source =
-        Source { model_file: &model_file, model: &adapter.model, name: &name, config: &config, weights: &weights, provenance: &provenance };
+    let source = Source { files: &files, model: &adapter.model, name: &name, adapter: Some((&config, &weights)), provenance: &provenance };
     Ok(crate::tuning::export::export(&source, format, elements, folder)?)
 }
 
@@ -80,17 +99,17 @@ pub fn import(store: &Store, folder: &Path, (model, name): (&str, &str)) -> Resu
         return Err(Failure::on(Code::INVALID_VALUE, "name", message));
     }
     let found = models::find(store, model)?;
-    let Files::Gguf(model_file) = &found.files else {
+    if found.record.architecture == EMBEDDERS {
         let message = format!("the local model \"{model}\" makes embeddings; PEFT adapters are for models that chat");
         return Err(Failure::on(Code::INVALID_VALUE, "model", message));
-    };
+    }
     let (config, weights) = (read(folder, "adapter_config.json")?, read(folder, "adapter_model.safetensors")?);
     let record = found.record;
     if let Some(base) = base_of(&weights).filter(|base| *base != record.digest) {
         let message = format!("the adapter was trained on another file of this model: {} and not {}", base.short(), record.digest.short());
         return Err(Failure::on(Code::INVALID_VALUE, "model", message));
     }
-    check_import(model_file, &config, &weights)?;
+    check_import(&found.files, &config, &weights)?;
     let config: Value =
         serde_json::from_slice(&config).map_err(|error| Failure::new(Code::INVALID_FILE, format!("adapter_config.json: {error}")))?;
     let weights = store.blobs.put(&weights)?;

@@ -3,15 +3,15 @@
 use super::work::{Training, keep, name_of};
 use super::{TuneProgress, TuneResult};
 use crate::jobs::worker::Handle;
-use crate::models::{self, Files, open};
+use crate::models::{self, Files, ModelError, open};
 use crate::store::Store;
-use crate::tuning::{self, AnyRecipe, FittedHead, HeadObserver, HeadRecipe};
+use crate::tuning::{self, AnyRecipe, FittedHead, HeadObserver, HeadRecipe, Method};
 use crate::types::{Code, Failure};
 use serde_json::json;
 use std::collections::BTreeMap;
 
 /// The architecture of models that make embeddings.
-pub(super) const EMBEDDERS: &str = "bert";
+pub const EMBEDDERS: &str = "bert";
 
 /// Refuses a recipe whose method is not for its model: heads are for folders of embedding models, low-rank adapters for chat models.
 pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
@@ -28,13 +28,18 @@ pub(super) fn fits(store: &Store, recipe: &AnyRecipe) -> Result<(), Failure> {
             let message = format!("the local model \"{model_name}\" makes embeddings: only a head can be fitted on it");
             Err(Failure::on(Code::INVALID_VALUE, "method", message).with_hint("write \"method: head\" into the recipe"))
         }
-        (AnyRecipe::Lora(_), Files::Folder(_)) => {
-            let message = format!("the local model \"{model_name}\" is a folder of safetensors: adapters are trained on GGUF files");
-            Err(Failure::on(Code::UNSUPPORTED, "model", message)
-                .with_hint("pull a GGUF file of the model; adapters made elsewhere serve on folders, too"))
-        }
+        (AnyRecipe::Lora(recipe), files) if recipe.method == Method::Full => whole(store, &recipe.name, &files),
         _ => Ok(()),
     }
+}
+
+/// Refuses a model of its own under a name that is taken, and one of a base that no folder can be made of.
+fn whole(store: &Store, name: &str, base: &Files) -> Result<(), Failure> {
+    if !matches!(models::find(store, name), Err(ModelError::Unknown { .. })) {
+        let message = format!("there is a model \"{name}\" already, here or in the catalogue; method: full makes a model of that name");
+        return Err(Failure::on(Code::CONFLICT, "name", message).with_hint("choose another name in the recipe"));
+    }
+    Ok(tuning::whole::check_model(base)?)
 }
 
 /// Fits the head and stores it.

@@ -10,6 +10,8 @@ mod overlap;
 pub mod sweep;
 mod work;
 
+pub use head::EMBEDDERS;
+
 use super::JobError;
 use super::worker::{Handle, Job};
 use crate::datasets::shapes::REJECTED;
@@ -83,9 +85,9 @@ pub struct TuneProgress {
 /// What a finished job returns.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TuneResult {
-    /// `local/<model>:<name>@<version>`
+    /// `local/<model>:<name>@<version>`, or `local/<name>` of a whole model.
     pub adapter: String,
-    /// Digest of the adapter.
+    /// Digest of the adapter or the model.
     pub digest: Digest,
     /// Trained values.
     pub parameters: usize,
@@ -145,7 +147,7 @@ pub fn completed(store: &Store, source: &str) -> Result<(AnyRecipe, Vec<Choice>)
     }
     let (spec, dataset) = resolved(store, recipe)?;
     let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-    let seen = Seen::of(&store.blobs.path(&spec.model_digest), &Data { train: &train, validation: &validation })?;
+    let seen = Seen::of(&crate::models::find(store, spec.recipe.model())?.files, &Data { train: &train, validation: &validation })?;
     Ok(AnyRecipe::completed(source, seen)?)
 }
 

@@ -5,11 +5,11 @@
 use super::{Spec, conversations, enqueue};
 use crate::datasets::Datasets;
 use crate::jobs::worker::{self, Handle, Job};
-use crate::models::{self, Files};
+use crate::models;
 use crate::store::jobs::{self, JobRecord};
 use crate::store::{Store, adapters, job_events};
 use crate::tuning::measure::{Measured, measure};
-use crate::tuning::{self, AnyRecipe, Data, Recipe};
+use crate::tuning::{self, AnyRecipe, Data, Method, Recipe};
 use crate::types::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -111,6 +111,10 @@ fn recipes(spec: &SweepSpec) -> Result<Vec<Recipe>, Failure> {
     let AnyRecipe::Lora(base) = &spec.recipe else {
         return Err(Failure::on(Code::INVALID_VALUE, "method", "a head tries its strengths by itself; a sweep is for adapters"));
     };
+    if base.method == Method::Full {
+        let message = "every trial of a sweep would be a model of its own; a sweep is for adapters";
+        return Err(Failure::on(Code::INVALID_VALUE, "method", message));
+    }
     let rates = if spec.learning_rates.is_empty() { vec![base.learning_rate] } else { spec.learning_rates.clone() };
     let ranks = if spec.ranks.is_empty() { vec![base.rank] } else { spec.ranks.clone() };
     let mut all = Vec::new();
@@ -166,8 +170,8 @@ impl Running<'_> {
         let mut recipes = recipes(self.spec)?;
         let (resolved, dataset) = super::resolved(self.store, self.spec.recipe.clone())?;
         let train = conversations(self.store, &resolved, &dataset, "train")?;
-        let model_file = self.store.blobs.path(&resolved.model_digest);
-        let steps = tuning::estimate(&model_file, &recipes[0], &Data { train: &train, validation: &[] })?.steps;
+        let files = models::find(self.store, resolved.recipe.model())?.files;
+        let steps = tuning::estimate(&files, &recipes[0], &Data { train: &train, validation: &[] })?.steps;
         let rungs = rungs(recipes.len(), steps);
         for recipe in &mut recipes {
             // Every rung ends with a validation.
@@ -334,9 +338,9 @@ impl Running<'_> {
         let digest = job.result["digest"].as_str().and_then(|digest| digest.parse().ok());
         let adapter = digest.map(|digest| adapters::by_digest(self.store.db.as_ref(), &digest)).transpose()?.flatten();
         let (Some(adapter), AnyRecipe::Lora(recipe)) = (adapter, &spec.recipe) else { return Ok(None) };
-        let Files::Gguf(file) = models::open(self.store, &spec.model_digest)? else { return Ok(None) };
+        let files = models::open(self.store, &spec.model_digest)?;
         let weights = self.store.blobs.get(&adapter.weights)?;
-        Ok(Some(measure(&file, (adapter.config.to_string().as_bytes(), &weights), &test, recipe.max_length)?))
+        Ok(Some(measure(&files, (adapter.config.to_string().as_bytes(), &weights), &test, recipe.max_length)?))
     }
 }
 

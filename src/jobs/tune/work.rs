@@ -2,14 +2,17 @@
 
 use super::{TuneProgress, TuneResult, head};
 use crate::jobs::worker::Handle;
+use crate::models::{self, Files};
 use crate::store::Store;
 use crate::store::adapters::{self, AdapterRecord, NewAdapter};
 use crate::store::job_events::{self, JobEvent};
-use crate::tuning::{self, AnyRecipe, Data, Observer, StepReport};
+use crate::store::models::{self as rows, ModelRecord};
+use crate::tuning::{self, AnyRecipe, Data, Method, Observer, StepReport};
 use crate::types::time::now_ms;
-use crate::types::{Digest, Failure};
+use crate::types::{Code, Digest, Failure};
 use serde_json::{Map, Value, json};
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,22 +41,27 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
         AnyRecipe::Lora(recipe) => recipe,
         AnyRecipe::Head(recipe) => return head::run(store, training, recipe, handle),
     };
-    store.blobs.check(&training.model_digest)?;
-    let model_file = store.blobs.path(&training.model_digest);
+    let files = models::open(store, &training.model_digest)?;
     let directory = checkpoint_directory(store, &handle.id);
     let watch = Watch::new(store, handle, training.stop_at);
-    let trained = tuning::fit(&model_file, recipe, &training.data, directory, &watch);
+    let trained = tuning::fit(&files, recipe, &training.data, directory, &watch);
     watch.flush();
     let trained = trained?;
     let position = &trained.position;
     let provenance = json!({"steps": position.step, "trained_tokens": position.trained_tokens, "seconds": trained.seconds,
         "losses": position.losses, "metrics": position.metrics, "validations": position.validations,
         "validation_metrics": position.validation_metrics, "stopped_early": trained.stopped_early});
-    let adapter = keep(store, training, handle, (&trained.config, &trained.weights), provenance)?;
+    let (adapter, digest) = if recipe.method == Method::Full {
+        let model = keep_model(store, training, handle, (&files, &trained.weights), provenance)?;
+        (format!("local/{}", model.name), model.digest)
+    } else {
+        let adapter = keep(store, training, handle, (&trained.config, &trained.weights), provenance)?;
+        (name_of(&adapter), adapter.digest)
+    };
     let losses = &position.losses;
     Ok(TuneResult {
-        adapter: name_of(&adapter),
-        digest: adapter.digest,
+        adapter,
+        digest,
         parameters: trained.parameters,
         steps: position.step,
         trained_tokens: position.trained_tokens,
@@ -84,12 +92,52 @@ pub(super) fn keep(
     let config: Value = serde_json::from_slice(config).expect("the trainer wrote this JSON");
     let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": training.model_digest}));
     let (model, name) = (training.recipe.model().to_string(), training.recipe.name().to_string());
-    let mut provenance = json!({"job": handle.id, "recipe": training.recipe, "finished_at": now_ms()});
-    let whole = provenance.as_object_mut().expect("it was written as an object");
-    whole.extend(training.lineage.clone());
-    whole.extend(how.as_object().cloned().unwrap_or_default());
+    let provenance = provenance(training, handle, how);
     let adapter = NewAdapter { model, name, digest, model_digest: training.model_digest, weights, config, provenance };
     Ok(adapters::insert(store.db.as_ref(), &adapter)?)
+}
+
+/// Where it came from, and how that went.
+fn provenance(training: &Training<'_>, handle: &Handle, how: Value) -> Value {
+    let own = json!({"job": handle.id, "recipe": training.recipe, "finished_at": now_ms()});
+    let parts = [own, Value::Object(training.lineage.clone()), how];
+    parts.into_iter().filter_map(|part| part.as_object().cloned()).flatten().collect::<Map<_, _>>().into()
+}
+
+/// Stores a model whose own weights were trained, under the recipe's name. Its weights' metadata says where it came from.
+fn keep_model(
+    store: &Store,
+    training: &Training<'_>,
+    handle: &Handle,
+    (files, weights): (&Files, &[u8]),
+    how: Value,
+) -> Result<ModelRecord, Failure> {
+    let folder = checkpoint_directory(store, &handle.id).join("model");
+    let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
+    // What a worker that was killed left.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).map_err(failed)?;
+    let base = training.recipe.model();
+    let mut provenance = provenance(training, handle, how);
+    provenance["model"] = base.into();
+    provenance["model_digest"] = json!(training.model_digest);
+    let names = tuning::whole::write_model(files, weights, &provenance, &folder)?;
+    let licence = rows::find(store.db.as_ref(), base)?.map_or_else(|| "unknown".into(), |base| base.licence);
+    let origin = format!("tune:{} of local/{base} {}", handle.id, training.model_digest.short());
+    let kept = models::made::keep(store, &free_name(store, training.recipe.name())?, (&folder, &names), (&origin, &licence))?;
+    let _ = fs::remove_dir_all(&folder);
+    Ok(kept)
+}
+
+/// The name, with a number where a model has it by now: a model that somebody calls never becomes another one.
+fn free_name(store: &Store, name: &str) -> Result<String, Failure> {
+    let mut free = name.to_string();
+    let mut number = 2;
+    while rows::find(store.db.as_ref(), &free)?.is_some() {
+        free = format!("{name}-{number}");
+        number += 1;
+    }
+    Ok(free)
 }
 
 /// Reports to the job's row, and every step to its events.

@@ -1,14 +1,16 @@
 //! Adapters for other programs: PEFT's folder, the merged model as safetensors or GGUF, llama.cpp's adapter file, and what Ollama reads. Each is
 //! read back and its logits compared with ours before it counts as written.
 
-mod checkpoint;
+pub(super) mod checkpoint;
+mod described;
 mod gguf;
 mod modelfile;
 mod verify;
 
-use super::TuningError;
-use crate::engine::gguf::Gguf;
-use crate::engine::{Model, Purpose};
+use super::{TuningError, base};
+use crate::engine::adapter::AdapterConfig;
+use crate::engine::{Adapter, Model, Purpose};
+use crate::models::Files;
 use crate::types::Digest;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -56,16 +58,14 @@ pub const ELEMENTS: [(&str, Elements); 3] = [("f32", Elements::F32), ("f16", Ele
 
 /// An adapter and its base.
 pub struct Source<'a> {
-    /// The base, a GGUF file.
-    pub model_file: &'a Path,
+    /// The files of the base.
+    pub files: &'a Files,
     /// What the base is called.
     pub model: &'a str,
-    /// What the adapter is called.
+    /// What the adapter is called; empty where there is none.
     pub name: &'a str,
-    /// `adapter_config.json`.
-    pub config: &'a [u8],
-    /// `adapter_model.safetensors`.
-    pub weights: &'a [u8],
+    /// `adapter_config.json` and `adapter_model.safetensors`; none where the model is to be written as it is.
+    pub adapter: Option<(&'a [u8], &'a [u8])>,
     /// Digests of base and adapter, job, data.
     pub provenance: &'a Value,
 }
@@ -111,7 +111,7 @@ pub struct Exported {
 }
 
 /// Key of our entry in the metadata of safetensors.
-const METADATA_KEY: &str = "refit";
+pub(super) const METADATA_KEY: &str = "refit";
 
 /// Writes an adapter into a folder, which should be a new one: what is in it when this fails is no export.
 ///
@@ -165,13 +165,27 @@ impl Writer<'_> {
     }
 
     fn model(&self) -> Result<Model, TuningError> {
-        Ok(Model::load(self.source.model_file, Purpose::Train)?)
+        Ok(base::load(self.source.files, Purpose::Train)?)
+    }
+
+    /// The adapter, or one that changes nothing.
+    fn adapter(&self, model: &Model) -> Result<Adapter, TuningError> {
+        match self.source.adapter {
+            Some((config, weights)) => Ok(model.adapter(config, weights)?),
+            None => Ok(Adapter::new(AdapterConfig::lora("", 1, 1.0, &[]), HashMap::new())),
+        }
+    }
+
+    /// The adapter's two files.
+    fn parts(&self) -> Result<(&[u8], &[u8]), TuningError> {
+        self.source.adapter.ok_or_else(|| failed("it is a model and no adapter: merged-safetensors and merged-gguf are written of one"))
     }
 
     fn peft(&self) -> Result<Option<Verified>, TuningError> {
-        let tensors = safetensors::SafeTensors::deserialize(self.source.weights).map_err(|error| failed(error.to_string()))?;
+        let (config, weights) = self.parts()?;
+        let tensors = safetensors::SafeTensors::deserialize(weights).map_err(|error| failed(error.to_string()))?;
         let weights = safetensors::serialize(tensors.tensors(), Some(self.metadata())).map_err(|error| failed(error.to_string()))?;
-        let config: Value = serde_json::from_slice(self.source.config).map_err(|error| failed(error.to_string()))?;
+        let config: Value = serde_json::from_slice(config).map_err(|error| failed(error.to_string()))?;
         self.write("adapter_config.json", &serde_json::to_vec_pretty(&config).expect("JSON serialises"))?;
         self.write("adapter_model.safetensors", &weights)?;
         self.write("Modelfile", modelfile::on_base(self.source.model, ".").as_bytes())?;
@@ -179,22 +193,23 @@ impl Writer<'_> {
     }
 
     fn merged_safetensors(&self, elements: Elements) -> Result<Option<Verified>, TuningError> {
-        let file = Gguf::open(self.source.model_file)?;
+        let outline = base::outline(self.source.files)?;
         let model = self.model()?;
-        let adapter = model.adapter(self.source.config, self.source.weights)?;
+        let adapter = self.adapter(&model)?;
         let merged = model.decoder.merged(&adapter)?;
-        let weights = checkpoint::weights(&file, &merged)?;
+        let weights = checkpoint::weights(&merged, outline.is_tied)?;
         checkpoint::write_tensors(&self.path("model.safetensors"), &weights, elements, self.metadata())?;
-        for (name, text) in checkpoint::descriptions(&file, &model, elements)? {
-            self.write(name, text.as_bytes())?;
+        for (name, bytes) in checkpoint::descriptions(self.source.files, &outline, elements)? {
+            self.write(&name, &bytes)?;
         }
+        checkpoint::check(self.folder, model.decoder.config())?;
         self.write("Modelfile", modelfile::of_file(".").as_bytes())?;
         verify::tensors(&self.path("model.safetensors"), &weights).map(Some)
     }
 
     fn merged_gguf(&self, elements: Elements) -> Result<Option<Verified>, TuningError> {
         let model = self.model()?;
-        let adapter = model.adapter(self.source.config, self.source.weights)?;
+        let adapter = self.adapter(&model)?;
         let expected = verify::logits(&model, &adapter)?;
         let path = self.path("model.gguf");
         gguf::merged(self.source, &model.decoder.merged(&adapter)?, elements, &path)?;
@@ -205,8 +220,9 @@ impl Writer<'_> {
     }
 
     fn gguf_lora(&self) -> Result<Option<Verified>, TuningError> {
+        self.parts()?;
         let model = self.model()?;
-        let adapter = model.adapter(self.source.config, self.source.weights)?;
+        let adapter = self.adapter(&model)?;
         let path = self.path("adapter.gguf");
         gguf::adapter(self.source, &model, &adapter, &path)?;
         self.write("Modelfile", modelfile::on_base(self.source.model, "./adapter.gguf").as_bytes())?;
@@ -215,10 +231,13 @@ impl Writer<'_> {
     }
 
     fn ollama(&self) -> Result<Option<Verified>, TuningError> {
+        let Files::Gguf(file) = self.source.files else {
+            return Err(failed("ollama: the base is a folder; export merged-gguf, whose Modelfile takes the whole model"));
+        };
         let verified = self.gguf_lora()?;
         let base = self.path("base.gguf");
         // No link: whoever changes the file must not change the store's.
-        fs::copy(self.source.model_file, &base).map_err(|error| failed(format!("base.gguf cannot be written: {error}")))?;
+        fs::copy(file, &base).map_err(|error| failed(format!("base.gguf cannot be written: {error}")))?;
         self.write("Modelfile", modelfile::on_base("./base.gguf", "./adapter.gguf").as_bytes())?;
         Ok(verified)
     }
@@ -232,8 +251,8 @@ fn failed(problem: impl Into<String>) -> TuningError {
 ///
 /// # Errors
 /// [`TuningError::Engine`] naming the key, tensor or file that cannot be honoured.
-pub fn check_import(model_file: &Path, config: &[u8], weights: &[u8]) -> Result<(), TuningError> {
-    let model = Model::load(model_file, Purpose::Serve)?;
+pub fn check_import(files: &Files, config: &[u8], weights: &[u8]) -> Result<(), TuningError> {
+    let model = base::load(files, Purpose::Serve)?;
     model.adapter(config, weights).map(drop).map_err(TuningError::from)
 }
 

@@ -57,10 +57,10 @@ fn within(key: &str, ok: bool, expected: &str) -> Result<(), TuningError> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// `lora`, `dpo` or `classifier`.
+    /// `lora`, `dpo`, `classifier` or `full`.
     #[serde(default, skip_serializing_if = "Method::is_lora")]
     pub method: Method,
-    /// Name of the adapter that comes out: `local/<model>:<name>`.
+    /// Name of the adapter that comes out: `local/<model>:<name>`; of `full`, of the model: `local/<name>`.
     pub name: String,
     /// Base model: `local/<model>`.
     pub model: String,
@@ -81,6 +81,10 @@ pub struct Recipe {
     /// Train the length of every output's weights apart from their direction (DoRA, Liu et al. 2024, arXiv 2402.09353).
     #[serde(default)]
     pub dora: bool,
+    /// Keep the base quantised in memory as its file has it, and dequantise it layer by layer on the way back (QLoRA, Dettmers et al.
+    /// 2023, arXiv 2305.14314).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qlora: bool,
     /// Share of the adapter's inputs that are zero in a step, the others scaled up; never in validation.
     #[serde(default)]
     pub dropout: f32,
@@ -213,9 +217,25 @@ impl Recipe {
         }
     }
 
+    /// Refuses what only an adapter has.
+    fn check_full(&self) -> Result<(), TuningError> {
+        let left_out = "left out: it belongs to adapters, and method: full trains the model itself";
+        within("rank", self.rank == default_rank(), left_out)?;
+        within("alpha", self.alpha == default_alpha(), left_out)?;
+        within("targets", self.targets == default_targets(), left_out)?;
+        within("dropout", self.dropout == 0.0, left_out)?;
+        within("rslora", !self.rslora, left_out)?;
+        within("dora", !self.dora, left_out)?;
+        within("qlora", !self.qlora, left_out)
+    }
+
     fn check_adapter(&self) -> Result<(), TuningError> {
+        if self.method == Method::Full {
+            return self.check_full();
+        }
         within("rank", (1..=256).contains(&self.rank), "1 to 256")?;
         within("alpha", self.alpha.is_finite() && self.alpha > 0.0, "a positive number")?;
+        within("qlora", !(self.qlora && self.dora), "false beside dora, whose magnitudes need the weights as they are")?;
         within("dropout", (0.0..=0.9).contains(&self.dropout), "0 to 0.9")?;
         within("targets", !self.targets.is_empty() || self.method == Method::Classifier, "at least one module")?;
         match self.targets.iter().find(|target| !ALL_MODULES.contains(&target.as_str())) {

@@ -27,7 +27,12 @@ pub enum Method {
     Classifier,
     /// A classifier head on an embedding model.
     Head,
+    /// All weights of a chat model: a model of its own.
+    Full,
 }
+
+/// Learning rate of [`Method::Full`] where the recipe names none: a model's own weights take smaller steps than an adapter's.
+const FULL_LEARNING_RATE: f64 = 5e-5;
 
 impl Method {
     #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -40,7 +45,7 @@ impl Method {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum AnyRecipe {
-    /// Of a low-rank adapter, whatever it learns from.
+    /// Of a low-rank adapter, whatever it learns from, or of a whole model.
     Lora(Recipe),
     /// Of a classifier head.
     Head(HeadRecipe),
@@ -51,6 +56,18 @@ pub enum AnyRecipe {
 struct Which {
     #[serde(default)]
     method: Method,
+    #[serde(default)]
+    learning_rate: Option<f64>,
+}
+
+impl Which {
+    /// The recipe with what its method has for a default.
+    fn completed(&self, mut recipe: Recipe) -> Recipe {
+        if self.method == Method::Full && self.learning_rate.is_none() {
+            recipe.learning_rate = FULL_LEARNING_RATE;
+        }
+        recipe
+    }
 }
 
 impl AnyRecipe {
@@ -60,8 +77,11 @@ impl AnyRecipe {
     /// [`TuningError::Recipe`] naming the key, with the line where the parser knows it.
     pub fn parse(source: &str) -> Result<Self, TuningError> {
         let unreadable = |error: serde_norway::Error| wrong("file", error.to_string());
-        let recipe = match serde_norway::from_str::<Which>(source).map_err(unreadable)?.method {
-            Method::Lora | Method::Dpo | Method::Classifier => AnyRecipe::Lora(serde_norway::from_str(source).map_err(unreadable)?),
+        let which: Which = serde_norway::from_str(source).map_err(unreadable)?;
+        let recipe = match which.method {
+            Method::Lora | Method::Dpo | Method::Classifier | Method::Full => {
+                AnyRecipe::Lora(which.completed(serde_norway::from_str(source).map_err(unreadable)?))
+            }
             Method::Head => AnyRecipe::Head(serde_norway::from_str(source).map_err(unreadable)?),
         };
         recipe.check()?;
@@ -116,9 +136,11 @@ impl AnyRecipe {
 impl<'de> Deserialize<'de> for AnyRecipe {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
-        let Which { method } = Which::deserialize(&value).map_err(D::Error::custom)?;
-        match method {
-            Method::Lora | Method::Dpo | Method::Classifier => Recipe::deserialize(value).map(AnyRecipe::Lora),
+        let which = Which::deserialize(&value).map_err(D::Error::custom)?;
+        match which.method {
+            Method::Lora | Method::Dpo | Method::Classifier | Method::Full => {
+                Recipe::deserialize(value).map(|recipe| AnyRecipe::Lora(which.completed(recipe)))
+            }
             Method::Head => HeadRecipe::deserialize(value).map(AnyRecipe::Head),
         }
         .map_err(D::Error::custom)
@@ -152,11 +174,23 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_model_takes_smaller_steps_unless_the_recipe_says_so() {
+        for (line, rate) in [("", FULL_LEARNING_RATE), ("learning_rate: 0.001\n", 0.001)] {
+            let AnyRecipe::Lora(recipe) = AnyRecipe::parse(&format!("{SMALL}method: full\n{line}")).expect("parses") else {
+                panic!("it trains on text")
+            };
+            assert_eq!(recipe.learning_rate, rate);
+        }
+    }
+
+    #[test]
     fn recipes_come_back_from_json() {
         let others = [
             "method: head\nc: 2\n",
             "early_stopping: {patience: 2}\nloss_on: assistant\n",
             "method: dpo\nbeta: 0.2\n",
+            "qlora: true\n",
+            "method: full\n",
             "method: classifier\ntargets: []\n",
         ];
         for source in others.map(|other| format!("{SMALL}{other}")).into_iter().chain([SMALL.to_string()]) {
@@ -177,6 +211,7 @@ mod tests {
             ("rank: 64\nmax_length: 4", "max_length"),
             ("warmup: 2", "warmup"),
             ("dropout: 1", "dropout"),
+            ("qlora: true\ndora: true", "qlora"),
             ("loss_on: prompt", "loss_on"),
             ("batch_tokens: 0", "batch_tokens"),
             ("early_stopping: {patience: 0}", "early_stopping"),
@@ -189,6 +224,9 @@ mod tests {
             ("method: heat", "heat"),
             ("method: head\nrank: 8", "rank"),
             ("method: head\nc: 0", "recipe: c "),
+            ("method: full\nrank: 4", "rank"),
+            ("method: full\nqlora: true", "qlora"),
+            ("method: full\ntargets: [q_proj]", "targets"),
             ("method: head\nfolds: 1", "folds"),
         ] {
             let error = AnyRecipe::parse(&format!("{SMALL}{line}\n")).expect_err(line).to_string();
