@@ -1,20 +1,16 @@
 //! What a training will take, told before it begins: examples and tokens as its tokenizer counts them, steps, trained values, and memory by the
 //! sizes that the model file's header names. No weights are read.
 
+use super::lengths::Lengths;
 use super::plan::Plan;
 use super::{Conversation, Data, Method, Recipe, TuningError};
 use crate::engine::arch;
-use crate::engine::chat_template::{ChatMessage, ChatTemplate};
 use crate::engine::gguf::Gguf;
-use crate::engine::tokenizer::Tokenizer;
-use crate::types::chat::Message;
 use serde::Serialize;
 use std::path::Path;
 
 /// Bytes of f32.
 const FLOAT: u64 = 4;
-/// Tokens that a message takes beside its text where the file brings no template, about.
-const TEMPLATE_TOKENS: usize = 5;
 /// Values of a variable, its gradient and AdamW's two moments.
 const OPTIMISER: u64 = 4;
 /// Bytes of a process before a model is loaded, its tokenizer and buffers.
@@ -53,6 +49,8 @@ struct Sizes {
     query: u64,
     key: u64,
     vocabulary: u64,
+    /// Tokens that it was made for.
+    context: usize,
     has_head: bool,
 }
 
@@ -71,6 +69,7 @@ impl Sizes {
             query: wide(heads * width),
             key: wide(keys * width),
             vocabulary: wide(vocabulary),
+            context: integer("context_length").unwrap_or(usize::MAX),
             has_head: file.has_tensor("output.weight"),
         })
     }
@@ -113,21 +112,19 @@ impl Sizes {
 pub fn estimate(model_file: &Path, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
     let file = Gguf::open(model_file)?;
     arch::check_trainable(&file)?;
-    let tokenizer = Tokenizer::from_gguf(&file)?;
-    let sizes = Sizes::of(&file, tokenizer.vocabulary())?;
-    let template = template(&file, &tokenizer)?;
-    let one = |conversation: &Conversation, answer: &Message| -> Result<usize, TuningError> {
-        let Some(template) = &template else { return plain(&tokenizer, conversation, answer) };
-        let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-        let messages = messages.map_err(|error| conversation.wrong(error.to_string()))?;
-        Ok(tokenizer.encode_prompt(&template.render_with_tools(&messages, &conversation.tools, false)?)?.len())
+    let counted = Lengths::new(&file)?;
+    let sizes = Sizes::of(&file, counted.vocabulary())?;
+    let count = |conversation: &Conversation| counted.count(recipe.method, conversation);
+    let most = recipe.max_length.min(sizes.context);
+    let fitting = |conversation: &Conversation| match count(conversation)? {
+        // Of a preference every answer may be that long.
+        tokens if tokens > most && recipe.method != Method::Dpo => {
+            Err(conversation.wrong(format!("it has {tokens} tokens, max_length is {most}")))
+        }
+        tokens => Ok(tokens),
     };
-    // Both answers of a preference go through the model.
-    let count = |conversation: &Conversation| -> Result<usize, TuningError> {
-        let rejected = conversation.rejected.as_ref().filter(|_| recipe.method == Method::Dpo);
-        Ok(one(conversation, &conversation.answer)? + rejected.map_or(Ok(0), |rejected| one(conversation, rejected))?)
-    };
-    let lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
+    let lengths = data.train.iter().map(fitting).collect::<Result<Vec<_>, _>>()?;
+    data.validation.iter().try_for_each(|conversation| fitting(conversation).map(drop))?;
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let tokens: u64 = lengths.iter().map(|length| *length as u64).sum();
     let batch_tokens = largest_batch(recipe, &lengths);
@@ -162,23 +159,4 @@ fn largest_batch(recipe: &Recipe, lengths: &[usize]) -> u64 {
         Some(tokens) => tokens.max(longest) as u64,
         None => longest_first.iter().take(recipe.batch_size).map(|length| *length as u64).sum(),
     }
-}
-
-/// The file's chat template; a system prompt that it writes by itself is a large part of short examples.
-fn template(file: &Gguf, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TuningError> {
-    if file.get("tokenizer.chat_template").is_none() {
-        return Ok(None);
-    }
-    let eos = file.integer("tokenizer.ggml.eos_token_id").ok().and_then(|id| u32::try_from(id).ok());
-    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-    Ok(Some(ChatTemplate::new(file.text("tokenizer.chat_template")?, token(tokenizer.bos()), token(eos))?))
-}
-
-/// Tokens of a conversation in a model without a template.
-fn plain(tokenizer: &Tokenizer, conversation: &Conversation, answer: &Message) -> Result<usize, TuningError> {
-    let mut tokens = tokenizer.encode(&answer.plain_text())?.len() + TEMPLATE_TOKENS;
-    for message in &conversation.prompt {
-        tokens += tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;
-    }
-    Ok(tokens)
 }

@@ -14,6 +14,7 @@ pub mod example;
 pub mod export;
 pub mod fit;
 pub mod head;
+mod lengths;
 pub mod lora;
 pub mod measure;
 pub mod objective;
