@@ -1,6 +1,6 @@
 //! `refit job-worker ID`: the worker process of one queued job. Hidden: verbs that start long work start it.
 
-use super::Context;
+use super::{Context, output};
 use crate::jobs::worker;
 use crate::types::Failure;
 use std::process::ExitCode;
@@ -17,6 +17,9 @@ pub struct Args {
 /// # Errors
 /// The work's own error, after it was written to the job's row.
 pub fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    worker::work(&context.open_store()?, &args.job)?;
+    if !worker::work(&context.open_store()?, &args.job)? {
+        // Whoever asked for this worker has changed their mind since: paused, cancelled, or started another one.
+        output::note(format!("job {} waits for no worker any more", args.job));
+    }
     Ok(ExitCode::SUCCESS)
 }

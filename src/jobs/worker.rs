@@ -58,18 +58,18 @@ impl Handle {
     }
 }
 
-/// Runs a queued job in this process, to its end.
+/// Runs a queued job in this process, to its end. Returns `false` when it is not queued any more: nothing was done then.
 ///
 /// # Errors
-/// [`JobError::NotQueued`] when somebody else has it; the work's own error after it was written to the job's row.
-pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
+/// The work's own error after it was written to the job's row.
+pub fn work(store: &Store, id: &str) -> Result<bool, Failure> {
     let owner = format!("{}{}", owner_prefix(std::process::id()), crate::types::time::now_ms());
     let lease = Lease { job: id, owner: &owner, lease_ms: LEASE_MS };
     let db = store.db.as_ref();
     if SERVED.contains(&jobs::get(db, id)?.kind.as_str()) {
         return Err(JobError::Served(id.to_string()).into());
     }
-    let Some(job) = jobs::claim_one(db, lease)? else { return Err(JobError::NotQueued(id.to_string()).into()) };
+    let Some(job) = jobs::claim_one(db, lease)? else { return Ok(false) };
     let handle = Handle { id: id.to_string(), progress: Mutex::new(job.progress), cancelled: AtomicBool::new(false) };
     let handle = Arc::new(handle);
     let heart = Heart::start(store.clone(), handle.clone(), owner.clone());
@@ -84,9 +84,12 @@ pub fn work(store: &Store, id: &str) -> Result<(), Failure> {
             jobs::end(db, lease, &End::Succeeded(result))?;
             // Only now: whoever is killed before it goes on from the newest checkpoint.
             let _ = std::fs::remove_dir_all(store.directory().join("jobs").join(id));
-            Ok(())
+            Ok(true)
         }
-        Err(failure) if failure.code() == Code::CANCELLED => Ok(jobs::end(db, lease, &End::Cancelled)?),
+        Err(failure) if failure.code() == Code::CANCELLED => {
+            jobs::end(db, lease, &End::Cancelled)?;
+            Ok(true)
+        }
         Err(failure) => {
             jobs::end(db, lease, &End::Failed(failure.to_string()))?;
             Err(failure)

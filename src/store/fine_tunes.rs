@@ -183,9 +183,39 @@ pub fn reading(db: &dyn Db, file: &str) -> Result<Option<String>, StoreError> {
 pub(super) const READS: &str = "(training_file = ? OR validation_file = ?) AND job IN (SELECT id FROM jobs WHERE kind = 'fine_tune' \
     AND (status IN ('queued', 'running') OR (status = 'cancelled' AND is_paused = 1)))";
 
-/// The statement that says whether one is to pause.
-pub fn pausing(id: &str, is_paused: bool) -> Statement {
-    Statement::new("UPDATE fine_tunes SET is_paused = ? WHERE id = ?", [is_paused.into(), id.into()]).expecting(1)
+/// Stops one so that it can go on; it and its job change together.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when its job has ended or is stopping already.
+pub fn pause(db: &dyn Db, id: &str, job: &str) -> Result<(), StoreError> {
+    let goes_on = "SELECT id FROM jobs WHERE status IN ('queued', 'running') AND cancel_requested = 0";
+    stop(db, (id, job), true, goes_on)
+}
+
+/// Stops one for good, also where it is paused; it and its job change together.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when its job has ended.
+pub fn cancel(db: &dyn Db, id: &str, job: &str) -> Result<(), StoreError> {
+    let can_go_on = "SELECT id FROM jobs WHERE status IN ('queued', 'running') OR (status = 'cancelled' AND is_paused = 1)";
+    stop(db, (id, job), false, can_go_on)
+}
+
+fn stop(db: &dyn Db, (id, job): (&str, &str), is_paused: bool, jobs_that_can: &str) -> Result<(), StoreError> {
+    let sql = format!("UPDATE fine_tunes SET is_paused = ? WHERE id = ? AND job IN ({jobs_that_can})");
+    let mut statements = vec![Statement::new(sql, [is_paused.into(), id.into()]).expecting(1)];
+    statements.extend(jobs::cancelling(job));
+    db.batch(&statements)
+}
+
+/// Queues a paused one again; it and its job change together.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when it is not paused, or its worker has not stopped yet.
+pub fn resume(db: &dyn Db, id: &str, job: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE fine_tunes SET is_paused = 0 WHERE id = ? AND is_paused = 1
+        AND job IN (SELECT id FROM jobs WHERE status = 'cancelled')";
+    db.batch(&[Statement::new(sql, [id.into()]).expecting(1), jobs::requeueing(job)])
 }
 
 /// The statement that names the file with the numbers.
@@ -227,4 +257,63 @@ fn read(row: &Row) -> Result<FineTuneRow, StoreError> {
         result_file: row.text_or_null(12),
         created_at: row.int(13),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::jobs::{End, Lease};
+    use serde_json::json;
+
+    /// A store with one of them, whose job is queued.
+    fn store() -> (tempfile::TempDir, Store, String) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        let job = jobs::enqueue(store.db.as_ref(), JOB_KIND, &json!({})).expect("queued").id;
+        let sql = format!(
+            "INSERT INTO fine_tunes ({COLUMNS}) VALUES ('f', 'p', 'k', ?, 'm', 'n', 't', NULL, '{{}}', 'null', 'null', 0, NULL, 0)"
+        );
+        store.db.execute(&sql, &[job.clone().into()]).expect("a row");
+        (directory, store, job)
+    }
+
+    fn now(db: &dyn Db) -> (String, bool) {
+        let (row, job) = get(db, "p", "f").expect("there");
+        (job.expect("a job").status, row.is_paused)
+    }
+
+    #[test]
+    fn one_and_its_job_change_together_or_not_at_all() {
+        let (_directory, store, job) = store();
+        let db = store.db.as_ref();
+        let refused = |done: Result<(), StoreError>| assert!(matches!(done, Err(StoreError::Conflict(_))), "{done:?}");
+        refused(resume(db, "f", &job));
+        pause(db, "f", &job).expect("paused");
+        assert_eq!(now(db), ("cancelled".into(), true));
+        refused(pause(db, "f", &job));
+        resume(db, "f", &job).expect("resumed");
+        assert_eq!(now(db), ("queued".into(), false));
+        let lease = Lease { job: &job, owner: "w", lease_ms: 60_000 };
+        jobs::claim_one(db, lease).expect("a claim").expect("the job");
+        pause(db, "f", &job).expect("asked to pause");
+        refused(resume(db, "f", &job));
+        assert_eq!(now(db), ("running".into(), true), "what is refused changes nothing");
+        // The worker was done before it heard of it.
+        jobs::end(db, lease, &End::Succeeded(json!({}))).expect("ended");
+        refused(resume(db, "f", &job));
+        refused(cancel(db, "f", &job));
+        refused(pause(db, "f", &job));
+        assert_eq!(now(db), ("succeeded".into(), true));
+    }
+
+    #[test]
+    fn a_paused_one_can_be_cancelled_for_good() {
+        let (_directory, store, job) = store();
+        let db = store.db.as_ref();
+        pause(db, "f", &job).expect("paused");
+        cancel(db, "f", &job).expect("cancelled");
+        assert_eq!(now(db), ("cancelled".into(), false));
+        assert!(resume(db, "f", &job).is_err() && cancel(db, "f", &job).is_err());
+    }
 }

@@ -180,11 +180,15 @@ pub fn take_over(db: &dyn Db, kind: &str) -> Result<usize, StoreError> {
 /// # Errors
 /// [`StoreError::Unknown`] when there is no such job.
 pub fn request_cancel(db: &dyn Db, id: &str) -> Result<JobRecord, StoreError> {
-    let queued = "UPDATE jobs SET status = 'cancelled', cancel_requested = 1, finished_at = ? WHERE id = ? AND status = 'queued'";
-    if db.execute(queued, &[now_ms().into(), id.into()])? == 0 {
-        db.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running'", &[id.into()])?;
-    }
+    db.batch(&cancelling(id))?;
     get(db, id)
+}
+
+/// The statements of [`request_cancel`], for batches of statements that change the thing it works on.
+pub fn cancelling(id: &str) -> [Statement; 2] {
+    let queued = "UPDATE jobs SET status = 'cancelled', cancel_requested = 1, finished_at = ? WHERE id = ? AND status = 'queued'";
+    let running = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running'";
+    [Statement::new(queued, [now_ms().into(), id.into()]), Statement::new(running, [id.into()])]
 }
 
 /// Ends the leases that ran out: jobs that may resume are queued again until they were claimed `max_attempts` times (also when
@@ -223,11 +227,17 @@ pub fn reap(db: &dyn Db, resumable: &[&str], max_attempts: i64) -> Result<Vec<Jo
 /// # Errors
 /// [`StoreError::Conflict`] when it is queued, running or succeeded; [`StoreError::Unknown`] when there is no such job.
 pub fn requeue(db: &dyn Db, id: &str) -> Result<JobRecord, StoreError> {
+    match db.batch(&[requeueing(id)]) {
+        Err(StoreError::Conflict(_)) => Err(StoreError::Conflict(format!("job {id} is {}", get(db, id)?.status))),
+        other => other.and_then(|()| get(db, id)),
+    }
+}
+
+/// The statement of [`requeue`], for batches of statements that change the thing it works on.
+pub fn requeueing(id: &str) -> Statement {
     let sql = "UPDATE jobs SET status = 'queued', error = NULL, owner = NULL, cancel_requested = 0, finished_at = NULL
         WHERE id = ? AND status IN ('failed', 'cancelled')";
-    let changed = db.execute(sql, &[id.into()])?;
-    let job = get(db, id)?;
-    if changed == 0 { Err(StoreError::Conflict(format!("job {id} is {}", job.status))) } else { Ok(job) }
+    Statement::new(sql, [id.into()]).expecting(1)
 }
 
 /// Puts another spec in the place of a job's, which nobody may be working on.

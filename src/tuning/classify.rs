@@ -1,5 +1,6 @@
-//! Classifiers on a chat model: first a head is fitted on the hidden states of the model as it is, then head and adapter are trained
-//! together from there (linear probing then fine-tuning, Kumar et al. 2022, arXiv 2202.10054).
+//! Classifiers on a chat model: head and adapter are trained together, the head from zero; without an adapter a head is fitted on the hidden
+//! states of the model as it is. A head that is fitted first and trained on from there (Kumar et al. 2022, arXiv 2202.10054) is right on the few
+//! examples before the adapter has learned anything from them, and nothing is left to learn.
 
 use super::checkpoint::Position;
 use super::conversation::{Conversation, Data};
@@ -15,9 +16,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Inverse strength of the penalty on the head that a training begins with.
-const START: f64 = 30.0;
-
 /// Trains a classifier; without targets its head alone.
 pub(super) fn fit(
     model: &Model,
@@ -31,14 +29,15 @@ pub(super) fn fit(
         conversations.iter().map(|conversation| labelled(model, recipe, conversation, &labels)).collect()
     };
     let (train, validation) = (texts(data.train)?, texts(data.validation)?);
-    let began = Instant::now();
-    let probe = Probe { model, recipe, labels, observer };
-    let (fitted, tokens) = probe.fit(&train, &validation)?;
     if recipe.targets.is_empty() {
+        let began = Instant::now();
+        let (fitted, tokens) = Probe { model, recipe, labels, observer }.fit(&train, &validation)?;
         return alone(fitted, tokens, began);
     }
+    let (count, hidden) = (labels.len(), model.decoder.config().hidden);
+    let head = Head::new(labels, vec![0.0; count * hidden], vec![0.0; count])?;
     let objective = Classify { train: &train, validation: &validation };
-    Trainer { model, recipe, objective: &objective, head: Some(&fitted.head), directory }.run(observer)
+    Trainer { model, recipe, objective: &objective, head: Some(&head), directory }.run(observer)
 }
 
 fn labelled(model: &Model, recipe: &Recipe, conversation: &Conversation, labels: &[String]) -> Result<Labelled, TuningError> {
@@ -95,9 +94,7 @@ impl Probe<'_> {
 
     fn head_recipe(&self) -> HeadRecipe {
         let Recipe { name, model, dataset, seed, .. } = self.recipe.clone();
-        // What is only a beginning needs no search for the best strength.
-        let c = (!self.recipe.targets.is_empty()).then_some(START);
-        HeadRecipe { method: Method::Head, name, model, dataset, prompt: None, c, folds: 5, seed }
+        HeadRecipe { method: Method::Head, name, model, dataset, prompt: None, c: None, folds: 5, seed }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::TuningError;
 use super::recipe::LossOn;
+use crate::engine::{schema, tools};
 use crate::types::chat::Message;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// One thing to learn: a conversation and the answer it should get.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -72,21 +73,90 @@ impl Conversation {
                 self.wrong(format!("the last message is the {}'s, not the assistant's: there is nothing to learn", self.answer.role))
             );
         }
+        let is_empty = |message: &Message| message.plain_text().trim().is_empty() && calls(message).is_empty();
+        if is_empty(&self.answer) || self.rejected.as_ref().is_some_and(is_empty) {
+            return Err(self.wrong("the answer is empty: there is nothing to learn".into()));
+        }
+        self.check_tools()?;
+        let weights = self.weights(LossOn::Assistant)?;
+        match weights.iter().flatten().any(|weight| *weight > 0.0) {
+            true => Ok(()),
+            false => Err(self.wrong("every weight is 0: no token carries loss".into())),
+        }
+    }
+
+    /// The conversation with the tools that a sample's input, or a record of OpenAI's fine-tuning format, has beside its messages: `tools`, and
+    /// `parallel_tool_calls`, which allows several calls in one message unless it is `false`.
+    ///
+    /// # Errors
+    /// [`TuningError::Example`] naming the sample and the field.
+    pub fn offering(mut self, input: &Map<String, Value>) -> Result<Self, TuningError> {
+        let field = |name: &str| input.get(name).filter(|value| !value.is_null());
+        self.tools = match field("tools") {
+            None => Vec::new(),
+            Some(Value::Array(tools)) => tools.clone(),
+            Some(_) => return Err(self.wrong("field \"tools\" must be a list".into())),
+        };
+        match field("parallel_tool_calls") {
+            None | Some(Value::Bool(true)) => {}
+            Some(Value::Bool(false)) => {
+                if let Some((at, _)) = self.said().find(|(_, message)| calls(message).len() > 1) {
+                    return Err(self.wrong(format!("messages[{at}] makes several calls, and parallel_tool_calls is false")));
+                }
+            }
+            Some(other) => return Err(self.wrong(format!("field \"parallel_tool_calls\" must be true or false, not {other}"))),
+        }
+        Ok(self)
+    }
+
+    /// Messages of the assistant, with their places.
+    fn said(&self) -> impl Iterator<Item = (usize, &Message)> {
+        let all = self.prompt.iter().chain([&self.answer]).enumerate();
+        // Another answer stands in the same place.
+        all.chain(self.rejected.iter().map(|rejected| (self.prompt.len(), rejected))).filter(|(_, message)| message.role == "assistant")
+    }
+
+    /// A call is learned as serving would write it, which is only told of tools that it can enforce.
+    fn check_tools(&self) -> Result<(), TuningError> {
+        let mut names = Vec::new();
         for tool in &self.tools {
             let function = tool.get("function").filter(|function| function.get("name").is_some_and(Value::is_string));
-            let Some(function) = function else { return Err(self.wrong("a tool names no function".into())) };
-            if !function.get("parameters").is_some_and(Value::is_object) {
-                let name = &function["name"];
+            let Some(function) = function else { return Err(self.wrong("field \"tools\": a tool names no function".into())) };
+            let name = &function["name"];
+            let Some(parameters) = function.get("parameters").filter(|parameters| parameters.is_object()) else {
                 return Err(self.wrong(format!("the tool {name} has no schema of its parameters (function.parameters)")));
+            };
+            if let Err((path, problem)) = schema::check(parameters) {
+                let place = if path.is_empty() { String::new() } else { format!(" at {path}") };
+                return Err(self.wrong(format!("the schema of the tool {name}{place}: {problem}")));
+            }
+            if names.contains(&name) {
+                return Err(self.wrong(format!("the tool {name} stands there twice")));
+            }
+            names.push(name);
+        }
+        for (at, message) in self.said() {
+            for call in calls(message) {
+                let function = &call["function"];
+                if !names.contains(&&function["name"]) {
+                    return Err(self.wrong(format!("messages[{at}] calls {}, which is none of its tools", function["name"])));
+                }
+                if !tools::arguments(function).is_object() {
+                    return Err(self.wrong(format!("messages[{at}] calls {} with arguments that are no JSON object", function["name"])));
+                }
             }
         }
-        self.weights(LossOn::Completion).map(drop)
+        Ok(())
     }
 
     /// An error about this conversation.
     pub fn wrong(&self, problem: String) -> TuningError {
         TuningError::Example { sample: self.sample.clone(), problem }
     }
+}
+
+fn calls(message: &Message) -> &[Value] {
+    message.extra.get("tool_calls").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 #[cfg(test)]

@@ -1,22 +1,18 @@
 //! What a training will take, told before it begins: examples and tokens as its tokenizer counts them, steps, trained values, and memory by the
 //! sizes that the header of the model's files names. No weights are read.
 
+use super::lengths::Lengths;
 use super::plan::Plan;
 use super::{Conversation, Data, Method, Recipe, TuningError, base};
 use crate::engine::adapter::LoraTarget;
-use crate::engine::chat_template::ChatMessage;
 use crate::engine::model::Outline;
-use crate::engine::tokenizer::Tokenizer;
 use crate::models::Files;
-use crate::types::chat::Message;
 use serde::Serialize;
 
 /// Bytes of f32.
 const FLOAT: u64 = 4;
 /// Bytes of bfloat16.
 const HALF: u64 = 2;
-/// Tokens that a message takes beside its text where the file brings no template, about.
-const TEMPLATE_TOKENS: usize = 5;
 /// Values of a variable, its gradient and AdamW's two moments.
 const OPTIMISER: u64 = 4;
 /// Beside a model's own weights: their gradient of a pass, the sum of a step, AdamW's two moments, and the best ones or those of a
@@ -98,20 +94,19 @@ impl Sizes<'_> {
 /// [`TuningError::Engine`] naming the key of the model's files that is missing, or what training does not compute.
 pub fn estimate(files: &Files, recipe: &Recipe, data: &Data<'_>) -> Result<Estimate, TuningError> {
     let base = base::outline(files)?;
-    let (tokenizer, template) = (&base.tokenizer, &base.template);
+    let counted = Lengths::of(&base);
     let sizes = Sizes { base: &base, modules: base.config.lora_targets() };
-    let one = |conversation: &Conversation, answer: &Message| -> Result<usize, TuningError> {
-        let Some(template) = template else { return plain(tokenizer, conversation, answer) };
-        let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-        let messages = messages.map_err(|error| conversation.wrong(error.to_string()))?;
-        Ok(tokenizer.encode_prompt(&template.render_with_tools(&messages, &conversation.tools, false)?)?.len())
+    let count = |conversation: &Conversation| counted.count(recipe.method, conversation);
+    let most = recipe.max_length.min(base.config.context);
+    let fitting = |conversation: &Conversation| match count(conversation)? {
+        // Of a preference every answer may be that long.
+        tokens if tokens > most && recipe.method != Method::Dpo => {
+            Err(conversation.wrong(format!("it has {tokens} tokens, max_length is {most}")))
+        }
+        tokens => Ok(tokens),
     };
-    // Both answers of a preference go through the model.
-    let count = |conversation: &Conversation| -> Result<usize, TuningError> {
-        let rejected = conversation.rejected.as_ref().filter(|_| recipe.method == Method::Dpo);
-        Ok(one(conversation, &conversation.answer)? + rejected.map_or(Ok(0), |rejected| one(conversation, rejected))?)
-    };
-    let lengths = data.train.iter().map(count).collect::<Result<Vec<_>, _>>()?;
+    let lengths = data.train.iter().map(fitting).collect::<Result<Vec<_>, _>>()?;
+    data.validation.iter().try_for_each(|conversation| fitting(conversation).map(drop))?;
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let tokens: u64 = lengths.iter().map(|length| *length as u64).sum();
     let batch_tokens = largest_batch(recipe, &lengths);
@@ -150,13 +145,4 @@ fn largest_batch(recipe: &Recipe, lengths: &[usize]) -> u64 {
         Some(tokens) => tokens.max(longest) as u64,
         None => longest_first.iter().take(recipe.batch_size).map(|length| *length as u64).sum(),
     }
-}
-
-/// Tokens of a conversation in a model without a template.
-fn plain(tokenizer: &Tokenizer, conversation: &Conversation, answer: &Message) -> Result<usize, TuningError> {
-    let mut tokens = tokenizer.encode(&answer.plain_text())?.len() + TEMPLATE_TOKENS;
-    for message in &conversation.prompt {
-        tokens += tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;
-    }
-    Ok(tokens)
 }

@@ -37,6 +37,9 @@ impl Data<'_> {
     /// # Errors
     /// [`TuningError::Example`] naming the sample.
     pub fn check(&self, recipe: &Recipe) -> Result<(), TuningError> {
+        if recipe.early_stopping.is_some() && self.validation.is_empty() {
+            return Err(super::recipe::wrong("early_stopping", "needs a validation split; the dataset has none"));
+        }
         for conversation in self.train.iter().chain(self.validation) {
             conversation.check()?;
             if recipe.method == Method::Dpo && conversation.rejected.is_none() {

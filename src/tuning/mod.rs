@@ -16,6 +16,7 @@ pub mod export;
 pub mod fit;
 mod floats;
 pub mod head;
+mod lengths;
 pub mod lora;
 pub mod measure;
 pub mod objective;

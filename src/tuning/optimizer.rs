@@ -46,6 +46,21 @@ impl Gradients {
     }
 }
 
+/// How far a step goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Learning rate.
+    pub rate: f64,
+    /// Variables at the end, a classifier's head, that have a rate of their own.
+    pub last: usize,
+    /// That rate.
+    pub last_rate: f64,
+    /// Decoupled weight decay.
+    pub decay: f64,
+    /// Gradients are scaled down to this global norm.
+    pub max_norm: f64,
+}
+
 /// AdamW's moments and step count.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
@@ -64,20 +79,29 @@ impl AdamW {
         AdamW { first: zero.clone(), second: zero, steps: 0 }
     }
 
-    /// One step; gradients are scaled down to `max_norm` first. Returns the norm before scaling.
+    /// One step of all variables at one rate; gradients are scaled down to `max_norm` first. Returns the norm before scaling.
     ///
     /// # Errors
     /// When a variable cannot be written.
     pub fn step(&mut self, variables: &[Var], gradients: &Gradients, rate: f64, decay: f64, max_norm: f64) -> Result<f64, TuningError> {
+        self.step_at(variables, gradients, &Pace { rate, last: 0, last_rate: rate, decay, max_norm })
+    }
+
+    /// As [`AdamW::step`], at that pace.
+    ///
+    /// # Errors
+    /// When a variable cannot be written.
+    pub fn step_at(&mut self, variables: &[Var], gradients: &Gradients, pace: &Pace) -> Result<f64, TuningError> {
         self.steps += 1;
         let norm = gradients.norm();
-        let clip = if norm > max_norm { (max_norm / norm) as f32 } else { 1.0 };
+        let clip = if norm > pace.max_norm { (pace.max_norm / norm) as f32 } else { 1.0 };
         let correction1 = 1.0 - f64::from(BETA1).powi(self.steps as i32);
         let correction2 = 1.0 - f64::from(BETA2).powi(self.steps as i32);
-        let (rate1, root2) = ((rate / correction1) as f32, correction2.sqrt() as f32);
-        let keep = (1.0 - rate * decay) as f32;
+        let root2 = correction2.sqrt() as f32;
         let state = self.first.iter_mut().zip(&mut self.second).zip(&gradients.sums);
-        for (variable, ((first, second), gradient)) in variables.iter().zip(state) {
+        for (index, (variable, ((first, second), gradient))) in variables.iter().zip(state).enumerate() {
+            let rate = if variables.len() - index <= pace.last { pace.last_rate } else { pace.rate };
+            let (rate1, keep) = ((rate / correction1) as f32, (1.0 - rate * pace.decay) as f32);
             let mut values: Vec<f32> = variable.flatten_all()?.to_vec1()?;
             for (((value, m), v), g) in values.iter_mut().zip(first).zip(second).zip(gradient) {
                 let g = g * clip;
@@ -131,5 +155,19 @@ mod tests {
         let gradients = Gradients { sums: vec![vec![100.0]] };
         let norm = small.step(&variables, &gradients, 0.1, 0.0, 1.0).expect("a step");
         assert_eq!((norm, small.first[0][0]), (100.0, 1.0 - BETA1));
+    }
+
+    #[test]
+    fn the_last_variables_have_their_own_rate() {
+        let zero = || Var::zeros(1, candle_core::DType::F32, &Device::Cpu).expect("a variable");
+        let variables = [zero(), zero(), zero()];
+        let gradients = Gradients { sums: vec![vec![0.5]; 3] };
+        let pace = Pace { rate: 0.1, last: 2, last_rate: 0.3, decay: 0.0, max_norm: 1.0 };
+        AdamW::new(&variables).step_at(&variables, &gradients, &pace).expect("a step");
+        let values = variables.map(|variable| variable.to_vec1::<f32>().expect("values")[0]);
+        // Adam's first step is as long as the rate, whatever the gradient is.
+        for (value, expected) in values.iter().zip([-0.1, -0.3, -0.3]) {
+            assert!((value - expected).abs() < 1e-6, "{values:?}");
+        }
     }
 }

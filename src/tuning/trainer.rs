@@ -5,7 +5,7 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::lora::Trainable;
 use super::objective::{Measured, Metrics, Objective, Split};
-use super::optimizer::{AdamW, Gradients};
+use super::optimizer::{AdamW, Gradients, Pace};
 use super::plan::Plan;
 use super::{Recipe, TuningError};
 use crate::engine::nn::dropout::Dropout;
@@ -166,9 +166,8 @@ impl Trainer<'_> {
             pass.metrics.into_iter().for_each(|(name, sum)| *metrics.entry(name).or_default() += sum / examples);
             state.position.trained_tokens += pass.tokens as u64;
         }
-        let learning_rate = self.recipe.learning_rate * self.recipe.schedule.factor(step, steps, self.recipe.warmup_of(steps));
-        let (variables, decay) = (&state.trainable.variables, self.recipe.weight_decay);
-        let gradient_norm = state.optimizer.step(variables, &gradients, learning_rate, decay, self.recipe.max_gradient_norm)?;
+        let pace = self.pace(&state.trainable, (step, steps));
+        let gradient_norm = state.optimizer.step_at(&state.trainable.variables, &gradients, &pace)?;
         if !gradient_norm.is_finite() {
             return Err(TuningError::Diverged { step: step + 1, loss: loss as f32 });
         }
@@ -177,7 +176,16 @@ impl Trainer<'_> {
         if !metrics.is_empty() {
             state.position.metrics.push(metrics.clone());
         }
+        let learning_rate = pace.rate;
         Ok(StepReport { step: step + 1, steps, loss: loss as f32, metrics, learning_rate, gradient_norm, ..StepReport::default() })
+    }
+
+    fn pace(&self, trainable: &Trainable, (step, steps): (usize, usize)) -> Pace {
+        let Recipe { learning_rate, weight_decay: decay, max_gradient_norm: max_norm, .. } = *self.recipe;
+        let factor = self.recipe.schedule.factor(step, steps, self.recipe.warmup_of(steps));
+        // Weight and bias.
+        let last = if trainable.head.is_some() { 2 } else { 0 };
+        Pace { rate: learning_rate * factor, last, last_rate: self.recipe.head_rate() * factor, decay, max_norm }
     }
 
     /// Dropout of one forward pass: a function of seed, step and pass.

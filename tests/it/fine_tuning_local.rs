@@ -185,22 +185,99 @@ fn a_file_that_cannot_be_learned_names_its_line() {
         json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"type": "function"}]});
     let told = refused(&format!("{good}{tools}\n"));
     assert!(told.contains("train.jsonl, line 2") && told.contains("tools"), "{told}");
+    let mut without = tool_call(TOOL_CALLS[0]);
+    without["tools"][0]["function"]["parameters"] = Value::Null;
+    let told = refused(&format!("{good}{good}{without}\n"));
+    assert!(told.contains("line 3") && told.contains("\"find_order\"") && told.contains("schema"), "{told}");
+    let mut other = tool_call(TOOL_CALLS[0]);
+    other["messages"][1]["tool_calls"][0]["function"]["name"] = json!("fly");
+    let told = refused(&format!("{other}\n"));
+    assert!(told.contains("line 1") && told.contains("\"fly\""), "{told}");
     let told = refused(&(json!({"prompt": "p", "chosen": "a", "rejected": "b"}).to_string() + "\n"));
     assert!(told.contains("a preference"), "{told}");
     let last = json!({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]});
     let told = upload(&server, &mine, "train.jsonl", "fine-tune", &format!("{good}{last}\n"));
     assert!(told.status == 400 && told.body.contains("line 2"), "{told:?}");
-    // Too long for the model: found by the worker, which knows its tokenizer.
-    let training = file(&server, &mine, &format!("{good}{}", talks(&[(&"word ".repeat(9_000), "a")])));
-    let job = create(&server, &mine, &json!({"model": MODEL, "training_file": training}));
-    wait_for("the failure", || {
-        server.get(&format!("{JOBS}/{}", job["id"].as_str().expect("an id")), Some(&mine)).json()["status"] == "failed"
-    });
-    let failed = server.get(&format!("{JOBS}/{}", job["id"].as_str().expect("an id")), Some(&mine)).json();
-    let message = failed["error"]["message"].as_str().expect("a message");
-    assert!(message.contains("line 2") && message.contains("tokens"), "{failed}");
+    let told = refused(&format!("{good}{}", talks(&[(&"word ".repeat(9_000), "a")])));
+    assert!(told.contains("line 2") && told.contains("tokens"), "{told}");
+    let training = file(&server, &mine, &good);
     let unknown = server.post(JOBS, Some(&mine), &json!({"model": "local/nothing", "training_file": training}));
     assert_eq!((unknown.status, &unknown.json()["error"]["param"]), (404, &json!("model")), "{unknown:?}");
+}
+
+/// What a customer says, and the call that answers it.
+const TOOL_CALLS: [(&str, &str, &str); 6] = [
+    ("Where is order 17?", "find_order", "{\"number\": 17}"),
+    ("Please look up order 4", "find_order", "{\"number\": 4}"),
+    ("Has order 230 been sent?", "find_order", "{\"number\": 230}"),
+    ("I want to talk to a person", "call_agent", "{\"topic\": \"other\"}"),
+    ("My bill is wrong, get me somebody", "call_agent", "{\"topic\": \"billing\"}"),
+    ("The refund is missing, I need help", "call_agent", "{\"topic\": \"refund\"}"),
+];
+
+fn desk_tools() -> Value {
+    let tool = |name: &str, property: &str, schema: Value| {
+        let parameters = json!({"type": "object", "properties": {property: schema}, "required": [property], "additionalProperties": false});
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    };
+    json!([
+        tool("find_order", "number", json!({"type": "integer"})),
+        tool("call_agent", "topic", json!({"enum": ["billing", "refund", "other"]})),
+    ])
+}
+
+/// A record of OpenAI's fine-tuning format that ends with a call.
+fn tool_call((asked, name, arguments): (&str, &str, &str)) -> Value {
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}});
+    json!({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": null, "tool_calls": [call]}],
+        "tools": desk_tools(), "parallel_tool_calls": false})
+}
+
+#[test]
+fn calls_of_tools_are_learned() {
+    let Some(refit) = with_model("fine_tuning_local::calls_of_tools_are_learned") else { return };
+    let mine = key(&refit, &[]);
+    let server = refit.serve(&[]);
+    let answer = |model: &Value, asked: &str| {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": asked}], "tools": desk_tools(), "temperature": 0,
+            "max_tokens": 60});
+        let reply = server.post("/v1/chat/completions", Some(&mine), &body);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()["choices"][0].clone()
+    };
+    let training = file(&server, &mine, &TOOL_CALLS.map(|call| format!("{}\n", tool_call(call))).concat());
+    let method = json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 8, "batch_size": 2}}});
+    let job = create(&server, &mine, &json!({"model": MODEL, "training_file": training, "suffix": "caller", "seed": 5, "method": method}));
+    let done = wait(&server, &mine, &job, is_over);
+    assert_eq!(done["status"], "succeeded", "{done}");
+    for (asked, name, arguments) in TOOL_CALLS {
+        let choice = answer(&done["fine_tuned_model"], asked);
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        assert_eq!((&choice["finish_reason"], &call["name"]), (&json!("tool_calls"), &json!(name)), "{asked}: {choice}");
+        let found: Value = serde_json::from_str(call["arguments"].as_str().expect("a text")).expect("JSON");
+        assert_eq!(found, serde_json::from_str::<Value>(arguments).expect("JSON"), "{asked}");
+    }
+    let untaught = TOOL_CALLS.iter().filter(|(asked, ..)| answer(&json!(MODEL), asked)["finish_reason"] == "tool_calls").count();
+    assert!(untaught < TOOL_CALLS.len(), "the model as it is makes every call: nothing was shown");
+}
+
+#[test]
+fn a_job_that_is_paused_before_its_worker_begins_goes_on() {
+    let Some(refit) = with_model("fine_tuning_local::a_job_that_is_paused_before_its_worker_begins_goes_on") else { return };
+    let mine = key(&refit, &[]);
+    let server = refit.serve(&[]);
+    let training = file(&server, &mine, &talks(&TALKS));
+    let method = json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 6}}});
+    let job = create(&server, &mine, &json!({"model": MODEL, "training_file": training, "method": method}));
+    let path = format!("{JOBS}/{}", id(&job));
+    assert_eq!(server.post_bytes(&format!("{path}/pause"), Some(&mine), b"").status, 200);
+    wait(&server, &mine, &job, |job| job["status"] == "paused");
+    // Its worker finds nothing to do and ends, and then the server looks at it.
+    std::thread::sleep(Duration::from_millis(250));
+    let resumed = server.post_bytes(&format!("{path}/resume"), Some(&mine), b"");
+    assert_eq!((resumed.status, &resumed.json()["status"]), (200, &json!("queued")), "{resumed:?}");
+    let done = wait(&server, &mine, &job, is_over);
+    assert_eq!(done["status"], "succeeded", "{done}");
 }
 
 #[test]

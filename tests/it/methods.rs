@@ -120,7 +120,7 @@ fn a_classifier_on_the_chat_model_answers_with_labels() {
     let validation = vec![json!({"id": "v1", "input": {"text": "Is my parcel here?"}, "target": "delivery"})];
     import(&refit, "desk", &[("train", train), ("validation", validation)]);
     for (keys, parameters) in
-        [("method: classifier\ntargets: []\n", 2 * 577), ("method: classifier\nrank: 2\nepochs: 2\n", 2 * 577 + 2 * 30 * 10_176)]
+        [("method: classifier\ntargets: []\n", 2 * 577), ("method: classifier\nrank: 2\nepochs: 12\n", 2 * 577 + 2 * 30 * 10_176)]
     {
         let result = tune(&refit, "desk", keys);
         assert_eq!(result["parameters"], json!(parameters), "{result}");

@@ -48,6 +48,9 @@ fn a_training_is_foretold_drawn_and_compared() {
     let (foretold, trained) =
         (told["trained_tokens"].as_f64().expect("a number"), done["result"]["trained_tokens"].as_f64().expect("a number"));
     assert!((foretold / trained - 1.0).abs() < 0.25, "{foretold} tokens were foretold, {trained} came");
+    let memory = |told: &Value, field: &str| told[field].as_f64().unwrap_or_else(|| panic!("no {field}: {told}"));
+    let (foretold, peak) = (memory(&told, "memory_bytes"), memory(&done["result"], "peak_memory_bytes"));
+    assert!((0.8..2.0).contains(&(foretold / peak)), "{foretold} bytes were foretold, {peak} came");
     let second = recipe(&refit, "second", "talk", "epochs: 2\nbatch_size: 4\nlearning_rate: 0.0001\n");
     refit.run(&["tune", "run", &second]).expect(0);
     let timed = refit.run(&["tune", "estimate", &second, "--json"]).expect(0).json();

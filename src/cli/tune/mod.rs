@@ -211,8 +211,16 @@ fn start(context: &Context, store: &Store, recipe: &AnyRecipe, (detach, json): (
 fn resume(context: &Context, store: &Store, id: &str, json: bool) -> Result<ExitCode, Failure> {
     worker::reap(store)?;
     let job = known(store, id)?;
-    if job.status != "queued" {
-        jobs::requeue(store.db.as_ref(), &job.id)?;
+    match job.status.as_str() {
+        "queued" => {}
+        "succeeded" => {
+            return Err(Failure::new(Code::CONFLICT, format!("job {id} has succeeded: there is nothing to go on with"))
+                .with_hint("refit tune run trains anew"));
+        }
+        "running" => {
+            return Err(Failure::new(Code::CONFLICT, format!("job {id} is running")).with_hint(format!("refit tune status {id}")));
+        }
+        _ => drop(jobs::requeue(store.db.as_ref(), &job.id)?),
     }
     if job.kind == SWEEP { sweep::follow(context, store, &job.id, json) } else { report(follow(context, store, &job.id)?, json) }
 }
@@ -370,7 +378,8 @@ fn cancel(store: &Store, id: &str) -> Result<ExitCode, Failure> {
     let job = jobs::request_cancel(store.db.as_ref(), id)?;
     output::note(match job.status.as_str() {
         "running" => format!("job {id} stops after its current step"),
-        other => format!("job {id} is {other}"),
+        "cancelled" => format!("job {id} is cancelled"),
+        other => format!("job {id} has {other}: there is nothing to stop"),
     });
     Ok(ExitCode::SUCCESS)
 }

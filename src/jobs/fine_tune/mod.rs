@@ -11,7 +11,7 @@ pub use request::{Hyperparameters, NewFineTune, Number};
 use crate::access::Caller;
 use crate::store::fine_tunes::{self as rows, FineTuneRow, WithJob};
 use crate::store::job_events::{self, JobEvent};
-use crate::store::jobs::{self, JobRecord};
+use crate::store::jobs::JobRecord;
 use crate::store::{Db, Store, StoreError, adapters, files};
 use crate::types::ids::{is_slug, new_id};
 use crate::types::time::now_ms;
@@ -239,14 +239,9 @@ impl FineTunes {
     /// # Errors
     /// [`Code::CONFLICT`] when it has ended.
     pub fn cancel(&self, caller: &Caller, id: &str) -> Result<WithJob, Failure> {
-        let (row, job) = self.running(caller, id)?;
-        let is_paused = job.status == "cancelled" && row.is_paused;
-        if !is_paused && !matches!(job.status.as_str(), "queued" | "running") {
-            return Err(ended(id, &job, "cancelled"));
-        }
-        self.db().batch(&[rows::pausing(id, false)])?;
-        let job = jobs::request_cancel(self.db(), &job.id)?;
-        job_events::append(self.db(), &job.id, &[JobEvent::message("info", "The job was asked to stop")])?;
+        let (_, job) = self.running(caller, id)?;
+        self.changed(caller, id, (rows::cancel(self.db(), id, &job.id), "cancelled"))?;
+        self.tell(&job, "The job was asked to stop")?;
         self.get(caller, id)
     }
 
@@ -256,12 +251,8 @@ impl FineTunes {
     /// [`Code::CONFLICT`] when it has ended or is stopping already.
     pub fn pause(&self, caller: &Caller, id: &str) -> Result<WithJob, Failure> {
         let (_, job) = self.running(caller, id)?;
-        if job.cancel_requested || !matches!(job.status.as_str(), "queued" | "running") {
-            return Err(ended(id, &job, "paused"));
-        }
-        self.db().batch(&[rows::pausing(id, true)])?;
-        let job = jobs::request_cancel(self.db(), &job.id)?;
-        job_events::append(self.db(), &job.id, &[JobEvent::message("info", "The job was asked to pause")])?;
+        self.changed(caller, id, (rows::pause(self.db(), id, &job.id), "paused"))?;
+        self.tell(&job, "The job was asked to pause")?;
         self.get(caller, id)
     }
 
@@ -270,17 +261,31 @@ impl FineTunes {
     /// # Errors
     /// [`Code::CONFLICT`] when it is not paused, or its worker has not stopped yet.
     pub fn resume(&self, caller: &Caller, id: &str) -> Result<WithJob, Failure> {
-        let (row, job) = self.running(caller, id)?;
-        if !row.is_paused || job.status != "cancelled" {
-            let now = status(&row, Some(&job));
-            let failure = Failure::new(Code::CONFLICT, format!("the fine-tuning job {id} is {now}; only a paused one can be resumed"));
-            return Err(if now == "pausing" { failure.with_hint("wait until it is paused") } else { failure });
+        let (_, job) = self.running(caller, id)?;
+        match rows::resume(self.db(), id, &job.id) {
+            Err(StoreError::Conflict(_)) => {
+                let (row, job) = self.running(caller, id)?;
+                let now = status(&row, Some(&job));
+                let failure = Failure::new(Code::CONFLICT, format!("the fine-tuning job {id} is {now}; only a paused one can be resumed"));
+                return Err(if now == "pausing" { failure.with_hint("wait until it is paused") } else { failure });
+            }
+            other => other?,
         }
-        self.db().batch(&[rows::pausing(id, false)])?;
-        jobs::requeue(self.db(), &job.id)?;
-        job_events::append(self.db(), &job.id, &[JobEvent::message("info", "The job was resumed")])?;
+        self.tell(&job, "The job was resumed")?;
         self.woken.notify_one();
         self.get(caller, id)
+    }
+
+    /// A change that was made; where the job did not allow it, what it is now.
+    fn changed(&self, caller: &Caller, id: &str, (change, word): (Result<(), StoreError>, &str)) -> Result<(), Failure> {
+        match change {
+            Err(StoreError::Conflict(_)) => Err(ended(id, &self.running(caller, id)?.1, word)),
+            other => Ok(other?),
+        }
+    }
+
+    fn tell(&self, job: &JobRecord, message: &str) -> Result<(), Failure> {
+        Ok(job_events::append(self.db(), &job.id, &[JobEvent::message("info", message)])?)
     }
 
     /// One that trains here.

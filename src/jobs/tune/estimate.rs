@@ -53,7 +53,11 @@ pub fn gib(bytes: u64) -> String {
 pub fn of_recipe(store: &Store, recipe: AnyRecipe) -> Result<Option<Forecast>, Failure> {
     let (spec, dataset) = resolved(store, recipe)?;
     let (train, measured) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-    forecast(store, &spec.recipe, spec.model_digest, &Data { train: &train, validation: &measured })
+    let data = Data { train: &train, validation: &measured };
+    if let AnyRecipe::Lora(recipe) = &spec.recipe {
+        data.check(recipe)?;
+    }
+    forecast(store, &spec.recipe, spec.model_digest, &data)
 }
 
 /// As [`of_recipe`], of conversations that were read.
@@ -91,7 +95,12 @@ fn available() -> Option<u64> {
     }
 }
 
-/// A figure of `/proc/meminfo`, in bytes.
+/// Most bytes of memory that this process had so far; none where the system keeps no such figure.
+pub(super) fn peak() -> Option<u64> {
+    fs::read_to_string("/proc/self/status").ok().and_then(|text| kib(&text, "VmHWM:"))
+}
+
+/// A figure of `/proc/meminfo` or of a process's status, in bytes.
 fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib << 10)

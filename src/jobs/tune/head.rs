@@ -1,7 +1,7 @@
 //! Jobs that fit a classifier head on an embedding model.
 
 use super::work::{Training, keep, name_of};
-use super::{TuneProgress, TuneResult};
+use super::{TuneProgress, TuneResult, estimate};
 use crate::jobs::worker::Handle;
 use crate::models::{self, Files, ModelError, open};
 use crate::store::Store;
@@ -64,6 +64,7 @@ pub(super) fn run(store: &Store, training: &Training<'_>, recipe: &HeadRecipe, h
         validation_loss: validation.map(|validation| validation.loss as f32),
         metrics: BTreeMap::new(),
         stopped_early: false,
+        peak_memory_bytes: estimate::peak(),
         accuracy: *validation,
     })
 }

@@ -1,5 +1,6 @@
 //! The tuning workflow: a recipe becomes a job whose spec names every input by digest; the worker trains and stores the adapter in [`work`].
-//! [`head`] is the part that fits classifier heads, [`files`] trains on uploaded files for OpenAI's fine-tuning API.
+//! [`head`] is the part that fits classifier heads, [`files`] trains on uploaded files for OpenAI's fine-tuning API,
+//! which [`records`] reads.
 
 pub mod advise;
 pub mod estimate;
@@ -7,6 +8,7 @@ pub mod export;
 pub(super) mod files;
 mod head;
 mod overlap;
+mod records;
 pub mod sweep;
 mod work;
 
@@ -21,7 +23,7 @@ use crate::prompts::{Library, Prompt};
 use crate::releases::manifest::PromptRef;
 use crate::store::{Store, jobs, models};
 use crate::tuning::auto::{Choice, Seen};
-use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, TuningError};
+use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, Recipe, TuningError};
 use crate::types::chat::Message;
 use crate::types::{Code, Digest, Failure};
 use serde::{Deserialize, Serialize};
@@ -109,6 +111,9 @@ pub struct TuneResult {
     /// Whether the validation loss ended the training before its last step.
     #[serde(default)]
     pub stopped_early: bool,
+    /// Most bytes of memory that the worker had, beside what `refit tune estimate` foresees; where the system says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
     /// Of a head, on the validation split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Accuracy>,
@@ -142,12 +147,11 @@ pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Fail
 /// As [`enqueue`].
 pub fn completed(store: &Store, source: &str) -> Result<(AnyRecipe, Vec<Choice>), Failure> {
     let recipe = AnyRecipe::parse(source)?;
-    if let AnyRecipe::Head(_) = recipe {
-        return Ok((recipe, Vec::new()));
-    }
+    let AnyRecipe::Lora(Recipe { method, .. }) = &recipe else { return Ok((recipe, Vec::new())) };
+    let method = *method;
     let (spec, dataset) = resolved(store, recipe)?;
     let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-    let seen = Seen::of(&crate::models::find(store, spec.recipe.model())?.files, &Data { train: &train, validation: &validation })?;
+    let seen = Seen::of(&crate::models::find(store, spec.recipe.model())?.files, method, &Data { train: &train, validation: &validation })?;
     Ok(AnyRecipe::completed(source, seen)?)
 }
 
@@ -215,14 +219,11 @@ fn conversation(sample: &Sample, prompt: Option<&Prompt>) -> Result<Conversation
     if sample.target.is_null() {
         return Err(wrong("it has no target: there is nothing to learn".into()));
     }
-    let tools = match sample.input.get("tools").filter(|_| prompt.is_none()) {
-        None => Vec::new(),
-        Some(Value::Array(tools)) => tools.clone(),
-        Some(_) => return Err(wrong("input.tools must be a list".into())),
-    };
     let rejected = sample.metadata.get(REJECTED).map(answer).transpose().map_err(wrong)?;
     let answer = answer(&sample.target).map_err(wrong)?;
-    Ok(Conversation { sample: sample.id.clone(), prompt: messages, answer, rejected, tools })
+    let conversation = Conversation { sample: sample.id.clone(), prompt: messages, answer, rejected, tools: Vec::new() };
+    // A prompt has none.
+    if prompt.is_some() { Ok(conversation) } else { Ok(conversation.offering(&sample.input)?) }
 }
 
 /// A target as the assistant's message: that message where the target is one, else its text.

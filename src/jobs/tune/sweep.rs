@@ -100,7 +100,9 @@ pub fn enqueue_sweep(store: &Store, spec: &SweepSpec) -> Result<JobRecord, Failu
     let (resolved, dataset) = super::resolved(store, spec.recipe.clone())?;
     if super::validation(store, &resolved, &dataset)?.is_empty() {
         let message = format!("dataset {}: a sweep chooses by the validation split, and it has none", dataset.row.dataset);
-        return Err(Failure::on(Code::INVALID_REQUEST, "dataset", message).with_hint("refit data split NAME --seed 7"));
+        return Err(
+            Failure::on(Code::INVALID_REQUEST, "dataset", message).with_hint(format!("refit data split {} --seed 7", dataset.row.dataset))
+        );
     }
     let spec = serde_json::to_value(spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Sweep::KIND, &spec)?)

@@ -1,6 +1,6 @@
 //! A training in its worker: conversations in, a stored adapter out, and what happens meanwhile told to the job's row and its events.
 
-use super::{TuneProgress, TuneResult, head};
+use super::{TuneProgress, TuneResult, estimate, head};
 use crate::jobs::worker::Handle;
 use crate::models::{self, Files};
 use crate::store::Store;
@@ -71,6 +71,7 @@ pub(super) fn train(store: &Store, training: &Training<'_>, handle: &Handle) -> 
         validation_loss: position.best,
         metrics: position.told(),
         stopped_early: trained.stopped_early,
+        peak_memory_bytes: estimate::peak(),
         accuracy: None,
     })
 }

@@ -49,6 +49,9 @@ impl EarlyStopping {
     }
 }
 
+/// How much faster a classifier's head learns, which begins with nothing, than the adapter.
+const HEAD_FACTOR: f64 = 3.0;
+
 fn within(key: &str, ok: bool, expected: &str) -> Result<(), TuningError> {
     if ok { Ok(()) } else { Err(wrong(key, format!("must be {expected}"))) }
 }
@@ -94,6 +97,9 @@ pub struct Recipe {
     /// Peak learning rate of AdamW.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
+    /// Peak learning rate of a classifier's head; without one, three times that of the adapter below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_learning_rate: Option<f64>,
     /// How the learning rate falls after the warm-up.
     #[serde(default)]
     pub schedule: Schedule,
@@ -203,6 +209,9 @@ impl Recipe {
         self.check_adapter()?;
         self.check_batches()?;
         within("learning_rate", self.learning_rate > 0.0 && self.learning_rate < 1.0, "between 0 and 1")?;
+        within("head_learning_rate", self.head_learning_rate.is_none_or(|rate| rate > 0.0 && rate < 1.0), "between 0 and 1")?;
+        let is_classifier = self.method == Method::Classifier;
+        within("head_learning_rate", is_classifier || self.head_learning_rate.is_none(), "left out: it belongs to method: classifier")?;
         within("warmup", (0.0..=0.9).contains(&self.warmup), "0 to 0.9")?;
         within("weight_decay", (0.0..1.0).contains(&self.weight_decay), "0 to 1")?;
         within("epochs", (1..=1000).contains(&self.epochs), "1 to 1000")?;
@@ -249,6 +258,11 @@ impl Recipe {
         within("accumulation", (1..=1024).contains(&self.accumulation), "1 to 1024")?;
         within("max_length", self.max_length >= 8, "at least 8")?;
         within("batch_tokens", self.batch_tokens != Some(0), "at least 1")
+    }
+
+    /// Peak learning rate of a classifier's head.
+    pub fn head_rate(&self) -> f64 {
+        self.head_learning_rate.unwrap_or(HEAD_FACTOR * self.learning_rate)
     }
 
     /// Steps in which the learning rate rises, of `steps` in all.

@@ -6,6 +6,7 @@ mod lora;
 pub use lora::{EarlyStopping, LossOn, Recipe};
 
 use super::{HeadRecipe, TuningError};
+use crate::types::error::did_you_mean;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -76,7 +77,7 @@ impl AnyRecipe {
     /// # Errors
     /// [`TuningError::Recipe`] naming the key, with the line where the parser knows it.
     pub fn parse(source: &str) -> Result<Self, TuningError> {
-        let unreadable = |error: serde_norway::Error| wrong("file", error.to_string());
+        let unreadable = |error: serde_norway::Error| wrong("file", readable(&error.to_string()));
         let which: Which = serde_norway::from_str(source).map_err(unreadable)?;
         let recipe = match which.method {
             Method::Lora | Method::Dpo | Method::Classifier | Method::Full => {
@@ -147,6 +148,29 @@ impl<'de> Deserialize<'de> for AnyRecipe {
     }
 }
 
+/// Words of Rust in a parser's messages, and what they ask for.
+const WORDS: [(&str, &str); 7] = [
+    ("usize", "a whole number from 0"),
+    ("u64", "a whole number from 0"),
+    ("f64", "a number"),
+    ("f32", "a number"),
+    ("struct Which", "keys and their values"),
+    ("struct Recipe", "keys and their values"),
+    ("struct HeadRecipe", "keys and their values"),
+];
+
+/// A parser's message in words that say what to write.
+fn readable(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    if let Some((given, known)) = names.next().filter(|_| message.contains("unknown field `")).zip(message.split_once("expected one of")) {
+        let near = did_you_mean(given, known.1.split('`').skip(1).step_by(2));
+        if !near.is_empty() {
+            return format!("unknown field `{given}`{near}");
+        }
+    }
+    WORDS.iter().fold(message.to_string(), |told, (word, plain)| told.replace(&format!("expected {word}"), &format!("expected {plain}")))
+}
+
 pub(super) fn check_name(name: &str) -> Result<(), TuningError> {
     let usable = crate::types::ids::is_slug(name);
     if usable { Ok(()) } else { Err(wrong("name", "must be lower-case letters, digits, '-', '_' or '.'")) }
@@ -202,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_parser_says_is_put_into_plain_words() {
+        let told = |line: &str| AnyRecipe::parse(&format!("{SMALL}{line}\n")).expect_err(line).to_string();
+        assert!(told("rnk: 4").ends_with("unknown field `rnk`; did you mean \"rank\"?"), "{}", told("rnk: 4"));
+        assert!(told("zzz: 4").contains("expected one of `method`"), "{}", told("zzz: 4"));
+        assert!(told("epochs: many").contains("expected a whole number from 0 at line 4"), "{}", told("epochs: many"));
+        let told = AnyRecipe::parse("[1]").expect_err("no recipe").to_string();
+        assert!(told.contains("expected keys and their values"), "{told}");
+    }
+
+    #[test]
     fn mistakes_name_the_key() {
         for (line, key) in [
             ("rank: 0", "rank"),
@@ -221,6 +255,8 @@ mod tests {
             ("targets: []", "targets"),
             ("learning_rate: .nan", "learning_rate"),
             ("alpha: .inf", "alpha"),
+            ("head_learning_rate: 0.01", "head_learning_rate"),
+            ("method: classifier\nhead_learning_rate: 0", "head_learning_rate"),
             ("method: heat", "heat"),
             ("method: head\nrank: 8", "rank"),
             ("method: head\nc: 0", "recipe: c "),
