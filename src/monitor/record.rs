@@ -163,7 +163,9 @@ impl Recorder {
             self.record(row);
             return None;
         }
-        match lock(&shared.shards[place]).gather(row) {
+        // In a statement of its own: the lock must be free again for a row that is written alone.
+        let gathered = lock(&shared.shards[place]).gather(row);
+        match gathered {
             Ok(turn) => Some(Written { shared: shared.clone(), place, turn, has_waited: false, is_done: false }),
             Err(row) => {
                 self.record(row);

@@ -272,13 +272,17 @@ fn rows_of_many_at_once_stand_once_each_whichever_write_fails() {
     refit.write("refit.toml", provider(up.port));
     let faulty = Faulty::new(&refit);
     let (key, viewer, server) = (refit.key(), viewer(&refit), faulty.serve(&refit));
-    let (acknowledged, request) = (Mutex::new(Vec::new()), chat("up/m", "a few words", json!({})));
+    let acknowledged = Mutex::new(Vec::new());
+    // Long ones are written by themselves, in between.
+    let requests = [chat("up/m", "a few words", json!({})), chat("up/m", &"words ".repeat(5_000), json!({}))];
     for nth in [1, 2, 5, 20] {
         let (ended, before) = (AtomicBool::new(false), acknowledged.lock().expect("list").len());
         faulty.fail("write", EIO, nth..=nth + 1, "requests/");
         std::thread::scope(|scope| {
-            for _ in 0..16 {
-                scope.spawn(|| load(&server, &key, &acknowledged, &ended, &request));
+            for caller in 0..16 {
+                let (server, key, acknowledged, ended) = (&server, &key, &acknowledged, &ended);
+                let request = &requests[usize::from(caller % 4 == 0)];
+                scope.spawn(move || load(server, key, acknowledged, ended, request));
             }
             wait_for("calls", || acknowledged.lock().expect("list").len() > before + 200);
             ended.store(true, Ordering::Relaxed);
