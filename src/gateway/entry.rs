@@ -97,6 +97,11 @@ impl Entry {
         }
     }
 
+    /// What a plain call goes on with; whoever has its text has it alone then.
+    pub fn begun(self) -> (Gateway, Ask) {
+        (self.gateway, self.ask)
+    }
+
     /// Reads the body as a JSON object and checks it; what is refused is logged. The path's deployment wins over `model`.
     pub async fn read<T>(
         self,

@@ -32,11 +32,13 @@ impl Inference {
             Box::pin(async move { Ok(provider.chat(call).await?) })
         };
         let answered = self.attempt(&mut ticket, &road, Kind::Whole, &asking).await;
+        // Its text is the log's now.
+        drop(plain);
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
         if ticket.redacts() {
             Box::pin(ticket.redact_reply(&reply.body)).await;
         }
-        Ok(told(ticket, reply, plan))
+        Ok(told(ticket, reply, plan).await)
     }
 
     /// Opens a stream for a plain request.

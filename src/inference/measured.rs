@@ -108,7 +108,7 @@ impl Inference {
             let run = Run { setup: &setup, road: &road, call: &call, refused };
             let answered = self.run_guarded(&mut ticket, guarded, run).await;
             let (response, plan) = answered.map_err(|failure| ticket.fail(failure))?;
-            return read(told(ticket, response.into(), plan));
+            return read(told(ticket, response.into(), plan).await);
         }
         let calling = |plan: &Arc<Plan>, _: Turn| -> BoxFuture<'_, Result<Reply, Failure>> {
             let (plan, call) = (plan.clone(), call.clone());
@@ -116,7 +116,7 @@ impl Inference {
         };
         let answered = self.attempt(&mut ticket, &road, Kind::Whole, &calling).await;
         let (reply, plan) = answered.map_err(|failure| ticket.fail(failure))?;
-        read(told(ticket, reply, plan))
+        read(told(ticket, reply, plan).await)
     }
 
     async fn write_measured(

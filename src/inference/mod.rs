@@ -375,7 +375,7 @@ impl Inference {
         let mut ticket = Ticket::open(&self.setup.load().log, &mut ask, &Asked::chat(&request));
         let mut begun = self.begin(&mut ticket, &mut ask, request).await.map_err(|failure| ticket.fail(failure))?;
         let keeper = match self.look_up(&mut ticket, &ask, &mut begun).await {
-            Looked::Kept(kept) => return told_again(ticket, &kept, takes_bytes),
+            Looked::Kept(kept) => return Box::pin(told_again(ticket, &kept, takes_bytes)).await,
             Looked::Missed(keeper) => Some(keeper),
             Looked::Off => None,
         };
@@ -385,10 +385,10 @@ impl Inference {
             if ticket.redacts() {
                 Box::pin(ticket.redact_reply(&reply.body)).await;
             }
-            return Ok(told(ticket, reply, plan));
+            return Ok(told(ticket, reply, plan).await);
         }
         if let Some((response, plan)) = self.first_stage(&mut ticket, &begun).await {
-            return Ok(told(ticket, response.into(), plan));
+            return Ok(told(ticket, response.into(), plan).await);
         }
         let asking = |plan: &Arc<Plan>, turn| self.ask_one(plan, begun.what(turn), takes_bytes);
         let answered = self.attempt(&mut ticket, &begun.road, Kind::Whole, &asking).await;
@@ -396,7 +396,7 @@ impl Inference {
         if ticket.redacts() {
             Box::pin(ticket.redact_reply(&reply.body)).await;
         }
-        Ok(told(ticket, reply, plan))
+        Ok(told(ticket, reply, plan).await)
     }
 
     /// What comes before any call: the road, the caller's limits, the guardrails on what came in.
@@ -506,17 +506,20 @@ impl Inference {
 }
 
 /// A reply on its way to the caller: its log row is written.
-fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
+async fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
     let Reply { body, native } = reply;
-    let (provider, adapter, release, prompt) = (plan.provider_name.clone(), plan.adapter, plan.release, plan.prompt.clone());
     match body {
         Body::Bytes(body, glance) => {
-            let told = ticket.passed(&body, glance);
+            let (told, written) = ticket.passed(&body, glance);
+            if let Some(written) = written {
+                written.await;
+            }
             Passed::Bytes { body, told }
         }
         Body::Read(response) => {
             let request_id = ticket.request_id().to_string();
             let (latency_ms, told) = ticket.succeed(&response);
+            let (provider, adapter, release, prompt) = (plan.provider_name.clone(), plan.adapter, plan.release, plan.prompt.clone());
             let (model, first_token_ms) = (plan.model.clone(), None);
             let answer =
                 Answer { request_id, response, native, provider, model, adapter, release, prompt, latency_ms, first_token_ms, told };
@@ -526,13 +529,13 @@ fn told(ticket: Ticket, reply: Reply, plan: Arc<Plan>) -> Passed {
 }
 
 /// A kept reply on its way to the caller.
-fn told_again(mut ticket: Ticket, kept: &Kept, takes_bytes: bool) -> Result<Passed, Failure> {
+async fn told_again(mut ticket: Ticket, kept: &Kept, takes_bytes: bool) -> Result<Passed, Failure> {
     if let Some(glance) = Glance::of(&kept.entry.body).filter(|_| takes_bytes) {
         let reply = Reply { body: Body::Bytes(kept.entry.body.clone(), glance), native: None };
-        return Ok(told(ticket, reply, kept.plan()));
+        return Ok(told(ticket, reply, kept.plan()).await);
     }
     let (reply, plan) = kept.read().map_err(|failure| ticket.fail(failure))?;
-    Ok(told(ticket, reply, plan))
+    Ok(told(ticket, reply, plan).await)
 }
 
 async fn first_piece(mut pieces: PieceStream, plan: &Plan) -> Result<Opened, Failure> {

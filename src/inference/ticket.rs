@@ -8,6 +8,7 @@ use super::road::{Permits, Road};
 use super::verdict;
 use super::{Ask, Log, Setup, size};
 use crate::guardrails::Finding;
+use crate::monitor::Written;
 use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::InFlight;
 use crate::monitor::telemetry::{Params, Traced};
@@ -37,6 +38,9 @@ const STORABLE: &str = "chat.completions";
 /// One call being written down.
 pub(super) struct Ticket {
     row: Box<RequestRow>,
+    /// The request as it was sent, where nobody reads it: it becomes the row's at the end, when nobody else has it any more and it
+    /// need not be copied.
+    sent: Option<Bytes>,
     usage: Option<Usage>,
     started: Instant,
     log: Log,
@@ -187,8 +191,10 @@ fn stored(fields: &Map<String, Value>) -> Option<String> {
 
 impl Ticket {
     pub(super) fn open<B: Serialize>(log: &Log, ask: &mut Ask, asked: &Asked<'_, B>) -> Self {
-        let log = &Log { bodies: log.bodies && !ask.is_private, ..log.clone() };
-        let text = ask.text.take();
+        let log = Log { bodies: log.bodies && !ask.is_private, ..log.clone() };
+        let text = ask.text.take().filter(|_| log.bodies);
+        let is_left = asked.plain.is_some() && log.redactor.is_none();
+        let (sent, text) = if is_left { (text, None) } else { (None, text) };
         let mut row = Box::new(RequestRow {
             id: ask.request_id.clone(),
             at: now_ms(),
@@ -199,16 +205,17 @@ impl Ticket {
             streamed: asked.streamed,
             conversation: asked.conversation.map(str::to_string),
             stored: asked.stored.as_ref().filter(|_| log.bodies && ask.endpoint == STORABLE).cloned(),
-            request: log.bodies.then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
+            request: (log.bodies && sent.is_none()).then(|| text.and_then(as_sent).unwrap_or_else(|| to_text(asked.body))),
             ..RequestRow::default()
         });
-        let traced = traced(log, ask, asked, &mut row);
+        let traced = traced(&log, ask, asked, &mut row);
         let in_flight = log.metrics.begin();
         Ticket {
             row,
+            sent,
             usage: None,
             started: Instant::now(),
-            log: log.clone(),
+            log,
             written: false,
             grant: None,
             calls: Calls::default(),
@@ -511,8 +518,8 @@ impl Ticket {
         (told.total_ms, told.told)
     }
 
-    /// The reply goes to the caller as it came. Returns what the caller is told.
-    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) -> Box<Told> {
+    /// The reply goes to the caller as it came. Returns what the caller is told, and what to wait for first: by then the row stands.
+    pub(super) fn passed(mut self, body: &Bytes, glance: Glance) -> (Box<Told>, Option<Written>) {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
@@ -520,7 +527,14 @@ impl Ticket {
         self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;
         self.heard_bytes = body.len() as u64;
-        self.close(200, None).told
+        let told = self.finish(200, None).told;
+        let row = std::mem::take(&mut self.row);
+        // There is nobody to wait for.
+        if self.log.metrics.in_flight() <= 1 {
+            self.log.recorder.record(row);
+            return (told, None);
+        }
+        (told, self.log.recorder.gather(row))
     }
 
     /// The call is done and has no text to keep: vectors, or a count. `read` are the tokens that a model read for it. Returns what the
@@ -577,7 +591,17 @@ impl Ticket {
 
     /// Writes the row.
     fn close(&mut self, status: u16, code: Option<Code>) -> Closed {
+        let closed = self.finish(status, code);
+        self.log.recorder.record(std::mem::take(&mut self.row));
+        closed
+    }
+
+    /// Puts everything down that the row is to say.
+    fn finish(&mut self, status: u16, code: Option<Code>) -> Closed {
         self.written = true;
+        if let Some(sent) = self.sent.take() {
+            self.row.request = as_sent(sent);
+        }
         self.row.total_ms = self.elapsed_ms();
         self.count_calls();
         self.row.status = status;
@@ -608,7 +632,6 @@ impl Ticket {
             telemetry.finish(row, traced);
             (self.row.request, self.row.reply) = bodies;
         }
-        self.log.recorder.record(std::mem::take(&mut self.row));
         Closed { total_ms, told }
     }
 

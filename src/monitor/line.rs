@@ -11,7 +11,7 @@ const REQUEST: &str = ",\"request\":";
 const REPLY: &str = ",\"reply\":";
 const END: &str = "}\n";
 /// Bodies that are longer are not copied on their way to the disk.
-const LONG: usize = 8 << 10;
+pub const LONG: usize = 8 << 10;
 const CANNOT_FAIL: &str = "a row is texts and finite numbers: serialising cannot fail";
 
 /// A line in the pieces it is written in; most have one.
@@ -20,11 +20,29 @@ pub type Pieces<'r> = [&'r [u8]; 5];
 /// Writes a row in the place of what `out` holds, its line feed in front as well as behind: what was torn before it ends there. Long
 /// bodies are not copied.
 pub fn write<'r>(row: &'r RequestRow, out: &'r mut Vec<u8>) -> Pieces<'r> {
+    out.clear();
+    out.push(b'\n');
+    let rest = begin(row, out);
+    if rest.iter().map(|piece| piece.len()).sum::<usize>() > LONG {
+        return [out, rest[0], rest[1], rest[2], rest[3]];
+    }
+    rest.into_iter().for_each(|piece| out.extend_from_slice(piece));
+    [out, b"", b"", b"", b""]
+}
+
+/// Adds a row's line to those that `out` holds, a line feed in front of the first.
+pub fn add(row: &RequestRow, out: &mut Vec<u8>) {
+    if out.is_empty() {
+        out.push(b'\n');
+    }
+    begin(row, out).into_iter().for_each(|piece| out.extend_from_slice(piece));
+}
+
+/// Writes a line up to its bodies; gives the rest of it.
+fn begin<'r>(row: &'r RequestRow, out: &mut Vec<u8>) -> [&'r [u8]; 4] {
     // A body that holds a line feed is escaped like any other text.
     let raw = |body: &'r Option<String>| body.as_deref().filter(|body| memchr::memchr(b'\n', body.as_bytes()).is_none());
     let (request, reply) = (raw(&row.request), raw(&row.reply));
-    out.clear();
-    out.extend_from_slice(b"\n");
     out.extend_from_slice(BODIES);
     for (comma, body) in [("", request), (",", reply)] {
         match body {
@@ -45,12 +63,7 @@ pub fn write<'r>(row: &'r RequestRow, out: &'r mut Vec<u8>) -> Pieces<'r> {
     if request.is_some() {
         out.extend_from_slice(REQUEST.as_bytes());
     }
-    let rest = [request.unwrap_or_default(), if reply.is_some() { REPLY } else { "" }, reply.unwrap_or_default(), END].map(str::as_bytes);
-    if rest.iter().map(|piece| piece.len()).sum::<usize>() > LONG {
-        return [out, rest[0], rest[1], rest[2], rest[3]];
-    }
-    rest.into_iter().for_each(|piece| out.extend_from_slice(piece));
-    [out, b"", b"", b"", b""]
+    [request.unwrap_or_default(), if reply.is_some() { REPLY } else { "" }, reply.unwrap_or_default(), END].map(str::as_bytes)
 }
 
 fn fields(out: &mut Vec<u8>, row: &RequestRow) {

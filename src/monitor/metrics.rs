@@ -140,6 +140,11 @@ impl Metrics {
         InFlight(self.in_flight.clone())
     }
 
+    /// Model calls being answered.
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
     /// A model call ended; its row is as it will be logged.
     pub fn finish(&self, row: &RequestRow) {
         self.series.record(row);

@@ -17,12 +17,13 @@ pub mod rows;
 pub mod segment;
 pub mod series;
 pub mod serving;
+mod shard;
 pub mod telemetry;
 
 pub use health::Health;
 pub use metrics::Metrics;
 pub use names::Names;
-pub use record::Recorder;
+pub use record::{Recorder, Written};
 pub use redact::{Finding, Redactor};
 pub use serving::Serving;
 pub use telemetry::Telemetry;

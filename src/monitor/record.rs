@@ -6,8 +6,8 @@
 
 use super::Metrics;
 use super::idler::Idler;
-use super::line;
-use super::segment::{self, Rows, Segment};
+use super::segment;
+use super::shard::{Outcome, Shard};
 use crate::store::requests::{self, RequestRow};
 use crate::store::{Store, StoreError};
 use crate::types::shard::{SHARDS, of_thread};
@@ -15,24 +15,24 @@ use crate::types::time::now_ms;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long rows are gathered before they go to the database together.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long rows are gathered before they go to the database together: each time costs a file and a transaction, whatever is in it.
+const GATHER: Duration = Duration::from_millis(150);
+/// What they may take of the memory meanwhile.
+const GATHER_BYTES: usize = 512 << 10;
 /// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// What rows that could not be written may take of the memory.
 const UNWRITTEN_BYTES: usize = 16 << 20;
-/// What written rows may take of it until they are moved; what is more is read from its segment again.
-const WRITTEN_BYTES: usize = 5 << 20;
 /// How long rows wait for moments in which the machine has nothing better to do.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest line whose room is kept for the next one.
-const LINE_BYTES: usize = 16 << 10;
 /// Kept rows that are tried in vain each time: one that is too long for the room there is does not hold up those behind it.
 const TRIES: usize = 8;
 /// A row without its bodies, about.
@@ -52,8 +52,9 @@ struct Shared {
     shards: [Mutex<Shard>; SHARDS],
     /// Bytes of written rows that are in memory.
     written_bytes: AtomicUsize,
-    /// Whether the mover knows that there are rows.
+    /// Whether the mover knows that there are rows, and that there are many.
     awake: AtomicBool,
+    called: AtomicBool,
     /// Whether rows cannot be written to disk: [`State::disk`] says why.
     failing: AtomicBool,
     state: Mutex<State>,
@@ -62,22 +63,6 @@ struct Shared {
     moving: Mutex<()>,
     /// How many cannot wait until all rows are moved.
     hurried: AtomicUsize,
-}
-
-/// The rows of one thread since they were last moved.
-#[derive(Default)]
-struct Shard {
-    /// Made with the first row.
-    segment: Option<Segment>,
-    /// Where lines are written before they are appended, and how long the last one was.
-    line: Vec<u8>,
-    line_bytes: usize,
-    lines: usize,
-    /// The rows of the segment; fewer than its lines where they were too many.
-    rows: Rows,
-    bytes: usize,
-    /// When the first of them was written down, milliseconds.
-    oldest: Option<i64>,
 }
 
 /// What all threads have written since the last time.
@@ -138,6 +123,7 @@ impl Recorder {
             shards: Default::default(),
             written_bytes: AtomicUsize::new(0),
             awake: AtomicBool::new(false),
+            called: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -162,21 +148,29 @@ impl Recorder {
         let mut shard = lock(&shared.shards[of_thread()]);
         if let Err(error) = shard.append(&shared.directory, &row) {
             drop(shard);
-            tracing::error!(request = row.id, %error, "log rows cannot be written; they are kept in memory");
-            let mut state = lock(&shared.state);
-            state.disk = Some(error.to_string());
-            shared.failing.store(true, Ordering::Release);
-            shared.keep(&mut state, row);
-            shared.wake.notify_one();
-            return;
+            return shared.refused(row, &error);
         }
         shard.remember(&shared.written_bytes, row);
         drop(shard);
-        shared.metrics.log_rows_pending(1);
-        // The mover waits for a first row, then for time to pass.
-        if !shared.awake.swap(true, Ordering::AcqRel) {
-            drop(lock(&shared.state));
-            shared.wake.notify_one();
+        shared.wrote(1);
+    }
+
+    /// As [`Recorder::record`], in one go with the rows of other requests that end in the same turn of this thread's event loop. Until what
+    /// is returned is ready the row does not outlive the process; none where it does already.
+    pub fn gather(&self, row: Box<RequestRow>) -> Option<Written> {
+        let (shared, place) = (&self.shared, of_thread());
+        if shared.failing.load(Ordering::Acquire) {
+            self.record(row);
+            return None;
+        }
+        // In a statement of its own: the lock must be free again for a row that is written alone.
+        let gathered = lock(&shared.shards[place]).gather(row);
+        match gathered {
+            Ok(turn) => Some(Written { shared: shared.clone(), place, turn, has_waited: false, is_done: false }),
+            Err(row) => {
+                self.record(row);
+                None
+            }
         }
     }
 
@@ -205,6 +199,7 @@ impl Recorder {
     /// [`StoreError`]; the rows stay in their segment then. Rows that are kept in memory are lost when the process ends now.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.hurry();
+        (0..SHARDS).for_each(|place| self.shared.write_gathered(place, None));
         let written = self.shared.write_kept();
         let moved = self.shared.move_rows();
         self.shared.hurried.fetch_sub(1, Ordering::Relaxed);
@@ -215,6 +210,39 @@ impl Recorder {
     fn hurry(&self) {
         self.shared.hurried.fetch_add(1, Ordering::Release);
         lock(&self.thread).iter().for_each(|mover| mover.thread().unpark());
+    }
+}
+
+/// Ready when a row that was gathered outlives the process: once every other task that was to run has run, or one of them has written
+/// all of them. Dropping it writes them at once.
+pub struct Written {
+    shared: Arc<Shared>,
+    place: usize,
+    turn: u64,
+    has_waited: bool,
+    is_done: bool,
+}
+
+impl Future for Written {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.has_waited, true) {
+            // This task runs again behind those that are to run now, whose rows may be written along.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.is_done = true;
+        self.shared.write_gathered(self.place, Some(self.turn));
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.shared.write_gathered(self.place, Some(self.turn));
+        }
     }
 }
 
@@ -239,51 +267,47 @@ fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
     a.into_iter().chain(b).min()
 }
 
-impl Shard {
-    /// What was written since the last time.
-    fn take(&mut self) -> Self {
-        let line = std::mem::take(&mut self.line);
-        std::mem::replace(self, Shard { line, ..Shard::default() })
-    }
-
-    fn append(&mut self, directory: &Path, row: &RequestRow) -> std::io::Result<()> {
-        let segment = match &mut self.segment {
-            Some(segment) => segment,
-            None => self.segment.insert(Segment::create(directory)?),
-        };
-        let line = line::write(row, &mut self.line);
-        self.line_bytes = line.iter().map(|piece| piece.len()).sum();
-        let appended = segment.append(line);
-        // Room for the usual ones is kept.
-        if self.line.capacity() > LINE_BYTES {
-            self.line = Vec::new();
-        }
-        appended
-    }
-
-    /// Counts a row that was appended, and keeps it, so that it need not be read again, while there is room.
-    fn remember(&mut self, written_bytes: &AtomicUsize, row: Box<RequestRow>) {
-        let bytes = self.line_bytes;
-        if self.lines == 0 {
-            self.oldest = Some(row.at);
-        }
-        self.lines += 1;
-        if self.rows.len() + 1 < self.lines {
-            return;
-        }
-        if written_bytes.load(Ordering::Relaxed) + bytes > WRITTEN_BYTES {
-            // All of them will be read from the segment.
-            self.rows = Vec::new();
-            written_bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
-            return;
-        }
-        written_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        self.rows.push(row);
-    }
-}
-
 impl Shared {
+    /// Writes down what a shard has gathered, if that is still of this turn.
+    fn write_gathered(&self, place: usize, turn: Option<u64>) {
+        let mut shard = lock(&self.shards[place]);
+        if turn.is_some_and(|turn| turn != shard.turn()) {
+            return;
+        }
+        let Outcome { written, refused } = shard.write_gathered(&self.directory, &self.written_bytes);
+        drop(shard);
+        if written > 0 {
+            self.wrote(written);
+        }
+        for (row, error) in refused {
+            self.refused(row, &error);
+        }
+    }
+
+    /// Counts rows that stand in a segment.
+    fn wrote(&self, rows: usize) {
+        self.metrics.log_rows_pending(i64::try_from(rows).unwrap_or(0));
+        // The mover waits for a first row, then for time to pass or for so many that they are better moved.
+        let are_many = self.written_bytes.load(Ordering::Relaxed) > GATHER_BYTES;
+        // As a rule it is told already: threads only look then.
+        let tell = |told: &AtomicBool| !told.load(Ordering::Acquire) && !told.swap(true, Ordering::AcqRel);
+        if tell(&self.awake) || (are_many && tell(&self.called)) {
+            drop(lock(&self.state));
+            self.wake.notify_one();
+        }
+    }
+
+    /// A row could not be written.
+    fn refused(&self, row: Box<RequestRow>, error: &std::io::Error) {
+        let mut state = lock(&self.state);
+        state.disk = Some(error.to_string());
+        if !self.failing.swap(true, Ordering::AcqRel) {
+            tracing::error!(request = row.id, %error, "log rows cannot be written; they are kept in memory");
+        }
+        self.keep(&mut state, row);
+        self.wake.notify_one();
+    }
+
     /// Keeps a row in memory, or counts it as dropped.
     fn keep(&self, state: &mut State, row: Box<RequestRow>) {
         let bytes = size(&row);
@@ -477,8 +501,10 @@ impl Shared {
         let nothing_waits = |state: &State| state.kept.is_empty() && state.disk.is_none() && state.let_go == 0;
         let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && nothing_waits(state) && !state.stop;
         let state = self.wake.wait_while(lock(&self.state), idle).unwrap_or_else(PoisonError::into_inner);
-        let state = self.wake.wait_timeout_while(state, GATHER, |state| !state.stop).unwrap_or_else(PoisonError::into_inner).0;
+        let few = |state: &mut State| !self.called.load(Ordering::Acquire) && !state.stop;
+        let state = self.wake.wait_timeout_while(state, GATHER, few).unwrap_or_else(PoisonError::into_inner).0;
         self.awake.store(false, Ordering::Release);
+        self.called.store(false, Ordering::Release);
         state.stop
     }
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "jsonl";
 /// Bounds of one transaction. Small: nobody else can write meanwhile, and the thread that moves rows may stand still in the middle.
-const BATCH_ROWS: usize = 128;
+const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Rows in memory: large, and moved several times, so that each is in a box.

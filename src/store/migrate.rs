@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_openai_evals.sql"),
     include_str!("migrations/0008_scoring.sql"),
     include_str!("migrations/0009_tuning.sql"),
+    include_str!("migrations/0010_log.sql"),
 ];
 
 /// Brings the database to the newest schema.

@@ -2,7 +2,7 @@
 //! verbs and job workers write beside the server.
 
 use super::db::{Bound, Bulk, Db, Row, Statement, StoreError, Value};
-use super::wal_index::{Header, WalIndex};
+use super::wal_index::{Header, WalIndex, commits};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::Path;
@@ -21,6 +21,10 @@ pub struct Sqlite {
     writer: Mutex<Writer>,
     readers: Vec<Mutex<Connection>>,
     watcher: Mutex<Watcher>,
+    /// Tells where there is nothing to look for.
+    index: Option<WalIndex>,
+    /// The header of the wal-index after the last commit of this process, where nobody else had committed in between.
+    own_header: Mutex<Option<Header>>,
     /// Commits of this process that change the generation, and looks that found one of another.
     own: AtomicU64,
     others: AtomicU64,
@@ -38,8 +42,6 @@ struct Writer {
 /// Looks for commits.
 struct Watcher {
     connection: Connection,
-    /// Tells where there is nothing to look for.
-    index: Option<WalIndex>,
     seen: Option<Seen>,
 }
 
@@ -75,10 +77,11 @@ impl Sqlite {
         let writer = connect().map_err(named)?;
         write_ahead(&writer).map_err(named)?;
         let readers = (0..READERS).map(|_| connect().map(Mutex::new)).collect::<rusqlite::Result<_>>().map_err(named)?;
-        let watcher = Watcher { connection: connect().map_err(named)?, index: WalIndex::of(path), seen: None };
+        let watcher = Mutex::new(Watcher { connection: connect().map_err(named)?, seen: None });
+        let (index, own_header) = (WalIndex::of(path), Mutex::default());
         let writer = Writer { seen: data_version(&writer).map_err(named)?, connection: writer };
         let (own, others, alone) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Ok(Sqlite { writer: Mutex::new(writer), readers, watcher: Mutex::new(watcher), own, others, alone })
+        Ok(Sqlite { writer: Mutex::new(writer), readers, watcher, index, own_header, own, others, alone })
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
@@ -97,13 +100,25 @@ impl Sqlite {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
         self.look(&transaction, seen)?;
         self.alone.store(true, Ordering::Release);
+        let before = self.index.as_ref().and_then(WalIndex::header);
         let worked = work(&transaction).and_then(|(done, changes)| {
             transaction.commit().map_err(fault)?;
             self.own.fetch_add(u64::from(changes), Ordering::AcqRel);
+            self.committed(before);
             Ok(done)
         });
         self.alone.store(false, Ordering::Release);
         worked
+    }
+
+    /// Remembers the header that a commit of this process has left, so that nobody looks who made it: only where it is the next after
+    /// the one that stood before, when nobody else could commit.
+    fn committed(&self, before: Option<Header>) {
+        let after = self.index.as_ref().and_then(WalIndex::header);
+        let is_next = before.zip(after).is_some_and(|(before, after)| commits(&after) == commits(&before).wrapping_add(1));
+        if is_next {
+            *lock(&self.own_header) = after;
+        }
     }
 
     /// Commits that were seen and change the generation.
@@ -205,12 +220,13 @@ impl Db for Sqlite {
 
     fn generation(&self) -> Result<u64, StoreError> {
         let mut watcher = lock(&self.watcher);
-        let Watcher { connection, index, seen } = &mut *watcher;
+        let Watcher { connection, seen } = &mut *watcher;
         let now = Instant::now();
         if seen.as_ref().is_none_or(|seen| now.duration_since(seen.at) >= BELIEVED) {
-            let header = index.as_ref().and_then(WalIndex::header);
-            if let Some(seen) = seen.as_mut().filter(|seen| header.is_some() && seen.header == header) {
-                seen.at = now;
+            let header = self.index.as_ref().and_then(WalIndex::header);
+            let is_known = |seen: &&mut Seen| header.is_some() && (seen.header == header || *lock(&self.own_header) == header);
+            if let Some(seen) = seen.as_mut().filter(is_known) {
+                (seen.at, seen.header) = (now, header);
                 return Ok(self.commits());
             }
             let version = data_version(connection).map_err(fault)?;

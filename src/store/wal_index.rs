@@ -14,6 +14,12 @@ pub(super) type Header = [u8; HEADER_BYTES];
 /// The wal-index of a database that this process keeps open.
 pub(super) struct WalIndex(File);
 
+/// The counter of transactions in a header ("iChange"): one more with every commit.
+pub(super) fn commits(header: &Header) -> u32 {
+    let [a, b, c, d] = [header[8], header[9], header[10], header[11]];
+    u32::from_ne_bytes([a, b, c, d])
+}
+
 impl WalIndex {
     /// The wal-index of a database file; none where there is no such file.
     pub(super) fn of(database: &Path) -> Option<Self> {
@@ -64,6 +70,9 @@ mod tests {
             }
             let header = index.header().expect("a header");
             assert!(!seen.contains(&header), "round {round}");
+            let before = seen.last().expect("the one before");
+            let made = if round % 20 == 19 { 2 } else { 1 };
+            assert_eq!(commits(&header), commits(before).wrapping_add(made), "round {round}");
             ours.query_row("SELECT COUNT(*) FROM t", [], |row| row.get::<_, i64>(0)).expect("counted");
             let rolled_back = foreign.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (3); ROLLBACK");
             rolled_back.expect("rolled back");

@@ -1,6 +1,6 @@
 //! What is promised to stand, stands: after kills, on a full disk, when calls to the file system fail, and when stored bytes are damaged.
 
-use crate::rig::{ALL, CHAT, Disk, EIO, EROFS, Faulty, Line, chat, full, gauge, rows_in, wait_for};
+use crate::rig::{ALL, CHAT, Disk, EIO, EROFS, Faulty, Line, chat, full, gauge, provider, rows_in, says, upstream, wait_for};
 use crate::support::{Refit, Reply, Server, send};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -37,9 +37,9 @@ fn upload(server: &Server, key: &str, content: &str) -> Reply {
 }
 
 /// Callers that go on until the server is gone, writing down the ids of what they have read to the last byte.
-fn load(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &AtomicBool, streamed: bool) {
+fn load(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &AtomicBool, request: &Value) {
     let Ok(mut line) = Line::try_to(server) else { return };
-    let request = chat("mock/echo", "a few words that are echoed", json!({"stream": streamed})).to_string();
+    let request = request.to_string();
     while !ended.load(Ordering::Relaxed) {
         if line.send("POST", CHAT, Some(key), &request).is_err() {
             return;
@@ -54,16 +54,21 @@ fn load(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &A
 #[test]
 fn a_kill_under_load_loses_no_acknowledged_row_in_many_cycles() {
     let cycles = if full() { 200 } else { 20 };
-    let refit = Refit::new();
+    let (up, refit) = (upstream(|stream, _| says(stream, "words")), Refit::new());
+    refit.write("refit.toml", provider(up.port));
+    let streamed = chat("mock/echo", "a few words that are echoed", json!({"stream": true}));
+    // Those that end at once are written down together.
+    let whole = chat("up/m", "a few words", json!({}));
     let (key, acknowledged) = (refit.key(), Mutex::new(Vec::new()));
     for cycle in 0..cycles {
         let mut server = refit.serve(&[]);
         let (ended, before) = (AtomicBool::new(false), acknowledged.lock().expect("list").len());
         let address = server.url();
         std::thread::scope(|scope| {
-            for caller in 0..4 {
+            for caller in 0..8 {
                 let (server, key, acknowledged, ended) = (&server, &key, &acknowledged, &ended);
-                scope.spawn(move || load(server, key, acknowledged, ended, caller % 2 == 0));
+                let request = if caller % 4 == 0 { &streamed } else { &whole };
+                scope.spawn(move || load(server, key, acknowledged, ended, request));
             }
             // The kill comes at another moment of the log's rhythm each time.
             wait_for("some calls", || acknowledged.lock().expect("list").len() > before + 20);
@@ -260,6 +265,40 @@ fn a_row_whose_write_fails_is_written_again_and_stands_once() {
     assert_eq!((ids(&refit), rows_in(&refit.data_dir()).0), (asked.into_iter().collect(), 40));
 }
 
+/// Rows that are written together: where that fails each stands by itself.
+#[test]
+fn rows_of_many_at_once_stand_once_each_whichever_write_fails() {
+    let (up, refit) = (upstream(|stream, _| says(stream, "words")), Refit::new());
+    refit.write("refit.toml", provider(up.port));
+    let faulty = Faulty::new(&refit);
+    let (key, viewer, server) = (refit.key(), viewer(&refit), faulty.serve(&refit));
+    let acknowledged = Mutex::new(Vec::new());
+    // Long ones are written by themselves, in between.
+    let requests = [chat("up/m", "a few words", json!({})), chat("up/m", &"words ".repeat(5_000), json!({}))];
+    for nth in [1, 2, 5, 20] {
+        let (ended, before) = (AtomicBool::new(false), acknowledged.lock().expect("list").len());
+        faulty.fail("write", EIO, nth..=nth + 1, "requests/");
+        std::thread::scope(|scope| {
+            for caller in 0..16 {
+                let (server, key, acknowledged, ended) = (&server, &key, &acknowledged, &ended);
+                let request = &requests[usize::from(caller % 4 == 0)];
+                scope.spawn(move || load(server, key, acknowledged, ended, request));
+            }
+            wait_for("calls", || acknowledged.lock().expect("list").len() > before + 200);
+            ended.store(true, Ordering::Relaxed);
+        });
+        faulty.heal();
+        wait_for("every row", || {
+            let log = server.get("/status", Some(&viewer)).json()["log"].clone();
+            log["kept"] == 0 && log["pending"] == 0
+        });
+    }
+    drop(server);
+    let acknowledged = acknowledged.into_inner().expect("list");
+    assert_eq!(rows_in(&refit.data_dir()), (i64::try_from(acknowledged.len()).expect("a count"), "ok".to_string()));
+    assert_eq!(ids(&refit), acknowledged.into_iter().collect());
+}
+
 /// The database is away: nobody is told that his key is wrong, and the rows wait.
 #[test]
 fn a_database_that_takes_no_writes_costs_no_answer_and_no_row() {
@@ -362,7 +401,7 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The steps of the schema.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     include_str!("../../src/store/migrations/0001_spine.sql"),
     include_str!("../../src/store/migrations/0002_files_batches.sql"),
     include_str!("../../src/store/migrations/0003_gateway.sql"),
@@ -372,6 +411,7 @@ const STEPS: [&str; 9] = [
     include_str!("../../src/store/migrations/0007_openai_evals.sql"),
     include_str!("../../src/store/migrations/0008_scoring.sql"),
     include_str!("../../src/store/migrations/0009_tuning.sql"),
+    include_str!("../../src/store/migrations/0010_log.sql"),
 ];
 
 /// A database as an earlier release left it, after so many steps.

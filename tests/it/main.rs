@@ -94,6 +94,8 @@ mod routing;
 #[cfg(target_os = "linux")]
 mod scorers;
 mod serving;
+#[cfg(target_os = "linux")]
+mod soak;
 mod stored;
 mod streams;
 mod support;

@@ -30,7 +30,7 @@ pub(in crate::gateway) async fn answer(entry: Entry) -> Result<Response, ApiErro
         // What is common stays small: the futures of all that is not are made when they are needed.
         Some(plain) if plain.streamed => Box::pin(stream_plain(entry, plain)).await,
         Some(plain) => {
-            let Entry { gateway, ask, .. } = entry;
+            let (gateway, ask) = entry.begun();
             Ok(written(gateway.app.inference.pass_plain(ask, plain).await?))
         }
         None => Box::pin(read(entry)).await,
