@@ -328,7 +328,8 @@ impl Shared {
     /// Writes what is kept in memory, oldest first. What does not fit stays kept; those behind it may fit all the same.
     fn write_kept(&self) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
-        if state.disk.is_none() {
+        // A row may be kept by one who saw the trouble just before it ended.
+        if state.disk.is_none() && state.kept.is_empty() {
             return Ok(());
         }
         let failed = |source| StoreError::Io { path: self.directory.clone(), source };
