@@ -85,7 +85,7 @@ fn a_training_that_cannot_fit_is_refused_before_it_begins() {
     let Some(refit) = with_model("tune_cli::a_training_that_cannot_fit_is_refused_before_it_begins") else { return };
     // 800,000 tokens in one batch: terabytes of activations.
     data(&refit, "long", 1_200, 500);
-    let large = recipe(&refit, "large", "long", "batch_size: 1024\nmax_length: 2048\n");
+    let large = recipe(&refit, "large", "long", "batch_size: 1024\nmax_length: 4096\n");
     for args in [["tune", "estimate", large.as_str()], ["tune", "run", large.as_str()]] {
         let Done { code, stderr, .. } = refit.run(&args);
         assert!(
@@ -94,7 +94,7 @@ fn a_training_that_cannot_fit_is_refused_before_it_begins() {
         );
     }
     assert_eq!(refit.run(&["tune", "status", "--json"]).expect(0).json(), json!([]));
-    let small = recipe(&refit, "small", "long", "batch_size: 1\nmax_length: 2048\n");
+    let small = recipe(&refit, "small", "long", "batch_size: 1\nmax_length: 4096\n");
     refit.run(&["tune", "estimate", &small]).expect(0);
 }
 
