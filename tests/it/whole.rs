@@ -87,7 +87,8 @@ fn a_model_is_trained_whole_served_and_says_where_it_came_from() {
         let (own, again) = (says("local/own"), says("local/again"));
         for (a, b) in own.as_array().expect("tokens").iter().zip(again.as_array().expect("tokens")) {
             let apart = a["logprob"].as_f64().expect("a number") - b["logprob"].as_f64().expect("a number");
-            assert!(a["token"] == b["token"] && apart.abs() < 0.05, "{own} {again}");
+            // Places in the vocabulary without a token get a name in GGUF.
+            assert!((a["token"] == b["token"] || a["token"] == "") && apart.abs() < 0.05, "{own} {again}");
         }
     }
 }

@@ -150,7 +150,8 @@ fn sizes(outline: &Outline) -> Result<Value, TuningError> {
         }
     }
     if config.attention_scale != config.heads.scale() || family.scales_embeddings {
-        told["query_pre_attn_scalar"] = (1.0 / (f64::from(config.attention_scale) * f64::from(config.attention_scale))).into();
+        // A whole number in every model, and to transformers in every case.
+        told["query_pre_attn_scalar"] = ((1.0 / f64::from(config.attention_scale).powi(2)).round() as u64).into();
     }
     Ok(told)
 }

@@ -8,8 +8,15 @@ use crate::tuning::TuningError;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::BTreeMap;
 
-/// The metadata of such a file, and factors on the periods of rotations where a tensor must say them.
-pub(super) fn metadata(files: &Files, outline: &Outline) -> Result<(BTreeMap<String, Value>, Option<Vec<f32>>), TuningError> {
+/// What such a file holds beside its weights.
+pub(super) struct Described {
+    pub(super) metadata: BTreeMap<String, Value>,
+    /// Factors on the periods of rotations, where a tensor must say them.
+    pub(super) factors: Option<Vec<f32>>,
+}
+
+/// What it says of a folder.
+pub(super) fn describe(files: &Files, outline: &Outline) -> Result<Described, TuningError> {
     let (config, family) = (&outline.config, outline.family.as_gguf());
     let architecture = family.gguf.unwrap_or_default();
     let mut told = BTreeMap::from([("general.architecture".to_string(), text(architecture))]);
@@ -42,7 +49,7 @@ pub(super) fn metadata(files: &Files, outline: &Outline) -> Result<(BTreeMap<Str
         table => Some(table.to_vec()),
     };
     told.extend(tokenizer(files, outline)?);
-    Ok((told, factors))
+    Ok(Described { metadata: told, factors })
 }
 
 fn tokenizer(files: &Files, outline: &Outline) -> Result<Vec<(String, Value)>, TuningError> {

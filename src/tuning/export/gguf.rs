@@ -53,7 +53,7 @@ pub(super) fn merged(source: &Source<'_>, decoder: &Decoder, elements: Elements,
         Files::Gguf(base) => base,
         Files::Folder(_) => {
             let outline = base::outline(source.files)?;
-            let (metadata, factors) = described::metadata(source.files, &outline)?;
+            let described::Described { metadata, factors } = described::describe(source.files, &outline)?;
             let mut tensors = BTreeMap::new();
             // A head that is the embedding again stands there once.
             for (name, tensor) in decoder.gguf_weights()?.into_iter().filter(|(name, _)| !(outline.is_tied && name == HEAD)) {
