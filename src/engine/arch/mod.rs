@@ -82,7 +82,7 @@ pub enum Purpose {
     ServeExact,
     /// Training adapters, and reading weights: every weight as f32, in tensors.
     Train,
-    /// Training adapters at speed: linear layers forwards as serving has them, backwards in bfloat16. As `Train` where the processor does
+    /// Training adapters at speed: linear layers forwards as serving has them, backwards in 8 bits and bfloat16. As `Train` where the processor does
     /// not multiply bfloat16.
     TrainRounded,
     /// Training adapters in little memory: weights as serving packs them, dequantised layer by layer on the way back.

@@ -32,6 +32,8 @@ unsafe impl Plain for [half::bf16; 16] {}
 unsafe impl Plain for bf16::Line {}
 // SAFETY: likewise.
 unsafe impl Plain for [f32; 16] {}
+// SAFETY: likewise.
+unsafe impl Plain for [[f32; 16]; 2] {}
 
 /// A slice in a mapping, which it may share with others: no two of them overlap.
 pub(in crate::engine) struct Buffer<T> {

@@ -47,7 +47,8 @@ impl Panels {
         pool::chunks(&mut self.panels[..count], 1, x.len() / 4096, |first, panels| fill(isa, panels, x, (first, blocks)));
     }
 
-    /// Takes rows of `width` floats, `stride` apart, by the calling thread. A scale and a sum reach over `span` blocks and stand in the first.
+    /// Takes rows of `width` floats, `stride` apart, by the calling thread. A scale and a sum reach over `span` blocks and stand in the
+    /// first; its `totals` are what the rounding has taken from the sum of a span.
     pub(super) fn fill_spans(&mut self, x: &[f32], (stride, width): (usize, usize), span: usize) {
         (self.blocks, self.rows) = (width / BLOCK, (x.len() + stride - width) / stride);
         let count = self.rows.div_ceil(ROWS) * self.blocks;
@@ -79,10 +80,11 @@ fn spans_body<D: Dots>(panels: &mut [Panel], x: &[f32], (stride, width): (usize,
 #[inline(always)]
 fn round_span<D: Dots>(panels: &mut [Panel], row: usize, x: &[f32]) {
     let (lanes, _) = x.as_chunks::<LANES>();
-    let mut most = D::Floats::splat(0.0);
+    let (mut most, mut whole) = (D::Floats::splat(0.0), D::Floats::splat(0.0));
     let mut i = 0;
     while i < lanes.len() {
-        most = most.max(D::Floats::load(&lanes[i]).abs());
+        let x = D::Floats::load(&lanes[i]);
+        (most, whole) = (most.max(x.abs()), whole.plus(x));
         i += 1;
     }
     let largest = most.largest();
@@ -93,7 +95,8 @@ fn round_span<D: Dots>(panels: &mut [Panel], row: usize, x: &[f32]) {
         sum += D::rounded(low.times(inverse), high.times(inverse), &mut panels[b].bytes[row]);
         b += 1;
     }
-    (panels[0].scales[row], panels[0].sums[row]) = (largest * (1.0 / 127.0), sum);
+    let scale = largest * (1.0 / 127.0);
+    (panels[0].scales[row], panels[0].sums[row], panels[0].totals[row]) = (scale, sum, whole.sum() - scale * sum as f32);
 }
 
 /// Steps in one; below that of 1e-30 it is not finite, and such a block is as good as zero.

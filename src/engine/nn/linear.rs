@@ -1,6 +1,6 @@
 //! Linear layers with frozen weights and, on top, low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685):
-//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ. A weight is kept as it is, in f32, [quantised](super::quantised), or packed for both directions: forwards as the file has it, for the
-//! kernels of serving, or in bfloat16; backwards in bfloat16.
+//! y = x Wᵀ + scale · (x Aᵀ) Bᵀ. A weight is kept as it is, in f32, [quantised](super::quantised), or packed for both
+//! directions: as the file has it, for the kernels of serving, and backwards as bytes; or in bfloat16 both ways.
 
 use super::gemm::{Matrix, Write, gemm};
 use super::quantised::Quantised;
