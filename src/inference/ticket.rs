@@ -38,8 +38,8 @@ const STORABLE: &str = "chat.completions";
 /// One call being written down.
 pub(super) struct Ticket {
     row: Box<RequestRow>,
-    /// The request as it was sent, where nobody reads it: it becomes the row's at the end, when nobody else has it any more and it
-    /// need not be copied.
+    /// The request as it was sent, where nobody reads it: it becomes the row's at the end, when nobody else has it any more. A long one
+    /// is not copied then; one that came with its head is, because its connection reads the next request into the same room.
     sent: Option<Bytes>,
     usage: Option<Usage>,
     started: Instant,

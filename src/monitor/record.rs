@@ -141,10 +141,7 @@ impl Recorder {
     /// where there is room: answering goes on.
     pub fn record(&self, row: Box<RequestRow>) {
         let shared = &self.shared;
-        if shared.failing.load(Ordering::Acquire) {
-            // The mover tries each second; every request trying, too, would only cost.
-            return shared.keep(&mut lock(&shared.state), row);
-        }
+        let Some(row) = shared.unless_failing(row) else { return };
         let mut shard = lock(&shared.shards[of_thread()]);
         if let Err(error) = shard.append(&shared.directory, &row) {
             drop(shard);
@@ -308,7 +305,22 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    /// Keeps a row in memory, or counts it as dropped.
+    /// Keeps a row in memory while rows cannot be written: the mover tries each second; every request trying, too, would only cost. Gives
+    /// it back where they can.
+    fn unless_failing(&self, row: Box<RequestRow>) -> Option<Box<RequestRow>> {
+        if !self.failing.load(Ordering::Acquire) {
+            return Some(row);
+        }
+        let mut state = lock(&self.state);
+        // The trouble may have ended while this thread waited for the lock, and nobody would look for the row.
+        if state.disk.is_none() {
+            return Some(row);
+        }
+        self.keep(&mut state, row);
+        None
+    }
+
+    /// Keeps a row in memory, or counts it as dropped. Only for while [`State::disk`] says why.
     fn keep(&self, state: &mut State, row: Box<RequestRow>) {
         let bytes = size(&row);
         if state.kept_bytes + bytes > UNWRITTEN_BYTES {
@@ -328,7 +340,6 @@ impl Shared {
     /// Writes what is kept in memory, oldest first. What does not fit stays kept; those behind it may fit all the same.
     fn write_kept(&self) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
-        // A row may be kept by one who saw the trouble just before it ended.
         if state.disk.is_none() && state.kept.is_empty() {
             return Ok(());
         }
@@ -544,4 +555,59 @@ pub fn newest(store: &Store, limit: usize) -> Result<Vec<RequestRow>, StoreError
 
 fn pending(data_dir: &Path) -> Result<Vec<RequestRow>, StoreError> {
     segment::pending(&segment::directory(data_dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorder(data: &Path) -> (Store, Recorder) {
+        let store = Store::open(data).expect("a store");
+        let recorder = Recorder::open(&store, Arc::new(Metrics::new())).expect("a recorder");
+        (store, recorder)
+    }
+
+    /// Callers that wait while what was kept is written go on to the disk like all others: what is ready has no row in memory only.
+    #[test]
+    fn callers_who_go_on_through_a_recovery_keep_no_row_in_memory() {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let (store, recorder) = recorder(data.path());
+        let directory = segment::directory(data.path());
+        // A directory that cannot be written, for whoever runs this: a file stands in its place.
+        std::fs::remove_dir(&directory).expect("nothing is in it yet");
+        std::fs::write(&directory, "").expect("written");
+        let (recorded, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let mut between = Vec::new();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let number = recorded.fetch_add(1, Ordering::Relaxed);
+                        recorder.record(Box::new(RequestRow { id: format!("req_{number}"), ..RequestRow::default() }));
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                });
+            }
+            let until = |what: &dyn Fn(&LogState) -> bool| {
+                let since = Instant::now();
+                while !what(&recorder.state()) && since.elapsed() < Duration::from_secs(20) {
+                    thread::sleep(Duration::from_micros(100));
+                }
+            };
+            until(&|state| state.kept >= 1_000);
+            std::fs::remove_file(&directory).expect("there");
+            // As the mover does, but now.
+            scope.spawn(|| recorder.flush().expect("all that was kept is written"));
+            until(&|state| state.disk.is_none());
+            between.extend((0..100).map(|_| recorder.state()).filter(|state| state.disk.is_none() && state.kept > 0));
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(between.is_empty(), "{:?}", between.first());
+        let state = recorder.state();
+        assert_eq!((state.kept, state.dropped, state.disk), (0, 0, None));
+        drop(recorder);
+        let recorded = recorded.into_inner();
+        assert!(recorded >= 1_000, "{recorded}");
+        assert_eq!(requests::count(store.db.as_ref()).expect("a count"), i64::try_from(recorded).expect("a count"));
+    }
 }

@@ -259,15 +259,28 @@ impl<'s> Lines<'s> {
         if !(self.go_on)() {
             return Err(Halt::Stopped);
         }
+        let mut rows: Vec<_> = rows.iter().map(Box::as_ref).collect();
+        match self.insert(&rows) {
+            // A write that failed half way, and could not be cut off, left whole lines: their rows were written again, here or elsewhere.
+            Err(StoreError::Conflict(_)) => {
+                rows = requests::absent(self.store.db.as_ref(), &rows)?;
+                self.insert(&rows)?;
+            }
+            inserted => inserted?,
+        }
+        self.moved = Some(self.read);
+        self.drained.rows += rows.len();
+        Ok(())
+    }
+
+    /// Stores rows, with their sums and how far the segment has come: all of it or nothing.
+    fn insert(&self, rows: &[&RequestRow]) -> Result<(), StoreError> {
         let mut sums = Sums::default();
         rows.iter().for_each(|row| sums.add(row));
         let mut statements = sums.take();
         statements.push(usage::move_lines(self.segment, self.moved, self.read));
         statements.extend(usage::forget_segments(self.segment, self.standing));
-        self.store.db.batch_apart(&requests::insert_once(rows.iter().map(Box::as_ref)), &statements)?;
-        self.moved = Some(self.read);
-        self.drained.rows += rows.len();
-        Ok(())
+        self.store.db.batch_apart(&requests::insert(rows.iter().copied()), &statements)
     }
 }
 
@@ -449,5 +462,41 @@ mod tests {
         append(&mut segment, "req_b");
         let ids: Vec<_> = pending(data.path()).expect("readable").into_iter().map(|row| row.id).collect();
         assert_eq!(ids, ["req_a", "req_b"]);
+    }
+
+    /// Rows written together: the whole lines of a write that failed half way stay, and every row is written again, there or elsewhere.
+    #[test]
+    fn rows_whose_write_failed_half_way_are_stored_and_counted_once() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let database = Store::open(data.path()).expect("store");
+        let priced = |id: &str| RequestRow { cost_micro_usd: Some(5), api_key: "k".into(), ..row(id) };
+        let together = ["req_b", "req_c", "req_d"].map(priced);
+        let mut text = Vec::new();
+        together.iter().for_each(|row| crate::monitor::line::add(row, &mut text));
+        let mut segment = Segment::create(data.path()).expect("segment");
+        let append = |segment: &mut Segment, row: &RequestRow| {
+            segment.append(crate::monitor::line::write(row, &mut Vec::new())).expect("appended");
+        };
+        append(&mut segment, &priced("req_a"));
+        segment.file.write_all(&text[..text.len() - 20]).expect("two rows and a half");
+        segment.torn = true;
+        append(&mut segment, &together[0]);
+        append(&mut segment, &together[2]);
+        // No room for this one: it was kept, and written once there was.
+        let mut later = Segment::create(data.path()).expect("segment");
+        append(&mut later, &together[1]);
+        append(&mut later, &priced("req_e"));
+        let counted = || {
+            let spent = usage::spent(database.db.as_ref(), usage::Whose::Key("k"), 0).expect("a sum");
+            (requests::count(database.db.as_ref()).expect("count"), spent)
+        };
+        drop(segment);
+        let drained = drain_abandoned(data.path(), &database, &|| true).expect("drains");
+        assert_eq!((drained, counted()), (Drained { rows: 4, unreadable: 1, stopped: false }, (4, 20)));
+        let rows = [&together[1], &priced("req_e")].map(|row| Box::new(row.clone()));
+        assert!(store(&rows, &later, &[], &database, &|| true).expect("stored"));
+        assert_eq!(counted(), (5, 25));
+        drop(later);
+        assert_eq!((drain_abandoned(data.path(), &database, &|| true).expect("drains").rows, counted()), (0, (5, 25)));
     }
 }

@@ -1,7 +1,8 @@
 //! Rows of `requests`, the log of every model call. They reach the database through `monitor::record`, exactly once.
 
-use super::db::{Bound, Bulk, Db, Row, StoreError};
+use super::db::{Bound, Bulk, Db, Row, StoreError, Value};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 /// One logged request. Also the form of a line in a log segment, so that old segments stay readable: new fields need a default.
@@ -94,12 +95,12 @@ pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, rel
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
     reply_id, conversation, prompt, prompt_version, stored";
 
-/// What stores rows, but for those whose id is there.
-pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
+/// What stores rows: a conflict where one is there already.
+pub fn insert<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
     const COUNT: usize = 39;
     static SQL: LazyLock<String> = LazyLock::new(|| {
         let marks = ["?"; COUNT].join(", ");
-        format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING")
+        format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks})")
     });
     let values = |row: &'r RequestRow| -> [Bound<'r>; COUNT] {
         [
@@ -145,6 +146,19 @@ pub fn insert_once<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'
         ]
     };
     Bulk { sql: SQL.as_str(), columns: COUNT, values: rows.into_iter().flat_map(values).collect() }
+}
+
+/// Those of the rows that are not stored, each once.
+///
+/// # Errors
+/// When the database fails.
+pub fn absent<'r>(db: &dyn Db, rows: &[&'r RequestRow]) -> Result<Vec<&'r RequestRow>, StoreError> {
+    let marks = vec!["?"; rows.len()].join(", ");
+    let ids: Vec<_> = rows.iter().map(|row| Value::from(&row.id)).collect();
+    let stored = db.query(&format!("SELECT id FROM requests WHERE id IN ({marks})"), &ids)?;
+    let stored: HashSet<_> = stored.iter().map(|row| row.text(0)).collect();
+    let mut seen = HashSet::new();
+    Ok(rows.iter().copied().filter(|row| !stored.contains(&row.id) && seen.insert(&row.id)).collect())
 }
 
 /// The row with this id.

@@ -1,7 +1,10 @@
 //! What is promised to stand, stands: after kills, on a full disk, when calls to the file system fail, and when stored bytes are damaged.
 
-use crate::rig::{ALL, CHAT, Disk, EIO, EROFS, Faulty, Line, chat, full, gauge, provider, rows_in, says, upstream, wait_for};
+use crate::rig::{
+    ALL, CHAT, Disk, EIO, EROFS, Ended, Faulty, Line, chat, full, gauge, provider, rows_in, says, signal, upstream, wait_for,
+};
 use crate::support::{Refit, Reply, Server, send};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -118,6 +121,36 @@ fn on_a_full_disk_answers_go_on_and_their_rows_are_written_once_there_is_room() 
     let standing = ids(&refit);
     assert!(meanwhile.iter().chain([&before, &after, &id(&streamed)]).all(|id| standing.contains(id)), "{}", standing.len());
     assert_eq!(rows_in(&refit.data_dir()), (23, "ok".to_string()));
+}
+
+/// Once the server is ready again nothing stands in memory only, whoever asked while what was kept there was written.
+#[test]
+fn callers_who_go_on_through_a_recovery_lose_no_row_to_a_kill_after_it() {
+    let refit = Refit::new();
+    let faulty = Faulty::new(&refit);
+    let (key, request) = (refit.key(), chat("mock/echo", &"words ".repeat(100), json!({})));
+    let (acknowledged, count) = (Mutex::new(Vec::new()), |list: &Mutex<Vec<String>>| list.lock().expect("list").len());
+    for _ in 0..3 {
+        let (mut server, ended, before) = (faulty.serve(&refit), AtomicBool::new(false), count(&acknowledged));
+        faulty.fail("open,write", EIO, ALL, "requests");
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                let (server, key, acknowledged, ended, request) = (&server, &key, &acknowledged, &ended, &request);
+                scope.spawn(move || load(server, key, acknowledged, ended, request));
+            }
+            let _ended = Ended(&ended);
+            wait_for("calls", || count(&acknowledged) > before + 500);
+            assert_eq!(server.get("/ready", None).status, 503);
+            faulty.heal();
+            wait_for("readiness", || server.get("/ready", None).status == 200);
+            signal(&server, Signal::KILL);
+        });
+        assert_eq!(server.wait(), None);
+    }
+    drop(refit.serve(&[]));
+    let (acknowledged, standing) = (acknowledged.into_inner().expect("list"), ids(&refit));
+    let lost = acknowledged.iter().filter(|id| !standing.contains(*id)).count();
+    assert_eq!(lost, 0, "of {}", acknowledged.len());
 }
 
 /// A row that fits neither on the disk nor into the memory for such rows is lost, and nothing else is.

@@ -1,4 +1,5 @@
-//! A long run of everything at once: what the server takes of the machine does not grow (reliability.md, Concurrency and time 33).
+//! A long run of everything at once: what the server takes of the machine does not grow (reliability.md, Concurrency and time 33). How
+//! its memory and its times went is told, and asserted in the long form only: a short one says more about the machine.
 
 use crate::rig::{CHAT, Ended, Line, STREAM, chat, descriptors, event, full, gauge, memory_mib, provider, says, upstream, wait_for};
 use crate::support::{Refit, Server};
@@ -104,14 +105,14 @@ fn a_long_run_of_everything_takes_no_more_at_its_end_than_at_its_beginning() {
     });
     let least = |values: &[u64]| values.iter().copied().min().unwrap_or_default();
     let (before, after) = (least(&memory[LOOKS..2 * LOOKS]), least(&memory[2 * LOOKS..]));
-    assert!(after <= before + GROWTH_MIB, "memory grew from {before} to {after} MiB: {memory:?}");
+    assert!(!full() || after <= before + GROWTH_MIB, "memory grew from {before} to {after} MiB: {memory:?}");
     assert!(files[3 * LOOKS - 1] <= files[LOOKS] + 20, "descriptors: {files:?}");
     let took = seen.took.into_inner().expect("list");
     let [first, second, last] = [LOOKS, 2 * LOOKS, 3 * LOOKS].map(|look| ends[look - 1]);
     let (early, late) = (p99(&took, first, second), p99(&took, second, last));
-    assert!(late < 5 * early.max(Duration::from_millis(50)), "p99 rose from {early:?} to {late:?}");
+    assert!(!full() || late < 5 * early.max(Duration::from_millis(50)), "p99 rose from {early:?} to {late:?}");
     wait_for("the end of every call", || gauge(&server, "refit_requests_in_flight") == 0.0);
     wait_for("every row", || gauge(&server, "refit_log_rows_pending") == 0.0);
     assert_eq!(gauge(&server, "refit_log_rows_dropped_total"), 0.0);
-    println!("{} calls, memory {memory:?} MiB, p99 {early:?} and {late:?}", seen.calls.into_inner());
+    println!("{} calls, memory from {before} to {after} MiB of {memory:?}, p99 {early:?} and {late:?}", seen.calls.into_inner());
 }
