@@ -10,6 +10,7 @@ use super::tokenizer::{Control, Inner, Special, Spelled, Tokenizer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -142,8 +143,11 @@ fn byte_level(file: &Gguf, tokens: &[&str], types: &[i64]) -> Result<tokenizers:
     let merges = merges.ok_or_else(|| file.problem("tokenizer.ggml.merges holds an entry without a space"))?;
     let pre = file.get("tokenizer.ggml.pre").map_or(Ok("gpt-2"), |_| file.text("tokenizer.ggml.pre"))?;
     let library = |error: tokenizers::Error| file.problem(format!("the tokenizer cannot be built: {error}"));
-    let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe").build().map_err(library)?;
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(ignores_merges(pre)).build().map_err(library)?;
     let mut inner = tokenizers::Tokenizer::new(bpe);
+    if composes(pre) {
+        inner.with_normalizer(Some(NFC)).map_err(library)?;
+    }
     inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
     inner.with_decoder(Some(ByteLevel::new(false, true, true)));
     let special = types.iter().zip(tokens).filter(|(kind, _)| matches!(**kind, CONTROL | USER_DEFINED));
@@ -180,6 +184,16 @@ fn byte_of(token: &str) -> Option<u8> {
 
 /// Names of pre-tokenizers that are known.
 pub(super) const PRE_TOKENIZERS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+
+/// Whether a word that is a token as a whole is taken for that, whatever its merges make of it.
+pub(super) fn ignores_merges(name: &str) -> bool {
+    name == "llama-bpe"
+}
+
+/// Whether characters are composed (NFC) before a text is split: Qwen's own tokenizers do, which GGUF files have no key for.
+pub(super) fn composes(name: &str) -> bool {
+    name == "qwen2"
+}
 
 pub(super) fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, EngineError> {
     let split = |pattern: &str| -> Result<PreTokenizerWrapper, EngineError> {

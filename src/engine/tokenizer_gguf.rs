@@ -3,7 +3,7 @@
 
 use super::EngineError;
 use super::tokenizer::{Inner, Tokenizer};
-use super::tokenizer_files::{CONTROL, PRE_TOKENIZERS, USER_DEFINED, pre_tokenizer};
+use super::tokenizer_files::{CONTROL, PRE_TOKENIZERS, USER_DEFINED, composes, ignores_merges, pre_tokenizer};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -36,9 +36,8 @@ impl Tokenizer {
         if written["model"]["type"] != "BPE" || written["model"]["byte_fallback"] == true {
             return Err(unsupported(&format!("a model of the type {}", written["model"]["type"])));
         }
-        if !(written["normalizer"].is_null() || written["normalizer"]["type"] == "NFC") {
-            return Err(unsupported(&format!("a normalizer of the type {}", written["normalizer"]["type"])));
-        }
+        let pre = pre_name(&written["pre_tokenizer"])?;
+        check_as_read(&written, pre)?;
         let pair = |merge: &Value| match merge {
             Value::String(merge) => Some(merge.clone()),
             Value::Array(pair) => Some(format!("{} {}", pair.first()?.as_str()?, pair.get(1)?.as_str()?)),
@@ -63,8 +62,35 @@ impl Tokenizer {
             });
             tokens.push(names.get(&id).cloned().unwrap_or_else(|| format!("[PAD{id}]")));
         }
-        Ok(Vocabulary { pre: pre_name(&written["pre_tokenizer"])?, tokens, types, merges })
+        Ok(Vocabulary { pre, tokens, types, merges })
     }
+}
+
+/// Refuses what a reader of the file would not do: it has the name of the pre-tokenizer for all that is not told token by token.
+fn check_as_read(written: &Value, pre: &str) -> Result<(), EngineError> {
+    let (normalizer, model) = (&written["normalizer"], &written["model"]);
+    let read = if composes(pre) { "NFC" } else { "" };
+    if normalizer["type"].as_str().unwrap_or_default() != read {
+        let own = if normalizer.is_null() { "no normalizer".into() } else { format!("a normalizer of the type {}", normalizer["type"]) };
+        return Err(unsupported(&format!("{own} and the pre-tokenizer {pre}")));
+    }
+    if (model["ignore_merges"] == true) != ignores_merges(pre) {
+        return Err(unsupported(&format!("ignore_merges {} and the pre-tokenizer {pre}", model["ignore_merges"])));
+    }
+    for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] {
+        if !(model[key].is_null() || model[key] == "" || model[key] == 0.0) {
+            return Err(unsupported(&format!("{key} {}", model[key])));
+        }
+    }
+    // Without a normalizer a text is the same before it and behind it.
+    let flags: &[&str] =
+        if normalizer.is_null() { &["lstrip", "rstrip", "single_word"] } else { &["lstrip", "rstrip", "single_word", "normalized"] };
+    for token in written["added_tokens"].as_array().into_iter().flatten() {
+        if let Some(flag) = flags.iter().find(|flag| token[**flag] == true) {
+            return Err(unsupported(&format!("the flag {flag} of the token {}", token["content"])));
+        }
+    }
+    Ok(())
 }
 
 /// The name of a pre-tokenizer that splits like this one.
@@ -92,4 +118,50 @@ fn without_offsets(value: &Value) -> Value {
 
 fn unsupported(what: &str) -> EngineError {
     EngineError::Unsupported(format!("a tokenizer with {what} is not written as GGUF"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What a tokenizer says of itself beside its vocabulary.
+    fn written(changes: &[(&str, Value)]) -> Value {
+        let token = json!({"content": "<|im_end|>", "lstrip": false, "rstrip": false, "single_word": false, "normalized": false});
+        let mut written = json!({"normalizer": null, "added_tokens": [token], "model": {"ignore_merges": false, "dropout": null,
+            "continuing_subword_prefix": "", "end_of_word_suffix": null}});
+        for (pointer, value) in changes {
+            *written.pointer_mut(pointer).expect("it is there") = value.clone();
+        }
+        written
+    }
+
+    #[test]
+    fn only_what_is_read_as_it_was_written_is_written() {
+        let nfc = || ("/normalizer", json!({"type": "NFC"}));
+        let flag = |name: &'static str| (name, json!(true));
+        for (pre, changes) in [
+            ("smollm", vec![]),
+            ("gpt-2", vec![flag("/added_tokens/0/normalized")]),
+            ("qwen2", vec![nfc()]),
+            ("llama-bpe", vec![flag("/model/ignore_merges")]),
+        ] {
+            check_as_read(&written(&changes), pre).expect(pre);
+        }
+        for (pre, changes, words) in [
+            ("smollm", vec![nfc()], "normalizer of the type \"NFC\""),
+            ("qwen2", vec![], "no normalizer"),
+            ("qwen2", vec![nfc(), flag("/added_tokens/0/normalized")], "normalized of the token \"<|im_end|>\""),
+            ("smollm", vec![flag("/added_tokens/0/lstrip")], "lstrip of the token"),
+            ("smollm", vec![flag("/added_tokens/0/rstrip")], "rstrip of the token"),
+            ("smollm", vec![flag("/added_tokens/0/single_word")], "single_word of the token"),
+            ("smollm", vec![flag("/model/ignore_merges")], "ignore_merges true"),
+            ("llama-bpe", vec![], "ignore_merges false"),
+            ("gpt-2", vec![("/model/dropout", json!(0.1))], "dropout 0.1"),
+            ("gpt-2", vec![("/model/end_of_word_suffix", json!("</w>"))], "end_of_word_suffix"),
+        ] {
+            let told = check_as_read(&written(&changes), pre).expect_err(words).to_string();
+            assert!(told.contains(words), "{told}");
+        }
+    }
 }

@@ -7,7 +7,8 @@ use crate::store::{Store, models as rows};
 use crate::types::time::now_ms;
 use std::path::Path;
 
-/// Stores the named files of a folder as a model; the files are moved into the store. `origin` is what it was made from, `licence` that of its base.
+/// Stores the named files of a folder as a model; the files are moved into the store. Where a model has that name by now, a number is put
+/// behind it: a model that somebody calls never becomes another one. `origin` is what it was made from, `licence` that of its base.
 ///
 /// # Errors
 /// [`ModelError::File`] naming what cannot be read; what the store says.
@@ -28,7 +29,7 @@ pub fn keep(
     }
     let list = Folder::new(parts);
     store.blobs.put(&list.bytes())?;
-    let record = ModelRecord {
+    let mut record = ModelRecord {
         name: name.into(),
         digest: list.digest(),
         size_bytes: list.size_bytes(),
@@ -37,6 +38,10 @@ pub fn keep(
         source: origin.into(),
         added_at: now_ms(),
     };
-    rows::put(store.db.as_ref(), &record)?;
+    let mut number = 1;
+    while !rows::add(store.db.as_ref(), &record)? {
+        number += 1;
+        record.name = format!("{name}-{number}");
+    }
     Ok(record)
 }

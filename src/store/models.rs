@@ -30,13 +30,26 @@ const COLUMNS: &str = "name, digest, size_bytes, architecture, licence, source, 
 /// # Errors
 /// What the database says.
 pub fn put(db: &dyn Db, model: &ModelRecord) -> Result<(), StoreError> {
-    let sql = "INSERT INTO models (name, digest, size_bytes, architecture, licence, source, added_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, size_bytes = excluded.size_bytes, architecture = excluded.architecture,
+    let replaced = "DO UPDATE SET digest = excluded.digest, size_bytes = excluded.size_bytes, architecture = excluded.architecture,
         licence = excluded.licence, source = excluded.source, added_at = excluded.added_at";
+    insert(db, model, replaced).map(|_| ())
+}
+
+/// Inserts the model unless there is a row of that name; returns whether it was inserted.
+///
+/// # Errors
+/// What the database says.
+pub fn add(db: &dyn Db, model: &ModelRecord) -> Result<bool, StoreError> {
+    Ok(insert(db, model, "DO NOTHING")? > 0)
+}
+
+/// How many rows were written.
+fn insert(db: &dyn Db, model: &ModelRecord, on_conflict: &str) -> Result<usize, StoreError> {
+    let sql = format!("INSERT INTO models ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) {on_conflict}");
     let ModelRecord { name, digest, size_bytes, architecture, licence, source, added_at } = model;
     let params =
         [name.into(), (*digest).into(), (*size_bytes).into(), architecture.into(), licence.into(), source.into(), (*added_at).into()];
-    db.execute(sql, &params).map(|_| ())
+    db.execute(&sql, &params)
 }
 
 /// The model of that name, if it is stored.
@@ -59,6 +72,14 @@ pub fn get(db: &dyn Db, name: &str) -> Result<ModelRecord, StoreError> {
     let names: Vec<_> = list(db)?.into_iter().map(|model| model.name).collect();
     let nearest = did_you_mean(name, names.iter().map(String::as_str));
     Err(StoreError::Unknown { what: "model", name: name.to_string(), nearest })
+}
+
+/// The first model, by name, whose source begins like that.
+///
+/// # Errors
+/// What the database says.
+pub fn find_by_source(db: &dyn Db, beginning: &str) -> Result<Option<ModelRecord>, StoreError> {
+    Ok(list(db)?.into_iter().find(|model| model.source.starts_with(beginning)))
 }
 
 /// All models, by name.

@@ -6,6 +6,7 @@ use super::plan::Plan;
 use super::{Conversation, Data, Method, Recipe, TuningError, base};
 use crate::engine::adapter::LoraTarget;
 use crate::engine::model::Outline;
+use crate::engine::nn::attention::scratch_bytes;
 use crate::models::Files;
 use serde::Serialize;
 
@@ -75,6 +76,14 @@ impl Sizes<'_> {
         adapted.map(|target| (recipe.rank * (target.inputs + target.outputs)) as u64).sum()
     }
 
+    /// Bytes of the attention's own beside them, for sequences of up to so many tokens. Where all blocks are one operation it goes in tiles.
+    fn attention(&self, recipe: &Recipe, longest: usize) -> u64 {
+        let (config, family) = (&self.base.config, self.base.family);
+        // What an adapter has beside its pairs, and weights that are trained, the stack does not know.
+        let is_plain = recipe.method != Method::Full && !recipe.dora && recipe.dropout == 0.0;
+        if is_plain && family.is_stacked(config) && config.sees_all(longest) { 0 } else { scratch_bytes(longest) }
+    }
+
     /// Values that a token leaves behind in a block for the way back, as the trainer's operations keep them: inputs of the norms and of every
     /// layer, queries, keys and values, and the two halves of the feed-forward part.
     fn kept(&self) -> u64 {
@@ -96,16 +105,17 @@ pub fn estimate(files: &Files, recipe: &Recipe, data: &Data<'_>) -> Result<Estim
     let base = base::outline(files)?;
     let counted = Lengths::of(&base);
     let sizes = Sizes { base: &base, modules: base.config.lora_targets() };
-    let count = |conversation: &Conversation| counted.count(recipe.method, conversation);
-    let most = recipe.max_length.min(base.config.context);
-    let fitting = |conversation: &Conversation| match count(conversation)? {
-        // Of a preference every answer may be that long.
-        tokens if tokens > most && recipe.method != Method::Dpo => {
-            Err(conversation.wrong(format!("it has {tokens} tokens, max_length is {most}")))
+    let most = recipe.max_length.min(base.config.trained_positions());
+    let mut sequence = 0;
+    let mut fitting = |conversation: &Conversation| {
+        let sequences = counted.sequences(recipe.method, conversation)?;
+        if let Some(tokens) = sequences.iter().find(|tokens| **tokens > most) {
+            return Err(conversation.wrong(format!("it has {tokens} tokens, max_length is {most}")));
         }
-        tokens => Ok(tokens),
+        sequence = sequences.iter().copied().fold(sequence, usize::max);
+        Ok(sequences.iter().sum())
     };
-    let lengths = data.train.iter().map(fitting).collect::<Result<Vec<_>, _>>()?;
+    let lengths = data.train.iter().map(&mut fitting).collect::<Result<Vec<usize>, _>>()?;
     data.validation.iter().try_for_each(|conversation| fitting(conversation).map(drop))?;
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let tokens: u64 = lengths.iter().map(|length| *length as u64).sum();
@@ -132,7 +142,11 @@ pub fn estimate(files: &Files, recipe: &Recipe, data: &Data<'_>) -> Result<Estim
         batch_tokens,
         parameters,
         trained_parameters,
-        memory_bytes: values.saturating_mul(FLOAT).saturating_add(weights).saturating_add(BASE_BYTES),
+        memory_bytes: values
+            .saturating_mul(FLOAT)
+            .saturating_add(weights)
+            .saturating_add(sizes.attention(recipe, sequence))
+            .saturating_add(BASE_BYTES),
     })
 }
 

@@ -2,11 +2,11 @@
 //! prompt that it writes by itself, and tools.
 
 use super::{Conversation, Method, TuningError};
-use crate::engine::Classifier;
 use crate::engine::chat_template::{ChatMessage, ChatTemplate};
 use crate::engine::head::classified_text;
 use crate::engine::model::Outline;
 use crate::engine::tokenizer::Tokenizer;
+use crate::engine::{Classifier, EngineError};
 use crate::types::chat::Message;
 
 /// Tokens that a message takes beside its text where the file brings no template, about.
@@ -27,32 +27,40 @@ impl<'a> Lengths<'a> {
     /// Tokens of a conversation in a training by that method: of a preference both answers, of a classification what is classified.
     ///
     /// # Errors
-    /// [`TuningError::Example`] naming the sample that the template refuses.
+    /// [`TuningError::Example`] naming the sample that the template or the tokenizer refuses.
     pub fn count(&self, method: Method, conversation: &Conversation) -> Result<usize, TuningError> {
+        Ok(self.sequences(method, conversation)?.iter().sum())
+    }
+
+    /// Tokens of each of its sequences: a preference is two of them.
+    ///
+    /// # Errors
+    /// As [`Lengths::count`].
+    pub fn sequences(&self, method: Method, conversation: &Conversation) -> Result<Vec<usize>, TuningError> {
+        let wrong = |error: EngineError| conversation.wrong(error.to_string());
         match method {
             Method::Classifier => {
                 let text = classified_text(&conversation.prompt).map_err(|problem| conversation.wrong(problem.into()))?;
-                Ok(Classifier::tokens(self.tokenizer, &text)?.len())
+                Ok(vec![Classifier::tokens(self.tokenizer, &text).map_err(wrong)?.len()])
             }
             Method::Dpo => {
-                let rejected = conversation.rejected.as_ref().map_or(Ok(0), |rejected| self.answered(conversation, rejected))?;
-                Ok(self.answered(conversation, &conversation.answer)? + rejected)
+                let answers = [&conversation.answer].into_iter().chain(&conversation.rejected);
+                answers.map(|answer| self.answered(conversation, answer).map_err(wrong)).collect()
             }
-            _ => self.answered(conversation, &conversation.answer),
+            _ => Ok(vec![self.answered(conversation, &conversation.answer).map_err(wrong)?]),
         }
     }
 
-    fn answered(&self, conversation: &Conversation, answer: &Message) -> Result<usize, TuningError> {
+    fn answered(&self, conversation: &Conversation, answer: &Message) -> Result<usize, EngineError> {
         let Some(template) = &self.template else { return self.plain(conversation, answer) };
-        let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>();
-        let messages = messages.map_err(|error| conversation.wrong(error.to_string()))?;
+        let messages = conversation.prompt.iter().chain([answer]).map(ChatMessage::of).collect::<Result<Vec<_>, _>>()?;
         let tokens = self.tokenizer.encode_prompt(&template.render_with_tools(&messages, &conversation.tools, false)?)?;
         // What follows the end of the answer's turn is never learned.
         Ok(tokens.iter().rposition(|id| self.tokenizer.is_end(*id)).map_or(tokens.len(), |at| at + 1))
     }
 
     /// Tokens of a conversation in a model without a template.
-    fn plain(&self, conversation: &Conversation, answer: &Message) -> Result<usize, TuningError> {
+    fn plain(&self, conversation: &Conversation, answer: &Message) -> Result<usize, EngineError> {
         let mut tokens = self.tokenizer.encode(&answer.plain_text())?.len() + TEMPLATE_TOKENS;
         for message in &conversation.prompt {
             tokens += self.tokenizer.encode(&message.plain_text())?.len() + TEMPLATE_TOKENS;

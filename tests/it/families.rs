@@ -282,8 +282,7 @@ fn an_adapter_is_trained_on_every_architecture_and_answers() {
         assert_eq!(foreseen["parameters"], json!(values), "{architecture}");
         let trained = refit.run(&["tune", "run", "recipe.yaml", "--json"]).expect(0).json();
         let [first, last] = [0, 1].map(|i| trained["result"]["first_and_last_loss"][i].as_f64().unwrap_or_else(|| panic!("{trained}")));
-        // A classifier's head is fitted before: there is little left to learn.
-        assert!(last < first.max(0.5), "{architecture}: {first} to {last}");
+        assert!(last < first, "{architecture}: {first} to {last}");
     }
     let key = refit.key();
     let server = refit.serve(&[]);
@@ -311,6 +310,56 @@ fn what_training_does_not_compute_is_refused_before_it_begins() {
         assert!(told.contains("final_logit_softcapping"), "{told}");
     }
     assert_eq!(refit.run(&["tune", "status", "--json"]).expect(0).json(), json!([]), "no job was made");
+}
+
+/// What `tune estimate` says of a recipe for a model and one sample with the id "talk".
+fn estimated(refit: &Refit, (model, more): (&str, &str), question: &str) -> support::Done {
+    refit.write("talk.jsonl", json!({"id": "talk", "input": {"q": question}, "target": "here"}).to_string());
+    refit.run(&["data", "import", "--name", "talk", "--split-file", "train=talk.jsonl"]).expect(0);
+    refit.write("recipe.yaml", format!("name: t\nmodel: local/{model}\ndataset: talk\nmax_length: 100000\n{more}"));
+    refit.run(&["tune", "estimate", "recipe.yaml", "--json"])
+}
+
+#[test]
+fn a_sample_that_the_template_refuses_is_named() {
+    let refit = Refit::new();
+    let mut files = Small::new("llama").files(&SHARDS);
+    files.insert("chat_template.jinja".into(), b"{{ raise_exception('no talk of orders') }}".to_vec());
+    written(&refit, "refusing", &files);
+    refit.run(&["model", "pull", "refusing"]).expect(0);
+    for more in ["", "method: full\n"] {
+        let told = estimated(&refit, ("refusing", more), "Where is order 3?").expect(2).stderr;
+        assert!(told.contains("sample talk") && told.contains("no talk of orders"), "{told}");
+    }
+}
+
+#[test]
+fn an_estimate_knows_how_long_a_sequence_may_be_and_what_its_attention_takes() {
+    let refit = Refit::new();
+    for architecture in ["llama", "qwen3"] {
+        let mut small = Small::new(architecture);
+        small.config["max_position_embeddings"] = json!(1 << 20);
+        written(&refit, architecture, &small.files(&SHARDS));
+        refit.run(&["model", "pull", architecture]).expect(0);
+    }
+    // A token each letter; networks for training have tables for 32,768 positions.
+    let told = estimated(&refit, ("llama", ""), &"a".repeat(33_000)).expect(2).stderr;
+    assert!(told.contains("sample talk") && told.contains("max_length is 32768"), "{told}");
+
+    let text = "a".repeat(3_000);
+    let plain = estimated(&refit, ("llama", ""), &text).expect(0).json();
+    let longest = plain["longest"].as_u64().expect("tokens");
+    assert!(longest > 3_000, "{plain}");
+    // Probabilities and their gradient of one head in every working thread, where blocks are not one operation.
+    let square = 2 * 4 * longest * longest;
+    let of = |estimate: &Value| estimate["memory_bytes"].as_u64().expect("bytes");
+    let more = of(&estimated(&refit, ("llama", "dropout: 0.1\n"), &text).expect(0).json()) - of(&plain);
+    assert!(more >= square && more % square == 0, "{more} bytes, a square has {square}");
+    let dora = of(&estimated(&refit, ("llama", "dora: true\n"), &text).expect(0).json());
+    assert!(dora >= of(&plain) + more, "{dora}");
+    // Heads of its queries and keys go through norms.
+    let qwen3 = of(&estimated(&refit, ("qwen3", ""), &text).expect(0).json());
+    assert!(qwen3 >= of(&plain) + more, "{qwen3}");
 }
 
 /// What is done to a small model and its files.

@@ -5,7 +5,7 @@ use crate::support::Refit;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// A store with a small model and a dataset.
@@ -110,34 +110,94 @@ fn what_cannot_be_trained_whole_is_refused_before_it_begins() {
     assert!(told.contains("would be a model of its own"), "{told}");
 }
 
-#[test]
-fn a_kill_and_a_cancel_leave_a_training_of_a_whole_model_that_goes_on_as_if_nothing_had_been() {
-    let refit = with_small("qwen3");
-    let keys = "epochs: 40\nbatch_size: 2\ncheckpoint_every: 1\nweight_decay: 0.01\n";
-    recipe(&refit, "straight", keys);
-    refit.run(&["tune", "run", "recipe.yaml"]).expect(0);
-    recipe(&refit, "killed", keys);
-    let mut child = refit.command(&["tune", "run", "recipe.yaml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
+/// A training that was begun and has made some steps: its process, and the id of its job.
+fn begun(refit: &Refit) -> (Child, String) {
+    let child = refit.command(&["tune", "run", "recipe.yaml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
     let began = Instant::now();
     let running = || {
         let all = refit.run(&["tune", "status", "--json"]).expect(0).json();
         let job = all.as_array().expect("jobs").iter().find(|job| job["status"] == "running")?;
         Some((job["id"].as_str()?.to_string(), job["progress"]["step"].as_u64()?))
     };
-    let id = loop {
+    loop {
         assert!(began.elapsed() < Duration::from_secs(120), "no step came");
         match running() {
-            Some((id, step)) if step >= 2 => break id,
+            Some((id, step)) if step >= 2 => return (child, id),
             _ => std::thread::sleep(Duration::from_millis(5)),
         }
-    };
-    for pid in crate::local::workers(&id) {
-        kill_process(Pid::from_raw(pid as i32).expect("a process"), Signal::KILL).expect("the worker is there");
     }
+}
+
+/// Sends a signal to the worker of a job.
+fn signal(id: &str, signal: Signal) {
+    let workers = crate::local::workers(id);
+    assert!(!workers.is_empty(), "the training ended before anybody could interrupt it");
+    for pid in workers {
+        kill_process(Pid::from_raw(pid as i32).expect("a process"), signal).expect("the worker is there");
+    }
+}
+
+#[test]
+fn a_kill_and_a_cancel_leave_a_training_of_a_whole_model_that_goes_on_as_if_nothing_had_been() {
+    let refit = with_small("qwen3");
+    let keys = "epochs: 40\nbatch_size: 2\ncheckpoint_every: 1\nweight_decay: 0.01\n";
+    recipe(&refit, "straight", keys);
+    refit.run(&["tune", "run", "recipe.yaml"]).expect(0);
+    let straight = tensors(&weights(&refit, "straight"));
+    assert!(straight.len() > 20);
+
+    recipe(&refit, "killed", keys);
+    let (mut child, id) = begun(&refit);
+    signal(&id, Signal::KILL);
     let _ = child.wait();
     assert!(refit.run(&["model", "show", "killed"]).code != 0, "nothing half-written is a model");
     refit.run(&["tune", "resume", &id]).expect(0);
-    let [straight, killed] = ["straight", "killed"].map(|name| tensors(&weights(&refit, name)));
-    assert!(straight == killed, "another model after a kill");
-    assert!(tensors(&weights(&refit, "straight")).len() > 20);
+    assert!(tensors(&weights(&refit, "killed")) == straight, "another model after a kill");
+
+    recipe(&refit, "cancelled", keys);
+    let (mut child, id) = begun(&refit);
+    // A worker asks once in a second whether it is to go on; it stands still until it is due to ask, and cannot end before.
+    signal(&id, Signal::STOP);
+    refit.run(&["tune", "cancel", &id]).expect(0);
+    std::thread::sleep(Duration::from_millis(1_200));
+    signal(&id, Signal::CONT);
+    let _ = child.wait();
+    let all = refit.run(&["tune", "status", "--json"]).expect(0).json();
+    let ended = all.as_array().expect("jobs").iter().find(|job| job["id"] == id.as_str()).expect("the job");
+    assert_eq!(ended["status"], json!("cancelled"), "{ended}");
+    assert!(refit.run(&["model", "show", "cancelled"]).code != 0, "nothing half-trained is a model");
+    // Meanwhile somebody takes the name: that model stays what it is.
+    refit.run(&["model", "pull", "small", "--name", "cancelled"]).expect(0);
+    let digest = |name: &str| refit.run(&["model", "show", name, "--json"]).expect(0).json()["digest"].clone();
+    refit.run(&["tune", "resume", &id]).expect(0);
+    assert_eq!(digest("cancelled"), digest("small"));
+    assert!(tensors(&weights(&refit, "cancelled-2")) == straight, "another model after a cancel");
+}
+
+#[test]
+fn a_worker_that_dies_after_it_stored_its_model_leaves_one_model() {
+    let refit = with_small("llama");
+    recipe(&refit, "own", "max_steps: 2\n");
+    let done = refit.run(&["tune", "run", "recipe.yaml", "--json"]).expect(0).json();
+    let job = done["job"].as_str().expect("a job");
+    let names = || {
+        let listed = refit.run(&["model", "list", "--json"]).expect(0).json();
+        let stored = listed.as_array().expect("a list").iter().filter(|row| row["stored"] == true).map(|row| row["name"].clone());
+        stored.collect::<Vec<_>>()
+    };
+    let before = names();
+    // As it stands in the database when the worker dies before it can say that the job succeeded.
+    let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("the database");
+    let changed =
+        database.execute("UPDATE jobs SET status = 'failed', result = 'null', error = 'gone' WHERE id = ?", [job]).expect("a row");
+    assert_eq!(changed, 1);
+    drop(database);
+    // What it left in the middle of writing.
+    let leftover = refit.data_dir().join("jobs").join(job).join("model");
+    std::fs::create_dir_all(&leftover).expect("a folder");
+    std::fs::write(leftover.join("model.safetensors"), b"half").expect("written");
+    let again = refit.run(&["tune", "resume", job, "--json"]).expect(0).json();
+    assert_eq!((&again["result"]["adapter"], &again["result"]["digest"]), (&json!("local/own"), &done["result"]["digest"]), "{again}");
+    assert_eq!(names(), before);
+    assert!(!leftover.exists());
 }

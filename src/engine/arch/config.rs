@@ -15,6 +15,10 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_CONTEXT: usize = 1 << 24;
+/// Positions that a network for training has rotary tables for, at most.
+const TRAINED_POSITIONS: usize = 1 << 15;
+/// Elements of those tables, at most: a file of some kilobytes may claim any context.
+const TRAINED_ANGLES: usize = 1 << 23;
 
 /// Names of the adaptable layers of a block, in forward order.
 const MODULES: [&str; 7] =
@@ -104,6 +108,16 @@ impl DecoderConfig {
     /// The window of a layer: how many positions it sees.
     pub fn window(&self, layer: usize) -> usize {
         self.sliding.as_ref().filter(|sliding| sliding.layers[layer]).map_or(usize::MAX, |sliding| sliding.window)
+    }
+
+    /// Whether every layer of a sequence of so many tokens sees all positions before.
+    pub fn sees_all(&self, longest: usize) -> bool {
+        (0..self.layers).all(|layer| self.window(layer) >= longest)
+    }
+
+    /// Positions that a network for training takes, which is the context of one that was loaded for it.
+    pub fn trained_positions(&self) -> usize {
+        self.context.min(TRAINED_POSITIONS).min(TRAINED_ANGLES / self.heads.width)
     }
 
     /// Reads a GGUF file's metadata. `stretch` is the tensor `rope_freqs.weight`, where the file has it.

@@ -15,16 +15,6 @@ use crate::engine::nn::linear::Linear;
 use candle_core::{Device, Tensor, Var};
 use std::sync::{Arc, OnceLock};
 
-/// Positions that a network for training has rotary tables for, at most.
-const TRAINED_POSITIONS: usize = 1 << 15;
-/// Elements of those tables, at most: a file of some kilobytes may claim any context.
-const TRAINED_ANGLES: usize = 1 << 23;
-
-/// Positions that a network for training takes.
-pub(super) fn trained_positions(config: &DecoderConfig) -> usize {
-    config.context.min(TRAINED_POSITIONS).min(TRAINED_ANGLES / config.heads.width)
-}
-
 /// A decoder that is being read.
 pub(super) struct Loader<'a> {
     pub(super) file: &'a dyn Checkpoint,
@@ -169,8 +159,8 @@ impl Loader<'_> {
             layers.push(self.layer(layer, &mut paths, purpose)?);
         }
         let norm = self.trained_norm(names.norm, config.hidden, purpose)?;
-        let ropes = Ropes::new(config, trained_positions(config));
-        Ok(Training::new(config, (embed_tokens, lm_head), layers, norm, ropes)?)
+        let ropes = Ropes::new(config, config.trained_positions());
+        Ok(Training::new((config, self.family), (embed_tokens, lm_head), layers, norm, ropes)?)
     }
 
     /// A block for training; `paths` are the names of its linear layers, and of those behind them.

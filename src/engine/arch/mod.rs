@@ -117,7 +117,7 @@ impl Decoder {
     fn load(loader: &Loader<'_>, purpose: Purpose) -> Result<Self, EngineError> {
         let (network, mut config) = (loader.load(purpose)?, loader.config.clone());
         if purpose.trains() {
-            config.context = loader::trained_positions(&config);
+            config.context = config.trained_positions();
         }
         Ok(Decoder { config, family: loader.family, network })
     }
@@ -174,7 +174,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::hidden`], and when shapes do not fit.
     pub fn merged(&self, adapter: &Adapter) -> Result<Decoder, EngineError> {
-        let network = Network::Training(Box::new(self.training()?.merged(&self.config, adapter)?));
+        let network = Network::Training(Box::new(self.training()?.merged((&self.config, self.family), adapter)?));
         Ok(Decoder { config: self.config.clone(), family: self.family, network })
     }
 

@@ -4,6 +4,7 @@
 //! [`Training::hidden_by_operations`] is the same network one operation at a time, for every family and for what the stack does not know.
 
 use super::checkpoint::Names;
+use super::family::Family;
 use super::{Batch, DecoderConfig};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
@@ -115,17 +116,13 @@ impl Training {
     /// # Errors
     /// When a bias cannot be read.
     pub(super) fn new(
-        config: &DecoderConfig,
+        (config, family): (&DecoderConfig, &Family),
         (embed_tokens, lm_head): (Table, Linear),
         layers: Vec<Layer>,
         norm: Norm,
         ropes: Ropes,
     ) -> candle_core::Result<Self> {
-        let is_known = !matches!(&embed_tokens, Table::Exact(tensor) if tensor.is_variable())
-            && config.gate == Gate::Silu
-            && config.attention_scale == config.heads.scale()
-            && Arc::ptr_eq(&ropes.full, &ropes.sliding)
-            && layers.iter().all(Layer::is_plain);
+        let is_known = family.is_stacked(config) && !matches!(&embed_tokens, Table::Exact(tensor) if tensor.is_variable());
         let blocks = || layers.iter().map(Layer::block).collect::<candle_core::Result<_>>();
         let stack = if is_known { Some(Arc::new(Stack::new(blocks()?, config.heads, ropes.full.clone()))) } else { None };
         Ok(Training { embed_tokens, lm_head, layers, norm, ropes, stack })
@@ -134,8 +131,7 @@ impl Training {
     /// Hidden states after the last norm, (N, hidden); a graph is built if the adapter's tensors are variables.
     pub(super) fn hidden(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
         let longest = batch.segments.iter().map(|segment| segment.rows.len()).max().unwrap_or(0);
-        let sees_all = (0..config.layers).all(|layer| config.window(layer) >= longest);
-        let Some(stack) = self.stack.as_ref().filter(|_| sees_all && adapter.is_plain()) else {
+        let Some(stack) = self.stack.as_ref().filter(|_| config.sees_all(longest) && adapter.is_plain()) else {
             return self.hidden_by_operations(config, batch, adapter);
         };
         let x = self.embedded(config, batch)?;
@@ -177,7 +173,7 @@ impl Training {
     }
 
     /// The same network with an adapter's update added to its weights.
-    pub(super) fn merged(&self, config: &DecoderConfig, adapter: &Adapter) -> candle_core::Result<Self> {
+    pub(super) fn merged(&self, of: (&DecoderConfig, &Family), adapter: &Adapter) -> candle_core::Result<Self> {
         let mut layers = self.layers.clone();
         for projection in layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(lora) = adapter.lora(&projection.path) {
@@ -192,7 +188,7 @@ impl Training {
             }
         }
         let (tables, ropes) = ((self.embed_tokens.clone(), self.lm_head.clone()), self.ropes.clone());
-        Self::new(config, tables, layers, self.norm.clone(), ropes)
+        Self::new(of, tables, layers, self.norm.clone(), ropes)
     }
 
     /// The frozen weight (out, in) of a module.
@@ -226,11 +222,6 @@ impl Training {
 }
 
 impl Layer {
-    /// Whether the stack knows all that it has.
-    fn is_plain(&self) -> bool {
-        self.head_norms.is_none() && self.attention_output_norm.is_none() && self.feed_forward_output_norm.is_none()
-    }
-
     /// Its part of the stack.
     fn block(&self) -> candle_core::Result<Block> {
         let [q, k, v, ..] = &self.projections;
@@ -318,6 +309,7 @@ mod tests {
     use super::*;
     use crate::engine::adapter::AdapterConfig;
     use crate::engine::arch::config::Rotary;
+    use crate::engine::arch::llama;
     use crate::engine::nn::attention::Heads;
     use crate::engine::nn::linear::Lora;
     use candle_core::Var;
@@ -394,7 +386,7 @@ mod tests {
             Table::Exact(weight(config.vocabulary, config.hidden)),
             Linear::new(weight(config.vocabulary, config.hidden)).expect("a head"),
         );
-        Training::new(config, tables, layers, norm(92), Ropes::new(config, config.context)).expect("a network")
+        Training::new((config, &llama::FAMILY), tables, layers, norm(92), Ropes::new(config, config.context)).expect("a network")
     }
 
     /// Pairs on all layers of the upper two blocks, but for one.

@@ -146,6 +146,13 @@ pub(super) fn attend_backward(scores: Scores, [q, k, v]: [&[f32]; 3], grad: &[f3
     gemm(dk, Matrix::new(&dp, t, t).t(), Matrix::new(q, t, width), (Write::Add, 1.0), false);
 }
 
+/// Bytes that the operation takes for sequences of up to so many tokens beside what comes in and goes out: in every working thread the
+/// probabilities of one head and on the way back their gradient, (T, T) each.
+pub fn scratch_bytes(longest: usize) -> u64 {
+    let square = (longest as u64).saturating_mul(longest as u64);
+    square.saturating_mul(2 * size_of::<f32>() as u64).saturating_mul(rayon::current_num_threads() as u64)
+}
+
 struct HeadGradients {
     /// One (T, width) for each query head of the group.
     dq: Vec<Vec<f32>>,

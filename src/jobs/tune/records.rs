@@ -129,7 +129,8 @@ fn talk(place: &str, draft: Draft) -> Result<Option<Conversation>, String> {
 
 /// The examples of a record whose answers are labels.
 fn labelled(place: &str, draft: Draft) -> Result<Vec<Conversation>, String> {
-    if draft.input.get("tools").is_some_and(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty())) {
+    let tools = draft.input.get("tools").filter(|tools| !tools.is_null());
+    if tools.is_some_and(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty())) {
         return Err("field \"tools\": what is learned here are labels, which no tool is for".into());
     }
     let (messages, learned) = messages(draft)?;
@@ -222,6 +223,9 @@ mod tests {
         assert_eq!(read(record(said("assistant", "a1"), weighted.clone())).expect("read"), both);
         assert_eq!(read(record(unweighted.clone(), weighted.clone())).expect("read"), both[1..]);
         assert_eq!(read(json!({"prompt": "p", "completion": "c"})).expect("read"), [(1, "c".to_string())]);
+        let mut null = record(said("assistant", "a1"), weighted.clone());
+        null["tools"] = Value::Null;
+        assert_eq!(read(null).expect("read"), both);
         // A conversation is one example, up to the last message that is learned.
         let weights = |first: Value, second: Value| {
             let talk = talk("line 1", draft(record(first, second)).expect("a draft")).expect("read").expect("an example");

@@ -13,7 +13,7 @@ use crate::types::{Code, Digest, Failure};
 use serde_json::{Map, Value, json};
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often events go to the store.
@@ -114,31 +114,36 @@ fn keep_model(
     how: Value,
 ) -> Result<ModelRecord, Failure> {
     let folder = checkpoint_directory(store, &handle.id).join("model");
-    let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
-    // What a worker that was killed left.
+    // What a worker that was killed left: a folder, or a model that its job never told of.
     let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).map_err(failed)?;
+    let job = format!("tune:{} ", handle.id);
+    if let Some(stored) = rows::find_by_source(store.db.as_ref(), &job)? {
+        return Ok(stored);
+    }
     let base = training.recipe.model();
     let mut provenance = provenance(training, handle, how);
     provenance["model"] = base.into();
     provenance["model_digest"] = json!(training.model_digest);
-    let names = tuning::whole::write_model(files, weights, &provenance, &folder)?;
     let licence = rows::find(store.db.as_ref(), base)?.map_or_else(|| "unknown".into(), |base| base.licence);
-    let origin = format!("tune:{} of local/{base} {}", handle.id, training.model_digest.short());
-    let kept = models::made::keep(store, &free_name(store, training.recipe.name())?, (&folder, &names), (&origin, &licence))?;
+    let origin = format!("{job}of local/{base} {}", training.model_digest.short());
+    let kept = write_and_keep((store, training.recipe.name()), (files, weights), &provenance, &folder, (&origin, &licence));
+    // Also where it failed: a disk that is full must not stay full.
     let _ = fs::remove_dir_all(&folder);
-    Ok(kept)
+    kept
 }
 
-/// The name, with a number where a model has it by now: a model that somebody calls never becomes another one.
-fn free_name(store: &Store, name: &str) -> Result<String, Failure> {
-    let mut free = name.to_string();
-    let mut number = 2;
-    while rows::find(store.db.as_ref(), &free)?.is_some() {
-        free = format!("{name}-{number}");
-        number += 1;
-    }
-    Ok(free)
+/// Writes the folder of a model and stores it under that name, or one with a number.
+fn write_and_keep(
+    (store, name): (&Store, &str),
+    (files, weights): (&Files, &[u8]),
+    provenance: &Value,
+    folder: &Path,
+    told: (&str, &str),
+) -> Result<ModelRecord, Failure> {
+    let failed = |error: std::io::Error| Failure::new(Code::STORAGE, format!("cannot write to {}: {error}", folder.display()));
+    fs::create_dir_all(folder).map_err(failed)?;
+    let names = tuning::whole::write_model(files, weights, provenance, folder)?;
+    Ok(models::made::keep(store, name, (folder, &names), told)?)
 }
 
 /// Reports to the job's row, and every step to its events.
