@@ -41,6 +41,11 @@ fn upload(server: &Server, key: &str, content: &str) -> Reply {
 
 /// Callers that go on until the server is gone, writing down the ids of what they have read to the last byte.
 fn load(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &AtomicBool, request: &Value) {
+    load_at(server, key, acknowledged, ended, (request, Duration::ZERO));
+}
+
+/// The same with a pause after each reply.
+fn load_at(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &AtomicBool, (request, pause): (&Value, Duration)) {
     let Ok(mut line) = Line::try_to(server) else { return };
     let request = request.to_string();
     while !ended.load(Ordering::Relaxed) {
@@ -50,6 +55,7 @@ fn load(server: &Server, key: &str, acknowledged: &Mutex<Vec<String>>, ended: &A
         let Some(reply) = line.reply() else { return };
         assert_eq!(reply.status, 200, "{reply:?}");
         acknowledged.lock().expect("list").push(id(&reply));
+        std::thread::sleep(pause);
     }
 }
 
@@ -128,18 +134,20 @@ fn on_a_full_disk_answers_go_on_and_their_rows_are_written_once_there_is_room() 
 fn callers_who_go_on_through_a_recovery_lose_no_row_to_a_kill_after_it() {
     let refit = Refit::new();
     let faulty = Faulty::new(&refit);
-    let (key, request) = (refit.key(), chat("mock/echo", &"words ".repeat(100), json!({})));
+    let (key, request) = (refit.key(), chat("mock/echo", "words", json!({})));
     let (acknowledged, count) = (Mutex::new(Vec::new()), |list: &Mutex<Vec<String>>| list.lock().expect("list").len());
     for _ in 0..3 {
         let (mut server, ended, before) = (faulty.serve(&refit), AtomicBool::new(false), count(&acknowledged));
         faulty.fail("open,write", EIO, ALL, "requests");
         std::thread::scope(|scope| {
-            for _ in 0..16 {
+            for _ in 0..8 {
                 let (server, key, acknowledged, ended, request) = (&server, &key, &acknowledged, &ended, &request);
-                scope.spawn(move || load(server, key, acknowledged, ended, request));
+                // A trouble may last for seven seconds before it is looked at again, and what is kept meanwhile has a bound.
+                let pace = Duration::from_millis(10);
+                scope.spawn(move || load_at(server, key, acknowledged, ended, (request, pace)));
             }
             let _ended = Ended(&ended);
-            wait_for("calls", || count(&acknowledged) > before + 500);
+            wait_for("calls", || count(&acknowledged) > before + 200);
             assert_eq!(server.get("/ready", None).status, 503);
             faulty.heal();
             wait_for("readiness", || server.get("/ready", None).status == 200);
