@@ -46,7 +46,7 @@ pub enum Write {
 /// # Panics
 /// When lengths do not fit: a programming error.
 pub fn product(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) {
-    by(Isa::best(), y, x, weights, write, &[]);
+    by(Isa::best(), y, x, (weights, write), &[]);
 }
 
 /// As [`product`], and asks on the way for memory that is read next: addresses, shared out among the threads in their order. With a few
@@ -55,10 +55,10 @@ pub fn product(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) {
 /// # Panics
 /// As [`product`].
 pub fn product_before(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, next: &[Range<usize>]) {
-    by(Isa::best(), y, x, weights, write, next);
+    by(Isa::best(), y, x, (weights, write), next);
 }
 
-fn by(isa: Isa, y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, next: &[Range<usize>]) {
+fn by(isa: Isa, y: &mut [f32], x: Input<'_>, (weights, write): (&[&Weight], Write), next: &[Range<usize>]) {
     let width: usize = weights.iter().map(|weight| weight.outputs()).sum();
     let (rows, inputs) = (y.len() / width, weights[0].inputs());
     assert!(y.len() == rows * width && x.floats.len() == rows * inputs && weights.iter().all(|w| w.inputs() == inputs));
@@ -70,32 +70,32 @@ fn by(isa: Isa, y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, 
         pool::ranges(panels, usize::MAX, |panels| {
             let first = panels.start * ROWS;
             let target = Target { first, rows: rows.min(panels.end * ROWS) - first, ..target };
-            side_by_side(isa, x, weights, 0..tiles, target, &mut Fetch::new(&[], 1));
+            side_by_side(isa, x, (weights, 0..tiles), target, &mut Fetch::new(&[], 1));
         });
     } else {
         let blocks = inputs / BLOCK * panels;
         pool::ranges(tiles, usize::MAX, |own| {
             let mine = &next[next.len() * own.start / tiles..next.len() * own.end / tiles];
             let mut fetch = Fetch::new(mine, own.len() * blocks);
-            side_by_side(isa, x, weights, own, target, &mut fetch);
+            side_by_side(isa, x, (weights, own), target, &mut fetch);
         });
     }
 }
 
 /// The tiles of a range, counted through all weights.
-fn side_by_side(isa: Isa, x: Input<'_>, weights: &[&Weight], range: Range<usize>, mut target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn side_by_side(isa: Isa, x: Input<'_>, (weights, range): (&[&Weight], Range<usize>), mut target: Target<'_>, fetch: &mut Fetch<'_>) {
     let mut tile = 0;
     for weight in weights {
         let own = range.start.max(tile) - tile..range.end.min(tile + weight.tiles()).max(tile) - tile;
         if !own.is_empty() {
-            one(isa, x, weight, Part { tiles: own, outputs: weight.outputs() }, target, fetch);
+            one(isa, x, (weight, Part { tiles: own, outputs: weight.outputs() }), target, fetch);
         }
         tile += weight.tiles();
         target.column += weight.outputs();
     }
 }
 
-fn one(isa: Isa, x: Input<'_>, weight: &Weight, part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn one(isa: Isa, x: Input<'_>, (weight, part): (&Weight, Part), target: Target<'_>, fetch: &mut Fetch<'_>) {
     let inputs = weight.inputs();
     let floats = &x.floats[target.first * inputs..(target.first + target.rows) * inputs];
     match &weight.packed {
@@ -595,7 +595,7 @@ mod tests {
                     let input = Input { floats: &x, bytes: &panels };
                     // Whatever lies at addresses that are asked for on the way, and however many these are.
                     let next = [0..64 * (seed as usize % 100), 4096..4100, usize::MAX - 300..usize::MAX - 100];
-                    by(isa, &mut y, input, &[&weight, &second], Write::Add, &next[..seed as usize % 4]);
+                    by(isa, &mut y, input, (&[&weight, &second], Write::Add), &next[..seed as usize % 4]);
                     for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
                         let error = (f64::from(*y) - 1.0 - expected).abs();
                         // Sums of f32: the error is one of their terms, which may be large and cancel.

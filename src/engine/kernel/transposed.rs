@@ -185,7 +185,8 @@ fn some<D: Dots, const N: usize>(weight: Packed<'_>, panels: &[Panel], start: us
     while r < ROWS && to.row + r < to.rows {
         let mut n = 0;
         while n < N {
-            put((to.row + r) * weight.inputs, (to.tile + n) * TILE, weight.inputs, totals[r][n], to.add, dx);
+            let (row, first) = ((to.row + r) * weight.inputs, (to.tile + n) * TILE);
+            put(&mut dx[row + first..row + weight.inputs.min(first + TILE)], totals[r][n], to.add);
             n += 1;
         }
         r += 1;
@@ -243,8 +244,7 @@ fn lines_of<const N: usize>(weight: Packed<'_>, tile: usize, block: usize) -> [&
 }
 
 #[inline(always)]
-fn put<L: Lanes>(row: usize, first: usize, inputs: usize, sums: L, add: bool, dx: &mut [f32]) {
-    let out = &mut dx[row + first..row + inputs.min(first + TILE)];
+fn put<L: Lanes>(out: &mut [f32], sums: L, add: bool) {
     if let Some(out) = out.as_mut_array::<LANES>() {
         let sums = if add { L::load(out).plus(sums) } else { sums };
         sums.store(out);
