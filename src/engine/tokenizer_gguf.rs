@@ -46,7 +46,13 @@ impl Tokenizer {
         let merges = written["model"]["merges"].as_array().into_iter().flatten().map(pair).collect::<Option<Vec<_>>>();
         let merges = merges.ok_or_else(|| unsupported("merges that are no pairs"))?;
         let added = library.get_added_tokens_decoder();
-        let names: HashMap<u32, String> = library.get_vocab(true).into_iter().map(|(name, id)| (id, name)).collect();
+        let mut names: HashMap<u32, String> = HashMap::new();
+        for (name, id) in library.get_vocab(true) {
+            if let Some(other) = names.insert(id, name.clone()) {
+                let [first, second] = if name < other { [name, other] } else { [other, name] };
+                return Err(unsupported(&format!("one id, {id}, for {first:?} and {second:?}")));
+            }
+        }
         let (mut tokens, mut types) = (Vec::with_capacity(self.vocabulary), Vec::with_capacity(self.vocabulary));
         for id in 0..self.vocabulary as u32 {
             types.push(match (added.get(&id), names.contains_key(&id)) {

@@ -211,11 +211,19 @@ impl Small {
     }
 }
 
-/// A byte-level tokenizer of single characters and two control tokens.
+/// A byte-level tokenizer of single bytes, under the names that GPT-2 gave them, and two control tokens. Without a hole: the library numbers
+/// added tokens by the size of the vocabulary.
 fn tokenizer() -> Value {
-    let mut vocabulary: serde_json::Map<String, Value> = (b'!'..=b'~').map(|byte| ((byte as char).to_string(), json!(byte))).collect();
-    vocabulary.insert("\u{120}".into(), json!(32));
-    vocabulary.insert("\u{10A}".into(), json!(10));
+    let mut others = '\u{100}'..;
+    let vocabulary: serde_json::Map<String, Value> = (0..=255u8)
+        .map(|byte| {
+            let name = match byte {
+                b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+                _ => others.next().expect("there are enough"),
+            };
+            (name.to_string(), json!(byte))
+        })
+        .collect();
     let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(256, "<s>"), special(257, "</s>")],
