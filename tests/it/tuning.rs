@@ -156,7 +156,7 @@ fn operations_whose_weights_are_trained_match_finite_differences() {
 #[test]
 fn a_window_hides_what_lies_before_it() {
     let heads = Heads { queries: 1, keys: 1, width: 2 };
-    let (rope, sequences) = (Arc::new(Rope::new(8, &[1.0])), Arc::new(Vec::from([0..6])));
+    let (rope, sequences) = (Arc::new(Rope::new(8, &[1.0])), Arc::new(std::iter::once(0..6).collect::<Vec<_>>()));
     let run = |first: f32, window: usize| {
         let of = |seed| {
             let mut values = noise(12, seed);
