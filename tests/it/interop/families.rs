@@ -138,6 +138,20 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     length(&mut a.iter().zip(b).map(|(a, b)| a - b)) / length(&mut b.iter().copied()).max(1e-12)
 }
 
+/// Holds a loss and the gradients of all variables to those of the reference.
+fn compare(what: &str, graph: &Tensor, variables: &[(String, Var)], (theirs, expected): (f64, &HashMap<String, Vec<f32>>)) {
+    let ours = f64::from(graph.to_scalar::<f32>().expect("a loss"));
+    let gradients = graph.backward().expect("a backward pass");
+    let of = |variable: &Var| -> Vec<f32> {
+        gradients.get(variable.as_tensor()).expect("a gradient").flatten_all().and_then(|g| g.to_vec1()).expect("values")
+    };
+    let farthest = variables.iter().map(|(key, variable)| (distance(&of(variable), &expected[key]), key));
+    let (farthest, key) = farthest.max_by(|a, b| a.0.total_cmp(&b.0)).expect("variables");
+    println!("{what}: loss {ours:.5}, the reference {theirs:.5}; gradients off by {farthest:.6} at most ({key})");
+    assert!((ours - theirs).abs() < 1e-4 * theirs && farthest < 2e-3, "{what}: {ours} {theirs} {farthest} {key}");
+    assert_eq!(variables.len(), expected.len(), "{what}");
+}
+
 #[test]
 fn adapters_of_every_family_have_the_loss_and_the_gradients_of_peft() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -154,17 +168,8 @@ fn adapters_of_every_family_have_the_loss_and_the_gradients_of_peft() {
             assert!(rms(&ours, &theirs) < 1e-4 * spread(&theirs), "{name} from {container}: logits are off by {}", rms(&ours, &theirs));
 
             let (adapter, variables) = variables(&model, &directory.path().join(format!("{name}.peft")));
-            let (graph, theirs) = (loss(&model, &tokens, &adapter), case["lora"].as_f64().expect("a loss"));
-            let ours = f64::from(graph.to_scalar::<f32>().expect("a loss"));
-            let gradients = graph.backward().expect("a backward pass");
-            let of = |variable: &Var| -> Vec<f32> {
-                gradients.get(variable.as_tensor()).expect("a gradient").flatten_all().and_then(|g| g.to_vec1()).expect("values")
-            };
-            let farthest = variables.iter().map(|(key, variable)| (distance(&of(variable), &expected[key]), key));
-            let (farthest, key) = farthest.max_by(|a, b| a.0.total_cmp(&b.0)).expect("variables");
-            println!("{name} from {container}: loss {ours:.5}, peft {theirs:.5}; gradients off by {farthest:.6} at most ({key})");
-            assert!((ours - theirs).abs() < 1e-4 * theirs && farthest < 2e-3, "{name} from {container}: {ours} {theirs} {farthest} {key}");
-            assert_eq!(variables.len(), expected.len());
+            let theirs = case["lora"].as_f64().expect("a loss");
+            compare(&format!("{name} from {container}"), &loss(&model, &tokens, &adapter), &variables, (theirs, &expected));
 
             // What is trained is what is served.
             let serving = Model::load(path.as_ref(), Purpose::ServeExact).expect("it loads");
@@ -263,17 +268,8 @@ fn all_weights_of_every_family_have_the_gradients_of_transformers() {
             let model = Model::load(path.as_ref(), Purpose::TrainWeights).expect("it loads");
             let variables = model.decoder.variables().expect("variables");
             let nothing = Adapter::new(AdapterConfig::lora("", 1, 1.0, &[]), HashMap::new());
-            let (graph, theirs) = (loss(&model, &tokens, &nothing), case["full"].as_f64().expect("a loss"));
-            let ours = f64::from(graph.to_scalar::<f32>().expect("a loss"));
-            let gradients = graph.backward().expect("a backward pass");
-            let of = |variable: &Var| -> Vec<f32> {
-                gradients.get(variable.as_tensor()).expect("a gradient").flatten_all().and_then(|g| g.to_vec1()).expect("values")
-            };
-            let farthest = variables.iter().map(|(key, variable)| (distance(&of(variable), &expected[key]), key));
-            let (farthest, key) = farthest.max_by(|a, b| a.0.total_cmp(&b.0)).expect("variables");
-            println!("{name} from {container}: loss {ours:.5}, transformers {theirs:.5}; gradients off by {farthest:.6} at most ({key})");
-            assert!((ours - theirs).abs() < 1e-4 * theirs && farthest < 2e-3, "{name} from {container}: {ours} {theirs} {farthest} {key}");
-            assert_eq!(variables.len(), expected.len(), "{name} from {container}");
+            let theirs = case["full"].as_f64().expect("a loss");
+            compare(&format!("{name} from {container}"), &loss(&model, &tokens, &nothing), &variables, (theirs, &expected));
         }
     }
 }
