@@ -125,6 +125,16 @@ impl AdapterConfig {
         if self.bias != "none" {
             return refuse(format!("bias \"{}\" is not supported", self.bias));
         }
+        if let Some(task) = self.task_type.as_deref().filter(|task| *task != "CAUSAL_LM") {
+            return refuse(format!("task_type is {task}; CAUSAL_LM is supported"));
+        }
+        // The others take a part of the base's weights away, which is in neither of the two files.
+        let kept = ["gaussian", "eva", "orthogonal"];
+        if let Some(how) = self.extra.get("init_lora_weights").and_then(Value::as_str).filter(|how| !kept.contains(how)) {
+            return refuse(format!(
+                "init_lora_weights is \"{how}\": the adapter belongs to a base with other weights; save it with path_initial_model_for_weight_conversion"
+            ));
+        }
         let set = |key: &str| {
             self.extra.get(key).is_some_and(|value| match value {
                 Value::Null | Value::Bool(false) => false,
@@ -141,6 +151,9 @@ impl AdapterConfig {
             "rank_pattern",
             "alpha_pattern",
             "fan_in_fan_out",
+            "layer_replication",
+            "target_parameters",
+            "use_qalora",
         ];
         match unsupported.iter().find(|key| set(key)) {
             Some(key) => refuse(format!("adapter_config.json sets {key}, which is not supported yet")),

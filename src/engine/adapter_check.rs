@@ -41,6 +41,12 @@ pub(super) fn files(config: &[u8], weights: &[u8]) -> Result<(), EngineError> {
 /// # Errors
 /// [`EngineError::Adapter`] naming the module.
 pub(super) fn modules(config: &AdapterConfig, targets: &[LoraTarget], adapted: &BTreeSet<&str>) -> Result<(), EngineError> {
+    let excluded = config.extra.get("exclude_modules").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    for name in excluded {
+        if adapted.iter().any(|path| *path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))) {
+            return refuse(format!("adapter_model.safetensors holds tensors of \"{name}\", which exclude_modules leaves out"));
+        }
+    }
     let Value::Array(names) = &config.target_modules else {
         // A text is a regular expression or `all-linear`: what it stands for is what the weights hold.
         return match &config.target_modules {

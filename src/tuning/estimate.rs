@@ -78,10 +78,9 @@ impl Sizes<'_> {
 
     /// Bytes of the attention's own beside them, for sequences of up to so many tokens. Where all blocks are one operation it goes in tiles.
     fn attention(&self, recipe: &Recipe, longest: usize) -> u64 {
-        let (config, family) = (&self.base.config, self.base.family);
         // What an adapter has beside its pairs, and weights that are trained, the stack does not know.
         let is_plain = recipe.method != Method::Full && !recipe.dora && recipe.dropout == 0.0;
-        if is_plain && family.is_stacked(config) && config.sees_all(longest) { 0 } else { scratch_bytes(longest) }
+        if is_plain { 0 } else { scratch_bytes(longest) }
     }
 
     /// Values that a token leaves behind in a block for the way back, as the trainer's operations keep them: inputs of the norms and of every
@@ -90,7 +89,7 @@ impl Sizes<'_> {
         let (config, family) = (&self.base.config, self.base.family);
         let (query, key) = (config.heads.query_width(), config.heads.key_width());
         let fused = 5 * config.hidden + 2 * query + 2 * key + 3 * config.inner;
-        // What goes through one operation after the other leaves every result.
+        // What goes through those norms is kept as it was before them, too; one operation after the other leaves every result.
         let output_norms = if family.has_output_norms { 3 * config.hidden } else { 0 };
         let head_norms = if family.has_head_norms { query + key } else { 0 };
         (fused + output_norms + head_norms) as u64
@@ -156,7 +155,7 @@ fn largest_batch(recipe: &Recipe, lengths: &[usize]) -> u64 {
     longest_first.sort_unstable_by(|a, b| b.cmp(a));
     let longest = longest_first.first().copied().unwrap_or(0);
     match recipe.batch_tokens {
-        Some(tokens) => tokens.max(longest) as u64,
+        Some(tokens) => (tokens.max(longest) as u64).min(lengths.iter().map(|length| *length as u64).sum()),
         None => longest_first.iter().take(recipe.batch_size).map(|length| *length as u64).sum(),
     }
 }

@@ -110,11 +110,6 @@ impl DecoderConfig {
         self.sliding.as_ref().filter(|sliding| sliding.layers[layer]).map_or(usize::MAX, |sliding| sliding.window)
     }
 
-    /// Whether every layer of a sequence of so many tokens sees all positions before.
-    pub fn sees_all(&self, longest: usize) -> bool {
-        (0..self.layers).all(|layer| self.window(layer) >= longest)
-    }
-
     /// Positions that a network for training takes, which is the context of one that was loaded for it.
     pub fn trained_positions(&self) -> usize {
         self.context.min(TRAINED_POSITIONS).min(TRAINED_ANGLES / self.heads.width)

@@ -64,17 +64,6 @@ impl Family {
         }
     }
 
-    /// Whether a training of adapters computes all blocks of such a decoder as one operation (the [stack](crate::engine::nn::stack)), as far as
-    /// its sizes say: that knows neither other norms than the two before a block's parts, nor other gates, scores and rotations than the plain
-    /// decoder's.
-    pub fn is_stacked(&self, config: &DecoderConfig) -> bool {
-        !self.has_head_norms
-            && !self.has_output_norms
-            && config.gate == Gate::Silu
-            && config.attention_scale == config.heads.scale()
-            && config.sliding.as_ref().is_none_or(|sliding| sliding.rotary == config.rotary)
-    }
-
     /// The family whose name and layout GGUF files of this one have.
     pub fn as_gguf(&self) -> &Family {
         if self.gguf.is_some() { self } else { &llama::FAMILY }

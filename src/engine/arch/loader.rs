@@ -160,7 +160,7 @@ impl Loader<'_> {
         }
         let norm = self.trained_norm(names.norm, config.hidden, purpose)?;
         let ropes = Ropes::new(config, config.trained_positions());
-        Ok(Training::new((config, self.family), (embed_tokens, lm_head), layers, norm, ropes)?)
+        Ok(Training::new(config, (embed_tokens, lm_head), layers, norm, ropes)?)
     }
 
     /// A block for training; `paths` are the names of its linear layers, and of those behind them.

@@ -174,7 +174,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::hidden`], and when shapes do not fit.
     pub fn merged(&self, adapter: &Adapter) -> Result<Decoder, EngineError> {
-        let network = Network::Training(Box::new(self.training()?.merged((&self.config, self.family), adapter)?));
+        let network = Network::Training(Box::new(self.training()?.merged(&self.config, adapter)?));
         Ok(Decoder { config: self.config.clone(), family: self.family, network })
     }
 

@@ -1,10 +1,9 @@
 //! The forward pass that trains: the same network as [`serving`](super::serving) over candle tensors in f32, with hand-written backward
 //! passes. Adapters are what is trained over frozen weights, or the weights themselves, where they are variables. All blocks together are
-//! one operation where the [stack](crate::engine::nn::stack) knows what they have;
-//! [`Training::hidden_by_operations`] is the same network one operation at a time, for every family and for what the stack does not know.
+//! one operation, the [stack](crate::engine::nn::stack), where plain pairs are trained over them;
+//! [`Training::hidden_by_operations`] is the same network one operation at a time, for everything else.
 
 use super::checkpoint::Names;
-use super::family::Family;
 use super::{Batch, DecoderConfig};
 use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
@@ -16,6 +15,7 @@ use crate::engine::nn::attention::{Scores, TrainAttention};
 use crate::engine::nn::block::{Block, LINEARS};
 use crate::engine::nn::dora::row_norms;
 use crate::engine::nn::gated::Gated;
+use crate::engine::nn::heads::Sight;
 use crate::engine::nn::linear::Linear;
 use crate::engine::nn::norm::RmsNorm;
 use crate::engine::nn::rope::Rope;
@@ -32,7 +32,7 @@ pub struct Training {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Norm,
     ropes: Ropes,
-    /// All blocks as one operation; none where they have what it does not know.
+    /// All blocks as one operation; none where their weights are trained.
     stack: Option<Arc<Stack>>,
 }
 
@@ -108,6 +108,13 @@ impl Ropes {
         let sliding = sliding.map_or_else(|| full.clone(), |sliding| Arc::new(Rope::new(positions, &sliding.rotary.periods(width))));
         Ropes { full, sliding }
     }
+
+    /// What the attention of a layer sees.
+    fn sight(&self, config: &DecoderConfig, layer: usize) -> Sight {
+        let window = config.window(layer);
+        let rope = if window == usize::MAX { &self.full } else { &self.sliding };
+        Sight { scores: Scores { heads: config.heads, scale: config.attention_scale, window }, rope: rope.clone() }
+    }
 }
 
 impl Training {
@@ -116,22 +123,22 @@ impl Training {
     /// # Errors
     /// When a bias cannot be read.
     pub(super) fn new(
-        (config, family): (&DecoderConfig, &Family),
+        config: &DecoderConfig,
         (embed_tokens, lm_head): (Table, Linear),
         layers: Vec<Layer>,
         norm: Norm,
         ropes: Ropes,
     ) -> candle_core::Result<Self> {
-        let is_known = family.is_stacked(config) && !matches!(&embed_tokens, Table::Exact(tensor) if tensor.is_variable());
-        let blocks = || layers.iter().map(Layer::block).collect::<candle_core::Result<_>>();
-        let stack = if is_known { Some(Arc::new(Stack::new(blocks()?, config.heads, ropes.full.clone()))) } else { None };
+        let is_frozen = !matches!(&embed_tokens, Table::Exact(tensor) if tensor.is_variable());
+        let blocks = || layers.iter().enumerate().map(|(index, layer)| layer.block(config, ropes.sight(config, index)));
+        let blocks = || blocks().collect::<candle_core::Result<_>>();
+        let stack = if is_frozen { Some(Arc::new(Stack::new(blocks()?, config.heads))) } else { None };
         Ok(Training { embed_tokens, lm_head, layers, norm, ropes, stack })
     }
 
     /// Hidden states after the last norm, (N, hidden); a graph is built if the adapter's tensors are variables.
     pub(super) fn hidden(&self, config: &DecoderConfig, batch: &Batch, adapter: &Adapter) -> Result<Tensor, EngineError> {
-        let longest = batch.segments.iter().map(|segment| segment.rows.len()).max().unwrap_or(0);
-        let Some(stack) = self.stack.as_ref().filter(|_| config.sees_all(longest) && adapter.is_plain()) else {
+        let Some(stack) = self.stack.as_ref().filter(|_| adapter.is_plain()) else {
             return self.hidden_by_operations(config, batch, adapter);
         };
         let x = self.embedded(config, batch)?;
@@ -148,10 +155,8 @@ impl Training {
         let mut x = self.embedded(config, batch)?;
         let sequences = Arc::new(batch.segments.iter().map(|segment| segment.rows.clone()).collect::<Vec<_>>());
         for (index, layer) in self.layers.iter().enumerate() {
-            let window = config.window(index);
-            let rope = if window == usize::MAX { &self.ropes.full } else { &self.ropes.sliding };
-            let scores = Scores { heads: config.heads, scale: config.attention_scale, window };
-            let attention = TrainAttention { scores, rope: rope.clone(), sequences: sequences.clone() };
+            let Sight { scores, rope } = self.ropes.sight(config, index);
+            let attention = TrainAttention { scores, rope, sequences: sequences.clone() };
             x = add(&x, &layer.attention(&layer.input_layernorm.forward(&x)?, attention, adapter)?)?;
             x = add(&x, &layer.feed_forward(&layer.feed_forward_norm.forward(&x)?, config.gate, adapter)?)?;
         }
@@ -173,7 +178,7 @@ impl Training {
     }
 
     /// The same network with an adapter's update added to its weights.
-    pub(super) fn merged(&self, of: (&DecoderConfig, &Family), adapter: &Adapter) -> candle_core::Result<Self> {
+    pub(super) fn merged(&self, config: &DecoderConfig, adapter: &Adapter) -> candle_core::Result<Self> {
         let mut layers = self.layers.clone();
         for projection in layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(lora) = adapter.lora(&projection.path) {
@@ -188,7 +193,7 @@ impl Training {
             }
         }
         let (tables, ropes) = ((self.embed_tokens.clone(), self.lm_head.clone()), self.ropes.clone());
-        Self::new(of, tables, layers, self.norm.clone(), ropes)
+        Self::new(config, tables, layers, self.norm.clone(), ropes)
     }
 
     /// The frozen weight (out, in) of a module.
@@ -223,17 +228,22 @@ impl Training {
 
 impl Layer {
     /// Its part of the stack.
-    fn block(&self) -> candle_core::Result<Block> {
+    fn block(&self, config: &DecoderConfig, sight: Sight) -> candle_core::Result<Block> {
         let [q, k, v, ..] = &self.projections;
         let biases = match (&q.bias, &k.bias, &v.bias) {
             (Some(q), Some(k), Some(v)) => Some([q.to_vec1()?, k.to_vec1()?, v.to_vec1()?]),
             _ => None,
         };
+        let output_norms = self.attention_output_norm.as_ref().zip(self.feed_forward_output_norm.as_ref());
         Ok(Block {
-            input_layernorm: self.input_layernorm.op.clone(),
-            post_attention_layernorm: self.feed_forward_norm.op.clone(),
+            input_norm: self.input_layernorm.op.clone(),
+            feed_forward_norm: self.feed_forward_norm.op.clone(),
+            output_norms: output_norms.map(|(attention, feed_forward)| [attention.op.clone(), feed_forward.op.clone()]),
+            head_norms: self.head_norms.as_ref().map(|norms| norms.each_ref().map(|norm| norm.op.clone())),
             linears: self.projections.each_ref().map(|projection| projection.linear.clone()),
             biases,
+            gate: config.gate,
+            sight,
         })
     }
 
@@ -308,8 +318,7 @@ impl Norm {
 mod tests {
     use super::*;
     use crate::engine::adapter::AdapterConfig;
-    use crate::engine::arch::config::Rotary;
-    use crate::engine::arch::llama;
+    use crate::engine::arch::config::{Rotary, Sliding};
     use crate::engine::nn::attention::Heads;
     use crate::engine::nn::linear::Lora;
     use candle_core::Var;
@@ -356,16 +365,25 @@ mod tests {
         }
     }
 
+    /// As Gemma 3 has it: a window in two of three layers with other angles, another gate, another scale.
+    fn sliding() -> DecoderConfig {
+        let rotary = Rotary { base: 30.0, stretch: vec![1.0; 3] };
+        let sliding = Some(Sliding { window: 40, layers: vec![true, false, true], rotary });
+        DecoderConfig { attention_scale: 0.5, sliding, gate: Gate::GeluTanh, ..config() }
+    }
+
     fn network(config: &DecoderConfig, linear: fn(Tensor) -> candle_core::Result<Linear>) -> Training {
         let mut seed = 1;
         let mut weight = |outputs: usize, inputs: usize| {
             seed += 1;
             matrix(outputs, inputs, seed, 1.5 / (inputs as f32).sqrt())
         };
-        let norm = |seed: u64| {
-            let values: Vec<f32> = noise(config.hidden, seed).iter().map(|x| 1.0 + 0.3 * x).collect();
+        let wide = |width: usize, seed: u64| {
+            let values: Vec<f32> = noise(width, seed).iter().map(|x| 1.0 + 0.3 * x).collect();
             Norm::new(values, 0.0, config.norm_epsilon).expect("a norm")
         };
+        let norm = |seed: u64| wide(config.hidden, seed);
+        let more = config.sliding.is_some();
         let mut layers = Vec::new();
         for targets in config.lora_targets().chunks(LINEARS) {
             let mut projections = targets.iter().map(|target| Projection {
@@ -377,16 +395,16 @@ mod tests {
                 projections: std::array::from_fn(|_| projections.next().expect("seven")),
                 input_layernorm: norm(90),
                 feed_forward_norm: norm(91),
-                head_norms: None,
-                attention_output_norm: None,
-                feed_forward_output_norm: None,
+                head_norms: more.then(|| [93, 94].map(|seed| wide(config.heads.width, seed))),
+                attention_output_norm: more.then(|| norm(95)),
+                feed_forward_output_norm: more.then(|| norm(96)),
             });
         }
         let tables = (
             Table::Exact(weight(config.vocabulary, config.hidden)),
             Linear::new(weight(config.vocabulary, config.hidden)).expect("a head"),
         );
-        Training::new((config, &llama::FAMILY), tables, layers, norm(92), Ropes::new(config, config.context)).expect("a network")
+        Training::new(config, tables, layers, norm(92), Ropes::new(config, config.context)).expect("a network")
     }
 
     /// Pairs on all layers of the upper two blocks, but for one.
@@ -414,10 +432,10 @@ mod tests {
     type Forward = fn(&Training, &DecoderConfig, &Batch, &Adapter) -> Result<Tensor, EngineError>;
 
     /// The hidden states, and the gradients of all variables for a loss that weighs them at random.
-    fn run(network: &Training, forward: Forward) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let (config, batch) = (config(), batch());
-        let (adapter, variables) = adapter(&config);
-        let hidden = forward(network, &config, &batch, &adapter).expect("a forward pass");
+    fn run(network: &Training, config: &DecoderConfig, forward: Forward) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let batch = batch();
+        let (adapter, variables) = adapter(config);
+        let hidden = forward(network, config, &batch, &adapter).expect("a forward pass");
         let weights = matrix(batch.tokens.len(), config.hidden, 77, 1.0);
         let loss = (&hidden * weights).and_then(|x| x.sum_all()).expect("a loss");
         let gradients = loss.backward().expect("a backward pass");
@@ -434,29 +452,33 @@ mod tests {
 
     #[test]
     fn the_stack_is_the_operations_one_by_one() {
-        let exact = network(&config(), Linear::new);
-        let (expected, expected_gradients) = run(&exact, Training::hidden_by_operations);
-        // In f32 but for the order of sums; in bfloat16 every product rounds its sides to 8 bits of mantissa, which shows most in the
-        // gradients of queries, small differences of larger numbers (measured: 0.038).
-        let rounded = network(&config(), Linear::rounded);
-        let cases: [(&Training, Forward, f64); 3] =
-            [(&exact, Training::hidden, 1e-5), (&rounded, Training::hidden, 0.06), (&rounded, Training::hidden_by_operations, 0.06)];
-        for (network, forward, tolerance) in cases {
-            let (hidden, gradients) = run(network, forward);
-            assert!(distance(&hidden, &expected) < tolerance, "hidden states are off by {}", distance(&hidden, &expected));
-            for (i, (gradient, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
-                assert!(distance(gradient, expected) < tolerance, "gradient {i} is off by {}", distance(gradient, expected));
+        for config in [config(), sliding()] {
+            let exact = network(&config, Linear::new);
+            let (expected, expected_gradients) = run(&exact, &config, Training::hidden_by_operations);
+            // In f32 but for the order of sums; in bfloat16 every product rounds its sides to 8 bits of mantissa, which shows most in the
+            // gradients of queries, small differences of larger numbers (measured: 0.038).
+            let rounded = network(&config, Linear::rounded);
+            let cases: [(&Training, Forward, f64); 3] =
+                [(&exact, Training::hidden, 1e-5), (&rounded, Training::hidden, 0.06), (&rounded, Training::hidden_by_operations, 0.06)];
+            for (network, forward, tolerance) in cases {
+                let (hidden, gradients) = run(network, &config, forward);
+                assert!(distance(&hidden, &expected) < tolerance, "hidden states are off by {}", distance(&hidden, &expected));
+                for (i, (gradient, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+                    assert!(distance(gradient, expected) < tolerance, "gradient {i} is off by {}", distance(gradient, expected));
+                }
             }
         }
     }
 
     #[test]
     fn steps_do_not_depend_on_threads_or_on_the_step_before() {
-        for linear in [Linear::new, Linear::rounded] {
-            let network = network(&config(), linear);
-            let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            let first = pool(1).install(|| run(&network, Training::hidden));
-            assert!(pool(3).install(|| run(&network, Training::hidden)) == first, "another number of threads, another result");
+        for config in [config(), sliding()] {
+            for linear in [Linear::new, Linear::rounded] {
+                let network = network(&config, linear);
+                let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+                let first = pool(1).install(|| run(&network, &config, Training::hidden));
+                assert!(pool(3).install(|| run(&network, &config, Training::hidden)) == first, "another number of threads, another result");
+            }
         }
     }
 }

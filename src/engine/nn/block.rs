@@ -2,11 +2,13 @@
 //! activations of a block of rows stay in the cache from one operation to the next; what the backward pass needs is kept.
 
 use super::gemm::Write;
+use super::heads::Sight;
 use super::linear::{Linear, Operand, Rounding, Threads};
 use super::norm::RmsNorm;
 use super::pair::Pair;
 use super::simd;
 use crate::engine::kernel::bf16::{self, Isa};
+use crate::engine::kernel::rows::Gate;
 use candle_core::Result;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -22,13 +24,21 @@ const DOWN: usize = 6;
 #[derive(Clone)]
 pub struct Block {
     /// In front of the attention.
-    pub input_layernorm: RmsNorm,
+    pub input_norm: RmsNorm,
     /// In front of the feed-forward part.
-    pub post_attention_layernorm: RmsNorm,
+    pub feed_forward_norm: RmsNorm,
+    /// On what the attention and what the feed-forward part add, where there are some.
+    pub output_norms: Option<[RmsNorm; 2]>,
+    /// Of the heads of q and k, where there are some.
+    pub head_norms: Option<[RmsNorm; 2]>,
     /// In forward order.
     pub linears: [Linear; LINEARS],
     /// Of q, k and v, where they have some.
     pub biases: Option<[Vec<f32>; OUTPUT]>,
+    /// Of the feed-forward part.
+    pub gate: Gate,
+    /// What its attention sees.
+    pub sight: Sight,
 }
 
 /// Its low-rank pairs.
@@ -42,12 +52,16 @@ pub(super) type Places = [Option<Range<usize>>; LINEARS];
 pub(super) struct Kept {
     /// q, k and v, not rotated.
     pub(super) qkv: [Vec<f32>; 3],
+    /// q and k before the norms of their heads, where there are some.
+    raw: [Vec<f32>; 2],
     /// Output of the attention.
     pub(super) attended: Vec<f32>,
     /// The residual stream between the halves of the block.
     middle: Vec<f32>,
     gate: Stored,
     up: Stored,
+    /// What o and down add before their norms, where there are some.
+    added: [Vec<f32>; 2],
     /// scale · x Aᵀ of each adapted layer.
     low: [Vec<f32>; LINEARS],
 }
@@ -101,6 +115,8 @@ struct Scratch {
     up: Vec<f32>,
     inner: Vec<f32>,
     d_inner: Vec<f32>,
+    /// The gradient in front of a norm of an output or of heads.
+    d_raw: Vec<f32>,
     low: Low,
     rounding: Rounding,
     more_rounding: Rounding,
@@ -142,7 +158,7 @@ impl Block {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { normed, rounding, low, .. } = scratch;
             normed.resize(x.len(), 0.0);
-            self.input_layernorm.rows(normed, x);
+            self.input_norm.rows(normed, x);
             let normed = Operand::forward(&self.linears[..OUTPUT], normed, rounding);
             for (i, y) in kept.qkv.iter_mut().enumerate() {
                 y.resize(normed.rows() * self.linears[i].widths().1, 0.0);
@@ -150,6 +166,10 @@ impl Block {
                 if let Some(biases) = &self.biases {
                     y.chunks_exact_mut(biases[i].len()).for_each(|y| y.iter_mut().zip(&biases[i]).for_each(|(y, bias)| *y += bias));
                 }
+            }
+            for ((norm, raw), y) in self.head_norms.iter().flatten().zip(&mut kept.raw).zip(&mut kept.qkv) {
+                y.clone_into(raw);
+                norm.rows(y, raw);
             }
             Ok(())
         })
@@ -160,11 +180,12 @@ impl Block {
         let isa = self.isa();
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { normed, gate, up, inner, rounding, low, .. } = scratch;
+            normed.resize(x.len(), 0.0);
             x.clone_into(&mut kept.middle);
             let attended = Operand::forward(&self.linears[OUTPUT..GATE], &kept.attended, rounding);
-            self.apply(OUTPUT, attended, (&mut kept.middle, Write::Add), (pairs, &mut kept.low[OUTPUT], low))?;
-            normed.resize(x.len(), 0.0);
-            self.post_attention_layernorm.rows(normed, &kept.middle);
+            let raw = (&mut kept.added[0], &mut *normed);
+            self.add(OUTPUT, attended, (&mut kept.middle, raw), (pairs, &mut kept.low[OUTPUT], low))?;
+            self.feed_forward_norm.rows(normed, &kept.middle);
             let width = self.linears[DOWN].widths().0;
             let input = Operand::forward(&self.linears[GATE..DOWN], normed, rounding);
             for (i, y) in [(GATE, &mut *gate), (UP, &mut *up)] {
@@ -174,11 +195,45 @@ impl Block {
             kept.gate.keep(isa, gate);
             kept.up.keep(isa, up);
             inner.resize(gate.len(), 0.0);
-            simd::swiglu(inner, gate, up);
+            match self.gate {
+                Gate::Silu => simd::swiglu(inner, gate, up),
+                Gate::GeluTanh => simd::geglu(inner, gate, up),
+            }
             kept.middle.clone_into(out);
             let input = Operand::forward(&self.linears[DOWN..], inner, rounding);
-            self.apply(DOWN, input, (out, Write::Add), (pairs, &mut kept.low[DOWN], low))
+            self.add(DOWN, input, (out, (&mut kept.added[1], normed)), (pairs, &mut kept.low[DOWN], low))
         })
+    }
+
+    /// The norm on what a layer adds to the residual stream, and which of the two it is.
+    fn output_norm(&self, i: usize) -> Option<(&RmsNorm, usize)> {
+        let which = usize::from(i == DOWN);
+        self.output_norms.as_ref().map(|norms| (&norms[which], which))
+    }
+
+    /// Adds what o or down makes of `x` to the residual stream; where it goes through a norm, keeps it as it was before, with a buffer for
+    /// what it is behind.
+    fn add(
+        &self,
+        i: usize,
+        x: Operand<'_>,
+        (stream, (raw, normed)): (&mut [f32], (&mut Vec<f32>, &mut Vec<f32>)),
+        of: (&Pairs, &mut Vec<f32>, &mut Low),
+    ) -> Result<()> {
+        let Some((norm, _)) = self.output_norm(i) else { return self.apply(i, x, (stream, Write::Add), of) };
+        raw.resize(stream.len(), 0.0);
+        self.apply(i, x, (raw, Write::Set), of)?;
+        norm.rows(normed, raw);
+        stream.iter_mut().zip(normed).for_each(|(stream, x)| *stream += *x);
+        Ok(())
+    }
+
+    /// The gradient that reaches o or down: that of the residual stream, through their norm where there is one.
+    fn added<'a>(&self, i: usize, stream: &'a [f32], kept: &Kept, d_raw: &'a mut Vec<f32>) -> &'a [f32] {
+        let Some((norm, which)) = self.output_norm(i) else { return stream };
+        zeros(d_raw, stream.len());
+        norm.rows_backward(d_raw, &kept.added[which], stream);
+        d_raw
     }
 
     /// y [+]= x Wᵀ + scale · (x Aᵀ) Bᵀ; keeps the product in the middle.
@@ -202,24 +257,27 @@ impl Block {
         let (isa, hidden, width) = (self.isa(), self.hidden(), self.linears[DOWN].widths().0);
         let rows = grads.stream.len() / hidden;
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, d_normed, gate, up, inner, d_inner, low, rounding: rounded, more_rounding, .. } = scratch;
+            let Scratch { normed, d_normed, gate, up, inner, d_inner, d_raw, low, rounding: rounded, more_rounding } = scratch;
             for buffer in [&mut *gate, &mut *up, &mut *inner, &mut *d_inner] {
                 buffer.resize(rows * width, 0.0);
             }
             kept.gate.read(isa, gate);
             kept.up.read(isa, up);
             let mut backward = Backward { block: self, kept, pairs, places, sums: &mut grads.pairs, low };
-            let grad = Operand::backward(&self.linears[DOWN], &grads.stream, rounded);
+            let grad = Operand::backward(&self.linears[DOWN], self.added(DOWN, &grads.stream, kept, d_raw), rounded);
             backward.input(DOWN, grad, Some((d_inner, Write::Set)))?;
-            simd::swiglu_again(inner, gate, up, d_inner);
+            match self.gate {
+                Gate::Silu => simd::swiglu_again(inner, gate, up, d_inner),
+                Gate::GeluTanh => simd::geglu_again(inner, gate, up, d_inner),
+            }
             backward.pair(DOWN, inner, grad);
             normed.resize(rows * hidden, 0.0);
             d_normed.resize(rows * hidden, 0.0);
-            self.post_attention_layernorm.rows(normed, &kept.middle);
+            self.feed_forward_norm.rows(normed, &kept.middle);
             backward.apply(GATE, normed, Operand::backward(&self.linears[GATE], gate, more_rounding), Some((d_normed, Write::Set)))?;
             backward.apply(UP, normed, Operand::backward(&self.linears[UP], up, more_rounding), Some((d_normed, Write::Add)))?;
-            self.post_attention_layernorm.rows_backward(&mut grads.stream, &kept.middle, d_normed);
-            let grad = Operand::backward(&self.linears[OUTPUT], &grads.stream, rounded);
+            self.feed_forward_norm.rows_backward(&mut grads.stream, &kept.middle, d_normed);
+            let grad = Operand::backward(&self.linears[OUTPUT], self.added(OUTPUT, &grads.stream, kept, d_raw), rounded);
             grads.attended.resize(kept.attended.len(), 0.0);
             backward.apply(OUTPUT, &kept.attended, grad, Some((&mut grads.attended, Write::Set)))
         })
@@ -234,22 +292,37 @@ impl Block {
         lowest: Lowest,
     ) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, d_normed, low, rounding: rounded, .. } = scratch;
+            let Scratch { normed, d_normed, d_raw, low, rounding: rounded, .. } = scratch;
             normed.resize(x.len(), 0.0);
             d_normed.resize(x.len(), 0.0);
-            self.input_layernorm.rows(normed, x);
+            self.input_norm.rows(normed, x);
             let mut backward = Backward { block: self, kept, pairs, places, sums: &mut grads.pairs, low };
             for (i, grad) in grads.qkv.iter().enumerate() {
                 let write = if i == 0 { Write::Set } else { Write::Add };
+                let norm = self.head_norms.as_ref().and_then(|norms| norms.get(i));
+                let grad = match norm {
+                    Some(norm) => {
+                        zeros(d_raw, grad.len());
+                        norm.rows_backward(d_raw, &kept.raw[i], grad);
+                        &*d_raw
+                    }
+                    None => grad,
+                };
                 let grad = Operand::backward(&self.linears[i], grad, rounded);
                 backward.apply(i, normed, grad, (lowest == Lowest::No).then_some((&mut *d_normed, write)))?;
             }
             if lowest == Lowest::No {
-                self.input_layernorm.rows_backward(&mut grads.stream, x, d_normed);
+                self.input_norm.rows_backward(&mut grads.stream, x, d_normed);
             }
             Ok(())
         })
     }
+}
+
+/// So many zeros.
+fn zeros(buffer: &mut Vec<f32>, length: usize) {
+    buffer.clear();
+    buffer.resize(length, 0.0);
 }
 
 /// Whether a block is the lowest one with an adapter.

@@ -56,11 +56,29 @@ pub(super) struct Part {
     dv: Vec<f32>,
 }
 
-/// The operation.
+/// What the attention of a block sees, and how.
+#[derive(Clone)]
+pub struct Sight {
+    /// What is multiplied with what.
+    pub scores: Scores,
+    /// Rotary tables.
+    pub rope: Arc<Rope>,
+}
+
+impl Sight {
+    /// Rotates gradients back, from position `first` on, times `scale`.
+    fn turn_back(&self, grads: &mut [f32], first: usize, scale: f32) {
+        for (position, row) in grads.chunks_exact_mut(self.scores.heads.width).enumerate() {
+            self.rope.rotate_back(row, first + position);
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}
+
+/// The operation; all blocks share the counts of heads.
 pub(super) struct Attention {
     pub(super) isa: Option<Isa>,
     pub(super) heads: Heads,
-    pub(super) rope: Arc<Rope>,
     pub(super) rows: Rows,
 }
 
@@ -82,11 +100,11 @@ thread_local! {
 }
 
 /// Which head of which rows is taken, and its factor where it is to be rotated.
-struct Head {
+struct Head<'a> {
     index: usize,
     count: usize,
     rows: Range<usize>,
-    rotated: Option<f32>,
+    rotated: Option<(&'a Rope, f32)>,
 }
 
 impl Attention {
@@ -100,57 +118,57 @@ impl Attention {
     }
 
     /// Factor on the queries that are rounded; f32 scales later.
-    fn scale(&self) -> f32 {
-        if self.isa.is_some() { self.heads.scale() } else { 1.0 }
+    fn scale(&self, sight: &Sight) -> f32 {
+        if self.isa.is_some() { sight.scores.scale } else { 1.0 }
     }
 
-    fn gather<'a>(&self, out: &mut Vec<f32>, head: &Head, of: impl Fn(usize) -> &'a [f32]) {
+    fn gather<'a>(&self, out: &mut Vec<f32>, head: &Head<'_>, of: impl Fn(usize) -> &'a [f32]) {
         let width = self.heads.width;
         out.clear();
         for (i, row) in head.rows.clone().enumerate() {
             let inside = row % self.rows.size;
             out.extend_from_slice(&of(row / self.rows.size)[(inside * head.count + head.index) * width..][..width]);
-            if let Some(scale) = head.rotated {
+            if let Some((rope, scale)) = head.rotated {
                 let turned = &mut out[i * width..];
-                self.rope.rotate(turned, self.rows.places[row].1);
+                rope.rotate(turned, self.rows.places[row].1);
                 turned.iter_mut().for_each(|x| *x *= scale);
             }
         }
     }
 
-    fn keys_values(&self, kept: &[Kept], (rows, head): (&Range<usize>, usize), scratch: &mut Scratch) {
+    fn keys_values(&self, kept: &[Kept], (rows, head): (&Range<usize>, usize), rope: &Rope, scratch: &mut Scratch) {
         let head = |rotated| Head { index: head, count: self.heads.keys, rows: rows.clone(), rotated };
-        self.gather(&mut scratch.keys, &head(Some(1.0)), |block| &kept[block].qkv[1]);
+        self.gather(&mut scratch.keys, &head(Some((rope, 1.0))), |block| &kept[block].qkv[1]);
         self.gather(&mut scratch.values, &head(None), |block| &kept[block].qkv[2]);
     }
 
     /// Query head `g` of the group of a key head, for some rows.
-    fn query(&self, rows: Range<usize>, (key, g): (usize, usize), rotated: Option<f32>) -> Head {
+    fn query<'a>(&self, rows: Range<usize>, (key, g): (usize, usize), rotated: Option<(&'a Rope, f32)>) -> Head<'a> {
         Head { index: key * self.heads.group() + g, count: self.heads.queries, rows, rotated }
     }
 
     /// The output of a task, and the logarithm of each query's sum.
-    pub(super) fn forward(&self, task: usize, kept: &[Kept], part: &mut Part, log_sums: &mut Vec<f32>) {
+    pub(super) fn forward(&self, (task, sight): (usize, &Sight), kept: &[Kept], part: &mut Part, log_sums: &mut Vec<f32>) {
         let ((rows, key), group, width) = (self.task(task), self.heads.group(), self.heads.width);
-        let length = rows.len();
+        let (length, rotated) = (rows.len(), Some((&*sight.rope, self.scale(sight))));
         part.out.resize(group * length * width, 0.0);
         log_sums.resize(group * length, 0.0);
         SCRATCH.with_borrow_mut(|scratch| {
-            self.keys_values(kept, (&rows, key), scratch);
+            self.keys_values(kept, (&rows, key), &sight.rope, scratch);
             let Scratch { keys, values, queries, forward, .. } = scratch;
             if let Some(isa) = self.isa {
-                forward.begin(isa, KeysValues { keys, values, width });
+                forward.begin(isa, KeysValues { keys, values, width, window: sight.scores.window });
             }
             let outs = part.out.chunks_exact_mut((length * width).max(1)).zip(log_sums.chunks_exact_mut(length.max(1)));
             for (g, (out, log_sums)) in outs.enumerate() {
                 let Some(isa) = self.isa else {
-                    self.gather(queries, &self.query(rows.clone(), (key, g), Some(1.0)), |block| &kept[block].qkv[0]);
-                    attend(Scores::plain(self.heads), [queries, keys, values], out);
+                    self.gather(queries, &self.query(rows.clone(), (key, g), rotated), |block| &kept[block].qkv[0]);
+                    attend(sight.scores, [queries, keys, values], out);
                     continue;
                 };
                 for ((first, out), log_sums) in (0..length).step_by(TILE).zip(out.chunks_mut(TILE * width)).zip(log_sums.chunks_mut(TILE)) {
                     let range = rows.start + first..rows.start + first + log_sums.len();
-                    self.gather(queries, &self.query(range, (key, g), Some(self.scale())), |block| &kept[block].qkv[0]);
+                    self.gather(queries, &self.query(range, (key, g), rotated), |block| &kept[block].qkv[0]);
                     forward.tile(isa, Queries { values: queries, first }, out, log_sums);
                 }
             }
@@ -158,15 +176,15 @@ impl Attention {
     }
 
     /// The gradients of a task.
-    pub(super) fn backward(&self, task: usize, (kept, grads): (&[Kept], &[Grads]), part: &mut Part, log_sums: &[f32]) {
+    pub(super) fn backward(&self, (task, sight): (usize, &Sight), (kept, grads): (&[Kept], &[Grads]), part: &mut Part, log_sums: &[f32]) {
         let ((rows, key), group, width) = (self.task(task), self.heads.group(), self.heads.width);
-        let length = rows.len();
+        let (length, rotated) = (rows.len(), Some((&*sight.rope, self.scale(sight))));
         part.dq.resize(group * length * width, 0.0);
         SCRATCH.with_borrow_mut(|scratch| {
-            self.keys_values(kept, (&rows, key), scratch);
+            self.keys_values(kept, (&rows, key), &sight.rope, scratch);
             let Scratch { keys, values, queries, outs, grad, inner, backward, .. } = scratch;
             match self.isa {
-                Some(isa) => backward.begin(isa, KeysValues { keys, values, width }),
+                Some(isa) => backward.begin(isa, KeysValues { keys, values, width, window: sight.scores.window }),
                 None => {
                     for sum in [&mut backward.dk, &mut backward.dv] {
                         sum.clear();
@@ -180,7 +198,7 @@ impl Attention {
                     let count = size.min(length - first);
                     let range = rows.start + first..rows.start + first + count;
                     let at = (g * length + first) * width..(g * length + first + count) * width;
-                    self.gather(queries, &self.query(range.clone(), (key, g), Some(self.scale())), |block| &kept[block].qkv[0]);
+                    self.gather(queries, &self.query(range.clone(), (key, g), rotated), |block| &kept[block].qkv[0]);
                     self.gather(grad, &self.query(range.clone(), (key, g), None), |block| &grads[block].attended);
                     let dq = &mut part.dq[at.clone()];
                     match self.isa {
@@ -191,28 +209,17 @@ impl Attention {
                             let log_sums = &log_sums[g * length + first..][..count];
                             backward.tile(isa, Queries { values: queries, first }, tiles::Attended { log_sums, inner, grad }, dq);
                         }
-                        None => attend_backward(
-                            Scores::plain(self.heads),
-                            [queries, keys, values],
-                            grad,
-                            [dq, &mut backward.dk, &mut backward.dv],
-                        ),
+                        None => {
+                            attend_backward(sight.scores, [queries, keys, values], grad, [dq, &mut backward.dk, &mut backward.dv]);
+                        }
                     }
-                    self.turn_back(dq, first, self.scale());
+                    sight.turn_back(dq, first, self.scale(sight));
                 }
             }
-            self.turn_back(&mut backward.dk, 0, 1.0);
+            sight.turn_back(&mut backward.dk, 0, 1.0);
             part.dk.clone_from(&backward.dk);
             part.dv.clone_from(&backward.dv);
         });
-    }
-
-    /// Rotates gradients back, from position `first` on, times `scale`.
-    fn turn_back(&self, grads: &mut [f32], first: usize, scale: f32) {
-        for (position, row) in grads.chunks_exact_mut(self.heads.width).enumerate() {
-            self.rope.rotate_back(row, first + position);
-            row.iter_mut().for_each(|x| *x *= scale);
-        }
     }
 
     /// Copies what the tasks got to a block of rows.

@@ -11,7 +11,7 @@ pub mod dropout;
 pub mod encoder;
 pub mod gated;
 pub mod gemm;
-mod heads;
+pub mod heads;
 pub mod linear;
 pub mod norm;
 mod pair;

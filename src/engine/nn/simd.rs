@@ -78,6 +78,10 @@ multiversion! {
     pub fn geglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) = geglu_backward_body
 }
 multiversion! {
+    /// As [`geglu_backward`], and writes `out = gelu(gate) · up` of before.
+    pub fn geglu_again(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) = geglu_again_body
+}
+multiversion! {
     /// LayerNorm (Ba et al. 2016, arXiv 1607.06450) of `x + residual`, into `x`, row by row of `weight`'s length.
     pub fn layer_norm(x: &mut [f32], residual: &[f32], norm: Affine<'_>) = layer_norm_body
 }
@@ -433,6 +437,18 @@ fn geglu_backward_body<L: Lanes>(gate: &mut [f32], up: &mut [f32], grad: &[f32])
         let (gate, up) = (*g, *u);
         let slope = 2.0 * GELU.0 * (1.0 + 3.0 * GELU.1 * gate * gate);
         *u = d * gate * sigmoid;
+        *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid) * slope);
+    }
+}
+
+#[inline(always)]
+fn geglu_again_body<L: Lanes>(out: &mut [f32], gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for (((o, g), u), d) in out.iter_mut().zip(gate).zip(up).zip(grad) {
+        let sigmoid = gelu_sigmoid::<L>(*g);
+        let (gate, up) = (*g, *u);
+        let (gelu, slope) = (gate * sigmoid, 2.0 * GELU.0 * (1.0 + 3.0 * GELU.1 * gate * gate));
+        *o = gelu * up;
+        *u = d * gelu;
         *g = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid) * slope);
     }
 }

@@ -9,7 +9,6 @@ use super::block::{Block, Grads, Kept, LINEARS, Lowest, Pairs, Places};
 use super::heads::{Attention, Part, Rows};
 use super::linear::Lora;
 use super::pair::Pair;
-use super::rope::Rope;
 use super::slices::{slice, tensor, with_slice};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -24,7 +23,6 @@ const EXACT_ROWS: usize = 256;
 pub struct Stack {
     blocks: Arc<Vec<Block>>,
     heads: Heads,
-    rope: Arc<Rope>,
     idle: Arc<Mutex<Vec<Work>>>,
 }
 
@@ -32,14 +30,9 @@ pub struct Stack {
 pub type Adapted<'a> = Vec<[Option<&'a Lora>; LINEARS]>;
 
 impl Stack {
-    /// From the frozen parts.
-    pub fn new(blocks: Vec<Block>, heads: Heads, rope: Arc<Rope>) -> Self {
-        Stack { blocks: Arc::new(blocks), heads, rope, idle: Arc::default() }
-    }
-
-    /// The same network with other weights.
-    pub fn with(&self, blocks: Vec<Block>) -> Self {
-        Self::new(blocks, self.heads, self.rope.clone())
+    /// From the frozen parts, which have these heads.
+    pub fn new(blocks: Vec<Block>, heads: Heads) -> Self {
+        Stack { blocks: Arc::new(blocks), heads, idle: Arc::default() }
     }
 
     /// The residual stream behind the last block, (N, hidden), from that in front of the first one, which gets no gradient; `sequences`
@@ -53,7 +46,7 @@ impl Stack {
         let Some(rows) = Rows::new(size, x.dim(0)?, sequences) else {
             candle_core::bail!("the sequences of a batch are not its rows");
         };
-        let attention = Attention { isa, heads: self.heads, rope: self.rope.clone(), rows };
+        let attention = Attention { isa, heads: self.heads, rows };
         let (layout, values) = Plan::new(&self.blocks, adapted)?;
         let work = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let run = Run { blocks: self.blocks.clone(), attention, plan: layout, work: Mutex::new(work), idle: self.idle.clone() };
@@ -178,7 +171,7 @@ impl Run {
             let (x, pairs, kept) = (&before[layer], &work.pairs[layer], &mut work.kept[layer]);
             each(kept.par_iter_mut().zip(x)).try_for_each(|(kept, x)| block.project(x, kept, pairs))?;
             let tasks = work.parts.par_iter_mut().zip(&mut work.log_sums[layer]).enumerate();
-            each(tasks).for_each(|(task, (part, sums))| self.attention.forward(task, kept, part, sums));
+            each(tasks).for_each(|(task, (part, sums))| self.attention.forward((task, &block.sight), kept, part, sums));
             let rows = kept.par_iter_mut().zip(x).zip(&mut behind[0]).enumerate();
             each(rows).try_for_each(|(i, ((kept, x), out))| {
                 self.attention.collect(i, &work.parts, &mut kept.attended);
@@ -209,7 +202,7 @@ impl Run {
                 block.finish_backward(kept, grads, pairs)
             })?;
             let (grads, tasks) = (&work.grads, work.parts.par_iter_mut().zip(&work.log_sums[layer]).enumerate());
-            each(tasks).for_each(|(task, (part, sums))| self.attention.backward(task, (kept, grads), part, sums));
+            each(tasks).for_each(|(task, (part, sums))| self.attention.backward((task, &block.sight), (kept, grads), part, sums));
             let last = if layer == lowest { Lowest::Yes } else { Lowest::No };
             let rows = work.grads.par_iter_mut().zip(kept).zip(&work.streams[layer]).enumerate();
             each(rows).try_for_each(|(i, ((grads, kept), x))| {

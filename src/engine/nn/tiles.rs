@@ -14,6 +14,8 @@ pub(super) struct KeysValues<'a> {
     pub(super) keys: &'a [f32],
     pub(super) values: &'a [f32],
     pub(super) width: usize,
+    /// Positions that a query sees, its own among them.
+    pub(super) window: usize,
 }
 
 /// Queries of one tile, rotated and scaled, (queries, width), from position `first` on.
@@ -37,6 +39,7 @@ pub(super) struct Attended<'a> {
 /// Buffers that are used again.
 #[derive(Default)]
 pub(super) struct Forward {
+    window: usize,
     keys: Scratch,
     values: Scratch,
     scores: Vec<f32>,
@@ -47,6 +50,7 @@ impl Forward {
     /// Packs keys and values of a sequence.
     pub(super) fn begin(&mut self, isa: Isa, head: KeysValues<'_>) {
         let (width, length) = (head.width, head.keys.len() / head.width);
+        self.window = head.window;
         self.keys.pack_columns_of_rows(isa, Source { data: head.keys, stride: width }, (width, length));
         self.values.pack(isa, Source { data: head.values, stride: width }, (length, width));
     }
@@ -61,10 +65,12 @@ impl Forward {
         let part = Part { columns: seen, first: 0, pairs: width.div_ceil(2) };
         product_part(isa, Target { data: &mut self.scores, stride: seen, add: false }, left, &self.keys, part);
         for (i, (row, log_sum)) in self.scores.chunks_exact_mut(seen).zip(log_sums).enumerate() {
-            let (row, hidden) = row.split_at_mut(queries.first + i + 1);
+            let (row, behind) = row.split_at_mut(queries.first + i + 1);
+            let (before, row) = row.split_at_mut(row.len().saturating_sub(self.window));
             let (log, max) = simd::softmax_stats(row);
             *log_sum = log + max;
-            hidden.fill(0.0);
+            before.fill(0.0);
+            behind.fill(0.0);
         }
         let left = rows(isa, &mut self.pairs, &self.scores, seen);
         let part = Part { columns: width, first: 0, pairs: seen.div_ceil(2) };
@@ -77,6 +83,7 @@ impl Forward {
 pub(super) struct Backward {
     width: usize,
     length: usize,
+    window: usize,
     keys: Vec<u32>,
     values: Vec<u32>,
     /// Keys, transposed: (width, length).
@@ -98,7 +105,7 @@ pub(super) struct Backward {
 impl Backward {
     /// Rounds keys and values of a sequence and clears the sums.
     pub(super) fn begin(&mut self, isa: Isa, head: KeysValues<'_>) {
-        (self.width, self.length) = (head.width, head.keys.len() / head.width);
+        (self.width, self.length, self.window) = (head.width, head.keys.len() / head.width, head.window);
         let (width, length) = (self.width, self.length);
         rows(isa, &mut self.keys, head.keys, width);
         rows(isa, &mut self.values, head.values, width);
@@ -123,9 +130,10 @@ impl Backward {
             self.across[i].pack_columns_of_rows(isa, source, (width, count));
             self.along[i].pack(isa, source, (count, width));
         }
-        // Keys in front of the diagonal, tile by tile; `turned` is the gradient of the queries, transposed.
+        // Keys in front of the diagonal that the first query sees, tile by tile; `turned` is the gradient of the queries, transposed.
         self.turned.resize(width * count, 0.0);
-        for first in (0..queries.first + count).step_by(TILE) {
+        let nearest = (queries.first + 1).saturating_sub(self.window) / TILE * TILE;
+        for first in (nearest..queries.first + count).step_by(TILE) {
             let keys = TILE.min(self.length - first).min(queries.first + count - first);
             self.probabilities(isa, (first, keys), queries.first, attended);
             let left = rows(isa, &mut self.pairs, &self.scores, count);
@@ -136,7 +144,7 @@ impl Backward {
             product(isa, Target { data: dk, stride: width, add: true }, left, &self.along[0]);
             self.packed.pack(isa, Source { data: &self.grads, stride: count }, (keys, count));
             let left = Rows { pairs: &self.columns[first / 2..], stride: self.length.div_ceil(2), count: width };
-            let target = Target { data: &mut self.turned[..width * count], stride: count, add: first > 0 };
+            let target = Target { data: &mut self.turned[..width * count], stride: count, add: first > nearest };
             product_part(isa, target, left, &self.packed, Part { columns: count, first: 0, pairs: keys.div_ceil(2) });
         }
         for (i, column) in self.turned[..width * count].chunks_exact(count).enumerate() {
@@ -155,12 +163,15 @@ impl Backward {
             product(isa, Target { data: out, stride: count, add: false }, left, &self.across[i]);
         }
         simd::attention_tile(&mut self.scores, &mut self.grads, attended.log_sums, attended.inner);
-        // Queries do not see keys behind them.
+        // Queries see neither keys behind them nor those that their window has passed.
         let rows = self.scores.chunks_exact_mut(count).zip(self.grads.chunks_exact_mut(count)).enumerate();
         for (key, (scores, grads)) in rows {
             let hidden = (first + key).saturating_sub(query).min(count);
-            scores[..hidden].fill(0.0);
-            grads[..hidden].fill(0.0);
+            let passed = (first + key).saturating_add(self.window).saturating_sub(query).min(count);
+            for row in [scores, grads] {
+                row[..hidden].fill(0.0);
+                row[passed..].fill(0.0);
+            }
         }
     }
 }
