@@ -2,8 +2,9 @@
 
 Sorting: banking77 with ten examples per intent (770 in all) and 500 rows of its test set, the rows of the peers' script (Python's `random` with its
 seeds): a prompt, a head on MiniLM, a low-rank adapter that writes the label, a classifier on the chat model. Extraction: 600 messages of our own
-(`extraction.py`) to JSON, 200 to test, by a prompt and by an adapter: figures only, other data than the peer's, whose 49 % exact after 163 s are of
-NLU++, so there is neither a ratio nor a goal. Seeds change the order and the initial weights, not the rows.
+(`extraction.py`) to JSON, 200 to test, by a prompt and by an adapter: other data than the peer's, whose 49 % exact after 163 s are of NLU++, so there
+is no ratio. The goal is that the adapter is ahead of the prompt beyond both intervals. Seeds change the order and the initial weights, not the rows.
+The prompt's answers are held to the labels while they are decoded, as the peer's are.
 
 Peers (../shared/PEERS.md; Hugging Face peft and scikit-learn, two threads, one seed): a prompted SmolLM2-135M is right on 2.2 %, a LoRA adapter that
 writes the label on 74.4 % after 328 s, LoRA with a classification head on 80.4 % after 240 s, logistic regression on frozen MiniLM embeddings on 87.4 %
@@ -32,7 +33,7 @@ PEERS = {
     "lora": {"accuracy": 0.744, "seconds": 328.0},
     "classifier": {"accuracy": 0.804, "seconds": 240.0},
 }
-# Figures only, other data than the peer's.
+# Other data than the peer's.
 UNCOMPARED = ["extraction-prompt", "extraction"]
 # A system message of their own spares the model the long one that its template writes by itself.
 PROMPTS = {"text": "{{text}}", "sort": '{{role "system"}}Name the intent.{{role "user"}}{{text}}', "extract": '{{role "system"}}Extract as JSON.{{role "user"}}{{text}}'}
@@ -100,6 +101,8 @@ class Refit:
                 write(self.folder / f"{name}-{split}.jsonl", split, pairs)
             self.run("data", "import", "--name", name, "--split-file", f"train={name}-train.jsonl", "--split-file", f"test={name}-test.jsonl")
         labels = sorted({label for _, label in sets["bank"][0]})
+        schema = {"name": "label", "strict": True, "schema": {"enum": labels}}
+        self.format = {"type": "json_schema", "json_schema": schema}
         told = {"label": "Sort the message. Answer with one of these labels and nothing else: " + ", ".join(labels), "shown": shown(sets["extract"][0])}
         told = {name: f'{{{{role "system"}}}}{text}{{{{role "user"}}}}{{{{text}}}}' for name, text in told.items()}
         for name, text in (PROMPTS | told).items():
@@ -107,10 +110,11 @@ class Refit:
             self.run("prompt", "publish", f"{name}.prompt")
         return {name: len(parts[1]) for name, parts in sets.items()}
 
-    def accuracy(self, dataset, target):
+    def accuracy(self, dataset, target, parameters=None):
         """The share that is exactly right, and seconds."""
-        suite = {"name": dataset, "dataset": dataset, "split": "test", "scorers": ["exact_match"], "gate": [{"metric": "exact_match", "at_least": 0.0}],
-                 "targets": [{"name": "t", "parameters": {"temperature": 0, "max_tokens": 120}, **target}]}
+        scorer = {"exact_match": {"json": True}} if parameters else "exact_match"
+        suite = {"name": dataset, "dataset": dataset, "split": "test", "scorers": [scorer], "gate": [{"metric": "exact_match", "at_least": 0.0}],
+                 "targets": [{"name": "t", "parameters": {"temperature": 0, "max_tokens": 120, **(parameters or {})}, **target}]}
         (self.folder / "suite.yaml").write_text(json.dumps(suite))
         began = time.perf_counter()
         report = json.loads(self.run("eval", "run", "suite.yaml", "--json"))
@@ -128,7 +132,8 @@ def measure(refit, method, seed, steps):
     """(accuracy, seconds of fitting with everything around it, seconds of measuring)"""
     if method.endswith("prompt"):
         dataset, prompt = ("bank", "label") if method == "prompt" else ("extract", "shown")
-        accuracy, seconds = refit.accuracy(dataset, {"model": f"local/{MODEL}", "prompt": prompt})
+        held = {"response_format": refit.format} if method == "prompt" else None
+        accuracy, seconds = refit.accuracy(dataset, {"model": f"local/{MODEL}", "prompt": prompt}, held)
         return accuracy, 0.0, seconds
     recipe, name = RECIPES[method], f"{method}{seed}"
     recipe = {"name": name, "seed": seed, **recipe}
@@ -173,6 +178,9 @@ def main():
             if peer["seconds"]:
                 ratios[f"{method}_seconds_vs_peer"] = round(seconds["median"] / peer["seconds"], 3)
                 goals[f"{method}_under_half_its_seconds"] = seconds["median"] < peer["seconds"] / 2
+    if all(method in figures for method in UNCOMPARED):
+        prompt, adapter = (figures[method]["ci95"] for method in UNCOMPARED)
+        goals["extraction_adapter_ahead_of_prompt"] = adapter[0] > prompt[1]
     print(json.dumps({"name": "tuning-quality", "figures": figures, "ratios": ratios, "goals": goals, "met": all(goals.values())}))
 
 
