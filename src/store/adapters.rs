@@ -116,6 +116,14 @@ pub fn by_digest(db: &dyn Db, digest: &Digest) -> Result<Option<AdapterRecord>, 
     rows.first().map(record).transpose()
 }
 
+/// The adapter that a job made of a model.
+///
+/// # Errors
+/// What the database says.
+pub fn of_job(db: &dyn Db, model: &str, job: &str) -> Result<Option<AdapterRecord>, StoreError> {
+    one(db, "model = ? AND json_extract(provenance, '$.job') = ?", &[model.into(), job.into()])
+}
+
 /// All adapters, by model, name and version.
 ///
 /// # Errors
@@ -161,7 +169,7 @@ mod tests {
             model_digest: Digest::of("model"),
             weights: Digest::of("weights"),
             config: json!({"r": 8}),
-            provenance: json!({}),
+            provenance: json!({"job": format!("job_{text}")}),
         };
         let versions: Vec<_> =
             [("a", "1"), ("a", "2"), ("b", "3")].map(|(name, text)| insert(db, &adapter(name, text)).expect("stored").version).into();
@@ -173,5 +181,7 @@ mod tests {
             assert!(matches!(get(db, "m", missing), Err(StoreError::Unknown { .. })), "{missing}");
         }
         assert!(get(db, "other", "a").is_err());
+        assert_eq!(of_job(db, "m", "job_2").expect("a query").map(|adapter| adapter.digest), Some(Digest::of("2")));
+        assert_eq!((of_job(db, "m", "job_4").expect("a query"), of_job(db, "other", "job_2").expect("a query")), (None, None));
     }
 }

@@ -82,6 +82,12 @@ pub fn queueing(id: &str, kind: &str, spec: &serde_json::Value) -> Statement {
     Statement::new(sql, [id.into(), kind.into(), spec.into(), now_ms().into()])
 }
 
+/// The statement that stores how far a running job is, for batches of statements that make what it will work on.
+pub fn progressing(id: &str, progress: &serde_json::Value) -> Statement {
+    let sql = "UPDATE jobs SET progress = ? WHERE id = ? AND status = 'running'";
+    Statement::new(sql, [progress.into(), id.into()]).expecting(1)
+}
+
 /// Claims the oldest queued job of a kind; none when there is none.
 ///
 /// # Errors

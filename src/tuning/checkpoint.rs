@@ -11,6 +11,11 @@ use std::path::{Path, PathBuf};
 
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
+/// Written last of all: a checkpoint that has it is whole.
+const POSITION: &str = "position.json";
+/// What directories are called while a checkpoint is written, with the number of the process, and while one is removed.
+const WRITING: &str = "writing-";
+const REMOVING: &str = "removing-";
 
 /// Where a training stands: enough, with the recipe and the data, to go on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,41 +64,31 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `checkpoint-<step>` into a directory and removes older ones.
+    /// Writes `checkpoint-<step>` into a directory and removes older ones. One of this step and this training that is there already stays:
+    /// it says the same.
     ///
     /// # Errors
-    /// [`TuningError::Checkpoint`] when the disk is full or not writable; what was there before stays.
+    /// [`TuningError::Checkpoint`] when the disk is full or not writable; what was there before stays, and nothing beside it.
     pub fn write(
         directory: &Path,
         position: &Position,
         optimizer: &AdamW,
-        (config, weights): (&[u8], &[u8]),
+        files: (&[u8], &[u8]),
         best: Option<&[u8]>,
     ) -> Result<(), TuningError> {
         let place = directory.join(format!("checkpoint-{:012}", position.step));
+        if position_of(&place).is_ok_and(|there| there.is_some_and(|there| there.training == position.training)) {
+            return Ok(());
+        }
         // Of this process alone: a worker that lost its lease may still be writing its last one.
-        let beside = directory.join(format!("writing-{}", std::process::id()));
-        let failed = |error: std::io::Error| TuningError::Checkpoint { path: place.clone(), problem: error.to_string() };
-        let _ = fs::remove_dir_all(&beside);
-        fs::create_dir_all(&beside).map_err(failed)?;
-        let write = |name: &str, bytes: &[u8]| -> std::io::Result<()> {
-            let mut file = fs::File::create(beside.join(name))?;
-            std::io::Write::write_all(&mut file, bytes)?;
-            file.sync_all()
-        };
-        write("adapter_config.json", config).map_err(failed)?;
-        write("adapter_model.safetensors", weights).map_err(failed)?;
-        floats::write(moments(optimizer), &beside.join("optimizer.safetensors"))?;
-        if let Some(best) = best {
-            write("best.safetensors", best).map_err(failed)?;
+        let beside = directory.join(format!("{WRITING}{}", std::process::id()));
+        let written = write_files((&place, &beside), position, optimizer, files, best);
+        if written.is_err() {
+            // A disk that is full must not stay full.
+            let _ = fs::remove_dir_all(&beside);
+            return written;
         }
-        let position = serde_json::to_vec(position).expect("numbers and texts: serialising cannot fail");
-        write("position.json", &position).map_err(failed)?;
-        let _ = fs::remove_dir_all(&place);
-        fs::rename(&beside, &place).map_err(failed)?;
-        for old in list(directory).into_iter().rev().skip(KEPT) {
-            let _ = fs::remove_dir_all(old);
-        }
+        list(directory).into_iter().rev().skip(KEPT).for_each(|old| discard(&old));
         Ok(())
     }
 
@@ -102,10 +97,17 @@ impl Checkpoint {
     /// # Errors
     /// [`TuningError::Checkpoint`] when it is there but cannot be read.
     pub fn newest(directory: &Path, training: &str) -> Result<Option<Self>, TuningError> {
-        let Some(place) = list(directory).pop() else { return Ok(None) };
+        let mut newest = None;
+        for place in list(directory).into_iter().rev() {
+            let failed = |problem| TuningError::Checkpoint { path: place.clone(), problem };
+            if let Some(position) = position_of(&place).map_err(failed)? {
+                newest = Some((place, position));
+                break;
+            }
+        }
+        let Some((place, position)) = newest else { return Ok(None) };
         let failed = |problem: String| TuningError::Checkpoint { path: place.clone(), problem };
         let read = |name: &str| fs::read(place.join(name)).map_err(|error| failed(format!("{name}: {error}")));
-        let position: Position = serde_json::from_slice(&read("position.json")?).map_err(|error| failed(error.to_string()))?;
         if position.training != training {
             return Ok(None);
         }
@@ -113,6 +115,64 @@ impl Checkpoint {
         let best = fs::read(place.join("best.safetensors")).ok();
         let (config, weights) = (read("adapter_config.json")?, read("adapter_model.safetensors")?);
         Ok(Some(Checkpoint { position, optimizer, config, weights, best }))
+    }
+}
+
+/// Writes a checkpoint beside its place and puts it there.
+fn write_files(
+    (place, beside): (&Path, &Path),
+    position: &Position,
+    optimizer: &AdamW,
+    (config, weights): (&[u8], &[u8]),
+    best: Option<&[u8]>,
+) -> Result<(), TuningError> {
+    let unwritten = |problem| TuningError::Checkpoint { path: place.to_path_buf(), problem };
+    let failed = |error: std::io::Error| unwritten(error.to_string());
+    let _ = fs::remove_dir_all(beside);
+    fs::create_dir_all(beside).map_err(failed)?;
+    let write = |name: &str, bytes: &[u8]| -> std::io::Result<()> {
+        let mut file = fs::File::create(beside.join(name))?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    };
+    write("adapter_config.json", config).map_err(failed)?;
+    write("adapter_model.safetensors", weights).map_err(failed)?;
+    floats::write(moments(optimizer), None, &beside.join("optimizer.safetensors")).map_err(unwritten)?;
+    if let Some(best) = best {
+        write("best.safetensors", best).map_err(failed)?;
+    }
+    let position = serde_json::to_vec(position).expect("numbers and texts: serialising cannot fail");
+    write(POSITION, &position).map_err(failed)?;
+    discard(place);
+    fs::rename(beside, place).map_err(failed)
+}
+
+/// What a checkpoint says of itself; none where it is not whole, as one that was being removed when its process was killed.
+fn position_of(place: &Path) -> Result<Option<Position>, String> {
+    match fs::read(place.join(POSITION)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| format!("{POSITION}: {error}")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{POSITION}: {error}")),
+    }
+}
+
+/// Removes a checkpoint so that no part of it is ever taken for one.
+fn discard(place: &Path) {
+    let Some((directory, name)) = place.parent().zip(place.file_name()) else { return };
+    let aside = directory.join(format!("{REMOVING}{}", name.to_string_lossy()));
+    let _ = fs::remove_dir_all(&aside);
+    if fs::rename(place, &aside).is_ok() {
+        let _ = fs::remove_dir_all(aside);
+    }
+}
+
+/// Removes what processes that were killed left behind: checkpoints half written or half removed.
+pub fn sweep(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(WRITING) || name.starts_with(REMOVING)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -132,7 +192,7 @@ fn moments(optimizer: &AdamW) -> impl Iterator<Item = (String, Floats<'_>)> {
     let halves = [("first", &optimizer.first), ("second", &optimizer.second)];
     halves
         .into_iter()
-        .flat_map(|(half, all)| all.iter().enumerate().map(move |(i, values)| (format!("{half}.{i:04}"), Floats::vector(values))))
+        .flat_map(|(half, all)| all.iter().enumerate().map(move |(i, values)| (format!("{half}.{i:04}"), Floats::from(values.as_slice()))))
 }
 
 fn read_moments(bytes: &[u8], steps: usize) -> Result<AdamW, String> {

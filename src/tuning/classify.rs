@@ -40,7 +40,11 @@ pub(super) fn fit(
     Trainer { model, recipe, objective: &objective, head: Some(&head), directory }.run(observer)
 }
 
-fn labelled(model: &Model, recipe: &Recipe, conversation: &Conversation, labels: &[String]) -> Result<Labelled, TuningError> {
+/// A text and the place of its label among these; one that is none of them is never right.
+///
+/// # Errors
+/// [`TuningError::Example`] naming the sample that is too long or holds no text.
+pub(super) fn labelled(model: &Model, recipe: &Recipe, conversation: &Conversation, labels: &[String]) -> Result<Labelled, TuningError> {
     let text = classified_text(&conversation.prompt).map_err(|problem| conversation.wrong(problem.into()))?;
     let tokens = Classifier::tokens(&model.tokenizer, &text)?;
     let most = longest(model, recipe);

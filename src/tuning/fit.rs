@@ -16,18 +16,22 @@ use std::path::PathBuf;
 pub fn fit(files: &Files, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, observer: &dyn Observer) -> Result<Trained, TuningError> {
     recipe.check()?;
     data.check(recipe)?;
-    // Magnitudes are relative to the lengths of the weights as they are.
-    let purpose = match (recipe.dora, recipe.qlora) {
-        _ if recipe.method == Method::Full => Purpose::TrainWeights,
-        (true, _) => Purpose::Train,
-        (_, true) => Purpose::TrainQuantised,
-        _ => Purpose::TrainRounded,
-    };
-    let model = base::load(files, purpose)?;
+    let model = base::load(files, purpose(recipe))?;
     match recipe.method {
         Method::Lora | Method::Full | Method::Head => speak(&model, recipe, data, directory, observer),
         Method::Dpo => prefer(&model, recipe, data, directory, observer),
         Method::Classifier => classify::fit(&model, recipe, data, directory, observer),
+    }
+}
+
+/// What a model is loaded for.
+pub(super) fn purpose(recipe: &Recipe) -> Purpose {
+    match (recipe.dora, recipe.qlora) {
+        _ if recipe.method == Method::Full => Purpose::TrainWeights,
+        // Magnitudes are relative to the lengths of the weights as they are.
+        (true, _) => Purpose::Train,
+        (_, true) => Purpose::TrainQuantised,
+        _ => Purpose::TrainRounded,
     }
 }
 
@@ -77,7 +81,7 @@ fn prefer(model: &Model, recipe: &Recipe, data: &Data<'_>, directory: PathBuf, o
 }
 
 /// Both answers of a preference as examples, all of whose answer counts once.
-fn pair(model: &Model, conversation: &Conversation, most: usize) -> Result<Preference, TuningError> {
+pub(super) fn pair(model: &Model, conversation: &Conversation, most: usize) -> Result<Preference, TuningError> {
     let mut plain = conversation.clone();
     plain.prompt.iter_mut().chain([&mut plain.answer]).chain(&mut plain.rejected).for_each(|message| {
         message.extra.shift_remove("weight");

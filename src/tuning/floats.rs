@@ -1,20 +1,20 @@
-//! Values of f32 as safetensors, without a second copy of all of them beside what is written.
+//! Values as safetensors, without a second copy of all of them beside what is written.
 
-use super::TuningError;
 use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::Path;
 
-/// A tensor of f32.
+/// A tensor of f32 with one dimension.
 pub(super) struct Floats<'a> {
-    pub(super) values: Cow<'a, [f32]>,
-    pub(super) shape: Vec<usize>,
+    values: &'a [f32],
+    shape: [usize; 1],
 }
 
-impl<'a> Floats<'a> {
-    /// A tensor of one dimension.
-    pub(super) fn vector(values: &'a [f32]) -> Self {
-        Floats { shape: vec![values.len()], values: Cow::Borrowed(values) }
+impl<'a> From<&'a [f32]> for Floats<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Floats { values, shape: [values.len()] }
     }
 }
 
@@ -36,12 +36,19 @@ impl View for Floats<'_> {
     }
 }
 
-/// Writes tensors as a file and brings it to the disk.
+/// Writes tensors as a file, one after the other, and brings it to the disk.
 ///
 /// # Errors
-/// [`TuningError::Checkpoint`] when the disk is full or not writable.
-pub(super) fn write<'a>(tensors: impl IntoIterator<Item = (String, Floats<'a>)>, path: &Path) -> Result<(), TuningError> {
-    let failed = |problem: String| TuningError::Checkpoint { path: path.to_path_buf(), problem };
-    safetensors::serialize_to_file(tensors, None, path).map_err(|error| failed(error.to_string()))?;
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(error.to_string()))
+/// What the disk says: it is full, or not writable.
+pub(super) fn write<N, V>(
+    tensors: impl IntoIterator<Item = (N, V)>,
+    metadata: Option<HashMap<String, String>>,
+    path: &Path,
+) -> Result<(), String>
+where
+    N: AsRef<str> + Ord + Display,
+    V: View,
+{
+    safetensors::serialize_to_file(tensors, metadata, path).map_err(|error| error.to_string())?;
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| error.to_string())
 }

@@ -1,7 +1,6 @@
 //! The trainable part: one pair of variables for each adapted module, A uniform and B zero as PEFT initialises them, so that training
 //! begins with exactly the base model; with DoRA the magnitudes, with a classifier its head. With `method: full` the model's own weights.
 
-use super::floats::Floats;
 use super::{Method, Recipe, TuningError};
 use crate::engine::adapter::{Adapter, AdapterConfig, LoraTarget};
 use crate::engine::nn::linear::Lora;
@@ -9,7 +8,6 @@ use crate::engine::{Classifier, Head, Model};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -168,12 +166,8 @@ impl Trainable {
 
     /// The weights of the model, safetensors.
     fn weights(&self, names: &[String]) -> Result<Vec<u8>, TuningError> {
-        let mut tensors = Vec::new();
-        for (name, variable) in names.iter().zip(&self.variables) {
-            let values = Cow::Owned(variable.flatten_all()?.to_vec1::<f32>()?);
-            tensors.push((name.clone(), Floats { values, shape: variable.dims().to_vec() }));
-        }
-        safetensors::serialize(tensors, None).map_err(|error| candle_core::Error::Msg(error.to_string()).into())
+        safetensors::serialize(names.iter().zip(self.variables.iter().map(Var::as_tensor)), None)
+            .map_err(|error| candle_core::Error::Msg(error.to_string()).into())
     }
 
     /// Gives the weights of the model the values of a checkpoint.

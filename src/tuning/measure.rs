@@ -1,56 +1,72 @@
-//! How well a trained adapter predicts answers that it did not learn from.
+//! How well what was trained does on samples that it did not learn from: by the loss that its recipe pursues.
 
-use super::{Conversation, Example, LossOn, TuningError, base};
-use crate::engine::Purpose;
-use crate::engine::arch::Mode;
-use crate::engine::nn::cross_entropy;
+use super::classify::labelled;
+use super::fit::{longest, pair, purpose};
+use super::lora::Trainable;
+use super::objective::{self, Classify, Labelled, Language, Objective, Prefer, Preference, Split};
+use super::plan::Plan;
+use super::{Conversation, Example, Method, Recipe, TuningError, base};
+use crate::engine::Model;
 use crate::models::Files;
-use crate::tuning::example::Packed;
 use serde::{Deserialize, Serialize};
-
-/// Examples of one forward pass.
-const BATCH: usize = 8;
+use std::collections::BTreeMap;
 
 /// Numbers of a split.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Examples.
     pub examples: usize,
-    /// Tokens that carry loss.
-    pub tokens: usize,
-    /// Mean cross-entropy of them, nats.
+    /// Mean loss, nats: of the tokens that carry one, of preferences, or of labels.
     pub loss: f64,
-    /// Share of them that were the likeliest.
-    pub token_accuracy: f64,
+    /// Shares and means beside it: `token_accuracy` of texts, `accuracy` of labels, `reward_accuracy` of preferences, and more.
+    pub metrics: BTreeMap<String, f64>,
 }
 
-/// Measures an adapter (`adapter_config.json`, `adapter_model.safetensors`) on conversations.
+/// Measures what a recipe made (`adapter_config.json` and `adapter_model.safetensors`, or a classifier's two files) on conversations.
 ///
 /// # Errors
-/// [`TuningError::Example`] naming the sample that is too long or empty; what the engine says.
-pub fn measure(
-    files: &Files,
-    (config, weights): (&[u8], &[u8]),
-    conversations: &[Conversation],
-    max_length: usize,
-) -> Result<Measured, TuningError> {
-    let model = base::load(files, Purpose::Train)?;
-    let adapter = model.adapter(config, weights)?.detached();
-    let max_length = max_length.min(model.decoder.config().context);
-    let example = |conversation: &Conversation| -> Result<Example, TuningError> {
-        Example::new(&model, conversation, LossOn::Completion, max_length)
-    };
-    let examples = conversations.iter().map(example).collect::<Result<Vec<_>, _>>()?;
-    let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
-    for part in examples.chunks(BATCH) {
-        let packed = Packed::new(part);
-        let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&adapter))?;
-        for row in cross_entropy::evaluate(&hidden, model.decoder.head()?, &packed.labels)? {
-            sum += row.loss;
-            tokens += 1;
-            right += usize::from(row.is_hit);
+/// [`TuningError::Example`] naming the sample that is too long or empty, or whose label is unknown; what the engine says.
+pub fn measure(files: &Files, recipe: &Recipe, stored: (&[u8], &[u8]), conversations: &[Conversation]) -> Result<Measured, TuningError> {
+    let model = base::load(files, purpose(recipe))?;
+    let trained = Trainable::read(recipe, &model, stored)?;
+    let of = Of { model: &model, recipe, trained: &trained };
+    let most = longest(&model, recipe);
+    match (recipe.method, &trained.head) {
+        (Method::Dpo, _) => {
+            let pairs = conversations.iter().map(|talk| pair(&model, talk, most)).collect::<Result<Vec<Preference>, _>>()?;
+            of.measure(&Prefer::new(&[], &pairs, recipe.beta))
+        }
+        (Method::Classifier, Some(head)) => {
+            let known = |talk: &Conversation| head.labels.binary_search(&talk.label()).is_ok();
+            if let Some(talk) = conversations.iter().find(|talk| !known(talk)) {
+                return Err(talk.wrong(format!("its label \"{}\" was never learned", talk.label())));
+            }
+            let labelled = |talk| labelled(&model, recipe, talk, &head.labels);
+            let texts = conversations.iter().map(labelled).collect::<Result<Vec<Labelled>, _>>()?;
+            of.measure(&Classify { train: &[], validation: &texts })
+        }
+        _ => {
+            let example = |talk| Example::new(&model, talk, recipe.loss_on, most);
+            let examples = conversations.iter().map(example).collect::<Result<Vec<_>, _>>()?;
+            of.measure(&Language { train: &[], validation: &examples })
         }
     }
-    let of = tokens.max(1) as f64;
-    Ok(Measured { examples: examples.len(), tokens, loss: sum / of, token_accuracy: right as f64 / of })
+}
+
+/// What is measured.
+struct Of<'a> {
+    model: &'a Model,
+    recipe: &'a Recipe,
+    trained: &'a Trainable,
+}
+
+impl Of<'_> {
+    fn measure(&self, objective: &dyn Objective) -> Result<Measured, TuningError> {
+        let lengths = objective.lengths(Split::Validation);
+        let mut all = objective::Measured::default();
+        for chosen in Plan::measured(self.recipe, &lengths) {
+            all.add(objective.measure(self.model, self.trained, &chosen)?);
+        }
+        Ok(Measured { examples: lengths.len(), loss: all.loss(), metrics: all.means() })
+    }
 }

@@ -2,15 +2,15 @@
 //! clipped, AdamW, validation, checkpoints. Everything random is a function of the recipe's seed and the step, so a resumed run is the
 //! same run.
 
-use super::checkpoint::{Checkpoint, Position};
+use super::checkpoint::{self, Checkpoint, Position};
 use super::lora::Trainable;
-use super::objective::{Measured, Metrics, Objective, Split};
+use super::objective::{Measured, Metrics, Objective, Split, add};
 use super::optimizer::{AdamW, Gradients, Pace};
 use super::plan::Plan;
 use super::{Recipe, TuningError};
 use crate::engine::nn::dropout::Dropout;
 use crate::engine::{Head, Model};
-use crate::types::Digest;
+use crate::types::digest::Hashing;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -29,6 +29,8 @@ pub struct StepReport {
     pub validation_loss: Option<f32>,
     /// Step after which that was measured.
     pub validated_at: Option<usize>,
+    /// Share of the tokens of the validation split that were the likeliest then; of texts alone.
+    pub validation_accuracy: Option<f64>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.
@@ -127,6 +129,7 @@ impl Trainer<'_> {
 
     fn start(&self) -> Result<State, TuningError> {
         let training = self.digest();
+        checkpoint::sweep(&self.directory);
         if let Some(checkpoint) = Checkpoint::newest(&self.directory, &training)? {
             let Checkpoint { position, optimizer, best, config, weights } = checkpoint;
             let trainable = Trainable::read(self.recipe, self.model, (&config, &weights))?;
@@ -142,7 +145,10 @@ impl Trainer<'_> {
 
     /// Names this training by everything that decides its curve.
     fn digest(&self) -> String {
-        Digest::of_json(&serde_json::json!({"recipe": self.recipe, "content": self.objective.content()})).to_string()
+        let mut digest = Hashing::new();
+        add(&mut digest, self.recipe);
+        self.objective.content(&mut digest);
+        digest.digest().to_string()
     }
 
     /// One step; its report lacks what the speed tells.
@@ -206,18 +212,15 @@ impl Trainer<'_> {
         }
         let mut all = Measured::default();
         for chosen in Plan::measured(self.recipe, &lengths) {
-            let part = self.objective.measure(self.model, &state.trainable, &chosen)?;
-            all.loss += part.loss;
-            all.weight += part.weight;
-            part.metrics.into_iter().for_each(|(name, sum)| *all.metrics.entry(name).or_default() += sum / lengths.len() as f64);
+            all.add(self.objective.measure(self.model, &state.trainable, &chosen)?);
         }
-        let loss = (all.loss / all.weight) as f32;
+        let loss = all.loss() as f32;
         if !loss.is_finite() {
             return Err(TuningError::Diverged { step, loss });
         }
         state.position.validations.push((step, loss));
         if !all.metrics.is_empty() {
-            state.position.validation_metrics.push(all.metrics);
+            state.position.validation_metrics.push(all.means());
         }
         if state.position.best.is_none_or(|best| loss < best) {
             state.position.best = Some(loss);
@@ -267,6 +270,7 @@ impl Speed {
         StepReport {
             validation_loss: position.validations.last().map(|(_, loss)| *loss),
             validated_at: position.validations.last().map(|(step, _)| *step),
+            validation_accuracy: position.validation_metrics.last().and_then(|metrics| metrics.get("token_accuracy").copied()),
             tokens_per_second,
             trained_tokens: position.trained_tokens,
             seconds_left: (report.steps - report.step) as f64 * tokens_per_step / tokens_per_second,

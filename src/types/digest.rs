@@ -71,6 +71,17 @@ impl Hashing {
     }
 }
 
+impl std::io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.add(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// JSON text with the keys of every object sorted and no white space.
 pub fn canonical_json(value: &serde_json::Value) -> String {
     let mut text = String::new();

@@ -191,6 +191,8 @@ fn what_cannot_be_fine_tuned_is_refused_by_its_field() {
         (json!({"hyperparameters": {"n_epochs": 1.5}}), "hyperparameters.n_epochs", "whole number"),
         (json!({"model": "local/m", "integrations": [{"type": "wandb"}]}), "integrations", "nothing is sent"),
         (json!({"model": "local/m", "method": {"type": "reinforcement"}}), "method.type", "graders"),
+        (json!({"model": "local/m", "hyperparameters": {"n_epoch": 3}}), "hyperparameters.n_epoch", "did you mean \"n_epochs\"?"),
+        (json!({"model": "local/m", "hyperparameters": {"beta": 0.1}}), "hyperparameters.beta", "dpo"),
     ] {
         let (found, message) = refused(&mine, change.clone());
         assert!(found.starts_with(param) && message.contains(part), "{change}: {found}: {message}");

@@ -267,6 +267,15 @@ fn a_job_that_is_paused_before_its_worker_begins_goes_on() {
     let mine = key(&refit, &[]);
     let server = refit.serve(&[]);
     let training = file(&server, &mine, &talks(&TALKS));
+    for (name, value, part) in
+        [("learning_rate_multiplier", 2000, "the learning rate"), ("n_epochs", 1001, "1 to 1000"), ("batch_size", 5000, "1 to 1024")]
+    {
+        let method = json!({"type": "supervised", "supervised": {"hyperparameters": {name: value}}});
+        let reply = server.post(JOBS, Some(&mine), &json!({"model": MODEL, "training_file": training, "method": method}));
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["param"]), (400, &json!(format!("method.supervised.hyperparameters.{name}"))), "{error}");
+        assert!(error["message"].as_str().is_some_and(|told| told.contains(part)), "{error}");
+    }
     let method = json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 6}}});
     let job = create(&server, &mine, &json!({"model": MODEL, "training_file": training, "method": method}));
     let path = format!("{JOBS}/{}", id(&job));

@@ -224,6 +224,11 @@ fn a_full_disk_and_a_kill_leave_a_training_that_goes_on_as_if_nothing_had_been()
     let at = told.find("job_").expect("a job");
     let id: String = told[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').collect();
     faulty.heal();
+    let left: Vec<String> = std::fs::read_dir(refit.data_dir().join("jobs").join(&id))
+        .expect("the job's folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(left, ["worker.log"], "nothing half written takes room on a full disk");
     refit.run(&["tune", "resume", &id]).expect(0);
     assert_eq!(losses(&refit), expected, "after a full disk");
 

@@ -191,6 +191,12 @@ fn a_folder_that_cannot_be_honoured_is_refused_by_its_name() {
         ("r", json!(0)),
         ("r", json!(1_000_000)),
         ("target_modules", json!(["c_attn"])),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("layer_replication", json!([[0, 4], [2, 5]])),
+        ("use_qalora", json!(true)),
+        ("target_parameters", json!(["mlp.experts"])),
+        ("task_type", json!("SEQ_CLS")),
+        ("exclude_modules", json!(["q_proj"])),
     ] {
         let mut changed = config.clone();
         changed[field] = value;

@@ -62,12 +62,19 @@ fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
     let adapters = refit.run(&["tune", "adapters", "--json"]).expect(0).json();
     assert_eq!(adapters.as_array().map(Vec::len), Some(1), "only the winner was trained to its end");
 
+    // Those that fell out keep their curves and none of their checkpoints.
+    let kept = |job: &Value| refit.data_dir().join("jobs").join(job.as_str().expect("an id")).exists();
+    assert!(trials.iter().skip(1).all(|trial| !kept(&trial["job"])), "{result}");
+
     let short = refit.run(&["tune", "sweep", "recipe.yaml", "--learning-rate", "0.001,0.002", "--budget", "1s", "--json"]).expect(0).json();
     assert!(
         short["result"]["adapter"].is_null()
             && short["result"]["note"].as_str().is_some_and(|note| note.contains("refit tune resume job_")),
         "{short}"
     );
+    // A second is not enough to load the model and take 16 steps: the training is stopped, not only the next one not begun.
+    let steps: u64 = short["result"]["trials"].as_array().expect("trials").iter().filter_map(|trial| trial["steps"].as_u64()).sum();
+    assert!(steps < 16, "{short}");
     // What the note says to run trains the trial to its end.
     let note = short["result"]["note"].as_str().expect("a note");
     let trial = note.rsplit(' ').next().expect("a job");
@@ -76,7 +83,38 @@ fn a_sweep_halves_its_trials_goes_on_after_a_stop_and_tests_its_winner_once() {
     assert!(resumed["result"]["adapter"].is_string(), "{resumed}");
     refit.write("head.yaml", "name: h\nmethod: head\nmodel: local/all-minilm-l6-v2\ndataset: desk\n");
     assert!(refit.run(&["tune", "sweep", "head.yaml"]).expect(2).stderr.contains("for adapters"));
+    for method in ["classifier", "dpo"] {
+        sweep_of(&refit, method);
+    }
     assert!(refit.run(&["tune", "sweep", "recipe.yaml", "--budget", "soon"]).expect(2).stderr.contains("--budget"));
+}
+
+/// A sweep whose winner is measured by what its method pursues.
+fn sweep_of(refit: &Refit, method: &str) {
+    let said = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let line = |at: usize| {
+        let input = json!({"messages": [{"role": "user", "content": format!("Where is my {}?", NAMES[at])}]});
+        match method {
+            "dpo" => {
+                json!({"id": format!("s{at}"), "input": input, "preferred_output": said("Gladly."), "non_preferred_output": said("No.")})
+            }
+            _ => json!({"id": format!("s{at}"), "input": input, "target": if at % 2 == 0 { "even" } else { "odd" }}),
+        }
+    };
+    let mut args = vec!["data".to_string(), "import".into(), "--name".into(), method.into()];
+    for (split, range) in [("train", 0..4), ("validation", 4..6), ("test", 6..8)] {
+        let file = format!("{method}-{split}.jsonl");
+        refit.write(&file, range.map(|at| format!("{}\n", line(at))).collect::<String>());
+        args.extend(["--split-file".into(), format!("{split}={file}")]);
+    }
+    refit.run(&args.iter().map(String::as_str).collect::<Vec<_>>()).expect(0);
+    let recipe =
+        format!("name: s\nmodel: local/{MODEL}\ndataset: {method}\nmethod: {method}\nepochs: 1\nbatch_size: 2\nrank: 2\nqlora: true\n");
+    refit.write("method.yaml", recipe);
+    let done = refit.run(&["tune", "sweep", "method.yaml", "--learning-rate", "0.001", "--json"]).expect(0).json();
+    let (test, metric) = (&done["result"]["test"], if method == "dpo" { "reward_accuracy" } else { "accuracy" });
+    assert_eq!(test["examples"], 2, "{done}");
+    assert!(test["loss"].as_f64() > Some(0.0) && test["metrics"][metric].is_f64(), "{done}");
 }
 
 #[test]

@@ -199,3 +199,25 @@ fn a_worker_that_dies_after_it_stored_its_model_leaves_one_model() {
     assert_eq!(names(), before);
     assert!(!leftover.exists());
 }
+
+#[test]
+fn a_worker_that_dies_after_it_stored_its_adapter_leaves_one_adapter() {
+    let refit = with_small("llama");
+    recipe(&refit, "own", "max_steps: 2\n");
+    let text = std::fs::read_to_string(refit.path().join("recipe.yaml")).expect("a recipe").replace("method: full\n", "");
+    refit.write("recipe.yaml", text);
+    let done = refit.run(&["tune", "run", "recipe.yaml", "--json"]).expect(0).json();
+    let database = rusqlite::Connection::open(refit.data_dir().join("refit.db")).expect("the database");
+    let job = done["job"].as_str().expect("a job");
+    let changed =
+        database.execute("UPDATE jobs SET status = 'failed', result = 'null', error = 'gone' WHERE id = ?", [job]).expect("a row");
+    assert_eq!(changed, 1);
+    drop(database);
+    let again = refit.run(&["tune", "resume", job, "--json"]).expect(0).json();
+    assert_eq!(
+        (&again["result"]["adapter"], &again["result"]["digest"]),
+        (&done["result"]["adapter"], &done["result"]["digest"]),
+        "{again}"
+    );
+    assert_eq!(refit.run(&["tune", "adapters", "--json"]).expect(0).json().as_array().map(Vec::len), Some(1));
+}

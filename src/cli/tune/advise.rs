@@ -1,6 +1,6 @@
 //! `refit tune advise`: prompt, head or adapter.
 
-use super::describe;
+use super::{describe, seconds};
 use crate::cli::{Context, output};
 use crate::evals::prepare::Selection;
 use crate::evals::{Report, Runner, Suite, prepare};
@@ -51,22 +51,6 @@ call that the best one is not measurably better than (paired test, 5 %). Seconds
 
 Example:
   refit tune advise banking --budget 10m --json";
-
-/// Seconds of `90s`, `5m`, `1h`.
-///
-/// # Errors
-/// [`Code::INVALID_VALUE`] about the flag.
-pub fn seconds(text: &str, flag: &str) -> Result<f64, Failure> {
-    let wrong = || Failure::on(Code::INVALID_VALUE, flag, format!("--{flag}: expected a time such as 90s, 5m or 1h, not \"{text}\""));
-    let unit = match text.chars().last() {
-        Some('s') => 1.0,
-        Some('m') => 60.0,
-        Some('h') => 3_600.0,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    if number.is_finite() && number > 0.0 { Ok(number * unit) } else { Err(wrong()) }
-}
 
 /// Runs the verb.
 ///

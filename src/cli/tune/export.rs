@@ -102,6 +102,14 @@ pub fn read(store: &Store, args: &In) -> Result<ExitCode, Failure> {
         return Err(Failure::on(Code::INVALID_REQUEST, "adapter", message));
     };
     let adapter = export::import(store, &args.folder, (model, name))?;
+    if let Some(base) = adapter.provenance["base_model_name_or_path"].as_str().filter(|base| !names(base, &adapter.model)) {
+        output::note(format!("it says that its base is {base}: whether {} is that model is yours to know", adapter.model));
+    }
     output::line(format!("local/{}:{}@{}", adapter.model, adapter.name, adapter.version))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a repository or path can be meant by the name of a model, such as `HuggingFaceTB/SmolLM2-135M-Instruct` by `smollm2-135m-instruct`.
+fn names(base: &str, model: &str) -> bool {
+    base.trim_end_matches('/').rsplit('/').next().is_some_and(|last| last.eq_ignore_ascii_case(model))
 }

@@ -324,7 +324,10 @@ fn named(store: &Store, reference: &str) -> Result<(String, JobRecord), Failure>
         return Ok((format!("{name} …{tail}"), job));
     }
     let adapter = adapter_of(store, reference)?;
-    let job = adapter.provenance["job"].as_str().unwrap_or_default().to_string();
+    let Some(job) = adapter.provenance["job"].as_str().map(String::from) else {
+        let message = format!("{reference} was imported: no training of it is known here");
+        return Err(Failure::on(Code::UNKNOWN_NAME, "job", message).with_hint("refit tune adapters --json shows what its files say"));
+    };
     Ok((format!("{}@{}", adapter.name, adapter.version), known(store, &job)?))
 }
 
@@ -366,6 +369,22 @@ fn status(store: &Store, job: Option<&str>, json: bool) -> Result<ExitCode, Fail
     }
     let failed = job.is_some() && found.iter().any(|job| job.status == "failed");
     Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Seconds of `90s`, `5m`, `1h`.
+///
+/// # Errors
+/// [`Code::INVALID_VALUE`] about the flag.
+fn seconds(text: &str, flag: &str) -> Result<f64, Failure> {
+    let wrong = || Failure::on(Code::INVALID_VALUE, flag, format!("--{flag}: expected a time such as 90s, 5m or 1h, not \"{text}\""));
+    let unit = match text.chars().last() {
+        Some('s') => 1.0,
+        Some('m') => 60.0,
+        Some('h') => 3_600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    if number.is_finite() && number > 0.0 { Ok(number * unit) } else { Err(wrong()) }
 }
 
 fn as_json(job: &JobRecord) -> Value {

@@ -1,7 +1,6 @@
 //! `refit tune sweep`: learning rates and ranks against each other.
 
-use super::advise::seconds;
-use super::{interrupt_flag, parsed};
+use super::{interrupt_flag, parsed, seconds};
 use crate::cli::{Context, output};
 use crate::jobs::tune::sweep::{SweepResult, SweepSpec, SweepState, Trial, enqueue_sweep};
 use crate::jobs::worker;
@@ -100,13 +99,8 @@ fn show(result: &SweepResult) -> Result<(), Failure> {
     let heading = ["trial", "learning rate", "rank", "steps", "validation", "seconds", ""];
     output::line(output::table(&heading, &result.trials.iter().map(row).collect::<Vec<_>>()))?;
     if let Some(test) = &result.test {
-        output::note(format!(
-            "the winner on the test split: loss {:.4}, {:.1} % of {} tokens right ({} examples)",
-            test.loss,
-            100.0 * test.token_accuracy,
-            test.tokens,
-            test.examples
-        ));
+        let beside: String = test.metrics.iter().map(|(name, value)| format!(", {} {value:.3}", name.replace('_', " "))).collect();
+        output::note(format!("the winner on the test split: loss {:.4}{beside} ({} examples)", test.loss, test.examples));
     }
     if let Some(note) = &result.note {
         output::note(note);

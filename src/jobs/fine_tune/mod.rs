@@ -42,6 +42,8 @@ pub struct Wanted<'a> {
     pub validation: Option<&'a files::FileRow>,
     /// Epochs, batch, learning rate.
     pub hyperparameters: &'a Hyperparameters,
+    /// Where in the request these stand.
+    pub place: &'a str,
     /// Method: `supervised`, `dpo`.
     pub method: &'a str,
     /// Of the initial weights and of the order of the examples.
@@ -69,7 +71,7 @@ const TRAINERS: &[Prepare] = &[
 pub struct FineTunes {
     store: Store,
     woken: Notify,
-    /// Held while one is made: its name is looked up, its files are read, and only then is it given away.
+    /// Held while a name is looked up and given away.
     naming: Mutex<()>,
     /// The worker that this process started.
     worker: Mutex<Option<(String, Child)>>,
@@ -99,20 +101,24 @@ impl FineTunes {
         let model = new.model.strip_prefix(LOCAL).unwrap_or(&new.model);
         let (training, validation) = self.files(caller, new)?;
         let (id, job) = (new_id("ftjob"), new_id("job"));
-        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = self.free_name(model, new.suffix.as_deref(), &id)?;
+        let wish = wished_name(new.suffix.as_deref(), &id)?;
         let seed = new.seed.unwrap_or_else(|| u64::from(now_ms() as u32 >> 1));
         let wanted = Wanted {
             model,
-            name: &name,
+            name: &wish,
             training: &training,
             validation: validation.as_ref(),
             hyperparameters: &new.hyperparameters,
+            place: &new.place,
             method: &new.method,
             seed,
         };
         let mut prepared = prepare(&self.store, &wanted)?;
+        // Only now, when the files are read: that may take long, and others want names meanwhile.
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = self.free_name(model, &wish)?;
         prepared.spec["fine_tune"] = id.clone().into();
+        prepared.spec["recipe"]["name"] = name.clone().into();
         let row = self.row(caller, new, (id, name), Some(job.clone()));
         let asked = json!({"seed": seed, "suffix": new.suffix, "method": new.method, "hyperparameters": prepared.hyperparameters});
         let row = FineTuneRow { asked, ..row };
@@ -173,14 +179,10 @@ impl FineTunes {
     }
 
     /// A name that no adapter of the model has: a model that somebody calls must not become another one because a second job ended.
-    fn free_name(&self, model: &str, suffix: Option<&str>, id: &str) -> Result<String, Failure> {
-        let wanted = match suffix {
-            Some(suffix) => request::slug(suffix)?,
-            None => format!("ft-{}", &id[id.len() - 8..]),
-        };
+    fn free_name(&self, model: &str, wanted: &str) -> Result<String, Failure> {
         let full = format!("{LOCAL}{model}");
         for number in 1..10_000 {
-            let name = if number == 1 { wanted.clone() } else { format!("{wanted}-{number}") };
+            let name = if number == 1 { wanted.to_string() } else { format!("{wanted}-{number}") };
             let is_there = match adapters::get(self.db(), model, &name) {
                 Err(StoreError::Unknown { .. }) => rows::is_taken(self.db(), &full, &name)?,
                 other => other.map(|_| true)?,
@@ -294,6 +296,14 @@ impl FineTunes {
             (row, Some(job)) => Ok((row, job)),
             _ => Err(Failure::new(Code::INTERNAL, format!("the fine-tuning job {id} has no job here"))),
         }
+    }
+}
+
+/// What one would be called if nobody else were.
+fn wished_name(suffix: Option<&str>, id: &str) -> Result<String, Failure> {
+    match suffix {
+        Some(suffix) => request::slug(suffix),
+        None => Ok(format!("ft-{}", &id[id.len() - 8..])),
     }
 }
 

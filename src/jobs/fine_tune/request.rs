@@ -1,6 +1,7 @@
 //! What a body of `POST /v1/fine_tuning/jobs` asks for. Fields that cannot be honoured are refused by their name.
 
 use super::MAX_SUFFIX;
+use crate::types::error::did_you_mean;
 use crate::types::ids::is_slug;
 use crate::types::{Code, Failure};
 use serde_json::{Map, Value};
@@ -59,6 +60,10 @@ pub struct NewFineTune {
     pub method: String,
     /// Epochs, batch and learning rate.
     pub hyperparameters: Hyperparameters,
+    /// Where in the body these stand.
+    pub place: String,
+    /// One of them that nobody here knows; a provider may.
+    unknown: Option<String>,
     /// The caller's labels: an object or null.
     pub metadata: Value,
     /// The whole body, for providers.
@@ -87,6 +92,8 @@ impl NewFineTune {
         };
         let (method, place, given) = method(&body)?;
         let hyperparameters = hyperparameters(&place, given)?;
+        let is_known = |name: &&String| HYPERPARAMETERS.iter().any(|(known, _)| known == name);
+        let unknown = given.and_then(Value::as_object).and_then(|fields| fields.keys().find(|name| !is_known(name)).cloned());
         Ok(NewFineTune {
             model,
             training_file,
@@ -95,6 +102,8 @@ impl NewFineTune {
             seed,
             method,
             hyperparameters,
+            place,
+            unknown,
             metadata: body.get("metadata").cloned().unwrap_or_default(),
             body,
         })
@@ -103,15 +112,28 @@ impl NewFineTune {
     /// Refuses what nobody can do here.
     ///
     /// # Errors
-    /// [`Code::UNSUPPORTED`] naming the field.
+    /// [`Code::UNSUPPORTED`] and [`Code::INVALID_VALUE`] naming the field.
     pub fn check_local(&self) -> Result<(), Failure> {
         let unsupported = |field: &str, message: &str| Err(Failure::on(Code::UNSUPPORTED, field, format!("{field}: {message}")));
         if self.body.get("integrations").is_some_and(|value| value.as_array().is_none_or(|all| !all.is_empty()) && !value.is_null()) {
             return unsupported("integrations", "nothing is sent to other services; the job's events and its result file have the numbers");
         }
-        match self.method.as_str() {
-            "supervised" | "dpo" => Ok(()),
-            _ => unsupported("method.type", "local models are not trained by graders; \"supervised\" and \"dpo\" are supported"),
+        if !matches!(self.method.as_str(), "supervised" | "dpo") {
+            let message = "local models are not trained by graders; \"supervised\" and \"dpo\" are supported";
+            return unsupported("method.type", message);
+        }
+        if let Some(name) = &self.unknown {
+            let known: Vec<&str> = HYPERPARAMETERS.iter().map(|(name, _)| *name).collect();
+            let nearest = did_you_mean(name, known.iter().copied());
+            let field = format!("{}.{name}", self.place);
+            return Err(wrong(&field, format!("there is no such hyperparameter{nearest}; known are {}", known.join(", "))));
+        }
+        match (self.method.as_str(), self.hyperparameters.beta) {
+            ("supervised", Number::Is(_)) => {
+                let field = format!("{}.beta", self.place);
+                Err(wrong(&field, "it belongs to the method \"dpo\""))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -214,6 +236,8 @@ mod tests {
         let local = |more: Value| read(more).expect("read").check_local().expect_err("refused").param().unwrap_or_default();
         assert_eq!(local(json!({"integrations": [{"type": "wandb"}]})), "integrations");
         assert_eq!(local(json!({"method": {"type": "reinforcement"}})), "method.type");
+        assert_eq!(local(json!({"hyperparameters": {"beta": 0.1}})), "hyperparameters.beta");
+        assert_eq!(local(json!({"hyperparameters": {"n_epoch": 3}})), "hyperparameters.n_epoch");
         assert!(read(json!({"integrations": [], "method": null})).expect("read").check_local().is_ok());
     }
 

@@ -13,6 +13,7 @@ use crate::tuning::AnyRecipe;
 use crate::types::{Code, Failure};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -23,6 +24,10 @@ const MAX_LABELS: usize = 200;
 const SHOWN: usize = 4;
 /// What the suites are called in errors.
 const SHOWN_AS: &str = "refit tune advise";
+/// Samples that tell how long the others will take.
+const PILOT: usize = 8;
+/// Share of what is left of the budget that the first method may spend on its answers: the others give as many.
+const FIRST_SHARE: f64 = 1.0 / 3.0;
 /// Samples from which an interval is narrow enough to choose by.
 const ENOUGH: usize = 50;
 /// The metric of the table.
@@ -119,14 +124,14 @@ pub fn advise(question: &Question, hands: &Hands<'_>) -> Result<Advice, Failure>
     let dataset = Datasets::new(hands.store).open(&question.dataset)?;
     let task = Task::of(&dataset, question)?;
     let folder = Folder::make(hands.store)?;
-    let left = || (question.budget_s - began.elapsed().as_secs_f64()).max(0.0);
-    let bench = Bench { question, hands, task: &task, folder: &folder.0 };
+    let name = dataset.row.dataset.chars().take(48).collect();
+    let bench = Bench { question, hands, task: &task, folder: &folder.0, name, began, samples: Cell::new(None) };
     (hands.tell)("the model as it is, with a prompt");
     let mut candidates = vec![bench.prompted()?];
     (hands.tell)("a head on embeddings");
-    candidates.push(bench.head(left())?);
+    candidates.push(bench.head(bench.left())?);
     (hands.tell)("a low-rank adapter");
-    candidates.push(bench.lora(left())?);
+    candidates.push(bench.lora(bench.left())?);
     let (recommended, because) = choose(hands.store, &mut candidates)?;
     Ok(Advice { candidates, recommended, because, seconds: began.elapsed().as_secs_f64() })
 }
@@ -208,9 +213,19 @@ struct Bench<'a> {
     hands: &'a Hands<'a>,
     task: &'a Task,
     folder: &'a Path,
+    /// The dataset's.
+    name: String,
+    began: Instant,
+    /// How many samples are measured, once the first method has told what they take.
+    samples: Cell<Option<usize>>,
 }
 
 impl Bench<'_> {
+    /// Seconds of the budget that are left.
+    fn left(&self) -> f64 {
+        (self.question.budget_s - self.began.elapsed().as_secs_f64()).max(0.0)
+    }
+
     fn prompted(&self) -> Result<Candidate, Failure> {
         let prompt = match (&self.question.prompt, &self.task.field) {
             (Some(prompt), _) => prompt.clone(),
@@ -238,7 +253,11 @@ impl Bench<'_> {
         }
         let recipe = json!({"name": self.name("lora"), "model": self.question.base, "dataset": self.question.dataset,
             "prompt": self.question.prompt, "epochs": 4});
-        if let Some(foreseen) = of_recipe(self.hands.store, parsed(&recipe)?)?.and_then(|forecast| forecast.seconds)
+        let forecast = match of_recipe(self.hands.store, parsed(&recipe)?) {
+            Ok(forecast) => forecast,
+            Err(failure) => return Ok(untried("lora", failure.to_string())),
+        };
+        if let Some(foreseen) = forecast.and_then(|forecast| forecast.seconds)
             && foreseen > seconds
         {
             return Ok(untried("lora", format!("it would train for about {foreseen:.0} s, and {seconds:.0} s of the budget are left")));
@@ -247,8 +266,7 @@ impl Bench<'_> {
     }
 
     fn name(&self, method: &str) -> String {
-        let dataset: String = self.question.dataset.split('@').next().unwrap_or_default().chars().take(48).collect();
-        format!("{dataset}-{method}")
+        format!("{}-{method}", self.name)
     }
 
     /// Fits by a recipe and measures what comes out.
@@ -297,9 +315,26 @@ impl Bench<'_> {
         let suite = json!({"name": self.name("advice"), "dataset": self.question.dataset, "split": self.question.split,
             "targets": [target], "scorers": [scorer]});
         let source = suite.to_string();
+        let measure = |samples| (self.hands.measure)(Suite::parse(&source, SHOWN_AS, self.folder)?, &self.question.split, samples);
         // A model is loaded by its first call, which says nothing of the others.
-        (self.hands.measure)(Suite::parse(&source, SHOWN_AS, self.folder)?, &self.question.split, 1)?;
-        let report = (self.hands.measure)(Suite::parse(&source, SHOWN_AS, self.folder)?, &self.question.split, self.question.samples)?;
+        measure(1)?;
+        let pilot = PILOT.min(self.question.samples);
+        let mut report = measure(pilot)?;
+        let left = self.left();
+        let wanted = self.samples.get().unwrap_or(self.question.samples);
+        let foreseen = report.wall_seconds / pilot as f64 * wanted as f64;
+        let samples = match self.samples.get() {
+            None => pilot.max((wanted as f64 * (FIRST_SHARE * left / foreseen).min(1.0)) as usize),
+            Some(_) if foreseen > left => {
+                let note = format!("{wanted} answers would take about {foreseen:.0} s, and {left:.0} s of the budget are left");
+                return Ok(Candidate { training_s, ..untried(method, note) });
+            }
+            Some(samples) => samples,
+        };
+        self.samples.set(Some(samples));
+        if samples > pilot {
+            report = measure(samples)?;
+        }
         let all = runs::cases(self.hands.store.db.as_ref(), &report.run)?;
         let answered: Vec<_> = all.iter().filter(|case| case.error.is_none()).collect();
         let right = answered.iter().filter(|case| case.scores[METRIC].as_f64() == Some(1.0)).count();

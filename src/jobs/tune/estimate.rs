@@ -1,9 +1,9 @@
 //! Whether a training can fit, and how long it will take: its [`Estimate`] beside the memory that is there and the speed of earlier trainings.
 
-use super::{conversations, resolved, validation};
+use super::examined;
 use crate::models;
 use crate::store::{Store, jobs};
-use crate::tuning::{AnyRecipe, Data, Estimate, estimate};
+use crate::tuning::{AnyRecipe, Data, Estimate, Recipe, estimate};
 use crate::types::{Code, Digest, Failure};
 use serde::Serialize;
 use std::fs;
@@ -37,7 +37,7 @@ impl Forecast {
             gib(available)
         );
         Err(Failure::on(Code::INVALID_VALUE, "batch_size", message)
-            .with_hint("lower batch_size (and raise accumulation), shorten the examples, or take a smaller model"))
+            .with_hint("lower batch_size, or batch_tokens (and raise accumulation), shorten the examples, or take a smaller model"))
     }
 }
 
@@ -51,28 +51,26 @@ pub fn gib(bytes: u64) -> String {
 /// # Errors
 /// As [`super::enqueue`], but for what [`Forecast::check`] refuses.
 pub fn of_recipe(store: &Store, recipe: AnyRecipe) -> Result<Option<Forecast>, Failure> {
-    let (spec, dataset) = resolved(store, recipe)?;
-    let (train, measured) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
-    let data = Data { train: &train, validation: &measured };
-    if let AnyRecipe::Lora(recipe) = &spec.recipe {
-        data.check(recipe)?;
-    }
-    forecast(store, &spec.recipe, spec.model_digest, &data)
+    Ok(examined(store, recipe)?.forecast)
 }
 
 /// As [`of_recipe`], of conversations that were read.
 pub(super) fn forecast(store: &Store, recipe: &AnyRecipe, model_digest: Digest, data: &Data<'_>) -> Result<Option<Forecast>, Failure> {
     let AnyRecipe::Lora(lora) = recipe else { return Ok(None) };
     let estimate = estimate(&models::find(store, recipe.model())?.files, lora, data)?;
-    let speed = speed(store, model_digest)?;
+    let speed = speed(store, model_digest, lora)?;
     let seconds = speed.as_ref().map(|(speed, _)| estimate.trained_tokens as f64 / speed);
     Ok(Some(Forecast { estimate, available_bytes: available(), speed, seconds }))
 }
 
-/// Tokens per second of the newest training that succeeded on a model's file.
-fn speed(store: &Store, model: Digest) -> Result<Option<(f64, String)>, Failure> {
+/// Tokens per second of the newest training that succeeded on a model's file and did the same work: by the same method, over the same kind of
+/// weights.
+fn speed(store: &Store, model: Digest, recipe: &Recipe) -> Result<Option<(f64, String)>, Failure> {
     let all = jobs::list(store.db.as_ref())?;
-    let same = |spec: &serde_json::Value| spec["model_digest"] == model.to_string().as_str() && spec["recipe"]["method"] != "head";
+    let kind = |recipe: &Recipe| (recipe.method, recipe.dora, recipe.qlora, recipe.dropout > 0.0);
+    let is_alike =
+        |spec: &serde_json::Value| serde_json::from_value::<Recipe>(spec["recipe"].clone()).is_ok_and(|other| kind(&other) == kind(recipe));
+    let same = |spec: &serde_json::Value| spec["model_digest"] == model.to_string().as_str() && is_alike(spec);
     let done = all.into_iter().rev().filter(|job| job.status == "succeeded" && same(&job.spec));
     Ok(done.filter_map(|job| Some((job.result["tokens_per_second"].as_f64().filter(|speed| *speed > 0.0)?, job.id))).next())
 }

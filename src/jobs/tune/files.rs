@@ -64,7 +64,7 @@ pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> 
     let (recipe, hyperparameters) = if is_head { head(wanted) } else { adapter(wanted, train.len()) };
     let recipe: AnyRecipe = serde_json::from_value(recipe)
         .map_err(|error| Failure::new(Code::INTERNAL, format!("the recipe of the fine-tuning job: {error}")))?;
-    recipe.check()?;
+    recipe.check().map_err(|error| hyperparameter(wanted, error.into()))?;
     fits(store, &recipe).map_err(|failure| about("model", failure))?;
     if is_head {
         let told = |error: TuningError| Failure::on(Code::INVALID_FILE, "training_file", error.to_string());
@@ -78,6 +78,20 @@ pub fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Prepared, Failure> 
     let spec = FileSpec { fine_tune: String::new(), recipe, model_digest: found.record.digest, training, validation };
     let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(Prepared { spec, hyperparameters })
+}
+
+/// What a recipe refuses, in the words of the request.
+fn hyperparameter(wanted: &Wanted<'_>, failure: Failure) -> Failure {
+    const NAMES: [(&str, &str); 4] =
+        [("learning_rate", "learning_rate_multiplier"), ("epochs", "n_epochs"), ("batch_size", "batch_size"), ("beta", "beta")];
+    let key = failure.param().unwrap_or_default();
+    let Some((key, name)) = NAMES.iter().find(|(own, _)| *own == key) else { return failure };
+    let field = format!("{}.{name}", wanted.place);
+    let problem = failure.to_string();
+    let problem = problem.strip_prefix(&format!("recipe: {key} ")).unwrap_or(&problem);
+    let rate = if wanted.method == DPO { PREFERENCE_RATE } else { LEARNING_RATE };
+    let of_rate = if *key == "learning_rate" { format!("the learning rate, {rate} times it, ") } else { String::new() };
+    Failure::on(Code::INVALID_VALUE, &field, format!("{field}: {of_rate}{problem}"))
 }
 
 /// The recipe of a head, which none of the hyperparameters is for.
@@ -143,6 +157,9 @@ fn train(store: &Store, spec: &FileSpec, handle: &Handle) -> Result<Value, Failu
 
 /// Makes a file of the project out of the numbers of all steps.
 fn keep_numbers(store: &Store, job: &str, fine_tune: &fine_tunes::FineTuneRow) -> Result<(), Failure> {
+    if fine_tune.result_file.is_some() {
+        return Ok(());
+    }
     let mut table = String::from("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n");
     for event in job_events::curve(store.db.as_ref(), job)? {
         let cell = |name: &str| event.data.get(name).filter(|value| !value.is_null()).map(Value::to_string).unwrap_or_default();

@@ -26,6 +26,7 @@ use crate::tuning::auto::{Choice, Seen};
 use crate::tuning::{self, Accuracy, AnyRecipe, Conversation, Data, Recipe, TuningError};
 use crate::types::chat::Message;
 use crate::types::{Code, Digest, Failure};
+use estimate::Forecast;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -125,20 +126,32 @@ pub struct TuneResult {
 /// [`JobError::Data`] when the dataset has no split; unknown models, datasets and prompts by name; [`Code::INVALID_VALUE`] when the training
 /// cannot fit into memory.
 pub fn enqueue(store: &Store, recipe: AnyRecipe) -> Result<jobs::JobRecord, Failure> {
+    let Examined { spec, forecast, .. } = examined(store, recipe)?;
+    forecast.map_or(Ok(()), |forecast| forecast.check())?;
+    let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
+    Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+}
+
+/// A recipe whose inputs were looked at.
+struct Examined {
+    spec: Spec,
+    forecast: Option<Forecast>,
+    /// Samples of the validation split.
+    validation: usize,
+}
+
+/// What a worker would trip over is found before anybody waits for it.
+fn examined(store: &Store, recipe: AnyRecipe) -> Result<Examined, Failure> {
     let (spec, dataset) = resolved(store, recipe)?;
     overlap::check(&dataset)?;
-    // What the worker would trip over is found now, before anybody waits for it.
     let (train, validation) = (conversations(store, &spec, &dataset, "train")?, validation(store, &spec, &dataset)?);
     let data = Data { train: &train, validation: &validation };
     match &spec.recipe {
         AnyRecipe::Head(_) => drop(tuning::head::labels(&data)?),
         AnyRecipe::Lora(recipe) => data.check(recipe)?,
     }
-    if let Some(forecast) = estimate::forecast(store, &spec.recipe, spec.model_digest, &data)? {
-        forecast.check()?;
-    }
-    let spec = serde_json::to_value(&spec).expect("a spec is texts and numbers: serialising cannot fail");
-    Ok(jobs::enqueue(store.db.as_ref(), Tune::KIND, &spec)?)
+    let forecast = estimate::forecast(store, &spec.recipe, spec.model_digest, &data)?;
+    Ok(Examined { spec, forecast, validation: validation.len() })
 }
 
 /// A recipe of which only what is written is decided, with everything else chosen from its data; and what was chosen, with reasons.

@@ -2,14 +2,17 @@
 //! 1502.07943). Each trial is a tuning job that stops at a rung and goes on from its checkpoint if its validation loss is in the better half; the
 //! winner is trained to its end and measured on the test split, once. Where it stands is in the job's progress: a sweep that was stopped goes on.
 
-use super::{Spec, conversations, enqueue};
+use super::estimate::forecast;
+use super::work::checkpoint_directory;
+use super::{Examined, Spec, Tune, conversations, examined};
 use crate::datasets::Datasets;
 use crate::jobs::worker::{self, Handle, Job};
 use crate::models;
 use crate::store::jobs::{self, JobRecord};
-use crate::store::{Store, adapters, job_events};
+use crate::store::{Store, StoreError, adapters, job_events};
 use crate::tuning::measure::{Measured, measure};
-use crate::tuning::{self, AnyRecipe, Data, Method, Recipe};
+use crate::tuning::{AnyRecipe, Data, Method, Recipe};
+use crate::types::ids::new_id;
 use crate::types::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -97,15 +100,21 @@ pub fn enqueue_sweep(store: &Store, spec: &SweepSpec) -> Result<JobRecord, Failu
     for recipe in &recipes {
         AnyRecipe::Lora(recipe.clone()).check()?;
     }
-    let (resolved, dataset) = super::resolved(store, spec.recipe.clone())?;
-    if super::validation(store, &resolved, &dataset)?.is_empty() {
-        let message = format!("dataset {}: a sweep chooses by the validation split, and it has none", dataset.row.dataset);
-        return Err(
-            Failure::on(Code::INVALID_REQUEST, "dataset", message).with_hint(format!("refit data split {} --seed 7", dataset.row.dataset))
-        );
+    // The one that needs the most memory.
+    let Some(largest) = recipes.into_iter().max_by_key(|recipe| recipe.rank) else { return Err(nothing()) };
+    let Examined { forecast, validation, .. } = examined(store, AnyRecipe::Lora(largest))?;
+    if validation == 0 {
+        let dataset = spec.recipe.dataset();
+        let message = format!("dataset {dataset}: a sweep chooses by the validation split, and it has none");
+        return Err(Failure::on(Code::INVALID_REQUEST, "dataset", message).with_hint(format!("refit data split {dataset} --seed 7")));
     }
+    forecast.map_or(Ok(()), |forecast| forecast.check())?;
     let spec = serde_json::to_value(spec).expect("a spec is texts and numbers: serialising cannot fail");
     Ok(jobs::enqueue(store.db.as_ref(), Sweep::KIND, &spec)?)
+}
+
+fn nothing() -> Failure {
+    Failure::on(Code::INVALID_VALUE, "rank", "there is nothing to try")
 }
 
 /// A recipe for every combination.
@@ -150,7 +159,7 @@ impl Job for Sweep {
             serde_json::from_value(spec.clone()).map_err(|error| Failure::new(Code::CORRUPT, format!("the job's spec: {error}")))?;
         let state: SweepState = serde_json::from_value(jobs::get(store.db.as_ref(), &handle.id)?.progress).unwrap_or_default();
         let mut running = Running { store, handle, spec: &spec, state };
-        if running.state.trials.is_empty() {
+        if !running.is_planned()? {
             running.plan()?;
         }
         let result = running.halve()?;
@@ -167,26 +176,39 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Queues a job for every combination and plans the rungs.
+    /// Whether the jobs of its trials are there: they and what is known of them are stored together.
+    fn is_planned(&self) -> Result<bool, Failure> {
+        let Some(first) = self.state.trials.first() else { return Ok(false) };
+        match jobs::get(self.store.db.as_ref(), &first.job) {
+            Err(StoreError::Unknown { .. }) => Ok(false),
+            found => Ok(found.map(|_| true)?),
+        }
+    }
+
+    /// Plans the rungs and queues a job for every combination, all of them or none.
     fn plan(&mut self) -> Result<(), Failure> {
-        let mut recipes = recipes(self.spec)?;
+        let recipes = recipes(self.spec)?;
         let (resolved, dataset) = super::resolved(self.store, self.spec.recipe.clone())?;
         let train = conversations(self.store, &resolved, &dataset, "train")?;
-        let files = models::find(self.store, resolved.recipe.model())?.files;
-        let steps = tuning::estimate(&files, &recipes[0], &Data { train: &train, validation: &[] })?.steps;
-        let rungs = rungs(recipes.len(), steps);
-        for recipe in &mut recipes {
+        let data = Data { train: &train, validation: &[] };
+        let first = AnyRecipe::Lora(recipes.first().ok_or_else(nothing)?.clone());
+        let steps = forecast(self.store, &first, resolved.model_digest, &data)?.map_or(0, |forecast| forecast.estimate.steps);
+        self.state = SweepState { rungs: rungs(recipes.len(), steps), alive: (0..recipes.len()).collect(), ..SweepState::default() };
+        let mut statements = Vec::new();
+        for recipe in recipes {
+            let (job, learning_rate, rank) = (new_id("job"), recipe.learning_rate, recipe.rank);
             // Every rung ends with a validation.
-            recipe.validate_every = rungs[0];
-            let (learning_rate, rank) = (recipe.learning_rate, recipe.rank);
-            let job = enqueue(self.store, AnyRecipe::Lora(recipe.clone()))?.id;
+            let recipe = AnyRecipe::Lora(Recipe { validate_every: self.state.rungs[0], ..recipe });
+            let spec =
+                serde_json::to_value(Spec { recipe, ..resolved.clone() }).expect("a spec is texts and numbers: serialising cannot fail");
+            statements.push(jobs::queueing(&job, Tune::KIND, &spec));
             self.state.trials.push(Trial { job, learning_rate, rank, steps: 0, validation_loss: None, seconds: 0.0, error: None });
         }
-        self.state.alive = (0..recipes.len()).collect();
-        self.state.rungs = rungs;
         self.state.steps = self.planned();
+        // Known to the heartbeat first, which would store what was before over it.
         self.keep();
-        Ok(())
+        statements.push(jobs::progressing(&self.handle.id, &self.told()));
+        Ok(self.store.db.batch(&statements)?)
     }
 
     /// Steps that are left and done, if nothing but losses decides.
@@ -199,8 +221,12 @@ impl Running<'_> {
         sum
     }
 
+    fn told(&self) -> Value {
+        serde_json::to_value(&self.state).expect("texts and numbers: serialising cannot fail")
+    }
+
     fn keep(&self) {
-        self.handle.progress(serde_json::to_value(&self.state).expect("texts and numbers: serialising cannot fail"));
+        self.handle.progress(self.told());
     }
 
     fn spent(&self) -> f64 {
@@ -216,11 +242,13 @@ impl Running<'_> {
                 if self.state.trials[at].steps >= stop_at || self.state.trials[at].error.is_some() {
                     continue;
                 }
-                if self.spent() >= self.spec.budget_s {
+                if self.spent() < self.spec.budget_s {
+                    self.train(at, stop_at, is_last)?;
+                    self.keep();
+                }
+                if self.state.trials[at].steps < stop_at && self.state.trials[at].error.is_none() {
                     return self.out_of_time();
                 }
-                self.train(at, stop_at, is_last)?;
-                self.keep();
             }
             self.state.alive.retain(|at| self.state.trials[*at].error.is_none());
             let loss = |at: &usize| self.state.trials[*at].validation_loss.unwrap_or(f64::MAX);
@@ -240,11 +268,11 @@ impl Running<'_> {
         self.finish()
     }
 
-    /// Trains one until it has so many steps, or to its end.
+    /// Trains one until it has so many steps, or to its end, or until the budget is spent: then it has fewer.
     fn train(&mut self, at: usize, stop_at: usize, is_last: bool) -> Result<(), Failure> {
         let db = self.store.db.as_ref();
         let id = self.state.trials[at].job.clone();
-        let began = Instant::now();
+        let (began, mut is_late) = (Instant::now(), false);
         let mut ended = self.idle(&id)?;
         let step = |job: &JobRecord| usize::try_from(job.progress["step"].as_u64().unwrap_or(0)).unwrap_or(usize::MAX);
         let done = step(&ended);
@@ -257,11 +285,12 @@ impl Running<'_> {
                 jobs::requeue(db, &id)?;
             }
             let child = worker::spawn(self.store.directory(), &id)?;
-            let before = self.state.step;
+            let (before, left) = (self.state.step, self.spec.budget_s - self.spent());
             ended = worker::wait(self.store, &id, child, &mut |job| {
                 self.state.step = before + step(job).saturating_sub(done);
-                self.handle.progress(serde_json::to_value(&self.state).expect("texts and numbers: serialising cannot fail"));
-                !self.handle.cancelled()
+                self.keep();
+                is_late = began.elapsed().as_secs_f64() >= left;
+                !self.handle.cancelled() && !is_late
             })?;
         }
         let curve = job_events::curve(db, &id)?;
@@ -275,6 +304,7 @@ impl Running<'_> {
         }
         match ended.status.as_str() {
             "failed" => trial.error = Some(ended.error.clone().unwrap_or_else(|| "it failed".into())),
+            "cancelled" if step(&ended) < stop_at && is_late => trial.steps = step(&ended),
             "cancelled" if step(&ended) < stop_at => trial.error = Some("it was cancelled".into()),
             _ => trial.steps = stop_at,
         }
@@ -305,13 +335,7 @@ impl Running<'_> {
 
     fn out_of_time(&self) -> Result<SweepResult, Failure> {
         let trials = self.ordered();
-        // Whoever goes on with one trains it to its end.
-        for trial in &trials {
-            let job = jobs::get(self.store.db.as_ref(), &trial.job)?;
-            let mut spec = job.spec;
-            spec["stop_at"] = Value::Null;
-            jobs::respec(self.store.db.as_ref(), &trial.job, &spec)?;
-        }
+        trials.iter().try_for_each(|trial| self.free(trial))?;
         let note = format!(
             "the budget of {:.0} s was spent before the winner was trained; the first of the table goes on with: refit tune resume {}",
             self.spec.budget_s, trials[0].job
@@ -319,10 +343,21 @@ impl Running<'_> {
         Ok(SweepResult { trials, adapter: None, test: None, note: Some(note) })
     }
 
-    /// The winner on the test split, once.
+    /// Whoever goes on with a trial trains it to its end.
+    fn free(&self, trial: &Trial) -> Result<(), Failure> {
+        let mut spec = jobs::get(self.store.db.as_ref(), &trial.job)?.spec;
+        spec["stop_at"] = Value::Null;
+        Ok(jobs::respec(self.store.db.as_ref(), &trial.job, &spec)?)
+    }
+
+    /// The winner on the test split, once. The others keep their curves, and none of their checkpoints.
     fn finish(&self) -> Result<SweepResult, Failure> {
         let trials = self.ordered();
         let winner = &self.state.trials[self.state.alive[0]];
+        for loser in trials.iter().filter(|trial| trial.job != winner.job) {
+            self.free(loser)?;
+            let _ = std::fs::remove_dir_all(checkpoint_directory(self.store, &loser.job));
+        }
         let job = jobs::get(self.store.db.as_ref(), &winner.job)?;
         let adapter = job.result["adapter"].as_str().map(String::from);
         let test = adapter.as_ref().map(|_| self.tested(&job)).transpose()?.flatten();
@@ -342,7 +377,7 @@ impl Running<'_> {
         let (Some(adapter), AnyRecipe::Lora(recipe)) = (adapter, &spec.recipe) else { return Ok(None) };
         let files = models::open(self.store, &spec.model_digest)?;
         let weights = self.store.blobs.get(&adapter.weights)?;
-        Ok(Some(measure(&files, (adapter.config.to_string().as_bytes(), &weights), &test, recipe.max_length)?))
+        Ok(Some(measure(&files, recipe, (adapter.config.to_string().as_bytes(), &weights), &test)?))
     }
 }
 

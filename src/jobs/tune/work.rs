@@ -93,6 +93,10 @@ pub(super) fn keep(
     let config: Value = serde_json::from_slice(config).expect("the trainer wrote this JSON");
     let digest = Digest::of_json(&json!({"config": config, "weights": weights, "model": training.model_digest}));
     let (model, name) = (training.recipe.model().to_string(), training.recipe.name().to_string());
+    // A worker that was killed after it had stored the adapter, and before it told its job.
+    if let Some(stored) = adapters::of_job(store.db.as_ref(), &model, &handle.id)? {
+        return Ok(stored);
+    }
     let provenance = provenance(training, handle, how);
     let adapter = NewAdapter { model, name, digest, model_digest: training.model_digest, weights, config, provenance };
     Ok(adapters::insert(store.db.as_ref(), &adapter)?)
@@ -174,8 +178,9 @@ impl<'a> Watch<'a> {
 
 /// The numbers of a step as OpenAI's events name them, and more. `validation` is the loss where the step was validated.
 fn metrics(report: &StepReport, validation: Option<f32>) -> Value {
+    let accuracy = validation.and(report.validation_accuracy);
     let mut told = json!({"step": report.step, "total_steps": report.steps, "train_loss": report.loss, "train_mean_token_accuracy": null,
-        "valid_loss": validation, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm,
+        "valid_loss": validation, "valid_mean_token_accuracy": accuracy, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm,
         "tokens_per_second": report.tokens_per_second, "trained_tokens": report.trained_tokens});
     if let Some(fields) = told.as_object_mut() {
         // Of preferences: rewards and how often they are on the right side.

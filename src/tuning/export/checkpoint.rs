@@ -8,9 +8,8 @@ use crate::engine::gguf::Gguf;
 use crate::engine::kernel::rows::Gate;
 use crate::engine::model::Outline;
 use crate::models::Files;
-use crate::tuning::TuningError;
+use crate::tuning::{TuningError, floats};
 use candle_core::{DType, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -35,25 +34,14 @@ pub(in crate::tuning) fn write_tensors(
     metadata: HashMap<String, String>,
 ) -> Result<(), TuningError> {
     let dtype = match elements {
-        Elements::F32 => Dtype::F32,
-        Elements::F16 => Dtype::F16,
+        Elements::F32 => DType::F32,
+        Elements::F16 => DType::F16,
         Elements::Q8 => return Err(failed("safetensors are written as f32 or f16; q8_0 is a kind of GGUF")),
     };
-    let mut buffers = Vec::with_capacity(weights.len());
-    for (name, tensor) in weights {
-        let flat = tensor.flatten_all()?;
-        let bytes: Vec<u8> = match elements {
-            Elements::F32 => flat.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            _ => flat.to_dtype(DType::F16)?.to_vec1::<half::f16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        };
-        buffers.push((name.as_str(), tensor.dims().to_vec(), bytes));
-    }
-    let mut views = Vec::with_capacity(buffers.len());
-    for (name, shape, bytes) in &buffers {
-        views.push((*name, TensorView::new(dtype, shape.clone(), bytes).map_err(|error| failed(format!("{name}: {error}")))?));
-    }
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))
+    let tensors = weights.iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(dtype)?)));
+    let tensors = tensors.collect::<candle_core::Result<Vec<_>>>()?;
+    floats::write(tensors.iter().map(|(name, tensor)| (name, tensor)), Some(metadata), path)
+        .map_err(|problem| failed(format!("{} cannot be written: {problem}", path.display())))
 }
 
 /// Everything of a folder but its weights: that of the base where it is one, else what its GGUF file says.

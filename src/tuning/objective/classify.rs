@@ -1,13 +1,13 @@
 //! Learning to tell labels apart: a softmax over the last hidden state of a text, whose weights are trained with the adapter below it.
 
-use super::{Measured, Metrics, Objective, Pass, Split};
+use super::{Measured, Metrics, Objective, Pass, Split, add};
 use crate::engine::arch::{Batch, Mode};
 use crate::engine::{Adapter, Model};
 use crate::tuning::TuningError;
 use crate::tuning::lora::{HeadVariables, Trainable};
+use crate::types::digest::Hashing;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use serde_json::{Value, json};
 
 /// A text and its label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -94,10 +94,11 @@ impl Objective for Classify<'_> {
         let texts: Vec<&Labelled> = chosen.iter().map(|i| &self.validation[*i]).collect();
         let (losses, logits) = losses(&last_hidden(model, &trainable.adapter.detached(), &texts)?, Self::head(trainable)?, &texts)?;
         let loss = losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum();
-        Ok(Measured { loss, weight: texts.len() as f64, metrics: right(&logits, &texts)? })
+        Ok(Measured::of(loss, texts.len() as f64, right(&logits, &texts)?, texts.len()))
     }
 
-    fn content(&self) -> Value {
-        json!({"train": self.train, "validation": self.validation})
+    fn content(&self, digest: &mut Hashing) {
+        add(digest, &self.train);
+        add(digest, &self.validation);
     }
 }

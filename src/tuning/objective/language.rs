@@ -1,13 +1,13 @@
 //! Learning to say what the examples say: the cross-entropy of their next tokens, weighted.
 
-use super::{Measured, Metrics, Objective, Pass, Split};
+use super::{Measured, Metrics, Objective, Pass, Split, add};
 use crate::engine::arch::Mode;
 use crate::engine::nn::cross_entropy::{cross_entropy, evaluate};
 use crate::engine::{Adapter, Model};
 use crate::tuning::TuningError;
 use crate::tuning::example::{Example, Packed};
 use crate::tuning::lora::Trainable;
-use serde_json::{Value, json};
+use crate::types::digest::Hashing;
 
 /// Mean cross-entropy of the tokens that carry loss, nats.
 pub struct Language<'a> {
@@ -45,10 +45,13 @@ impl Objective for Language<'_> {
         let hidden = model.decoder.hidden(&packed.batch, Mode::Train(&trainable.adapter.detached()))?;
         let rows = evaluate(&hidden, model.decoder.head()?, &packed.labels)?;
         let loss = rows.iter().map(|row| f64::from(row.weight) * row.loss).sum();
-        Ok(Measured { loss, weight: packed.weight(), metrics: Metrics::new() })
+        let hits = rows.iter().filter(|row| row.is_hit).count();
+        let metrics = Metrics::from([("token_accuracy".to_string(), hits as f64)]);
+        Ok(Measured::of(loss, packed.weight(), metrics, rows.len()))
     }
 
-    fn content(&self) -> Value {
-        json!({"train": self.train, "validation": self.validation})
+    fn content(&self, digest: &mut Hashing) {
+        add(digest, &self.train);
+        add(digest, &self.validation);
     }
 }

@@ -11,8 +11,9 @@ pub use prefer::{Prefer, Preference};
 use super::TuningError;
 use super::lora::Trainable;
 use crate::engine::{Adapter, Model};
+use crate::types::digest::Hashing;
 use candle_core::Tensor;
-use serde_json::Value;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Numbers beside a loss, by name.
@@ -46,8 +47,36 @@ pub struct Measured {
     pub loss: f64,
     /// Sum of the weights.
     pub weight: f64,
-    /// Sums over the examples.
-    pub metrics: Metrics,
+    /// Sums of what is told beside them, each with what it is divided by.
+    pub metrics: BTreeMap<String, (f64, f64)>,
+}
+
+impl Measured {
+    /// Some examples, and sums over them of what is told beside their losses.
+    pub fn of(loss: f64, weight: f64, metrics: Metrics, examples: usize) -> Self {
+        let metrics = metrics.into_iter().map(|(name, sum)| (name, (sum, examples as f64))).collect();
+        Measured { loss, weight, metrics }
+    }
+
+    /// Takes other examples in.
+    pub fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.weight += other.weight;
+        for (name, (sum, of)) in other.metrics {
+            let all = self.metrics.entry(name).or_default();
+            *all = (all.0 + sum, all.1 + of);
+        }
+    }
+
+    /// Mean loss, nats.
+    pub fn loss(&self) -> f64 {
+        self.loss / self.weight
+    }
+
+    /// Means of what is told beside it.
+    pub fn means(&self) -> Metrics {
+        self.metrics.iter().map(|(name, (sum, of))| (name.clone(), sum / of.max(1.0))).collect()
+    }
 }
 
 /// What a training pursues.
@@ -71,6 +100,11 @@ pub trait Objective {
     /// As [`Objective::pass`].
     fn measure(&self, model: &Model, trainable: &Trainable, chosen: &[usize]) -> Result<Measured, TuningError>;
 
-    /// Everything about the examples that decides the curve.
-    fn content(&self) -> Value;
+    /// Adds everything about the examples that decides the curve.
+    fn content(&self, digest: &mut Hashing);
+}
+
+/// Adds a value as JSON, without a copy of it: all examples together may be gigabytes.
+pub(super) fn add(digest: &mut Hashing, value: &impl Serialize) {
+    serde_json::to_writer(digest, value).expect("numbers and texts: serialising cannot fail, and nor can hashing");
 }

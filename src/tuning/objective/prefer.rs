@@ -1,7 +1,7 @@
 //! Learning which of two answers is preferred: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290). The reference is
 //! the base model without the adapter.
 
-use super::{Measured, Metrics, Objective, Pass, Split};
+use super::{Measured, Metrics, Objective, Pass, Split, add};
 use crate::engine::adapter::AdapterConfig;
 use crate::engine::arch::Mode;
 use crate::engine::nn::cross_entropy::{Label, cross_entropy, evaluate};
@@ -9,9 +9,9 @@ use crate::engine::{Adapter, Model};
 use crate::tuning::TuningError;
 use crate::tuning::example::{Example, Packed};
 use crate::tuning::lora::Trainable;
+use crate::types::digest::Hashing;
 use candle_core::Tensor;
 use serde::Serialize;
-use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -149,10 +149,11 @@ impl Objective for Prefer<'_> {
         let answers = self.answers(model, &trainable.adapter.detached(), (Split::Validation, chosen))?;
         let judged = self.judge(Split::Validation, chosen, &answers.log_probabilities);
         let loss = judged.iter().map(|pair| pair.loss).sum();
-        Ok(Measured { loss, weight: judged.len() as f64, metrics: metrics(&judged) })
+        Ok(Measured::of(loss, judged.len() as f64, metrics(&judged), judged.len()))
     }
 
-    fn content(&self) -> Value {
-        json!({"train": self.train, "validation": self.validation})
+    fn content(&self, digest: &mut Hashing) {
+        add(digest, &self.train);
+        add(digest, &self.validation);
     }
 }

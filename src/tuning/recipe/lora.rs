@@ -3,7 +3,8 @@
 use super::{ALL_MODULES, Method, check_model, check_name, wrong};
 use crate::tuning::TuningError;
 use crate::tuning::schedule::Schedule;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Which messages of a conversation carry loss. A message's own `weight` (0, 1 or any number from 0) decides wherever it is given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +93,7 @@ pub struct Recipe {
     #[serde(default)]
     pub dropout: f32,
     /// Adapted modules, by the last part of their name. A classifier may have none: then only its head is fitted.
-    #[serde(default = "default_targets")]
+    #[serde(default = "default_targets", deserialize_with = "targets")]
     pub targets: Vec<String>,
     /// Peak learning rate of AdamW.
     #[serde(default = "default_learning_rate")]
@@ -163,6 +164,20 @@ fn default_alpha() -> f32 {
 fn default_targets() -> Vec<String> {
     ALL_MODULES.map(String::from).to_vec()
 }
+/// A list of modules, or the word `all`.
+fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "targets must be a list of modules, or all")]
+    enum Targets {
+        List(Vec<String>),
+        Word(String),
+    }
+    match Targets::deserialize(deserializer)? {
+        Targets::List(targets) => Ok(targets),
+        Targets::Word(word) if word == "all" => Ok(default_targets()),
+        Targets::Word(word) => Err(D::Error::custom(format!("targets: \"{word}\" is neither a list of modules nor all"))),
+    }
+}
 fn default_learning_rate() -> f64 {
     1e-3
 }
@@ -187,7 +202,7 @@ fn default_max_gradient_norm() -> f64 {
 fn default_beta() -> f64 {
     0.1
 }
-#[allow(clippy::trivially_copy_pass_by_ref)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_default_beta(beta: &f64) -> bool {
     *beta == default_beta()
 }
@@ -216,7 +231,7 @@ impl Recipe {
         within("weight_decay", (0.0..1.0).contains(&self.weight_decay), "0 to 1")?;
         within("epochs", (1..=1000).contains(&self.epochs), "1 to 1000")?;
         within("max_steps", self.max_steps != Some(0), "at least 1")?;
-        within("max_gradient_norm", self.max_gradient_norm > 0.0, "a positive number")?;
+        within("max_gradient_norm", self.max_gradient_norm.is_finite() && self.max_gradient_norm > 0.0, "a positive number")?;
         within("checkpoint_every", self.checkpoint_every > 0, "at least 1")?;
         within("beta", self.beta.is_finite() && self.beta > 0.0, "a positive number")?;
         within("beta", self.method == Method::Dpo || is_default_beta(&self.beta), "left out: it belongs to method: dpo")?;
@@ -246,6 +261,7 @@ impl Recipe {
         within("alpha", self.alpha.is_finite() && self.alpha > 0.0, "a positive number")?;
         within("qlora", !(self.qlora && self.dora), "false beside dora, whose magnitudes need the weights as they are")?;
         within("dropout", (0.0..=0.9).contains(&self.dropout), "0 to 0.9")?;
+        within("dora", !(self.dora && self.targets.is_empty()), "left out where there are no targets")?;
         within("targets", !self.targets.is_empty() || self.method == Method::Classifier, "at least one module")?;
         match self.targets.iter().find(|target| !ALL_MODULES.contains(&target.as_str())) {
             Some(target) => Err(wrong("targets", format!("names \"{target}\"; known are {}", ALL_MODULES.join(", ")))),

@@ -35,8 +35,11 @@ pub enum Method {
 /// Learning rate of [`Method::Full`] where the recipe names none: a model's own weights take smaller steps than an adapter's.
 const FULL_LEARNING_RATE: f64 = 5e-5;
 
+/// Keys that say what an adapter is.
+const KEYS_OF_ADAPTERS: [&str; 7] = ["rank", "alpha", "targets", "dropout", "rslora", "dora", "qlora"];
+
 impl Method {
-    #[allow(clippy::trivially_copy_pass_by_ref)]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     fn is_lora(&self) -> bool {
         *self == Method::Lora
     }
@@ -62,6 +65,25 @@ struct Which {
 }
 
 impl Which {
+    /// Refuses keys of other methods, even where what they say is the default: whoever writes one expects it to do something.
+    fn check_keys(&self, written: &serde_norway::Mapping) -> Result<(), TuningError> {
+        let refused = |keys: &[&str], problem| match keys.iter().find(|key| written.contains_key(**key)) {
+            Some(key) => Err(wrong(key, problem)),
+            None => Ok(()),
+        };
+        match self.method {
+            Method::Full => {
+                refused(&KEYS_OF_ADAPTERS, "must be left out: it belongs to adapters, and method: full trains the model itself")?
+            }
+            Method::Lora | Method::Classifier | Method::Dpo | Method::Head => (),
+        }
+        if matches!(self.method, Method::Dpo | Method::Head) {
+            Ok(())
+        } else {
+            refused(&["beta"], "must be left out: it belongs to method: dpo")
+        }
+    }
+
     /// The recipe with what its method has for a default.
     fn completed(&self, mut recipe: Recipe) -> Recipe {
         if self.method == Method::Full && self.learning_rate.is_none() {
@@ -79,6 +101,7 @@ impl AnyRecipe {
     pub fn parse(source: &str) -> Result<Self, TuningError> {
         let unreadable = |error: serde_norway::Error| wrong("file", readable(&error.to_string()));
         let which: Which = serde_norway::from_str(source).map_err(unreadable)?;
+        which.check_keys(&serde_norway::from_str(source).map_err(unreadable)?)?;
         let recipe = match which.method {
             Method::Lora | Method::Dpo | Method::Classifier | Method::Full => {
                 AnyRecipe::Lora(which.completed(serde_norway::from_str(source).map_err(unreadable)?))
@@ -216,6 +239,7 @@ mod tests {
             "qlora: true\n",
             "method: full\n",
             "method: classifier\ntargets: []\n",
+            "targets: all\n",
         ];
         for source in others.map(|other| format!("{SMALL}{other}")).into_iter().chain([SMALL.to_string()]) {
             let recipe = AnyRecipe::parse(&source).expect("parses");
@@ -253,14 +277,19 @@ mod tests {
             ("method: dpo\nbeta: 0", "beta"),
             ("beta: 0.2", "beta"),
             ("targets: []", "targets"),
+            ("targets: most", "most"),
             ("learning_rate: .nan", "learning_rate"),
             ("alpha: .inf", "alpha"),
+            ("max_gradient_norm: .inf", "max_gradient_norm"),
+            ("method: classifier\ntargets: []\ndora: true", "dora"),
             ("head_learning_rate: 0.01", "head_learning_rate"),
             ("method: classifier\nhead_learning_rate: 0", "head_learning_rate"),
             ("method: heat", "heat"),
             ("method: head\nrank: 8", "rank"),
             ("method: head\nc: 0", "recipe: c "),
             ("method: full\nrank: 4", "rank"),
+            ("method: full\nrank: 8", "recipe: rank must be left out"),
+            ("beta: 0.1", "recipe: beta must be left out"),
             ("method: full\nqlora: true", "qlora"),
             ("method: full\ntargets: [q_proj]", "targets"),
             ("method: head\nfolds: 1", "folds"),
