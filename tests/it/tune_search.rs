@@ -98,7 +98,7 @@ fn sweep_of(refit: &Refit, method: &str) {
             "dpo" => {
                 json!({"id": format!("s{at}"), "input": input, "preferred_output": said("Gladly."), "non_preferred_output": said("No.")})
             }
-            _ => json!({"id": format!("s{at}"), "input": input, "target": if at % 2 == 0 { "even" } else { "odd" }}),
+            _ => json!({"id": format!("s{at}"), "input": input, "target": if at.is_multiple_of(2) { "even" } else { "odd" }}),
         }
     };
     let mut args = vec!["data".to_string(), "import".into(), "--name".into(), method.into()];
