@@ -5,7 +5,10 @@ use super::TuningError;
 use crate::engine::nn::slices::with_slice;
 use candle_core::Var;
 use candle_core::backprop::GradStore;
+use rayon::prelude::*;
 
+/// Values that one task works on. Sums are taken chunk by chunk in their order, so that the number of threads changes nothing.
+const CHUNK: usize = 1 << 14;
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
@@ -26,18 +29,23 @@ impl Gradients {
     /// # Errors
     /// When a variable received no gradient: an op cut the graph.
     pub fn add(&mut self, variables: &[Var], gradients: &GradStore) -> Result<(), TuningError> {
-        for (index, (sum, variable)) in self.sums.iter_mut().zip(variables).enumerate() {
+        self.sums.par_iter_mut().zip(variables).enumerate().try_for_each(|(index, (sum, variable))| {
             let Some(gradient) = gradients.get(variable.as_tensor()) else {
                 return Err(candle_core::Error::Msg(format!("variable {index} received no gradient")).into());
             };
-            with_slice(gradient, |gradient| sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x))?;
-        }
-        Ok(())
+            with_slice(gradient, |gradient| {
+                let chunks = sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+                chunks.for_each(|(sum, gradient)| sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x));
+            })?;
+            Ok(())
+        })
     }
 
     /// Global L2 norm.
     pub fn norm(&self) -> f64 {
-        self.sums.iter().flatten().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+        let chunks: Vec<&[f32]> = self.sums.iter().flat_map(|sum| sum.chunks(CHUNK)).collect();
+        let squares = chunks.par_iter().map(|chunk| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>());
+        squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
     }
 
     /// The sums, for tests.
@@ -98,19 +106,23 @@ impl AdamW {
         let correction1 = 1.0 - f64::from(BETA1).powi(self.steps as i32);
         let correction2 = 1.0 - f64::from(BETA2).powi(self.steps as i32);
         let root2 = correction2.sqrt() as f32;
-        let state = self.first.iter_mut().zip(&mut self.second).zip(&gradients.sums);
-        for (index, (variable, ((first, second), gradient))) in variables.iter().zip(state).enumerate() {
+        let state = self.first.par_iter_mut().zip(&mut self.second).zip(&gradients.sums);
+        variables.par_iter().zip(state).enumerate().try_for_each(|(index, (variable, ((first, second), gradient)))| {
             let rate = if variables.len() - index <= pace.last { pace.last_rate } else { pace.rate };
             let (rate1, keep) = ((rate / correction1) as f32, (1.0 - rate * pace.decay) as f32);
             let mut values: Vec<f32> = variable.flatten_all()?.to_vec1()?;
-            for (((value, m), v), g) in values.iter_mut().zip(first).zip(second).zip(gradient) {
-                let g = g * clip;
-                *m = BETA1 * *m + (1.0 - BETA1) * g;
-                *v = BETA2 * *v + (1.0 - BETA2) * g * g;
-                *value = *value * keep - rate1 * *m / (v.sqrt() / root2 + EPSILON);
-            }
-            variable.set(&candle_core::Tensor::from_vec(values, variable.shape(), variable.device())?)?;
-        }
+            let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+            let chunks = values.par_chunks_mut(CHUNK).zip(moments).zip(gradient.par_chunks(CHUNK));
+            chunks.for_each(|((values, (first, second)), gradient)| {
+                for (((value, m), v), g) in values.iter_mut().zip(first).zip(second).zip(gradient) {
+                    let g = g * clip;
+                    *m = BETA1 * *m + (1.0 - BETA1) * g;
+                    *v = BETA2 * *v + (1.0 - BETA2) * g * g;
+                    *value = *value * keep - rate1 * *m / (v.sqrt() / root2 + EPSILON);
+                }
+            });
+            variable.set(&candle_core::Tensor::from_vec(values, variable.shape(), variable.device())?)
+        })?;
         Ok(norm)
     }
 }
