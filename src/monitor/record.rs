@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// How long rows are gathered before they go to the database together: each time costs a file and a transaction, whatever is in it.
 const GATHER: Duration = Duration::from_millis(150);
 /// What they may take of the memory meanwhile.
-const GATHER_BYTES: usize = 512 << 10;
+const GATHER_BYTES: usize = 1536 << 10;
 /// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// What rows that could not be written may take of the memory.
