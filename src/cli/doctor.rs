@@ -3,8 +3,10 @@
 use super::{Context, FAILED, output};
 use crate::config::env;
 use crate::models::Catalogue;
+use crate::monitor::snapshots::{Change, LATE_MS, changed_since};
 use crate::store::{Store, models, sqlite};
 use crate::types::Failure;
+use crate::types::time::now_ms;
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -143,12 +145,27 @@ fn store(context: &Context) -> Vec<Check> {
         Err(error) => Check::broken("database", error.to_string(), "restore refit.db from a backup"),
     };
     let mut checks = vec![database];
+    checks.push(snapshots(&store));
     match models::list(store.db.as_ref()) {
         Ok(stored) if stored.is_empty() => checks.push(nothing()),
         Ok(stored) => checks.extend(stored.iter().map(|record| model(&store, record))),
         Err(error) => checks.push(Check::broken("model", error.to_string(), "restore refit.db from a backup")),
     }
     checks
+}
+
+/// Whether what answers at providers is still what answered before.
+fn snapshots(store: &Store) -> Check {
+    let name = "hosted models";
+    match changed_since(store.db.as_ref(), now_ms() - LATE_MS) {
+        Ok(changes) if changes.is_empty() => Check::ok(name, "none has changed in 30 days"),
+        Ok(changes) => {
+            let told: Vec<_> = changes.iter().map(Change::told).collect();
+            let fix = "what was measured before was another model: evaluate the releases on it again";
+            Check::missing(name, told.join("; "), fix)
+        }
+        Err(error) => Check::broken(name, error.to_string(), "restore refit.db from a backup"),
+    }
 }
 
 /// The files are there in their sizes; `refit model verify` digests them.

@@ -9,6 +9,7 @@ use crate::access::Role;
 use crate::app::App;
 use crate::monitor::health::Look;
 use crate::monitor::record::LogState;
+use crate::monitor::snapshots;
 use crate::types::time::{now_ms, rfc3339};
 use crate::types::{Code, Failure};
 use axum::extract::State;
@@ -33,6 +34,7 @@ pub async fn status(State(gateway): State<Gateway>, headers: HeaderMap) -> Resul
         let detail = detail(&gateway, &look, &log);
         told.as_object_mut().expect("an object, made above").extend(detail.as_object().cloned().unwrap_or_default());
         told["targets"] = targets(app, caller.role);
+        told["models_changed"] = models_changed(app, caller.role).await;
         told["wrong"] = wrong.into();
     }
     Ok(Json(told))
@@ -110,6 +112,18 @@ fn targets(app: &App, role: Role) -> Value {
     }
     let count = |state: &str| targets.iter().filter(|target| target.state == state).count();
     json!({"closed": count("closed"), "open": count("open"), "half_open": count("half_open")})
+}
+
+/// The models of providers that have begun to answer as something else of late; to those who are no administrators, how many. Null where
+/// the database cannot say.
+async fn models_changed(app: &App, role: Role) -> Value {
+    let db = app.store.db.clone();
+    let read = tokio::task::spawn_blocking(move || snapshots::changed_since(db.as_ref(), now_ms() - snapshots::LATE_MS)).await;
+    match read.ok().and_then(Result::ok) {
+        Some(changes) if role >= Role::Admin => json!(changes),
+        Some(changes) => json!(changes.len()),
+        None => Value::Null,
+    }
 }
 
 fn config(app: &App) -> Value {

@@ -446,6 +446,13 @@ impl Ticket {
         Usage::new(read, size::likely_tokens(self.heard_bytes))
     }
 
+    /// What the target says that it is. A kept reply says what it was; local models are known by their digests.
+    fn answered_as(&self, model: &str, fingerprint: Option<&str>) {
+        if !self.is_kept() && !matches!(self.row.provider.as_str(), "" | "local") {
+            self.log.metrics.snapshots.saw((&self.row.provider, &self.row.model), model, fingerprint);
+        }
+    }
+
     /// The row keeps the reply that it has, whatever the caller is told.
     pub(super) fn keep_reply(&mut self) {
         self.keeps_reply = true;
@@ -510,6 +517,7 @@ impl Ticket {
     /// The reply is whole. Returns the milliseconds it took, and what the caller is told.
     pub(super) fn succeed(mut self, response: &ChatResponse) -> (f64, Box<Told>) {
         self.answered(response);
+        self.answered_as(&response.model, response.extra.get("system_fingerprint").and_then(Value::as_str));
         if self.usage.is_none() && self.heard_bytes == 0 {
             self.heard_bytes = response.choices.iter().map(|choice| choice.message.plain_text().len() as u64).sum();
         }
@@ -523,6 +531,7 @@ impl Ticket {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
+        self.answered_as(&glance.model, glance.system_fingerprint.as_deref());
         self.answers_with(body);
         self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;

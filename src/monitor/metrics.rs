@@ -7,6 +7,7 @@ use super::exposition::{Exposition, Sources, View};
 use super::process::Process;
 use super::series::{AllSeries, Distribution, MAX_SERIES, Series};
 use super::serving::Serving;
+use super::snapshots::Snapshots;
 use crate::store::Db;
 use crate::store::requests::RequestRow;
 use arc_swap::ArcSwap;
@@ -32,6 +33,8 @@ const MAX_PATHS: usize = 256;
 pub struct Metrics {
     /// What the serving process knows about itself.
     pub serving: Serving,
+    /// What answers under the names of models.
+    pub snapshots: Snapshots,
     registry: Registry,
     system: Registry,
     series: Arc<AllSeries>,
@@ -76,6 +79,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Metrics {
             serving: Serving::default(),
+            snapshots: Snapshots::default(),
             registry: Registry::with_prefix("refit"),
             system: Registry::default(),
             series: Arc::new(AllSeries::new(MAX_SERIES)),
@@ -91,6 +95,8 @@ impl Metrics {
         registry.register("requests_in_flight", "Model calls being answered", metrics.in_flight.clone());
         registry.register("log_rows_pending", "Request-log rows not yet in the database", metrics.log_rows_pending.clone());
         registry.register("log_rows_dropped", "Request-log rows that could not be written or read", metrics.log_rows_dropped.clone());
+        let changes = "Models of providers whose replies began to name another model or system_fingerprint";
+        registry.register("model_snapshot_changes", changes, metrics.snapshots.changes.clone());
         registry.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         let TelemetryCounts { exported, dropped, failed } = metrics.telemetry.clone();
         registry.register("telemetry_exported", "Spans and events that an OTLP collector took", exported);

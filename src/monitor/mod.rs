@@ -1,5 +1,6 @@
 //! What is known about the running system: the durable request log ([`record`]), its [`segment`] files, [`metrics`], the state of [`serving`],
-//! the [`health`] of the data directory, what calls [`cost`], what requests are called besides ([`names`]), what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
+//! the [`health`] of the data directory, what calls [`cost`], what requests are called besides ([`names`]), whether models are
+//! what they were ([`snapshots`]), what the log leaves out ([`redact`]) and for how long it keeps ([`retention`]).
 
 pub mod cost;
 mod database;
@@ -18,6 +19,7 @@ pub mod segment;
 pub mod series;
 pub mod serving;
 mod shard;
+pub mod snapshots;
 pub mod telemetry;
 
 pub use health::Health;

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// How long rows are gathered before they go to the database together: each time costs a file and a transaction, whatever is in it.
 const GATHER: Duration = Duration::from_millis(150);
 /// What they may take of the memory meanwhile.
-const GATHER_BYTES: usize = 512 << 10;
+const GATHER_BYTES: usize = 1536 << 10;
 /// How long to wait after the disk or the database refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// What rows that could not be written may take of the memory.
@@ -199,6 +199,7 @@ impl Recorder {
         (0..SHARDS).for_each(|place| self.shared.write_gathered(place, None));
         let written = self.shared.write_kept();
         let moved = self.shared.move_rows();
+        self.shared.keep_snapshots();
         self.shared.hurried.fetch_sub(1, Ordering::Relaxed);
         moved.and(written)
     }
@@ -483,6 +484,13 @@ impl Shared {
         moved
     }
 
+    /// Keeps what answered under the names of models, where it is new.
+    fn keep_snapshots(&self) {
+        if let Err(error) = self.metrics.snapshots.keep(self.store.db.as_ref()) {
+            tracing::warn!(%error, "what models answer as could not be kept; it is tried again");
+        }
+    }
+
     fn run(self: &Arc<Self>) {
         let idler = Idler::new("request-log-idle");
         loop {
@@ -492,6 +500,7 @@ impl Shared {
                 Some(idler) if !stop => self.move_patiently(idler),
                 _ => self.move_rows(),
             };
+            self.keep_snapshots();
             if stop {
                 // Rows on disk are safe in their segment: the next start moves them.
                 let lost = lock(&self.state).kept.len();

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "jsonl";
 /// Bounds of one transaction. Small: nobody else can write meanwhile, and the thread that moves rows may stand still in the middle.
-const BATCH_ROWS: usize = 256;
+const BATCH_ROWS: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Rows in memory: large, and moved several times, so that each is in a box.
@@ -280,7 +280,7 @@ impl<'s> Lines<'s> {
         let mut statements = sums.take();
         statements.push(usage::move_lines(self.segment, self.moved, self.read));
         statements.extend(usage::forget_segments(self.segment, self.standing));
-        self.store.db.batch_apart(&requests::insert(rows.iter().copied()), &statements)
+        self.store.db.batch_apart(&requests::insert(rows), &statements)
     }
 }
 
@@ -397,12 +397,13 @@ mod tests {
         assert_eq!((spent, requests::count(store.db.as_ref()).expect("count")), (3_000, 600));
         let few = std::cell::Cell::new(0);
         let go_on = || few.replace(few.get() + 1) < 2;
-        let more: String = (0..600).map(|i| serde_json::to_string(&priced(&format!("req_m{i}"))).expect("serialises") + "\n").collect();
+        let many = 2 * BATCH_ROWS + 88;
+        let more: String = (0..many).map(|i| serde_json::to_string(&priced(&format!("req_m{i}"))).expect("serialises") + "\n").collect();
         fs::write(directory.join("log_0.jsonl"), &more).expect("written");
         let stopped = drain_abandoned(&directory, &store, &go_on).expect("drains");
         assert!(stopped.stopped && requests::count(store.db.as_ref()).expect("count") == 600 + 2 * BATCH_ROWS as i64, "{stopped:?}");
         let rest = drain_abandoned(&directory, &store, &|| true).expect("drains");
-        assert_eq!((rest.rows, rest.stopped, requests::count(store.db.as_ref()).expect("count")), (600 - 2 * BATCH_ROWS, false, 1_200));
+        assert_eq!((rest.rows, rest.stopped, requests::count(store.db.as_ref()).expect("count")), (88, false, 600 + many as i64));
         // What was moved is forgotten once a later segment is, and nobody has the file any more.
         fs::write(directory.join("log_2.jsonl"), serde_json::to_string(&priced("req_x")).expect("serialises") + "\n").expect("written");
         drain_abandoned(&directory, &store, &|| true).expect("drains");

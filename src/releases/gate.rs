@@ -3,9 +3,10 @@
 
 use super::ReleaseError;
 use super::conditions::{self, Condition, Verdict};
-use crate::store::Db;
 use crate::store::routes::{Proof, RouteRecord, proofs};
+use crate::store::{Db, releases, snapshots};
 use crate::types::Digest;
+use crate::types::time::rfc3339;
 use serde::{Deserialize, Serialize};
 
 /// What every release must prove before it moves along a route.
@@ -81,7 +82,24 @@ pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Re
     let with_scorers = |proof: &Proof| gate.scorers_digest.is_none_or(|digest| proof.scorers_digest == Some(digest));
     let counts = |proof: &Proof| on_split(proof) && on_dataset(proof) && with_scorers(proof);
     let newest = proofs(db, Some(&route.suite), release)?.into_iter().find(counts);
-    Ok(report(&gate, route, newest))
+    let outdated = newest.as_ref().map(|proof| outdated(db, release, proof)).transpose()?.flatten();
+    let mut report = report(&gate, route, newest);
+    if let Some(reason) = outdated {
+        report.passed = false;
+        report.reasons.push(reason);
+    }
+    Ok(report)
+}
+
+/// Why a run says nothing of a release any more: under the name of its model the provider answers with another one since.
+fn outdated(db: &dyn Db, release: &Digest, proof: &Proof) -> Result<Option<String>, ReleaseError> {
+    let Some(release) = releases::find(db, release)? else { return Ok(None) };
+    let Some((provider, model)) = release.manifest["model"].as_str().and_then(|name| name.split_once('/')) else { return Ok(None) };
+    let answered = snapshots::of(db, (provider, model), snapshots::MODEL)?;
+    let [.., before, now] = answered.as_slice() else { return Ok(None) };
+    let told =
+        || format!("{provider}/{model} answers as \"{}\" since {}, before as \"{}\"", now.name, rfc3339(now.first_seen), before.name);
+    Ok((now.first_seen >= proof.began_at).then(|| format!("run {} is unverified: {}; measure the release again", proof.run, told())))
 }
 
 fn report(gate: &Gate, route: &RouteRecord, proof: Option<Proof>) -> Report {

@@ -132,7 +132,7 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
         )
     };
     // Nothing in memory is made of these rows, so that what is looked up for each call stays known.
-    db.batch_apart(&Bulk { sql: UPSERT, columns: COLUMN_COUNT, values }, &replies.iter().map(keep).collect::<Vec<_>>())
+    db.batch_apart(&Bulk { sql: UPSERT.into(), columns: COLUMN_COUNT, values }, &replies.iter().map(keep).collect::<Vec<_>>())
 }
 
 /// An answer that was given before to what has this key, no earlier than `since`, in milliseconds.

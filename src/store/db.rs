@@ -119,7 +119,7 @@ where
 #[derive(Debug)]
 pub struct Bulk<'a> {
     /// SQL text with `?` placeholders.
-    pub sql: &'a str,
+    pub sql: Cow<'a, str>,
     /// Parameters of a row.
     pub columns: usize,
     /// The parameters of all rows.
@@ -129,7 +129,7 @@ pub struct Bulk<'a> {
 impl Bulk<'_> {
     /// No rows: for statements that are run apart.
     pub fn empty() -> Self {
-        Bulk { sql: "SELECT 1", columns: 1, values: Vec::new() }
+        Bulk { sql: "SELECT 1".into(), columns: 1, values: Vec::new() }
     }
 }
 

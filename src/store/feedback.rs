@@ -158,7 +158,7 @@ fn learn(db: &dyn Db, rows: &[Row], mark: i64) -> Result<(), StoreError> {
     });
     let names: Vec<Value> = names.flatten().collect();
     let sql = "INSERT INTO request_names (kind, name, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (kind, name, request) DO NOTHING";
-    let bulk = Bulk { sql, columns: 4, values: names.iter().map(|value: &Value| value.into()).collect() };
+    let bulk = Bulk { sql: sql.into(), columns: 4, values: names.iter().map(|value: &Value| value.into()).collect() };
     let sql = "INSERT INTO request_names_mark (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
     db.batch_apart(&bulk, &[Statement::new(sql, [mark.into()])])
 }

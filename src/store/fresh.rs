@@ -79,7 +79,7 @@ mod tests {
             assert_eq!(known(), None);
         }
         // But for our own that changes nothing of what is kept, whatever comes with it.
-        let apart = || Bulk { sql: "INSERT INTO x (y) VALUES (?)", columns: 1, values: vec![Bound::Int(2), Bound::Int(3)] };
+        let apart = || Bulk { sql: "INSERT INTO x (y) VALUES (?)".into(), columns: 1, values: vec![Bound::Int(2), Bound::Int(3)] };
         let known_after = |commits: &[&dyn Fn()]| {
             fresh.keep(fresh.generation().expect("a generation"), "a".to_string(), 1);
             commits.iter().for_each(|commit| commit());

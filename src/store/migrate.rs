@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0008_scoring.sql"),
     include_str!("migrations/0009_tuning.sql"),
     include_str!("migrations/0010_log.sql"),
+    include_str!("migrations/0011_snapshots.sql"),
 ];
 
 /// Brings the database to the newest schema.

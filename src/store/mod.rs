@@ -29,6 +29,7 @@ pub mod requests;
 pub mod reviews;
 pub mod routes;
 pub mod runs;
+pub mod snapshots;
 pub mod sqlite;
 pub mod usage;
 mod wal_index;

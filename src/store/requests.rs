@@ -3,7 +3,6 @@
 use super::db::{Bound, Bulk, Db, Row, StoreError, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::sync::LazyLock;
 
 /// One logged request. Also the form of a line in a log segment, so that old segments stay readable: new fields need a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -95,57 +94,70 @@ pub(super) const COLUMNS: &str = "id, at, project, api_key, endpoint, route, rel
     cache_write_tokens, reasoning_tokens, cost_micro_usd, saved_micro_usd, price, cache, attempts, attempted, guardrails, trace_id, \
     reply_id, conversation, prompt, prompt_version, stored";
 
-/// What stores rows: a conflict where one is there already.
-pub fn insert<'r>(rows: impl IntoIterator<Item = &'r RequestRow>) -> Bulk<'r> {
-    const COUNT: usize = 39;
-    static SQL: LazyLock<String> = LazyLock::new(|| {
-        let marks = ["?"; COUNT].join(", ");
-        format!("INSERT INTO requests ({COLUMNS}) VALUES ({marks})")
-    });
-    let values = |row: &'r RequestRow| -> [Bound<'r>; COUNT] {
-        [
-            (&row.id).into(),
-            (&row.at).into(),
-            (&row.project).into(),
-            (&row.api_key).into(),
-            (&row.endpoint).into(),
-            (&row.route).into(),
-            (&row.release).into(),
-            (&row.provider).into(),
-            (&row.model).into(),
-            (&row.adapter).into(),
-            (&row.streamed).into(),
-            (&row.status).into(),
-            (&row.error_code).into(),
-            (&row.input_tokens).into(),
-            (&row.output_tokens).into(),
-            (&row.finish_reason).into(),
-            (&row.queue_ms).into(),
-            (&row.first_token_ms).into(),
-            (&row.total_ms).into(),
-            (&row.request).into(),
-            (&row.reply).into(),
-            (&row.upstream_ms).into(),
-            (&row.overhead_ms).into(),
-            (&row.cached_tokens).into(),
-            (&row.cache_write_tokens).into(),
-            (&row.reasoning_tokens).into(),
-            (&row.cost_micro_usd).into(),
-            (&row.saved_micro_usd).into(),
-            (&row.price).into(),
-            (&row.cache).into(),
-            (&row.attempts).into(),
-            (&row.attempted).into(),
-            (&row.guardrails).into(),
-            (&row.trace_id).into(),
-            (&row.reply_id).into(),
-            (&row.conversation).into(),
-            (&row.prompt).into(),
-            (&row.prompt_version).into(),
-            (&row.stored).into(),
-        ]
-    };
-    Bulk { sql: SQL.as_str(), columns: COUNT, values: rows.into_iter().flat_map(values).collect() }
+/// Columns of a row.
+const COUNT: usize = 39;
+
+/// What stores rows: a conflict where one is there already. What none of them has is not named, so that it costs nothing.
+pub fn insert<'r>(rows: &[&'r RequestRow]) -> Bulk<'r> {
+    let mut has = [false; COUNT];
+    for row in rows {
+        has.iter_mut().zip(values(row)).for_each(|(has, value)| *has |= value != Bound::Null);
+    }
+    let names: Vec<_> = COLUMNS.split(", ").zip(has).filter_map(|(name, has)| has.then_some(name)).collect();
+    if names.is_empty() {
+        return Bulk::empty();
+    }
+    let mut given = Vec::with_capacity(rows.len() * names.len());
+    for row in rows {
+        given.extend(values(row).into_iter().zip(has).filter_map(|(value, has)| has.then_some(value)));
+    }
+    let marks = vec!["?"; names.len()].join(", ");
+    Bulk { sql: format!("INSERT INTO requests ({}) VALUES ({marks})", names.join(", ")).into(), columns: names.len(), values: given }
+}
+
+/// What a row has in each of [`COLUMNS`].
+fn values(row: &RequestRow) -> [Bound<'_>; COUNT] {
+    [
+        (&row.id).into(),
+        (&row.at).into(),
+        (&row.project).into(),
+        (&row.api_key).into(),
+        (&row.endpoint).into(),
+        (&row.route).into(),
+        (&row.release).into(),
+        (&row.provider).into(),
+        (&row.model).into(),
+        (&row.adapter).into(),
+        (&row.streamed).into(),
+        (&row.status).into(),
+        (&row.error_code).into(),
+        (&row.input_tokens).into(),
+        (&row.output_tokens).into(),
+        (&row.finish_reason).into(),
+        (&row.queue_ms).into(),
+        (&row.first_token_ms).into(),
+        (&row.total_ms).into(),
+        (&row.request).into(),
+        (&row.reply).into(),
+        (&row.upstream_ms).into(),
+        (&row.overhead_ms).into(),
+        (&row.cached_tokens).into(),
+        (&row.cache_write_tokens).into(),
+        (&row.reasoning_tokens).into(),
+        (&row.cost_micro_usd).into(),
+        (&row.saved_micro_usd).into(),
+        (&row.price).into(),
+        (&row.cache).into(),
+        (&row.attempts).into(),
+        (&row.attempted).into(),
+        (&row.guardrails).into(),
+        (&row.trace_id).into(),
+        (&row.reply_id).into(),
+        (&row.conversation).into(),
+        (&row.prompt).into(),
+        (&row.prompt_version).into(),
+        (&row.stored).into(),
+    ]
 }
 
 /// Those of the rows that are not stored, each once.
@@ -228,5 +240,29 @@ pub(super) fn read(row: &Row) -> RequestRow {
         prompt: row.text_or_null(36),
         prompt_version: row.int_or_null(37),
         stored: row.text_or_null(38),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn rows_that_have_different_things_are_stored_together() {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(data.path()).expect("a store");
+        let row = |id: &str| RequestRow { id: id.into(), at: 7, model: "m".into(), total_ms: 1.5, ..RequestRow::default() };
+        let rows = [
+            row("req_a"),
+            RequestRow { route: Some("r".into()), reply: Some("{}".into()), stored: Some("{}".into()), ..row("req_b") },
+            RequestRow { request: Some("[]".into()), attempts: Some(2), prompt_version: Some(3), ..row("req_c") },
+        ];
+        let alone = RequestRow { error_code: Some("e".into()), ..row("req_d") };
+        for rows in [&rows.each_ref()[..], &[&alone], &[]] {
+            store.db.batch_apart(&insert(rows), &[]).expect("stored");
+        }
+        let found = newest(store.db.as_ref(), 10).expect("rows");
+        assert_eq!(found, [alone, rows[2].clone(), rows[1].clone(), rows[0].clone()]);
     }
 }

@@ -110,7 +110,7 @@ pub fn add(db: &dyn Db, items: &[ReviewItem]) -> Result<usize, StoreError> {
         })
         .collect();
     let values = values.iter().map(|value: &Value| value.into()).collect();
-    db.batch_apart(&Bulk { sql: &sql, columns: 11, values }, &[])?;
+    db.batch_apart(&Bulk { sql: sql.as_str().into(), columns: 11, values }, &[])?;
     Ok(count(db)?.saturating_sub(before))
 }
 

@@ -82,7 +82,9 @@ pub struct Proof {
     pub split: String,
     /// Metrics of the target.
     pub metrics: serde_json::Value,
-    /// When the run ended.
+    /// When the run began.
+    pub began_at: i64,
+    /// When it ended.
     pub finished_at: i64,
 }
 
@@ -194,7 +196,7 @@ pub fn decisions(db: &dyn Db, name: &str) -> Result<Vec<DecisionRecord>, StoreEr
 /// What the database says.
 pub fn proofs(db: &dyn Db, suite: Option<&str>, release: &Digest) -> Result<Vec<Proof>, StoreError> {
     let sql = "SELECT runs.id, run_targets.target, runs.suite, runs.suite_digest, runs.dataset, runs.dataset_digest, runs.split,
-        run_targets.metrics, runs.finished_at, runs.scorers_digest FROM run_targets JOIN runs ON runs.id = run_targets.run
+        run_targets.metrics, runs.finished_at, runs.scorers_digest, runs.created_at FROM run_targets JOIN runs ON runs.id = run_targets.run
         WHERE run_targets.release = ? AND runs.status = 'finished' ORDER BY runs.finished_at DESC, runs.id DESC";
     let mut found = db.query(sql, &[(*release).into()])?.iter().map(proof).collect::<Result<Vec<_>, _>>()?;
     found.retain(|proof| suite.is_none_or(|suite| suite == proof.suite));
@@ -241,6 +243,7 @@ fn proof(row: &Row) -> Result<Proof, StoreError> {
         dataset_digest: row.text(5),
         split: row.text(6),
         metrics: row.json(7)?,
+        began_at: row.int(10),
         finished_at: row.int(8),
         scorers_digest: row.text_or_null(9).map(|_| row.digest(9)).transpose()?,
     })

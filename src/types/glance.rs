@@ -15,11 +15,14 @@ pub struct Glance {
     pub id: String,
     #[serde(rename = "object")]
     _object: IsText,
-    #[serde(rename = "model")]
-    _model: IsText,
+    /// What the provider calls the model that answered.
+    pub model: String,
     #[serde(rename = "created")]
     _created: u64,
     choices: Vec<Choice>,
+    /// What the provider calls how it runs that model.
+    #[serde(default)]
+    pub system_fingerprint: Option<String>,
     /// Token counts.
     pub usage: Option<Usage>,
     #[serde(default)]
@@ -72,6 +75,7 @@ mod tests {
             "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}});
         let glance = |body: &Value| Glance::of(body.to_string().as_bytes());
         let seen = glance(&good).expect("a good reply");
+        assert_eq!((seen.model.as_str(), seen.system_fingerprint.as_deref()), ("m", None));
         assert_eq!((seen.finish_reason(), seen.usage.as_ref().map(|usage| usage.total_tokens)), (Some("stop"), Some(4)));
         for (pointer, value) in [
             ("/id", json!(null)),

@@ -85,6 +85,32 @@ fn gate_counts_only_its_suite_its_split_and_the_newest_run() {
     assert_eq!(shown(&refit)["decisions"].as_array().map(Vec::len), Some(3));
 }
 
+/// reliability.md, Upstream faults 17: what was measured before the provider changed the model is no proof.
+#[test]
+fn gate_counts_no_run_from_before_its_model_became_another() {
+    let refit = with_route();
+    let candidate = release(&refit, 1);
+    measured(&refit, "run_1", &candidate, ("intake", "test"), (0.9, 0.8));
+    let db = Store::open(&refit.data_dir()).expect("the store").db;
+    let seen = |kind: &str, name: &str, at: i64| {
+        let sql = "INSERT INTO model_snapshots (provider, model, kind, name, first_seen) VALUES ('mock', 'echo', ?, ?, ?)";
+        db.execute(sql, &[kind.into(), name.into(), at.into()]).expect("a row");
+    };
+    seen("model", "echo-1", 7);
+    seen("fingerprint", "fp_1", 7);
+    seen("fingerprint", "fp_2", 8);
+    promote(&refit, &candidate, &[]).expect(0);
+    let second = release(&refit, 2);
+    measured(&refit, "run_2", &second, ("intake", "test"), (0.9, 0.8));
+    seen("model", "echo-2", 9);
+    let refused = promote(&refit, &second, &[]).expect(1);
+    assert!(refused.stderr.contains("run run_2 is unverified: mock/echo answers as \"echo-2\" since"), "{}", refused.stderr);
+    assert_eq!(live(&refit), json!(candidate), "what is live stays");
+    db.execute("UPDATE runs SET created_at = 10, finished_at = 11 WHERE id = 'run_2'", &[]).expect("a later run");
+    promote(&refit, &second, &[]).expect(0);
+    assert_eq!(live(&refit), json!(second));
+}
+
 #[test]
 fn parallel_promotions_have_one_winner() {
     let refit = with_route();

@@ -1,16 +1,16 @@
-//! What goes wrong on the way to a provider: reliability.md, Upstream faults 12, 13 and 16, where `upstream.rs`, `faults.rs` and
+//! What goes wrong on the way to a provider: reliability.md, Upstream faults 12, 13, 16 and 17, where `upstream.rs`, `faults.rs` and
 //! `edges.rs` do not have it yet.
 
 use crate::faults::{ask, before, body};
-use crate::rig::{CHAT, Line, STREAM, chat, event, provider, upstream, wait_for};
-use crate::support::{Refit, Reply};
+use crate::rig::{CHAT, Line, STREAM, chat, event, gauge, provider, upstream, wait_for};
+use crate::support::{Refit, Reply, Server};
 use crate::upstream::{Script, reply};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Planted as the provider's key.
@@ -283,4 +283,77 @@ fn a_refusal_that_comes_before_the_request_is_read_is_the_callers_answer() {
     let (key, server) = (refit.key(), refit.serve(&[]));
     let got = server.post(CHAT, Some(&key), &chat("up/m", &"x".repeat(16 << 20), json!({})));
     assert_eq!((got.status, got.header("retry-after")), (429, Some("60")), "{}: {}", got.status, got.body);
+}
+
+/// reliability.md, Upstream faults 17.
+#[test]
+fn a_model_that_becomes_another_one_without_a_word_is_told() {
+    let answers_as = Arc::new(Mutex::new(("m-2026-01", "fp_1")));
+    let named = answers_as.clone();
+    let up = upstream(move |stream: &mut TcpStream, body| {
+        let (model, fingerprint) = *named.lock().expect("a name");
+        let mut reply = json!({"id": "c1", "created": 7, "model": model, "system_fingerprint": fingerprint});
+        if body.contains("\"stream\":true") {
+            reply["object"] = "chat.completion.chunk".into();
+            reply["choices"] = json!([{"index": 0, "delta": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]);
+            let _ = stream.write_all(format!("{STREAM}data: {reply}\n\ndata: [DONE]\n\n").as_bytes());
+            return false;
+        }
+        reply["object"] = "chat.completion".into();
+        reply["choices"] = json!([{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]);
+        let text = reply.to_string();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", text.len());
+        stream.write_all(format!("{head}{text}").as_bytes()).is_ok()
+    });
+    let refit = Refit::new();
+    refit.write("refit.toml", provider(up.port));
+    let admin =
+        refit.run(&["key", "create", "root", "--role", "admin", "--json"]).expect(0).json()["key"].as_str().expect("a key").to_string();
+    let (key, mut server) = (refit.key(), refit.serve(&[]));
+    let asks = |server: &Server, model, fingerprint, fields: Value| {
+        *answers_as.lock().expect("a name") = (model, fingerprint);
+        assert_eq!(server.post(CHAT, Some(&key), &chat("up/m", "hi", fields)).status, 200);
+        // What was seen reaches the database behind the row.
+        wait_for("the row's move", || gauge(server, "refit_log_rows_pending") == 0.0);
+    };
+    let changes = |server: &Server| gauge(server, "refit_model_snapshot_changes_total");
+    let told = |server: &Server| {
+        let told = server.get("/status", Some(&admin)).json()["models_changed"].clone();
+        told.as_array()
+            .expect("a list")
+            .iter()
+            .map(|change| format!("{} {} {}", change["kind"], change["before"], change["now"]))
+            .collect::<Vec<_>>()
+    };
+    asks(&server, "m-2026-01", "fp_1", json!({}));
+    asks(&server, "m-2026-01", "fp_1", json!({"stream": true}));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((changes(&server), told(&server)), (0.0, vec![]), "what it has always been is no change");
+
+    asks(&server, "m-2026-02", "fp_1", json!({"stream": true}));
+    wait_for("a stream's change", || changes(&server) == 1.0);
+    assert_eq!(told(&server), [r#""model" "m-2026-01" "m-2026-02""#]);
+    assert!(
+        server.errors().contains("up/m answers with model \\\"m-2026-02\\\"")
+            || server.errors().contains("up/m answers with model \"m-2026-02\""),
+        "{}",
+        server.errors()
+    );
+    asks(&server, "m-2026-01", "fp_2", json!({}));
+    wait_for("a fingerprint's change", || changes(&server) == 2.0);
+    assert_eq!(server.get("/status", Some(&key)).json().get("models_changed"), None, "nobody else learns what is called");
+
+    // Between two starts, too; and a start alone changes nothing.
+    server.kill();
+    let server = refit.serve(&[]);
+    asks(&server, "m-2026-02", "fp_2", json!({}));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(changes(&server), 0.0);
+    asks(&server, "m-2026-03", "fp_2", json!({}));
+    wait_for("a change since the last start", || changes(&server) == 1.0);
+    let doctor = refit.run(&["doctor", "--json"]).expect(0).json();
+    let check =
+        doctor["checks"].as_array().expect("checks").iter().find(|check| check["name"] == "hosted models").expect("a check").clone();
+    let found = check["found"].as_str().expect("a text");
+    assert!(check["state"] == "missing" && found.contains("m-2026-03") && found.contains("fp_2"), "{check}");
 }
