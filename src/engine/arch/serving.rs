@@ -8,16 +8,17 @@ use crate::engine::EngineError;
 use crate::engine::adapter::Adapter;
 use crate::engine::kernel::append::NewRows;
 use crate::engine::kernel::attend::{Attended, Queries, attend};
-use crate::engine::kernel::low_rank::{self, Adapted};
+use crate::engine::kernel::low_rank::LowRank;
 use crate::engine::kernel::panel::Panels;
-use crate::engine::kernel::product::{Input, Write, product, product_before};
+use crate::engine::kernel::product::{Input, Write, product, product_adapted, shape};
 use crate::engine::kernel::rows::{HeadNorms, add_rms_norm, gate, norm_heads, rms_norm};
 use crate::engine::kernel::tiles::Weight;
+use crate::engine::kernel::updates::{self, Updates};
 use crate::engine::kv_cache::KvCache;
 use crate::engine::nn::dora::row_norms;
 use crate::engine::nn::linear::Lora;
 use crate::engine::nn::slices::tensor;
-use crate::engine::packed_adapter::PackedAdapter;
+use crate::engine::packed_adapter::{GROUPS, PackedAdapter};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -78,7 +79,9 @@ struct Step<'a> {
     angles: Vec<f32>,
     /// The same in layers that slide.
     sliding_angles: Vec<f32>,
-    adapters: Vec<(Range<usize>, Arc<PackedAdapter>)>,
+    adapters: &'a [(Range<usize>, Arc<PackedAdapter>)],
+    /// Their updates.
+    adapted: &'a [(Range<usize>, &'a LowRank)],
 }
 
 impl Serving {
@@ -110,7 +113,9 @@ impl Serving {
             packed.push((rows.clone(), adapter.packed(|| config.lora_targets())?));
         }
         let sliding_angles = config.sliding.as_ref().map_or_else(Vec::new, |sliding| angles(&sliding.rotary, config, batch));
-        let step = Step { config, batch, angles: angles(&config.rotary, config, batch), sliding_angles, adapters: packed };
+        let adapted: Vec<_> = packed.iter().map(|(rows, adapter)| (rows.clone(), &adapter.updates)).collect();
+        let angles = angles(&config.rotary, config, batch);
+        let step = Step { config, batch, angles, sliding_angles, adapters: &packed, adapted: &adapted };
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         for (layer, block) in self.blocks.iter().enumerate() {
             block.attention(&mut x, layer, &step, cache, &mut scratch);
@@ -180,8 +185,8 @@ struct Output<'a> {
     weight: &'a Weight,
     norm: Option<&'a [f32]>,
     step: &'a Step<'a>,
-    /// Layer, and group of linear layers.
-    part: (usize, usize),
+    /// Group of linear layers.
+    group: usize,
 }
 
 impl Output<'_> {
@@ -194,58 +199,37 @@ impl Output<'_> {
         output: &mut Vec<f32>,
         (bytes, low_rank): (&mut Panels, &mut Vec<f32>),
     ) {
-        let (weights, width) = ([self.weight], self.weight.outputs());
-        let updates = self.step.updates(self.part.0, self.part.1, rows.clone());
-        let (from_bytes, next) = (input(from, &weights, bytes), low_rank::addresses(&updates));
-        // A row is summed in one order, whichever adapters the other rows of the step have: x, the frozen part, the update.
-        if self.norm.is_none() && !self.step.is_scaled(self.part) {
-            product_before(x, from_bytes, &weights, Write::Add, &next);
-            low_rank::add(x, width, from, &updates, low_rank);
-            return;
-        }
-        // Apart from x, which is neither normed nor scaled.
+        let weights = [self.weight];
+        let (input, updates) = (input(from, &weights, bytes), self.step.updates(self.group, &rows));
+        let Some(norm) = self.norm else {
+            // In the same order, too: x, the frozen part, the update.
+            if !self.step.is_scaled(self.group) {
+                return product_adapted(x, input, (&weights, Write::Add), updates, low_rank);
+            }
+            let output = sized(output, x.len());
+            product(output, input, &weights, Write::Set);
+            self.step.scale(output, self.weight.outputs(), self.group, rows);
+            x.iter_mut().zip(output).for_each(|(x, y)| *x += *y);
+            return updates::add(x, shape(&weights), from, updates, low_rank);
+        };
+        // Apart from x, which is not normed.
         let output = sized(output, x.len());
-        product_before(output, from_bytes, &weights, Write::Set, &next);
-        self.step.scale(output, width, self.part, rows);
-        match self.norm {
-            Some(norm) => {
-                low_rank::add(output, width, from, &updates, low_rank);
-                add_rms_norm(x, output, norm, self.step.config.norm_epsilon);
-            }
-            None => {
-                x.iter_mut().zip(output).for_each(|(x, y)| *x += *y);
-                low_rank::add(x, width, from, &updates, low_rank);
-            }
-        }
+        self.step.linear(output, (&weights, None), (input, rows), self.group, low_rank);
+        add_rms_norm(x, output, norm, self.step.config.norm_epsilon);
     }
 }
 
 impl Block {
     fn attention(&self, x: &mut [f32], layer: usize, step: &Step<'_>, cache: &mut KvCache, scratch: &mut Scratch) {
-        let (config, rows) = (step.config, step.batch.tokens.len());
+        let (config, rows, group) = (step.config, step.batch.tokens.len(), layer * GROUPS.len());
         let heads = config.heads;
         let normed = sized(&mut scratch.normed, x.len());
         rms_norm(normed, x, &self.input_layernorm, config.norm_epsilon);
         let stride = heads.query_width() + 2 * heads.key_width();
         let qkv = sized(&mut scratch.qkv, rows * stride);
         let weights = self.qkv.each_ref();
-        let write = match &self.qkv_bias {
-            Some(bias) if !step.is_scaled((layer, 0)) => {
-                qkv.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(bias));
-                Write::Add
-            }
-            _ => Write::Set,
-        };
-        let updates = step.updates(layer, 0, 0..rows);
-        product_before(qkv, input(normed, &weights, &mut scratch.bytes), &weights, write, &low_rank::addresses(&updates));
-        if step.is_scaled((layer, 0)) {
-            step.scale(qkv, stride, (layer, 0), 0..rows);
-            // A bias is not scaled.
-            if let Some(bias) = &self.qkv_bias {
-                qkv.chunks_exact_mut(stride).for_each(|row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
-            }
-        }
-        low_rank::add(qkv, stride, normed, &updates, &mut scratch.low_rank);
+        let input = input(normed, &weights, &mut scratch.bytes);
+        step.linear(qkv, (&weights, self.qkv_bias.as_deref()), (input, 0..rows), group, &mut scratch.low_rank);
         if let Some([queries, keys]) = &self.head_norms {
             let parts = [(heads.queries, queries.as_slice()), (heads.keys, keys.as_slice())];
             norm_heads(qkv, HeadNorms { stride, parts, epsilon: config.norm_epsilon });
@@ -265,12 +249,12 @@ impl Block {
             Attended { first: segment.rows.start, rows: segment.rows.len(), past: segment.past, window, keys, values }
         };
         attend(attended, queries, heads, &step.batch.segments.iter().map(sequence).collect::<Vec<_>>());
-        let output = Output { weight: &self.o_proj, norm: self.attention_output_norm.as_deref(), step, part: (layer, 1) };
+        let output = Output { weight: &self.o_proj, norm: self.attention_output_norm.as_deref(), step, group: group + 1 };
         output.add_to(x, attended, 0..rows, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
     }
 
     fn feed_forward(&self, x: &mut [f32], layer: usize, step: &Step<'_>, scratch: &mut Scratch) {
-        let (config, inner) = (step.config, step.config.inner);
+        let (config, inner, group) = (step.config, step.config.inner, layer * GROUPS.len() + 2);
         for (i, x) in x.chunks_mut(FEED_ROWS * config.hidden).enumerate() {
             let count = x.len() / config.hidden;
             let rows = i * FEED_ROWS..i * FEED_ROWS + count;
@@ -278,23 +262,45 @@ impl Block {
             rms_norm(normed, x, &self.feed_forward_norm, config.norm_epsilon);
             let gate_up = sized(&mut scratch.gate_up, count * 2 * inner);
             let weights = self.gate_up.each_ref();
-            let updates = step.updates(layer, 2, rows.clone());
-            product_before(gate_up, input(normed, &weights, &mut scratch.bytes), &weights, Write::Set, &low_rank::addresses(&updates));
-            step.scale(gate_up, 2 * inner, (layer, 2), rows.clone());
-            low_rank::add(gate_up, 2 * inner, normed, &updates, &mut scratch.low_rank);
+            let input = input(normed, &weights, &mut scratch.bytes);
+            step.linear(gate_up, (&weights, None), (input, rows.clone()), group, &mut scratch.low_rank);
             let gated = sized(&mut scratch.gated, count * inner);
             gate(gated, gate_up, inner, config.gate);
-            let output = Output { weight: &self.down_proj, norm: self.feed_forward_output_norm.as_deref(), step, part: (layer, 3) };
+            let output = Output { weight: &self.down_proj, norm: self.feed_forward_output_norm.as_deref(), step, group: group + 1 };
             output.add_to(x, gated, rows, &mut scratch.output, (&mut scratch.bytes, &mut scratch.low_rank));
         }
     }
 }
 
 impl Step<'_> {
+    /// A group of linear layers of some rows, with their bias and adapters' updates: y (rows, outputs side by side). A row is summed in one
+    /// order, whichever adapters the other rows of the step have: the frozen part and the bias, then the update.
+    fn linear(
+        &self,
+        y: &mut [f32],
+        (weights, bias): (&[&Weight], Option<&[f32]>),
+        (x, rows): (Input<'_>, Range<usize>),
+        group: usize,
+        low_rank: &mut Vec<f32>,
+    ) {
+        let (updates, width) = (self.updates(group, &rows), weights.iter().map(|weight| weight.outputs()).sum());
+        if !self.is_scaled(group) {
+            bias.into_iter().for_each(|bias| y.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(bias)));
+            let write = if bias.is_some() { Write::Add } else { Write::Set };
+            return product_adapted(y, x, (weights, write), updates, low_rank);
+        }
+        product(y, x, weights, Write::Set);
+        self.scale(y, width, group, rows);
+        // A bias is not scaled.
+        let add = |row: &mut [f32], bias: &[f32]| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        bias.into_iter().for_each(|bias| y.chunks_exact_mut(width).for_each(|row| add(row, bias)));
+        updates::add(y, shape(weights), x.floats, updates, low_rank);
+    }
+
     /// Multiplies what the frozen weights of a group of layers gave, y (rows, width), with the factors of DoRA adapters on those rows.
-    fn scale(&self, y: &mut [f32], width: usize, (layer, group): (usize, usize), rows: Range<usize>) {
-        for (range, adapter) in &self.adapters {
-            let Some(gains) = adapter.gains(layer, group) else { continue };
+    fn scale(&self, y: &mut [f32], width: usize, group: usize, rows: Range<usize>) {
+        for (range, adapter) in self.adapters {
+            let Some(gains) = adapter.gains(group) else { continue };
             for row in range.start.max(rows.start)..range.end.min(rows.end) {
                 let y = &mut y[(row - rows.start) * width..][..width];
                 y.iter_mut().zip(gains).for_each(|(y, gain)| *y *= gain);
@@ -303,17 +309,12 @@ impl Step<'_> {
     }
 
     /// Whether any row goes through a DoRA adapter of that group of layers.
-    fn is_scaled(&self, (layer, group): (usize, usize)) -> bool {
-        self.adapters.iter().any(|(_, adapter)| adapter.gains(layer, group).is_some())
+    fn is_scaled(&self, group: usize) -> bool {
+        self.adapters.iter().any(|(_, adapter)| adapter.gains(group).is_some())
     }
 
-    /// The updates of one group of layers that fall on `rows`, counted from its start.
-    fn updates(&self, layer: usize, group: usize, rows: Range<usize>) -> Vec<Adapted<'_>> {
-        let part = |(range, adapter): &'_ (Range<usize>, Arc<PackedAdapter>)| -> Option<Range<usize>> {
-            adapter.update(layer, group)?;
-            let own = range.start.max(rows.start)..range.end.min(rows.end);
-            (!own.is_empty()).then(|| own.start - rows.start..own.end - rows.start)
-        };
-        self.adapters.iter().filter_map(|item| Some((part(item)?, item.1.update(layer, group)?))).collect()
+    /// The updates of one group of layers on the rows that are computed.
+    fn updates(&self, group: usize, rows: &Range<usize>) -> Updates<'_> {
+        Updates { adapted: self.adapted, group, first: rows.start }
     }
 }

@@ -5,13 +5,14 @@
 use super::{bf16, tiles::Line};
 use half::f16;
 use memmap2::{MmapMut, MmapRaw};
-use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes of a mapping that weights share; larger ones have one of their own.
 const CHUNK: usize = 32 << 20;
+/// Bytes of a huge page, on most processors.
+const HUGE_PAGE: usize = 2 << 20;
 /// Beginning of each part: a cache line.
 const ALIGNMENT: usize = 64;
 
@@ -46,39 +47,6 @@ pub(in crate::engine) struct Buffer<T> {
 /// The mapping that is being filled, as long as somebody has a part of it, and how far it is filled.
 static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
-thread_local! {
-    /// The mapping that this thread fills for itself, and how far it is filled.
-    static OWN: RefCell<Option<(Arc<MmapRaw>, usize)>> = const { RefCell::new(None) };
-}
-
-/// Runs `pack`, whose [`Buffer::keep`] on this thread fills one mapping of `bytes`: what is thrown away together gives its memory back
-/// at once. A wrong estimate is no mistake: what finds no room lies elsewhere.
-///
-/// # Panics
-/// As [`Buffer::zeroed`].
-pub(in crate::engine) fn together<R>(bytes: usize, pack: impl FnOnce() -> R) -> R {
-    /// Takes the mapping away also when `pack` panics.
-    struct Until(Option<(Arc<MmapRaw>, usize)>);
-    impl Drop for Until {
-        fn drop(&mut self) {
-            OWN.replace(self.0.take());
-        }
-    }
-    let map = mapped(bytes).expect("memory for an anonymous mapping");
-    let _until = Until(OWN.replace(Some((map, 0))));
-    pack()
-}
-
-/// A place for `bytes` in this thread's own mapping, if it has one with so much room.
-fn own_place(bytes: usize) -> Option<(Arc<MmapRaw>, usize)> {
-    OWN.with_borrow_mut(|own| {
-        let (map, filled) = own.as_mut()?;
-        let offset = *filled;
-        (offset + bytes <= map.len()).then(|| *filled = (offset + bytes).next_multiple_of(ALIGNMENT))?;
-        Some((map.clone(), offset))
-    })
-}
-
 /// A place for `bytes` in the mapping that everybody fills.
 fn shared_place(bytes: usize) -> (Arc<MmapRaw>, usize) {
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +76,19 @@ impl<T: Plain> Buffer<T> {
         Buffer { map, offset: 0, length, values: PhantomData }
     }
 
+    /// Zeros in a mapping of their own that is whole huge pages if it is no small one: values that are thrown away together, and give
+    /// their memory back then.
+    ///
+    /// # Panics
+    /// As [`Buffer::zeroed`].
+    pub(in crate::engine) fn alone(length: usize) -> Self {
+        let bytes = length * size_of::<T>();
+        // The system puts only mappings of whole huge pages where such pages begin.
+        let whole = if bytes > HUGE_PAGE / 2 { bytes.next_multiple_of(HUGE_PAGE) } else { bytes };
+        let map = mapped(whole).expect("memory for an anonymous mapping");
+        Buffer { map, offset: 0, length, values: PhantomData }
+    }
+
     /// Zeros to be filled with values that stay, where others like them are.
     ///
     /// # Panics
@@ -115,7 +96,7 @@ impl<T: Plain> Buffer<T> {
     pub(in crate::engine) fn shared(length: usize) -> Self {
         let bytes = length * size_of::<T>();
         // A part is handed out once, so that nobody else has a reference to its bytes, which the system made zero.
-        let (map, offset) = own_place(bytes).unwrap_or_else(|| shared_place(bytes));
+        let (map, offset) = shared_place(bytes);
         Buffer { map, offset, length, values: PhantomData }
     }
 
@@ -179,12 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_together_lies_in_one_mapping_as_far_as_there_is_room() {
-        let values = [[1f32; 16]; 3];
-        let (inside, beyond) = together(2 * 192, || ([Buffer::keep(&values), Buffer::keep(&values)], Buffer::keep(&values)));
-        let outside = Buffer::keep(&values);
-        assert!(Arc::ptr_eq(&inside[0].map, &inside[1].map) && inside[0].offset != inside[1].offset);
-        assert!(!Arc::ptr_eq(&inside[0].map, &beyond.map) && !Arc::ptr_eq(&inside[0].map, &outside.map));
-        assert!([&inside[0], &inside[1], &beyond, &outside].iter().all(|kept| ***kept == values));
+    fn what_is_alone_shares_its_mapping_with_nothing_and_fills_huge_pages_if_it_is_large() {
+        let mut alone = [10, HUGE_PAGE / 64 * 3 / 2].map(Buffer::<[f32; 16]>::alone);
+        for alone in &mut alone {
+            assert!(alone.iter().all(|x| *x == [0.0; 16]));
+            alone.fill([1.0; 16]);
+        }
+        let shared = Buffer::keep(&[[2f32; 16]; 3]);
+        assert!(alone.iter().all(|alone| !Arc::ptr_eq(&alone.map, &shared.map) && alone.iter().all(|x| *x == [1.0; 16])));
+        assert_eq!(alone.map(|alone| alone.map.len()), [640, 2 * HUGE_PAGE]);
     }
 }

@@ -58,6 +58,19 @@ pub(in crate::engine) trait Lanes: Copy {
         Self::load(&wide)
     }
 
+    /// Reads sixteen pairs of bfloat16: those in the lower halves, and those in the upper ones.
+    #[inline(always)]
+    fn load_bf16_pairs(x: &[u32; LANES]) -> [Self; 2] {
+        let mut wide = [[0f32; LANES]; 2];
+        let mut i = 0;
+        while i < LANES {
+            wide[0][i] = f32::from_bits(x[i] << 16);
+            wide[1][i] = f32::from_bits(x[i] & 0xffff_0000);
+            i += 1;
+        }
+        [Self::load(&wide[0]), Self::load(&wide[1])]
+    }
+
     /// e^x with a relative error under 2e-7, x held in [-87, 88] (range reduction by ln 2 and a degree-6 polynomial, after Cephes `expf`).
     #[inline(always)]
     fn exp(self) -> Self {
@@ -200,6 +213,14 @@ mod x86 {
             Avx512(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)) })
         }
         #[inline(always)]
+        fn load_bf16_pairs(x: &[u32; LANES]) -> [Self; 2] {
+            unsafe {
+                let both = _mm512_loadu_si512(x.as_ptr().cast());
+                let (low, high) = (_mm512_slli_epi32::<16>(both), _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+                [Avx512(_mm512_castsi512_ps(low)), Avx512(_mm512_castsi512_ps(high))]
+            }
+        }
+        #[inline(always)]
         fn store(self, out: &mut [f32; LANES]) {
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self.0) }
         }
@@ -269,6 +290,19 @@ mod x86 {
         fn load_f16(x: &[f16; LANES]) -> Self {
             let p: *const __m128i = x.as_ptr().cast();
             unsafe { Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))) }
+        }
+        #[inline(always)]
+        fn load_bf16_pairs(x: &[u32; LANES]) -> [Self; 2] {
+            let p: *const __m256i = x.as_ptr().cast();
+            unsafe {
+                let (a, b, upper) = (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)), _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                let (low, other_low) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+                let (high, other_high) = (_mm256_and_si256(a, upper), _mm256_and_si256(b, upper));
+                [
+                    Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(other_low)),
+                    Avx2(_mm256_castsi256_ps(high), _mm256_castsi256_ps(other_high)),
+                ]
+            }
         }
         #[inline(always)]
         fn store(self, out: &mut [f32; LANES]) {

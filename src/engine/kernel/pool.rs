@@ -230,6 +230,29 @@ pub fn chunks<T: Send>(items: &mut [T], unit: usize, most: usize, f: impl Fn(usi
     });
 }
 
+/// Where the threads of one piece of work wait for each other's first halves, without an end and a beginning between the halves.
+#[derive(Default)]
+pub(super) struct Meeting(AtomicUsize);
+
+impl Meeting {
+    /// Does a thread's first half, which counts as `share`. It counts as done also when it panics, so that nobody waits for ever.
+    pub(super) fn after(&self, share: usize, first: impl FnOnce()) {
+        struct Arrives<'a>(&'a AtomicUsize, usize);
+        impl Drop for Arrives<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(self.1, Ordering::Release);
+            }
+        }
+        let _arrives = Arrives(&self.0, share);
+        first();
+    }
+
+    /// Waits until the shares that were counted make up `all`: what their first halves wrote can be read then.
+    pub(super) fn wait(&self, all: usize) {
+        spin_until(|| self.0.load(Ordering::Acquire) >= all);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +307,32 @@ mod tests {
                 assert_eq!(count.into_inner(), 3);
             }
         });
+    }
+
+    #[test]
+    fn threads_meet_when_every_first_half_is_done_or_has_panicked() {
+        for threads in [1, 2, 3] {
+            in_pool(threads, || {
+                for _ in 0..50 {
+                    let (meeting, first) = (Meeting::default(), AtomicUsize::new(0));
+                    ranges(7, 7, |own| {
+                        meeting.after(own.len(), || {
+                            first.fetch_add(own.len(), Ordering::Relaxed);
+                        });
+                        meeting.wait(7);
+                        assert_eq!(first.load(Ordering::Relaxed), 7);
+                    });
+                }
+                let meeting = Meeting::default();
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    ranges(7, 7, |own| {
+                        meeting.after(own.len(), || assert_ne!(own.start, 0, "the first one panics"));
+                        meeting.wait(7);
+                    });
+                }));
+                assert!(outcome.is_err());
+            });
+        }
     }
 
     #[test]

@@ -4,12 +4,15 @@
 #![expect(unsafe_code, reason = "threads write disjoint columns of the same rows")]
 
 use super::dots::{BLOCK, Dots};
+use super::fetch::Fetch;
 use super::isa::{Isa, compiled};
 use super::lanes::Lanes;
+use super::low_rank::{LAYERS, Shape};
 use super::panel::{Panel, Panels, ROWS};
-use super::pool;
+use super::pool::{self, Meeting};
 use super::shared::Shared;
 use super::tiles::{Layout, Line, Packed, Quantised, TILE, Weight};
+use super::updates::{Share, Task, Updates};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -18,8 +21,6 @@ const GROUP: usize = 16;
 
 /// Blocks between the one that is computed and the one that is fetched.
 const AHEAD: usize = 12;
-/// Bytes of a line of the processor's caches.
-const CACHE_LINE: usize = 64;
 /// Panels for each thread from which on rows are shared out rather than outputs.
 const MANY: usize = 4;
 
@@ -46,44 +47,67 @@ pub enum Write {
 /// # Panics
 /// When lengths do not fit: a programming error.
 pub fn product(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write) {
-    by(Isa::best(), y, x, (weights, write), &[]);
+    by(Isa::best(), y, x, (weights, write), None);
 }
 
-/// As [`product`], and asks on the way for memory that is read next: addresses, shared out among the threads in their order. With a few
-/// rows memory has time to spare while the weights are multiplied.
+/// As [`product`], and adds each adapter's update to its rows, after the product itself. `scratch` is kept from call to call.
 ///
 /// # Panics
-/// As [`product`].
-pub fn product_before(y: &mut [f32], x: Input<'_>, weights: &[&Weight], write: Write, next: &[Range<usize>]) {
-    by(Isa::best(), y, x, (weights, write), next);
+/// As [`product`], and when an adapter was packed for weights of other shapes.
+pub fn product_adapted(y: &mut [f32], x: Input<'_>, (weights, write): (&[&Weight], Write), updates: Updates<'_>, scratch: &mut Vec<f32>) {
+    by(Isa::best(), y, x, (weights, write), Some((updates, scratch)));
 }
 
-fn by(isa: Isa, y: &mut [f32], x: Input<'_>, (weights, write): (&[&Weight], Write), next: &[Range<usize>]) {
+/// The shape of up to three weights side by side.
+///
+/// # Panics
+/// When there are more: a programming error.
+pub fn shape(weights: &[&Weight]) -> Shape {
+    let mut shape = Shape { inputs: weights[0].inputs(), outputs: [0; LAYERS] };
+    for (i, weight) in weights.iter().enumerate() {
+        shape.outputs[i] = weight.outputs();
+    }
+    shape
+}
+
+type Adapters<'a> = Option<(Updates<'a>, &'a mut Vec<f32>)>;
+
+fn by<'a>(isa: Isa, y: &'a mut [f32], x: Input<'a>, (weights, write): (&[&Weight], Write), adapters: Adapters<'a>) {
     let width: usize = weights.iter().map(|weight| weight.outputs()).sum();
     let (rows, inputs) = (y.len() / width, weights[0].inputs());
     assert!(y.len() == rows * width && x.floats.len() == rows * inputs && weights.iter().all(|w| w.inputs() == inputs));
     let tiles: usize = weights.iter().map(|weight| weight.tiles()).sum();
     let panels = rows.div_ceil(ROWS);
-    let target = Target { y: Shared::new(y), width, column: 0, first: 0, rows, write };
+    let y = Shared::new(y);
+    let target = Target { y, width, column: 0, first: 0, rows, write };
+    let task = adapters.and_then(|(updates, scratch)| Task::new(y, shape(weights), x.floats, updates, scratch));
     // Many rows are shared out by rows: each thread then finds in its own cache what it wrote before.
     if panels >= MANY * pool::threads() {
         pool::ranges(panels, usize::MAX, |panels| {
-            let first = panels.start * ROWS;
-            let target = Target { first, rows: rows.min(panels.end * ROWS) - first, ..target };
-            side_by_side(isa, x, (weights, 0..tiles), target, &mut Fetch::new(&[], 1));
+            let (first, end) = (panels.start * ROWS, rows.min(panels.end * ROWS));
+            let target = Target { first, rows: end - first, ..target };
+            side_by_side(isa, x, (weights, 0..tiles), target, &mut Fetch::new());
+            if let Some(task) = &task {
+                task.both(isa, first..end);
+            }
         });
-    } else {
-        let blocks = inputs / BLOCK * panels;
-        pool::ranges(tiles, usize::MAX, |own| {
-            let mine = &next[next.len() * own.start / tiles..next.len() * own.end / tiles];
-            let mut fetch = Fetch::new(mine, own.len() * blocks);
-            side_by_side(isa, x, (weights, own), target, &mut fetch);
-        });
+        return;
     }
+    let (blocks, meeting) = (inputs / BLOCK * panels, Meeting::default());
+    pool::ranges(tiles, usize::MAX, |own| {
+        let Some(task) = &task else { return side_by_side(isa, x, (weights, own), target, &mut Fetch::new()) };
+        let (share, mut fetch) = (Share { part: own.clone(), of: tiles }, Fetch::new());
+        meeting.after(own.len(), || task.down(isa, &share));
+        task.ask(&mut fetch, &share);
+        side_by_side(isa, x, (weights, own.clone()), target, &mut fetch.over(own.len() * blocks));
+        meeting.wait(tiles);
+        // Tiles are the sixteens of outputs that the thread has just written.
+        task.up(isa, own);
+    });
 }
 
 /// The tiles of a range, counted through all weights.
-fn side_by_side(isa: Isa, x: Input<'_>, (weights, range): (&[&Weight], Range<usize>), mut target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn side_by_side(isa: Isa, x: Input<'_>, (weights, range): (&[&Weight], Range<usize>), mut target: Target<'_>, fetch: &mut Fetch) {
     let mut tile = 0;
     for weight in weights {
         let own = range.start.max(tile) - tile..range.end.min(tile + weight.tiles()).max(tile) - tile;
@@ -95,7 +119,7 @@ fn side_by_side(isa: Isa, x: Input<'_>, (weights, range): (&[&Weight], Range<usi
     }
 }
 
-fn one(isa: Isa, x: Input<'_>, (weight, part): (&Weight, Part), target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn one(isa: Isa, x: Input<'_>, (weight, part): (&Weight, Part), target: Target<'_>, fetch: &mut Fetch) {
     let inputs = weight.inputs();
     let floats = &x.floats[target.first * inputs..(target.first + target.rows) * inputs];
     match &weight.packed {
@@ -116,38 +140,6 @@ struct Part {
     tiles: Range<usize>,
     /// Of the whole weight.
     outputs: usize,
-}
-
-/// Memory that is asked for while a thread multiplies, evenly over its blocks.
-struct Fetch<'a> {
-    left: &'a [Range<usize>],
-    /// Address in the first one.
-    at: usize,
-    /// Cache lines for each block.
-    each: usize,
-}
-
-impl<'a> Fetch<'a> {
-    fn new(ranges: &'a [Range<usize>], blocks: usize) -> Self {
-        let lines: usize = ranges.iter().map(|range| range.len().div_ceil(CACHE_LINE)).sum();
-        Fetch { left: ranges, at: ranges.first().map_or(0, |range| range.start), each: lines.div_ceil(blocks.max(1)) }
-    }
-
-    #[inline(always)]
-    fn some<D: Dots>(&mut self) {
-        let mut i = 0;
-        while i < self.each {
-            D::fetch(self.at);
-            (i, self.at) = (i + 1, self.at.wrapping_add(CACHE_LINE));
-            if self.at >= self.left[0].end {
-                self.left = &self.left[1..];
-                match self.left.first() {
-                    Some(range) => self.at = range.start,
-                    None => self.each = 0,
-                }
-            }
-        }
-    }
 }
 
 /// Where the outputs of a weight go: `rows` rows of `width`, from row `first` and `column` on.
@@ -183,11 +175,11 @@ impl Target<'_> {
 }
 
 compiled! {
-    fn bytes(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) = bytes_body
+    fn bytes(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch) = bytes_body
 }
 
 #[inline(always)]
-fn bytes_body<D: Dots>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn bytes_body<D: Dots>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch) {
     match weight.layout {
         Layout::Nibbles => tiles_body::<D, Nibbles>(weight, panels, part, target, fetch),
         Layout::NibblesMin => tiles_body::<D, NibblesMin>(weight, panels, part, target, fetch),
@@ -197,7 +189,7 @@ fn bytes_body<D: Dots>(weight: &Quantised, panels: &[Panel], part: Part, target:
 }
 
 #[inline(always)]
-fn tiles_body<D: Dots, K: Kind>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch<'_>) {
+fn tiles_body<D: Dots, K: Kind>(weight: &Quantised, panels: &[Panel], part: Part, target: Target<'_>, fetch: &mut Fetch) {
     let blocks = panels.len() / target.rows.div_ceil(ROWS);
     for (group, panels) in panels.chunks(GROUP * blocks).enumerate() {
         for tile in part.tiles.clone() {
@@ -330,7 +322,7 @@ impl<const WITH_MINS: bool> Kind for Bytes<WITH_MINS> {
 
 /// One tile with `M` rows of one panel's height.
 #[inline(always)]
-fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel], to: To<'_>, fetch: &mut Fetch<'_>) {
+fn rows_body<D: Dots, K: Kind, const M: usize>(weights: Row<'_>, panels: &[Panel], to: To<'_>, fetch: &mut Fetch) {
     let mut totals = [D::Floats::splat(0.0); M];
     // By index: zipped iterators were seen to become calls without the instruction set, one a block.
     let count = panels.len();
@@ -462,7 +454,9 @@ fn float_rows<L: Lanes, T: Float, const M: usize>(weight: &[[T; TILE]], x: &[f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::kernel::low_rank::{LowRank, Pair, Precision};
     use crate::engine::kernel::tiles::Source;
+    use crate::engine::kernel::updates;
     use candle_core::quantized::GgmlDType;
     use proptest::prelude::*;
 
@@ -593,9 +587,7 @@ mod tests {
                 for isa in Isa::available() {
                     let mut y = vec![1.0; rows * width];
                     let input = Input { floats: &x, bytes: &panels };
-                    // Whatever lies at addresses that are asked for on the way, and however many these are.
-                    let next = [0..64 * (seed as usize % 100), 4096..4100, usize::MAX - 300..usize::MAX - 100];
-                    by(isa, &mut y, input, (&[&weight, &second], Write::Add), &next[..seed as usize % 4]);
+                    by(isa, &mut y, input, (&[&weight, &second], Write::Add), None);
                     for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
                         let error = (f64::from(*y) - 1.0 - expected).abs();
                         // Sums of f32: the error is one of their terms, which may be large and cancel.
@@ -625,6 +617,42 @@ mod tests {
                 for first in [0, 4, 8, 112] {
                     let part = all(&x[first * inputs..(first + count) * inputs]);
                     assert_eq!(part, together[first * outputs..(first + count) * outputs], "{dtype:?}: rows {first} and {count} more");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_with_adapters_is_the_product_and_then_their_updates() {
+        let shape = Shape { inputs: SUPER * BLOCK, outputs: [40, 24, 0] };
+        let made = |rank: usize, seed: u64| {
+            let halves = |i: usize| (activations(rank * shape.inputs, seed), activations(shape.outputs[i] * rank, seed + 1));
+            let [(a, b), (c, d)] = [halves(0), halves(1)];
+            let mut packed = LowRank::with_room(shape.lines([rank, rank, 0]), Precision::Half);
+            packed.push(shape, [Some(Pair { a: &a, b: &b, scale: 0.1 }), Some(Pair { a: &c, b: &d, scale: 0.2 }), None]);
+            packed
+        };
+        let (one, other) = (made(8, 3), made(5, 8));
+        for (dtype, _) in [TYPES[1], TYPES[10]] {
+            let weights = [weight(dtype, 40, shape.inputs), weight(dtype, 24, shape.inputs)];
+            let weights = weights.each_ref();
+            for rows in [1, 2, 7, 9, 70, 131] {
+                let x = activations(rows * shape.inputs, 5);
+                let mut panels = Panels::default();
+                panels.fill(&x, shape.inputs);
+                let input = Input { floats: &x, bytes: &panels };
+                let adapted = [(0..rows / 2, &one), (rows / 2..rows, &other)];
+                let updates = Updates { adapted: &adapted, group: 0, first: 0 };
+                let mut expected = vec![1.0; rows * 64];
+                product(&mut expected, input, &weights, Write::Add);
+                let plain = expected.clone();
+                updates::add(&mut expected, shape, &x, updates, &mut Vec::new());
+                assert!(expected.iter().zip(&plain).all(|(y, plain)| y != plain), "no update");
+                for threads in [1, 2, 3] {
+                    let mut y = vec![1.0; rows * 64];
+                    let run = || product_adapted(&mut y, input, (&weights, Write::Add), updates, &mut Vec::new());
+                    pool::Pool::new(threads).expect("a pool").install(run);
+                    assert_eq!(y, expected, "{dtype:?}, {rows} rows, {threads} threads");
                 }
             }
         }

@@ -36,4 +36,18 @@ impl<'a, T> Shared<'a, T> {
         // SAFETY: in bounds by the assertion, alive by the lifetime, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), length) }
     }
+
+    /// `length` elements from `at` on, to be read.
+    ///
+    /// # Safety
+    /// Nobody may write to an overlapping part at the same time.
+    ///
+    /// # Panics
+    /// As [`Shared::part`].
+    #[inline(always)]
+    pub(super) unsafe fn read(&self, at: usize, length: usize) -> &[T] {
+        assert!(at <= self.length && length <= self.length - at, "a part past the end of a shared slice");
+        // SAFETY: in bounds by the assertion, alive by the lifetime, unwritten by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(at), length) }
+    }
 }
