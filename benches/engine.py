@@ -23,6 +23,8 @@ NAME, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
 VENV = CACHE / "venv-llamacpp"
 # (prompt, generated, sequences)
 LONG, EIGHT = (512, 128, 1), (64, 64, 8)
+# What is compared with itself, with adapters and over HTTP, is short and takes turns this often in a round.
+AGAIN = 4
 
 
 def llama_python():
@@ -156,10 +158,16 @@ def main():
                     rows[f"{name}_prefill"].append(one["prefill"])
                     rows[f"{name}_decode"].append(one["decode"])
                     rows[f"{name}_eight"].append(eight["decode"])
-                rows["eight"] += ours(program, file, EIGHT)["decode"]
-                rows["bf16"] += ours(program, file, EIGHT, "bf16")["decode"]
-                rows["f32"] += ours(program, file, EIGHT, "f32")["decode"]
-                rows["http"].append(server.decode(8, 65, round))
+                turns = [
+                    ("eight", lambda _: ours(program, file, EIGHT)["decode"]),
+                    ("bf16", lambda _: ours(program, file, EIGHT, "bf16")["decode"]),
+                    ("f32", lambda _: ours(program, file, EIGHT, "f32")["decode"]),
+                    ("http", lambda seed: [server.decode(8, 65, seed)]),
+                ]
+                for again in range(AGAIN):
+                    # Each of them follows each other one.
+                    for name, measure in turns[again:] + turns[:again]:
+                        rows[name] += measure(AGAIN * round + again)
                 note(f"round {round + 1} of {ROUNDS}")
         finally:
             stop(server.process)
