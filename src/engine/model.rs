@@ -12,6 +12,7 @@ use super::kernel::low_rank::Precision;
 use super::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,11 +96,14 @@ impl Model {
             return Self::load_folder(&Folder::files(path)?, purpose);
         }
         let file = Gguf::open(path)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
-        let source = gguf_template(&file)?;
-        let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
-        let template = template(source, &tokenizer, eos)?;
-        Ok(Model { decoder: arch::load(&file, purpose)?, tokenizer, template })
+        // The vocabulary takes a thread about as long as the weights take all of them, and waits for nothing of theirs.
+        let (language, decoder) = std::thread::scope(|scope| {
+            let language = std::thread::Builder::new().name("vocabulary".into()).spawn_scoped(scope, || gguf_language(&file));
+            let decoder = language.is_ok().then(|| arch::load(&file, purpose));
+            (language.map(|language| language.join().unwrap_or_else(|panic| resume_unwind(panic))), decoder)
+        });
+        let (tokenizer, template) = language.map_err(|_| EngineError::Stopped)??;
+        Ok(Model { decoder: decoder.ok_or(EngineError::Stopped)??, tokenizer, template })
     }
 
     /// Loads a folder, its files by name: `config.json`, `tokenizer.json`, safetensors, and what there is of `tokenizer_config.json`,
@@ -210,6 +214,14 @@ impl Model {
     pub fn lora_targets(&self) -> Vec<LoraTarget> {
         self.decoder.lora_targets()
     }
+}
+
+/// The vocabulary of a GGUF file, and the template that goes with it.
+fn gguf_language(file: &Gguf) -> Result<(Tokenizer, ChatTemplate), EngineError> {
+    let tokenizer = Tokenizer::from_gguf(file)?;
+    let eos = file.integer("tokenizer.ggml.eos_token_id").ok().map(|id| id as u32);
+    let template = template(gguf_template(file)?, &tokenizer, eos)?;
+    Ok((tokenizer, template))
 }
 
 /// The template of a GGUF file.

@@ -3,7 +3,7 @@
 //! 2024, "Sarathi-Serve"), and reports tokens through channels. Async code never touches a tensor.
 
 use super::arch::{Batch, Decoder, Mode};
-use super::kernel::pool::Pool;
+use super::kernel::pool::{self, Pool};
 use super::kv_cache::KvCache;
 use super::model::Model;
 use super::nn::slices::with_slice;
@@ -13,10 +13,9 @@ use super::queue::{Offered, Queue, Refused, Waiting};
 use super::sequence::{Generate, Sequence};
 use super::{Adapter, EngineError};
 use candle_core::Tensor;
-use rayon::prelude::*;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Slots beyond the running sequences, which keep recent prompts for reuse.
@@ -312,20 +311,24 @@ impl Worker {
             rows[*member] = Some(row);
         }
         let tokenizer = &self.model.tokenizer;
-        let running = &mut self.running;
-        let sampled = with_slice(&logits, |logits| {
-            let choose = |(sequence, row): (&mut Sequence, &Option<usize>)| {
-                row.is_some_and(|row| !sequence.advance(&logits[row * vocabulary..(row + 1) * vocabulary], tokenizer))
-            };
-            running.par_iter_mut().zip(&rows).with_max_len(1).map(choose).collect::<Vec<bool>>()
+        // Masks of grammars make some of unequal size.
+        let turns: Vec<Mutex<(&mut Sequence, bool)>> = self.running.iter_mut().map(|sequence| Mutex::new((sequence, false))).collect();
+        with_slice(&logits, |logits| {
+            pool::each(turns.len(), |index| {
+                let Some(row) = rows[index] else { return };
+                let mut turn = turns[index].lock().unwrap_or_else(PoisonError::into_inner);
+                turn.1 = !turn.0.advance(&logits[row * vocabulary..(row + 1) * vocabulary], tokenizer);
+            });
         })?;
+        let sampled = turns.into_iter().map(|turn| turn.into_inner().unwrap_or_else(PoisonError::into_inner).1);
         let finished: Vec<bool> = told.iter().zip(sampled).map(|(told, sampled)| *told || sampled).collect();
         self.retire(&finished);
         Ok(())
     }
 
-    /// Takes sequences out of the batch; what they computed stays in their slots.
+    /// Says what there is to say, and takes sequences out of the batch; what they computed stays in their slots.
     fn retire(&mut self, finished: &[bool]) {
+        self.running.iter_mut().for_each(Sequence::say);
         let step = self.step;
         let mut index = 0;
         let slots = &mut self.slots;
@@ -342,8 +345,9 @@ impl Worker {
     }
 
     fn fail_all(&mut self, error: &EngineError) {
-        for sequence in self.running.drain(..) {
+        for mut sequence in self.running.drain(..) {
             sequence.fail(EngineError::Tensor(candle_core::Error::Msg(error.to_string())));
+            sequence.say();
             self.slots[sequence.slot] = SlotContent::default();
             self.cache.free(sequence.slot);
         }

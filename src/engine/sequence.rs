@@ -111,6 +111,8 @@ pub(super) struct Sequence {
     pub(super) reads_only: bool,
     /// Log probabilities of tokens that were not sent, and where in the text each begins.
     unsent: VecDeque<(usize, TokenLogprob)>,
+    /// What is to be said once every sequence has its token: a listener is then woken once in a step, and not in the middle of it.
+    unsaid: Vec<Event>,
     events: UnboundedSender<Event>,
     accepted: Instant,
     started: Instant,
@@ -136,6 +138,7 @@ impl Sequence {
             logprobs: request.logprobs,
             reads_only: request.reads_only,
             unsent: VecDeque::new(),
+            unsaid: Vec::new(),
             events: request.events,
             accepted,
             started: Instant::now(),
@@ -158,18 +161,27 @@ impl Sequence {
         self.prompt_tokens + self.max_tokens
     }
 
-    pub(super) fn fail(&self, error: EngineError) {
-        let _ = self.events.send(Event::Failed(error));
+    /// Ends with an error. As with all that a sequence says, [`Sequence::say`] sends it.
+    pub(super) fn fail(&mut self, error: EngineError) {
+        self.unsaid.push(Event::Failed(error));
+    }
+
+    /// Sends what there is to say.
+    pub(super) fn say(&mut self) {
+        for event in self.unsaid.drain(..) {
+            // Whoever does not listen any more is taken out by the next step.
+            let _ = self.events.send(event);
+        }
     }
 
     /// Reports the hidden state of the prompt's last token, and ends.
     pub(super) fn tell(&mut self, hidden: &[f32]) {
         self.first_token_ms = self.accepted.elapsed().as_secs_f64() * 1e3;
-        let _ = self.events.send(Event::Hidden(hidden.to_vec()));
+        self.unsaid.push(Event::Hidden(hidden.to_vec()));
         self.done("stop");
     }
 
-    /// Takes the logits of the last token; samples, emits text and returns whether the sequence goes on.
+    /// Takes the logits of the last token; samples, makes text and returns whether the sequence goes on.
     pub(super) fn advance(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> bool {
         let goes_on = self.step(logits, tokenizer);
         goes_on.unwrap_or_else(|error| {
@@ -227,10 +239,10 @@ impl Sequence {
         let count = self.unsent.iter().take_while(|(begin, _)| *begin < self.sent).count();
         if count > 0 {
             let logprobs = self.unsent.drain(..count).map(|(_, logprob)| logprob).collect();
-            let _ = self.events.send(Event::Logprobs(logprobs));
+            self.unsaid.push(Event::Logprobs(logprobs));
         }
         let text: String = self.held.drain(..bytes).collect();
-        let _ = self.events.send(Event::Text(text));
+        self.unsaid.push(Event::Text(text));
     }
 
     fn finish(&mut self, reason: &'static str) {
@@ -242,7 +254,7 @@ impl Sequence {
         self.done(if stopped { "stop" } else { reason });
     }
 
-    fn done(&self, reason: &'static str) {
+    fn done(&mut self, reason: &'static str) {
         let finish = Finish {
             reason,
             prompt_tokens: self.prompt_tokens,
@@ -251,7 +263,7 @@ impl Sequence {
             queue_ms: self.started.duration_since(self.accepted).as_secs_f64() * 1e3,
             first_token_ms: self.first_token_ms,
         };
-        let _ = self.events.send(Event::Done(finish));
+        self.unsaid.push(Event::Done(finish));
     }
 }
 

@@ -16,6 +16,13 @@ const SPINS: usize = 1 << 14;
 /// Rounds of spinning before a thread lets others have the core between looks.
 const POLITE: usize = 1 << 11;
 
+/// What a thread does of its share, before it helps: three quarters.
+const SURE: (usize, usize) = (3, 4);
+/// Pieces that the rest of a share is cut into.
+const PIECES: usize = 2;
+/// Items of a share below which nobody helps.
+const FEW: usize = 12;
+
 type Task = dyn Fn(usize) + Sync;
 
 /// The threads.
@@ -204,6 +211,31 @@ pub fn ranges(count: usize, most: usize, f: impl Fn(Range<usize>) + Sync) {
     }
 }
 
+/// As [`ranges`], with more than one for a thread: each does [`SURE`] of its share, and the rest is cut into [`PIECES`] for each thread, which whoever
+/// becomes free takes. A thread whose core was taken away for a moment then keeps the others waiting for less.
+pub fn helped(count: usize, f: impl Fn(Range<usize>) + Sync) {
+    let parts = threads();
+    if parts == 1 || count < parts * FEW {
+        return ranges(count, usize::MAX, f);
+    }
+    let share = |part: usize| count * part / parts..count * (part + 1) / parts;
+    let sure = |share: &Range<usize>| share.start + share.len() * SURE.0 / SURE.1;
+    let next = AtomicUsize::new(0);
+    ranges(parts, parts, |part| {
+        let own = share(part.start);
+        f(own.start..sure(&own));
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= parts * PIECES {
+                break;
+            }
+            let (share, piece) = (share(piece % parts), piece / parts);
+            let (from, rest) = (sure(&share), share.end - sure(&share));
+            f(from + rest * piece / PIECES..from + rest * (piece + 1) / PIECES);
+        }
+    });
+}
+
 /// Calls `f` with every number below `count`; threads take the next one as they become free. For work of unequal size.
 pub fn each(count: usize, f: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
@@ -283,6 +315,35 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn whoever_is_free_helps_and_every_item_is_worked_on_once() {
+        for pool in [1, 2, 5] {
+            in_pool(pool, || {
+                for count in [0, 1, 23, 24, 37, 100, 1000] {
+                    let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                    helped(count, |range| {
+                        for i in range {
+                            seen[i].fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) == 1), "{count} in {pool}");
+                }
+            });
+        }
+        // The second thread waits inside its first item until the first has done what it can: its own share, and all the rest.
+        in_pool(2, || {
+            let done = AtomicUsize::new(0);
+            helped(80, |range| {
+                if range.start == 40 {
+                    spin_until(|| done.load(Ordering::Relaxed) == 50);
+                } else {
+                    done.fetch_add(range.len(), Ordering::Relaxed);
+                }
+            });
+            assert_eq!(done.into_inner(), 50);
+        });
     }
 
     /// Whether all threads of the current pool sleep.

@@ -93,9 +93,11 @@ fn by<'a>(isa: Isa, y: &'a mut [f32], x: Input<'a>, (weights, write): (&[&Weight
         });
         return;
     }
+    let Some(task) = &task else {
+        return pool::helped(tiles, |own| side_by_side(isa, x, (weights, own), target, &mut Fetch::new()));
+    };
     let (blocks, meeting) = (inputs / BLOCK * panels, Meeting::default());
     pool::ranges(tiles, usize::MAX, |own| {
-        let Some(task) = &task else { return side_by_side(isa, x, (weights, own), target, &mut Fetch::new()) };
         let (share, mut fetch) = (Share { part: own.clone(), of: tiles }, Fetch::new());
         meeting.after(own.len(), || task.down(isa, &share));
         task.ask(&mut fetch, &share);
