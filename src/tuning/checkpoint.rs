@@ -64,7 +64,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `checkpoint-<step>` into a directory and removes older ones. One of this step and this training that is there already stays:
+    /// Writes `checkpoint-<step>` into a directory and removes older ones, and those of other trainings. One of this step and this training that is there already stays:
     /// it says the same.
     ///
     /// # Errors
@@ -88,7 +88,10 @@ impl Checkpoint {
             let _ = fs::remove_dir_all(&beside);
             return written;
         }
-        list(directory).into_iter().rev().skip(KEPT).for_each(|old| discard(&old));
+        let is_own = |place: &PathBuf| position_of(place).map(|there| there.is_some_and(|there| there.training == position.training));
+        // Those of another training would be newer for ever if it had come further.
+        let (own, others): (Vec<_>, Vec<_>) = list(directory).into_iter().rev().partition(|place| is_own(place).unwrap_or(true));
+        own.into_iter().skip(KEPT).chain(others).for_each(|old| discard(&old));
         Ok(())
     }
 
@@ -100,7 +103,7 @@ impl Checkpoint {
         let mut newest = None;
         for place in list(directory).into_iter().rev() {
             let failed = |problem| TuningError::Checkpoint { path: place.clone(), problem };
-            if let Some(position) = position_of(&place).map_err(failed)? {
+            if let Some(position) = position_of(&place).map_err(failed)?.filter(|position| position.training == training) {
                 newest = Some((place, position));
                 break;
             }
@@ -108,9 +111,6 @@ impl Checkpoint {
         let Some((place, position)) = newest else { return Ok(None) };
         let failed = |problem: String| TuningError::Checkpoint { path: place.clone(), problem };
         let read = |name: &str| fs::read(place.join(name)).map_err(|error| failed(format!("{name}: {error}")));
-        if position.training != training {
-            return Ok(None);
-        }
         let optimizer = read_moments(&read("optimizer.safetensors")?, position.step).map_err(failed)?;
         let best = fs::read(place.join("best.safetensors")).ok();
         let (config, weights) = (read("adapter_config.json")?, read("adapter_model.safetensors")?);
@@ -204,4 +204,27 @@ fn read_moments(bytes: &[u8], steps: usize) -> Result<AdamW, String> {
         named.into_iter().map(|(_, view)| floats(view.data())).collect()
     };
     Ok(AdamW { first: half("first."), second: half("second."), steps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_of_another_training_are_neither_resumed_nor_in_the_way() {
+        let place = tempfile::tempdir().expect("a directory");
+        let write = |training: &str, step| {
+            let position = Position { step, training: training.into(), ..Position::default() };
+            Checkpoint::write(place.path(), &position, &AdamW::new(&[]), (b"{}", b"weights"), None).expect("written");
+        };
+        let newest = |training| Checkpoint::newest(place.path(), training).expect("read").map(|found| found.position.step);
+        write("before", 40);
+        write("before", 50);
+        assert_eq!((newest("now"), newest("before")), (None, Some(50)));
+        write("now", 10);
+        assert_eq!((newest("now"), newest("before")), (Some(10), None));
+        write("now", 20);
+        write("now", 30);
+        assert_eq!((newest("now"), list(place.path()).len()), (Some(30), KEPT));
+    }
 }

@@ -40,10 +40,10 @@ pub(super) fn fit(
     Trainer { model, recipe, objective: &objective, head: Some(&head), directory }.run(observer)
 }
 
-/// A text and the place of its label among these; one that is none of them is never right.
+/// A text and the place of its label among these.
 ///
 /// # Errors
-/// [`TuningError::Example`] naming the sample that is too long or holds no text.
+/// [`TuningError::Example`] naming the sample that is too long, holds no text, or has a label that is none of these.
 pub(super) fn labelled(model: &Model, recipe: &Recipe, conversation: &Conversation, labels: &[String]) -> Result<Labelled, TuningError> {
     let text = classified_text(&conversation.prompt).map_err(|problem| conversation.wrong(problem.into()))?;
     let tokens = Classifier::tokens(&model.tokenizer, &text)?;
@@ -51,7 +51,9 @@ pub(super) fn labelled(model: &Model, recipe: &Recipe, conversation: &Conversati
     if tokens.len() > most {
         return Err(conversation.wrong(format!("it has {} tokens, max_length is {most}", tokens.len())));
     }
-    Ok(Labelled { tokens, label: labels.binary_search(&conversation.label()).unwrap_or_default() })
+    let label = conversation.label();
+    let unknown = |_| conversation.wrong(format!("its label \"{label}\" was never learned"));
+    Ok(Labelled { tokens, label: labels.binary_search(&label).map_err(unknown)? })
 }
 
 /// A head on the model as it is.

@@ -383,8 +383,8 @@ fn seconds(text: &str, flag: &str) -> Result<f64, Failure> {
         Some('h') => 3_600.0,
         _ => return Err(wrong()),
     };
-    let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    if number.is_finite() && number > 0.0 { Ok(number * unit) } else { Err(wrong()) }
+    let number = unit * text[..text.len() - 1].parse::<f64>().map_err(|_| wrong())?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err(wrong()) }
 }
 
 fn as_json(job: &JobRecord) -> Value {

@@ -125,13 +125,13 @@ pub fn advise(question: &Question, hands: &Hands<'_>) -> Result<Advice, Failure>
     let task = Task::of(&dataset, question)?;
     let folder = Folder::make(hands.store)?;
     let name = dataset.row.dataset.chars().take(48).collect();
-    let bench = Bench { question, hands, task: &task, folder: &folder.0, name, began, samples: Cell::new(None) };
+    let bench = Bench { question, hands, task: &task, folder: &folder.0, name, began, measured: Cell::new(None) };
     (hands.tell)("the model as it is, with a prompt");
     let mut candidates = vec![bench.prompted()?];
     (hands.tell)("a head on embeddings");
-    candidates.push(bench.head(bench.left())?);
+    candidates.push(bench.head(bench.left_to_fit())?);
     (hands.tell)("a low-rank adapter");
-    candidates.push(bench.lora(bench.left())?);
+    candidates.push(bench.lora(bench.left_to_fit())?);
     let (recommended, because) = choose(hands.store, &mut candidates)?;
     Ok(Advice { candidates, recommended, because, seconds: began.elapsed().as_secs_f64() })
 }
@@ -166,12 +166,14 @@ struct Task {
     longest: usize,
     /// Whether answers are JSON.
     is_json: bool,
+    /// Samples of the split that is measured on.
+    measurable: usize,
 }
 
 impl Task {
     fn of(dataset: &Dataset, question: &Question) -> Result<Self, Failure> {
         let train = dataset.part(Some("train"))?;
-        dataset.part(Some(&question.split))?;
+        let measurable = dataset.part(Some(&question.split))?.len();
         let target = |sample: &Sample| match &sample.target {
             Value::String(text) => text.clone(),
             other => other.to_string(),
@@ -190,7 +192,8 @@ impl Task {
         let shown = train.iter().take(SHOWN).map(|sample| (text(sample), target(sample))).collect();
         let longest = train.iter().map(|sample| target(sample).chars().count()).max().unwrap_or(0);
         let is_json = train.iter().all(|sample| sample.target.is_object());
-        Ok(Task { labels: if is_sorted { labels.into_iter().collect() } else { Vec::new() }, field, shown, longest, is_json })
+        let labels = if is_sorted { labels.into_iter().collect() } else { Vec::new() };
+        Ok(Task { labels, field, shown, longest, is_json, measurable })
     }
 
     /// The prompt of the model as it is: the labels, or a few examples.
@@ -216,14 +219,20 @@ struct Bench<'a> {
     /// The dataset's.
     name: String,
     began: Instant,
-    /// How many samples are measured, once the first method has told what they take.
-    samples: Cell<Option<usize>>,
+    /// How many samples are measured, and the seconds that they took, once the first method has told.
+    measured: Cell<Option<(usize, f64)>>,
 }
 
 impl Bench<'_> {
     /// Seconds of the budget that are left.
     fn left(&self) -> f64 {
         (self.question.budget_s - self.began.elapsed().as_secs_f64()).max(0.0)
+    }
+
+    /// Those of them that are not needed to measure what was fitted.
+    fn left_to_fit(&self) -> f64 {
+        let (_, measuring) = self.measured.get().unwrap_or_default();
+        (self.left() - measuring).max(0.0)
     }
 
     fn prompted(&self) -> Result<Candidate, Failure> {
@@ -318,22 +327,21 @@ impl Bench<'_> {
         let measure = |samples| (self.hands.measure)(Suite::parse(&source, SHOWN_AS, self.folder)?, &self.question.split, samples);
         // A model is loaded by its first call, which says nothing of the others.
         measure(1)?;
-        let pilot = PILOT.min(self.question.samples);
-        let mut report = measure(pilot)?;
-        let left = self.left();
-        let wanted = self.samples.get().unwrap_or(self.question.samples);
-        let foreseen = report.wall_seconds / pilot as f64 * wanted as f64;
-        let samples = match self.samples.get() {
-            None => pilot.max((wanted as f64 * (FIRST_SHARE * left / foreseen).min(1.0)) as usize),
-            Some(_) if foreseen > left => {
-                let note = format!("{wanted} answers would take about {foreseen:.0} s, and {left:.0} s of the budget are left");
-                return Ok(Candidate { training_s, ..untried(method, note) });
-            }
-            Some(samples) => samples,
+        let (wanted, is_first) = match self.measured.get() {
+            Some((samples, _)) => (samples, false),
+            None => (self.question.samples.min(self.task.measurable), true),
         };
-        self.samples.set(Some(samples));
+        let pilot = PILOT.min(wanted);
+        let mut report = measure(pilot)?;
+        let foreseen = report.wall_seconds / pilot.max(1) as f64 * wanted as f64;
+        let spare = if is_first { FIRST_SHARE } else { 1.0 } * self.left();
+        // What was fitted is measured in any case: on fewer samples where the time is short.
+        let samples = pilot.max((wanted as f64 * (spare / foreseen).min(1.0)) as usize);
         if samples > pilot {
             report = measure(samples)?;
+        }
+        if is_first {
+            self.measured.set(Some((samples, report.wall_seconds)));
         }
         let all = runs::cases(self.hands.store.db.as_ref(), &report.run)?;
         let answered: Vec<_> = all.iter().filter(|case| case.error.is_none()).collect();

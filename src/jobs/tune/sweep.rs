@@ -350,18 +350,27 @@ impl Running<'_> {
         Ok(jobs::respec(self.store.db.as_ref(), &trial.job, &spec)?)
     }
 
-    /// The winner on the test split, once. The others keep their curves, and none of their checkpoints.
+    /// The winner on the test split, once. The others keep their curves, and no checkpoint unless somebody goes on with it.
     fn finish(&self) -> Result<SweepResult, Failure> {
         let trials = self.ordered();
         let winner = &self.state.trials[self.state.alive[0]];
         for loser in trials.iter().filter(|trial| trial.job != winner.job) {
-            self.free(loser)?;
-            let _ = std::fs::remove_dir_all(checkpoint_directory(self.store, &loser.job));
+            match self.free(loser) {
+                Ok(()) => drop(std::fs::remove_dir_all(checkpoint_directory(self.store, &loser.job))),
+                // Somebody goes on with it.
+                Err(failure) if failure.code() == Code::CONFLICT => {}
+                Err(failure) => return Err(failure),
+            }
         }
         let job = jobs::get(self.store.db.as_ref(), &winner.job)?;
         let adapter = job.result["adapter"].as_str().map(String::from);
-        let test = adapter.as_ref().map(|_| self.tested(&job)).transpose()?.flatten();
-        Ok(SweepResult { trials, adapter, test, note: None })
+        // The winner is stored, whatever the split is like.
+        let (test, note) = match adapter.as_ref().map(|_| self.tested(&job)) {
+            Some(Ok(test)) => (test, None),
+            Some(Err(failure)) => (None, Some(format!("the winner was not measured on the split \"{TEST}\": {failure}"))),
+            None => (None, None),
+        };
+        Ok(SweepResult { trials, adapter, test, note })
     }
 
     fn tested(&self, job: &JobRecord) -> Result<Option<Measured>, Failure> {
