@@ -5,6 +5,7 @@
 //! after that is the caller's to try again.
 
 use crate::types::shard::{SHARDS, of_thread};
+use crate::types::soon::{Waits, soon};
 use bytes::{Buf, Bytes, BytesMut};
 use httparse::{EMPTY_HEADER, Status};
 use reqwest::header::{HeaderMap, HeaderName};
@@ -25,6 +26,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 256;
 /// How long a reply is waited for where the request could not be written: it is there already, or there is none.
 const EARLY_REPLY: Duration = Duration::from_millis(500);
+
+thread_local!(static HEADS: Waits = const { Waits::new() });
 
 /// One server.
 pub(super) struct Wire {
@@ -127,7 +130,7 @@ impl Wire {
         let written = connection.write(&head, body).await;
         tracing::trace!(host = self.host, port = self.port, path, bytes = length, whole = written.is_ok(), "request written");
         let (status, headers, rest, reusable) = match written {
-            Ok(()) => connection.read_head().await.map_err(Failed::Io)?,
+            Ok(()) => soon(&HEADS, connection.read_head()).await.map_err(Failed::Io)?,
             Err(error) => connection.early_head(error).await.map_err(Failed::Io)?,
         };
         tracing::trace!(host = self.host, port = self.port, status, reusable, "head of the reply read");

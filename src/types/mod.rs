@@ -15,6 +15,7 @@ pub mod money;
 pub mod plain;
 pub mod secrets;
 pub mod shard;
+pub mod soon;
 pub mod text;
 pub mod time;
 pub mod told;

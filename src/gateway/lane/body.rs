@@ -8,9 +8,12 @@ use crate::gateway::body::{DRAIN_BYTES, DRAIN_TIME, TIMES, Times, broke_off};
 use crate::gateway::middleware::access;
 use crate::gateway::{Gateway, drain};
 use crate::types::Failure;
+use crate::types::soon::{Waits, soon};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+thread_local!(static PIECES: Waits = const { Waits::new() });
 
 /// What a request brings whose body is still to come.
 pub(super) async fn arrive(stream: &mut TcpStream, buffer: &mut BytesMut, gateway: &Gateway, chat: &Chat) -> Given {
@@ -30,7 +33,8 @@ async fn read(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize, time
     let reading = async {
         while buffer.len() < length {
             buffer.reserve(length - buffer.len());
-            let read = tokio::time::timeout(times.silence, stream.read_buf(buffer)).await.map_err(|_| times.too_silent())?;
+            let read = soon(&PIECES, tokio::time::timeout(times.silence, stream.read_buf(buffer)));
+            let read = read.await.map_err(|_| times.too_silent())?;
             if read.map_err(broke_off)? == 0 {
                 return Err(broke_off("the connection was closed"));
             }

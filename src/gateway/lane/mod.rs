@@ -14,6 +14,7 @@ use super::{Gateway, drain};
 use crate::access::{Caller, Role};
 use crate::providers::Protocol;
 use crate::types::Failure;
+use crate::types::soon::{Waits, soon};
 use axum::Router;
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -44,6 +45,8 @@ const AHEAD_BYTES: usize = 64 << 10;
 const LOOK: Duration = Duration::from_secs(1);
 /// For so long a connection that is to end waits for a request that is on its way.
 const LAST_LOOK: Duration = Duration::from_millis(100);
+
+thread_local!(static CALLERS: Waits = const { Waits::new() });
 
 /// What a connection does now, for the orderly end.
 #[derive(Debug, Default)]
@@ -158,7 +161,7 @@ async fn read_on(stream: &mut TcpStream, buffer: &mut BytesMut, due: Instant, do
         Poll::Pending if doing.is_last() => Poll::Ready(None),
         polled => polled.map(Some),
     });
-    let read = match read.await {
+    let read = match soon(&CALLERS, read).await {
         Some(read) => read,
         None => match tokio::time::timeout(LAST_LOOK, reading).await {
             Ok(read) => read,
