@@ -144,7 +144,8 @@ fn a_reply_that_another_target_mends_makes_no_model_of_the_other() {
         0 => {
             let mut reply = completion("{\"age\": 1}");
             reply["model"] = "a-1".into();
-            reply["choices"][1] = json!({"index": 1, "message": {"role": "assistant", "content": "old"}, "finish_reason": "stop"});
+            let more = json!({"index": 1, "message": {"role": "assistant", "content": "old"}, "finish_reason": "stop"});
+            reply["choices"].as_array_mut().expect("choices").push(more);
             Act::Json(reply)
         }
         _ => Act::Refuse("500 Oops", "", json!({"error": {"message": "oops"}})),
