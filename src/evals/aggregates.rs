@@ -81,6 +81,7 @@ impl Reply {
             latency_ms: case.latency_ms,
             cost_micro_usd: case.cost_micro_usd,
             refusal: case.refusal.clone(),
+            answered_as: case.answered_as.clone(),
         }
     }
 }

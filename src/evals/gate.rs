@@ -8,6 +8,7 @@ use super::prepare::Plan;
 use super::scorers::Scale;
 use super::suite::GateCondition;
 use crate::releases::conditions::Verdict;
+use crate::releases::gate::outdated;
 use crate::stats::Paired;
 use crate::store::routes;
 use crate::store::runs::RunRecord;
@@ -173,6 +174,9 @@ impl Bench<'_> {
         let Some(proof) = routes::proofs(db, Some(&self.run.suite), &live)?.into_iter().find(fits) else {
             return why(not_measured(&live, &self.run.suite));
         };
+        if let Some(reason) = outdated(db, &live, &proof)? {
+            return why(format!("{}: {reason}", not_measured(&live, &self.run.suite)));
+        }
         let columns = Columns::read(self.store, &proof.run, &|_| None)?;
         Ok(Ok((format!("{} of {}", proof.target, proof.run), Some((columns, proof.target)))))
     }

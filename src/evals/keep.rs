@@ -4,6 +4,7 @@
 use super::respond::Reply;
 use crate::inference::Ready;
 use crate::store::cases::{KeptReply, delete_replies_before, kept_reply};
+use crate::store::snapshots::{self, MODEL};
 use crate::store::{Store, StoreError};
 use crate::types::blocking::blocking;
 use crate::types::time::now_ms;
@@ -41,16 +42,26 @@ pub(super) fn key(ready: &Ready, repeat: usize) -> String {
     Digest::of(format!("{}:{repeat}", ready.fingerprint())).to_string()
 }
 
-/// The answer that was given before, in the last so many days (0: ever); none where there is none, or nobody wants it.
-pub(super) async fn look_up(store: &Store, key: Option<&str>, days: u64) -> Option<Result<Kept, Failure>> {
+/// The answer that was given before, in the last so many days (0: ever); none where there is none, nobody wants it, or another model
+/// answers under the target's name since: provider and model.
+pub(super) async fn look_up(store: &Store, (key, target): (Option<&str>, (&str, &str)), days: u64) -> Option<Result<Kept, Failure>> {
     let (key, store) = (key?.to_string(), store.clone());
-    let found = match blocking(move || Ok(kept_reply(store.db.as_ref(), &key, oldest(days))?)).await {
-        Ok(found) => found?,
-        Err(failure) => return Some(Err(failure)),
+    let (provider, model) = (target.0.to_string(), target.1.to_string());
+    let looking = move || {
+        let Some(found) = kept_reply(store.db.as_ref(), &key, oldest(days))? else { return Ok(None) };
+        // What cannot be read any more is asked anew.
+        let Some(reply) = serde_json::from_str::<Reply>(&found).ok() else { return Ok(None) };
+        let known = snapshots::of(store.db.as_ref(), (&provider, &model), MODEL)?;
+        let is_of_today = match known.as_slice() {
+            [.., _, now] => reply.answered_as.as_ref() == Some(&now.name),
+            _ => true,
+        };
+        Ok(Some(reply).filter(|_| is_of_today))
     };
-    // What cannot be read any more is asked anew.
-    let reply = serde_json::from_str(&found).ok()?;
-    Some(Ok(Kept { reply, cached: true, keep: None }))
+    match blocking(looking).await {
+        Ok(reply) => Some(Ok(Kept { reply: reply?, cached: true, keep: None })),
+        Err(failure) => Some(Err(failure)),
+    }
 }
 
 /// The time before which nothing is given again.

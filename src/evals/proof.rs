@@ -6,6 +6,7 @@ use super::prepare::suite_of;
 use super::suite::Target;
 use crate::prompts::Prompt;
 use crate::releases::conditions::Bound;
+use crate::releases::gate::{Measured, of_another_model};
 use crate::releases::{Condition, Manifest, Measure, Verdict};
 use crate::store::prompts::PromptVersion;
 use crate::store::runs::{self, RunRecord, RunTarget};
@@ -86,6 +87,8 @@ impl<'v> Judged<'v> {
         let unreadable = |what: &str| format!("the {what} of run {} cannot be read", run.id);
         let manifest: Manifest = serde_json::from_value(target.manifest.clone()).map_err(|_| unreadable("manifest"))?;
         self.was_sent(run, target, &manifest)?;
+        let measured = Measured { model: &manifest.model, run: &run.id, target: &target.target, began_at: run.created_at };
+        of_another_model(store.db.as_ref(), measured).map_err(|error| error.to_string())?.map_or(Ok(()), Err)?;
         let suite = suite_of(store, run).map_err(|_| unreadable("suite"))?;
         let split = suite.split.clone().unwrap_or_else(|| "all".into());
         if run.split != split {

@@ -32,6 +32,9 @@ pub struct Reply {
     /// The provider's word that the model declined, where it says so.
     #[serde(default)]
     pub refusal: Option<String>,
+    /// What the provider's reply says in `model`; none for local models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_as: Option<String>,
 }
 
 impl Reply {
@@ -50,6 +53,7 @@ impl Reply {
             latency_ms: answer.latency_ms,
             cost_micro_usd: paid(answer.told.cost),
             refusal,
+            answered_as: Some(&answer.response.model).filter(|name| !name.is_empty() && answer.provider != "local").cloned(),
         }
     }
 }

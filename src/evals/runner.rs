@@ -260,6 +260,7 @@ impl Runner {
                 case.output.clone_from(&reply.output);
                 case.tool_calls.clone_from(&reply.tool_calls);
                 case.refusal.clone_from(&reply.refusal);
+                case.answered_as.clone_from(&reply.answered_as);
                 let paid = Paid::new(self.respond.services(), &work.calls);
                 work.scoring(place, &case, paid.spent());
                 let verdict = scorers::score(&plan.suite.scorers, &Case::new(&sample, &reply), &paid).await;
@@ -284,7 +285,7 @@ impl Runner {
                 Err(failure) => return Some(Got { answer: Err(failure), cost: paid }),
             };
             let key = work.plan.suite.cache.then(|| keep::key(&ready, place.repeat));
-            if let Some(found) = keep::look_up(&self.store, key.as_deref(), self.respond.replies_days()).await {
+            if let Some(found) = keep::look_up(&self.store, (key.as_deref(), ready.target()), self.respond.replies_days()).await {
                 return Some(Got { cost: paid.or(found.is_ok().then_some(0)), answer: found });
             }
             let Some(leave) = work.begin(place, ready.most_cost().cost).await else { break };

@@ -115,11 +115,11 @@ fn targets(app: &App, role: Role) -> Value {
 }
 
 /// The models of providers that have begun to answer as something else of late; to those who are no administrators, how many. Null where
-/// the database cannot say.
+/// the database cannot say, or not soon.
 async fn models_changed(app: &App, role: Role) -> Value {
     let db = app.store.db.clone();
-    let read = tokio::task::spawn_blocking(move || snapshots::changed_since(db.as_ref(), now_ms() - snapshots::LATE_MS)).await;
-    match read.ok().and_then(Result::ok) {
+    let read = tokio::task::spawn_blocking(move || snapshots::changed_since(db.as_ref(), now_ms() - snapshots::LATE_MS));
+    match tokio::time::timeout(PATIENCE, read).await.ok().and_then(Result::ok).and_then(Result::ok) {
         Some(changes) if role >= Role::Admin => json!(changes),
         Some(changes) => json!(changes.len()),
         None => Value::Null,

@@ -7,6 +7,7 @@ use super::choice::{Places, can_be_asked, pick};
 use super::plan::Plan;
 use super::pool::{Kind, Trial, now_ms};
 use super::road::{Permits, Road};
+use super::said::Says;
 use super::ticket::Ticket;
 use super::verdict::{self, Again, Refusal};
 use crate::types::Failure;
@@ -29,7 +30,7 @@ pub(super) enum Turn {
 
 impl Inference {
     /// Calls the road's targets until one answers. Returns the answer and the target that gave it.
-    pub(super) async fn attempt<'a, T: 'a>(
+    pub(super) async fn attempt<'a, T: Says + 'a>(
         &self,
         ticket: &mut Ticket,
         road: &Road,
@@ -123,7 +124,7 @@ struct Limit {
 /// The least share of a request's time that is fair to a target.
 const FAIR_SHARE: f64 = 0.9;
 
-impl<'a, T: 'a> Search<'_, 'a, T> {
+impl<'a, T: Says + 'a> Search<'_, 'a, T> {
     async fn run(mut self) -> Result<(T, Arc<Plan>), Failure> {
         loop {
             let slot = self.next().await?;
@@ -302,6 +303,7 @@ impl<'a, T: 'a> Search<'_, 'a, T> {
             Ok(answer) => {
                 trial.answered(self.kind, took);
                 self.ticket.answers(plan);
+                self.ticket.hears(plan, answer.says());
                 if self.kind == Kind::Stream {
                     self.ticket.holds(trial, permits, lane.total_timeout.map(|limit| began + limit));
                 }

@@ -60,6 +60,11 @@ impl Ready {
         }))
     }
 
+    /// Provider and model that it goes to.
+    pub fn target(&self) -> (&str, &str) {
+        (&self.plan().provider_name, &self.plan().model)
+    }
+
     pub(super) fn plan(&self) -> &Plan {
         // A measured road has one target.
         &self.road.targets[0]
@@ -102,7 +107,7 @@ impl Inference {
     /// As [`Inference::chat`].
     pub async fn ask_ready(&self, ready: Ready, caller: &Caller) -> Result<Answer, Failure> {
         let Ready { setup, road, call, guarded, refused } = ready;
-        let mut ticket = Ticket::open(&setup.log, &mut Ask::new(caller, "eval"), &Asked::chat(&call.request));
+        let mut ticket = Ticket::open(&setup.log, &mut Ask::new(caller, "eval"), &Asked::measured(&call.request));
         ticket.priced(&setup);
         if let Some(guarded) = guarded {
             let run = Run { setup: &setup, road: &road, call: &call, refused };

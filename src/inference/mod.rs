@@ -23,6 +23,7 @@ mod pool;
 mod render;
 mod repair;
 mod road;
+mod said;
 mod setup;
 mod size;
 mod stream;

@@ -5,12 +5,14 @@ use super::admission::Grant;
 use super::plan::Plan;
 use super::pool::Trial;
 use super::road::{Permits, Road};
+use super::said::{Said, may_choose};
 use super::verdict;
 use super::{Ask, Log, Setup, size};
 use crate::guardrails::Finding;
 use crate::monitor::Written;
 use crate::monitor::cost::{self, Prices};
 use crate::monitor::metrics::InFlight;
+use crate::monitor::snapshots::Named;
 use crate::monitor::telemetry::{Params, Traced};
 use crate::providers::Body;
 use crate::store::requests::RequestRow;
@@ -52,6 +54,8 @@ pub(super) struct Ticket {
     heard_bytes: u64,
     /// Nobody sends a bill for this.
     free: bool,
+    /// What replies say of what answered is not listened to.
+    unheard: bool,
     /// What spans are made of, where the call is recorded.
     traced: Option<Traced>,
     /// The reply that is in the row stays there.
@@ -137,6 +141,8 @@ pub(super) struct Asked<'r, B> {
     chat: Option<&'r ChatRequest>,
     /// The request, where it was only looked at.
     plain: Option<&'r PlainChat>,
+    /// Whether it is an evaluation's, as its release says.
+    is_measured: bool,
     body: &'r B,
 }
 
@@ -150,8 +156,13 @@ impl<'r> Asked<'r, ChatRequest> {
             stored: stored(&request.extra),
             chat: Some(request),
             plain: None,
+            is_measured: false,
             body: request,
         }
+    }
+
+    pub(super) fn measured(request: &'r ChatRequest) -> Self {
+        Asked { is_measured: true, ..Asked::chat(request) }
     }
 }
 
@@ -164,6 +175,7 @@ impl<'r> Asked<'r, PlainChat> {
             stored: None,
             chat: None,
             plain: Some(request),
+            is_measured: false,
             body: request,
         }
     }
@@ -171,7 +183,7 @@ impl<'r> Asked<'r, PlainChat> {
 
 impl<'r, B: Serialize> Asked<'r, B> {
     pub(super) fn whole(model: &'r str, body: &'r B) -> Self {
-        Asked { model, streamed: false, conversation: None, stored: None, chat: None, plain: None, body }
+        Asked { model, streamed: false, conversation: None, stored: None, chat: None, plain: None, is_measured: false, body }
     }
 }
 
@@ -222,6 +234,7 @@ impl Ticket {
             prices: None,
             heard_bytes: 0,
             free: false,
+            unheard: !asked.is_measured && asked.chat.is_some_and(|chat| may_choose(ask, chat)),
             traced,
             keeps_reply: false,
             redacted: [false; 2],
@@ -446,11 +459,11 @@ impl Ticket {
         Usage::new(read, size::likely_tokens(self.heard_bytes))
     }
 
-    /// What the target says that it is. A kept reply says what it was; local models are known by their digests.
-    fn answered_as(&self, model: &str, fingerprint: Option<&str>) {
-        if !self.is_kept() && !matches!(self.row.provider.as_str(), "" | "local") {
-            self.log.metrics.snapshots.saw((&self.row.provider, &self.row.model), model, fingerprint);
-        }
+    /// What a target says that it is. Local models are known by their digests.
+    pub(super) fn hears(&self, plan: &Plan, said: Option<Said<'_>>) {
+        let Some(Said { model, fingerprint }) = said.filter(|_| !self.unheard && plan.provider_name != "local") else { return };
+        let named = if self.row.route.is_some() || self.row.endpoint == "eval" { Named::ByUs } else { Named::ByCaller };
+        self.log.metrics.snapshots.saw((&plan.provider_name, &plan.model), (model, fingerprint), named);
     }
 
     /// The row keeps the reply that it has, whatever the caller is told.
@@ -517,7 +530,9 @@ impl Ticket {
     /// The reply is whole. Returns the milliseconds it took, and what the caller is told.
     pub(super) fn succeed(mut self, response: &ChatResponse) -> (f64, Box<Told>) {
         self.answered(response);
-        self.answered_as(&response.model, response.extra.get("system_fingerprint").and_then(Value::as_str));
+        if let Some(plan) = self.calls.planned.as_ref().filter(|_| self.calls.held.is_some()) {
+            self.hears(plan, Some(Said::by(response)));
+        }
         if self.usage.is_none() && self.heard_bytes == 0 {
             self.heard_bytes = response.choices.iter().map(|choice| choice.message.plain_text().len() as u64).sum();
         }
@@ -531,7 +546,6 @@ impl Ticket {
         self.row.finish_reason = glance.finish_reason().map(str::to_string);
         self.row.input_tokens = glance.usage.as_ref().map(|usage| usage.prompt_tokens);
         self.row.output_tokens = glance.usage.as_ref().map(|usage| usage.completion_tokens);
-        self.answered_as(&glance.model, glance.system_fingerprint.as_deref());
         self.answers_with(body);
         self.row.reply_id = Some(glance.id);
         self.usage = glance.usage;

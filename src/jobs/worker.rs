@@ -42,6 +42,8 @@ pub trait Job {
 pub struct Handle {
     /// The job.
     pub id: String,
+    /// Who works on it.
+    pub owner: String,
     progress: Mutex<Value>,
     cancelled: AtomicBool,
 }
@@ -70,7 +72,7 @@ pub fn work(store: &Store, id: &str) -> Result<bool, Failure> {
         return Err(JobError::Served(id.to_string()).into());
     }
     let Some(job) = jobs::claim_one(db, lease)? else { return Ok(false) };
-    let handle = Handle { id: id.to_string(), progress: Mutex::new(job.progress), cancelled: AtomicBool::new(false) };
+    let handle = Handle { id: id.to_string(), owner: owner.clone(), progress: Mutex::new(job.progress), cancelled: AtomicBool::new(false) };
     let handle = Arc::new(handle);
     let heart = Heart::start(store.clone(), handle.clone(), owner.clone());
     let outcome = run_kind(&job.kind, store, &job.spec, &handle);

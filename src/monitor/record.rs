@@ -199,7 +199,8 @@ impl Recorder {
         (0..SHARDS).for_each(|place| self.shared.write_gathered(place, None));
         let written = self.shared.write_kept();
         let moved = self.shared.move_rows();
-        self.shared.keep_snapshots();
+        // What could not be kept is told there, and tried again with the next rows.
+        let _ = self.shared.keep_snapshots();
         self.shared.hurried.fetch_sub(1, Ordering::Relaxed);
         moved.and(written)
     }
@@ -485,10 +486,10 @@ impl Shared {
     }
 
     /// Keeps what answered under the names of models, where it is new.
-    fn keep_snapshots(&self) {
-        if let Err(error) = self.metrics.snapshots.keep(self.store.db.as_ref()) {
+    fn keep_snapshots(&self) -> Result<(), StoreError> {
+        self.metrics.snapshots.keep(self.store.db.as_ref()).inspect_err(|error| {
             tracing::warn!(%error, "what models answer as could not be kept; it is tried again");
-        }
+        })
     }
 
     fn run(self: &Arc<Self>) {
@@ -500,7 +501,7 @@ impl Shared {
                 Some(idler) if !stop => self.move_patiently(idler),
                 _ => self.move_rows(),
             };
-            self.keep_snapshots();
+            let snapshots = self.keep_snapshots();
             if stop {
                 // Rows on disk are safe in their segment: the next start moves them.
                 let lost = lock(&self.state).kept.len();
@@ -509,7 +510,7 @@ impl Shared {
                 }
                 return;
             }
-            if written.is_err() || moved.is_err() {
+            if written.is_err() || moved.is_err() || snapshots.is_err() {
                 let state = lock(&self.state);
                 drop(self.wake.wait_timeout_while(state, RETRY, |state| !state.stop));
             }
@@ -519,7 +520,8 @@ impl Shared {
     /// Waits for a row, and then for more of them: together they cost one transaction. Whether to stop.
     fn wait_for_rows(&self) -> bool {
         // While rows cannot be written there is always something to do, also where none could be kept: to find out whether they can again.
-        let nothing_waits = |state: &State| state.kept.is_empty() && state.disk.is_none() && state.let_go == 0;
+        let nothing_waits =
+            |state: &State| state.kept.is_empty() && state.disk.is_none() && state.let_go == 0 && !self.metrics.snapshots.waits();
         let idle = |state: &mut State| !self.awake.load(Ordering::Acquire) && nothing_waits(state) && !state.stop;
         let state = self.wake.wait_while(lock(&self.state), idle).unwrap_or_else(PoisonError::into_inner);
         let few = |state: &mut State| !self.called.load(Ordering::Acquire) && !state.stop;

@@ -4,7 +4,7 @@
 use super::ReleaseError;
 use super::conditions::{self, Condition, Verdict};
 use crate::store::routes::{Proof, RouteRecord, proofs};
-use crate::store::{Db, releases, snapshots};
+use crate::store::{Db, StoreError, cases, releases, snapshots};
 use crate::types::Digest;
 use crate::types::time::rfc3339;
 use serde::{Deserialize, Serialize};
@@ -91,15 +91,46 @@ pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Re
     Ok(report)
 }
 
-/// Why a run says nothing of a release any more: under the name of its model the provider answers with another one since.
-fn outdated(db: &dyn Db, release: &Digest, proof: &Proof) -> Result<Option<String>, ReleaseError> {
+/// What a run measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured<'m> {
+    /// `provider/model`, as it was called.
+    pub model: &'m str,
+    /// The run.
+    pub run: &'m str,
+    /// The target's name in it.
+    pub target: &'m str,
+    /// When it began, milliseconds.
+    pub began_at: i64,
+}
+
+/// As [`of_another_model`], for a run that measured a release.
+///
+/// # Errors
+/// When the database fails.
+pub fn outdated(db: &dyn Db, release: &Digest, proof: &Proof) -> Result<Option<String>, StoreError> {
     let Some(release) = releases::find(db, release)? else { return Ok(None) };
-    let Some((provider, model)) = release.manifest["model"].as_str().and_then(|name| name.split_once('/')) else { return Ok(None) };
+    let Some(model) = release.manifest["model"].as_str() else { return Ok(None) };
+    of_another_model(db, Measured { model, run: &proof.run, target: &proof.target, began_at: proof.began_at })
+}
+
+/// Why what a run measured says nothing any more: under the name of its model the provider answers with another one since. What the
+/// answers of the run say decides, where that was written down: a run that saw the change, and only the new model, counts.
+///
+/// # Errors
+/// When the database fails.
+pub fn of_another_model(db: &dyn Db, measured: Measured<'_>) -> Result<Option<String>, StoreError> {
+    let Measured { model: called, run, target, began_at } = measured;
+    let Some((provider, model)) = called.split_once('/') else { return Ok(None) };
     let answered = snapshots::of(db, (provider, model), snapshots::MODEL)?;
     let [.., before, now] = answered.as_slice() else { return Ok(None) };
-    let told =
-        || format!("{provider}/{model} answers as \"{}\" since {}, before as \"{}\"", now.name, rfc3339(now.first_seen), before.name);
-    Ok((now.first_seen >= proof.began_at).then(|| format!("run {} is unverified: {}; measure the release again", proof.run, told())))
+    let told = || format!("{called} answers as \"{}\" since {}, before as \"{}\"", now.name, rfc3339(now.first_seen), before.name);
+    let of_the_run = cases::answered_as(db, run, target)?;
+    let is_earlier = now.first_seen >= began_at;
+    // An answer that was given again may be older than its run.
+    let is_another = |(name, cached): &(Option<String>, bool)| (is_earlier || *cached) && name.as_ref() != Some(&now.name);
+    let is_outdated = if of_the_run.is_empty() { is_earlier } else { of_the_run.iter().any(is_another) };
+    Ok(is_outdated.then(|| format!("run {run} is unverified: {}; measure the release again", told())))
 }
 
 fn report(gate: &Gate, route: &RouteRecord, proof: Option<Proof>) -> Report {

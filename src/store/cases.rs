@@ -39,6 +39,9 @@ pub struct CaseRecord {
     pub group: Option<String>,
     /// Whether the answer is one that was given before.
     pub cached: bool,
+    /// What the reply says in `model`; none where it says nothing, for local models, and in runs from before it was written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered_as: Option<String>,
     /// What the call cost in micro-dollars; none where nobody knows.
     pub cost_micro_usd: Option<i64>,
     /// What its scorers' calls cost in micro-dollars; none where nobody knows.
@@ -72,10 +75,10 @@ struct Place {
 
 const COLUMNS: &str =
     "target, sample, position, repeat_index, output, tool_calls, error, scores, notes, grouping, cached, cost, input_tokens,
-    output_tokens, latency_ms, finished_at, refusal, scoring_cost";
+    output_tokens, latency_ms, finished_at, refusal, scoring_cost, answered_as";
 
 /// Values of a row.
-const COLUMN_COUNT: usize = 20;
+const COLUMN_COUNT: usize = 21;
 
 /// Stores outcomes in one transaction, with the answers that may be given again; a case that had an outcome before gets the new one, and
 /// costs what both did.
@@ -84,8 +87,8 @@ const COLUMN_COUNT: usize = 20;
 /// [`StoreError`] when the database fails.
 pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptReply]) -> Result<(), StoreError> {
     const UPSERT: &str = "INSERT INTO run_samples (run, target, sample, position, repeat_index, status, output, tool_calls, error, scores,
-         notes, grouping, cached, cost, input_tokens, output_tokens, latency_ms, finished_at, refusal, scoring_cost)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         notes, grouping, cached, cost, input_tokens, output_tokens, latency_ms, finished_at, refusal, scoring_cost,
+         answered_as) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (run, target, position, repeat_index) DO UPDATE SET sample = excluded.sample, status = excluded.status,
          output = excluded.output, tool_calls = excluded.tool_calls, error = excluded.error, scores = excluded.scores,
          notes = excluded.notes, grouping = excluded.grouping, cached = excluded.cached,
@@ -94,7 +97,7 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
          scoring_cost = CASE WHEN run_samples.scoring_cost IS NULL AND excluded.scoring_cost IS NULL THEN NULL
                 ELSE COALESCE(run_samples.scoring_cost, 0) + COALESCE(excluded.scoring_cost, 0) END,
          input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, latency_ms = excluded.latency_ms,
-         finished_at = excluded.finished_at, refusal = excluded.refusal";
+         finished_at = excluded.finished_at, refusal = excluded.refusal, answered_as = excluded.answered_as";
     let text = |value: &Json| (!value.is_null()).then(|| value.to_string());
     let texts: Vec<_> = cases.iter().map(|case| (case.scores.to_string(), text(&case.notes), text(&case.tool_calls))).collect();
     let mut values = Vec::with_capacity(cases.len() * COLUMN_COUNT);
@@ -121,6 +124,7 @@ pub fn put_cases(db: &dyn Db, run: &str, cases: &[CaseRecord], replies: &[KeptRe
             (&case.finished_at).into(),
             (&case.refusal).into(),
             (&case.scoring_cost_micro_usd).into(),
+            (&case.answered_as).into(),
         ]);
     }
     let keep = |kept: &KeptReply| {
@@ -227,6 +231,16 @@ pub fn case(db: &dyn Db, run: &str, target: &str, (position, repeat): (usize, us
     db.query(&sql, &[run.into(), target.into(), whole(position), whole(repeat)])?.first().map(read).transpose()
 }
 
+/// What the answers of a target in a run said in `model`, each once, and whether one of those was given again.
+///
+/// # Errors
+/// [`StoreError`] when the database fails.
+pub fn answered_as(db: &dyn Db, run: &str, target: &str) -> Result<Vec<(Option<String>, bool)>, StoreError> {
+    let sql = "SELECT DISTINCT answered_as, cached FROM run_samples WHERE run = ? AND target = ?";
+    let rows = db.query(sql, &[run.into(), target.into()])?;
+    Ok(rows.iter().map(|row| (row.text_or_null(0), row.int(1) != 0)).collect())
+}
+
 /// What the calls of a run have cost so far, in micro-dollars, as far as it is known.
 ///
 /// # Errors
@@ -259,6 +273,7 @@ fn read(row: &Row) -> Result<CaseRecord, StoreError> {
         finished_at: row.int(15),
         refusal: row.text_or_null(16),
         scoring_cost_micro_usd: row.int_or_null(17),
+        answered_as: row.text_or_null(18),
     })
 }
 

@@ -82,10 +82,11 @@ pub fn queueing(id: &str, kind: &str, spec: &serde_json::Value) -> Statement {
     Statement::new(sql, [id.into(), kind.into(), spec.into(), now_ms().into()])
 }
 
-/// The statement that stores how far a running job is, for batches of statements that make what it will work on.
-pub fn progressing(id: &str, progress: &serde_json::Value) -> Statement {
-    let sql = "UPDATE jobs SET progress = ? WHERE id = ? AND status = 'running'";
-    Statement::new(sql, [progress.into(), id.into()]).expecting(1)
+/// The statement that stores how far a running job is, for batches of statements that make what it will work on. A conflict where another
+/// works on it by now.
+pub fn progressing(id: &str, owner: &str, progress: &serde_json::Value) -> Statement {
+    let sql = "UPDATE jobs SET progress = ? WHERE id = ? AND owner = ? AND status = 'running'";
+    Statement::new(sql, [progress.into(), id.into(), owner.into()]).expecting(1)
 }
 
 /// Claims the oldest queued job of a kind; none when there is none.
@@ -326,6 +327,9 @@ mod tests {
         assert!(matches!(heartbeat(db, lease, &json!({})), Err(StoreError::Conflict(_))));
         assert!(matches!(end(db, lease, &End::Cancelled), Err(StoreError::Conflict(_))));
         let second = claim(db, "tune", "w9", -1).expect("a claim").expect("a job");
+        let told = |owner: &str| db.batch(&[progressing(&job.id, owner, &json!({"step": 3}))]);
+        assert!(matches!(told(&owner), Err(StoreError::Conflict(_))), "another works on it by now");
+        told("w9").expect("its own");
         assert_eq!((second.attempts, &second.progress), (2, &json!({"step": 3})));
         let failed = reap(db, &["tune"], 2).expect("reaped");
         assert!(failed[0].status == "failed" && failed[0].error.as_deref().unwrap_or("").contains("w9"));

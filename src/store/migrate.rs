@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0009_tuning.sql"),
     include_str!("migrations/0010_log.sql"),
     include_str!("migrations/0011_snapshots.sql"),
+    include_str!("migrations/0012_answered_as.sql"),
 ];
 
 /// Brings the database to the newest schema.

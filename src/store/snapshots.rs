@@ -23,18 +23,18 @@ pub struct Snapshot {
     pub first_seen: i64,
 }
 
-/// Adds a snapshot. Whether it was not known; a second process that sees it, too, learns that it was.
+/// Adds a snapshot; one that is there stays as it is.
 ///
 /// # Errors
 /// When the database fails.
-pub fn add(db: &dyn Db, snapshot: &Snapshot) -> Result<bool, StoreError> {
+pub fn add(db: &dyn Db, snapshot: &Snapshot) -> Result<(), StoreError> {
     let Snapshot { provider, model, kind, name, first_seen } = snapshot;
     let sql = "INSERT INTO model_snapshots (provider, model, kind, name, first_seen) VALUES (?, ?, ?, ?, ?)";
     let params = [provider.into(), model.into(), kind.into(), name.into(), (*first_seen).into()];
     // Nothing in memory is made of it: the generation stays.
     match db.batch_apart(&Bulk::empty(), &[Statement::new(sql, params)]) {
-        Err(StoreError::Conflict(_)) => Ok(false),
-        added => added.map(|()| true),
+        Err(StoreError::Conflict(_)) => Ok(()),
+        added => added,
     }
 }
 
@@ -48,13 +48,28 @@ pub fn of(db: &dyn Db, (provider, model): (&str, &str), kind: &str) -> Result<Ve
     Ok(db.query(sql, &[provider.into(), model.into(), kind.into()])?.iter().map(read).collect())
 }
 
-/// Everything that was seen, by provider, model and kind, in the order in which it was seen.
+/// What was seen first at or after a moment, where the same field said something else before, with what it said then; by provider, model
+/// and kind, in the order in which it was seen.
 ///
 /// # Errors
 /// When the database fails.
-pub fn all(db: &dyn Db) -> Result<Vec<Snapshot>, StoreError> {
-    let sql = "SELECT provider, model, kind, name, first_seen FROM model_snapshots ORDER BY provider, model, kind, first_seen, name";
-    Ok(db.query(sql, &[])?.iter().map(read).collect())
+pub fn changed_since(db: &dyn Db, since: i64) -> Result<Vec<(String, Snapshot)>, StoreError> {
+    let sql = "SELECT provider, model, kind, name, first_seen, (SELECT before.name FROM model_snapshots before
+            WHERE before.provider = new.provider AND before.model = new.model AND before.kind = new.kind
+            AND (before.first_seen, before.name) < (new.first_seen, new.name)
+            ORDER BY before.first_seen DESC, before.name DESC LIMIT 1)
+        FROM model_snapshots new WHERE first_seen >= ? ORDER BY provider, model, kind, first_seen, name";
+    let rows = db.query(sql, &[since.into()])?;
+    Ok(rows.iter().filter_map(|row| Some((row.text_or_null(5)?, read(row)))).collect())
+}
+
+/// How many models of providers have said something.
+///
+/// # Errors
+/// When the database fails.
+pub fn models(db: &dyn Db) -> Result<usize, StoreError> {
+    let counted = db.query("SELECT COUNT(*) FROM (SELECT DISTINCT provider, model FROM model_snapshots) AS known", &[])?;
+    Ok(counted.first().map_or(0, |row| usize::try_from(row.int(0)).unwrap_or(usize::MAX)))
 }
 
 fn read(row: &Row) -> Snapshot {

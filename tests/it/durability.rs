@@ -442,7 +442,7 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The steps of the schema.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     include_str!("../../src/store/migrations/0001_spine.sql"),
     include_str!("../../src/store/migrations/0002_files_batches.sql"),
     include_str!("../../src/store/migrations/0003_gateway.sql"),
@@ -454,6 +454,7 @@ const STEPS: [&str; 11] = [
     include_str!("../../src/store/migrations/0009_tuning.sql"),
     include_str!("../../src/store/migrations/0010_log.sql"),
     include_str!("../../src/store/migrations/0011_snapshots.sql"),
+    include_str!("../../src/store/migrations/0012_answered_as.sql"),
 ];
 
 /// A database as an earlier release left it, after so many steps.

@@ -95,6 +95,8 @@ mod routing;
 mod scorers;
 mod serving;
 #[cfg(target_os = "linux")]
+mod snapshots;
+#[cfg(target_os = "linux")]
 mod soak;
 mod stored;
 mod streams;

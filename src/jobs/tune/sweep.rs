@@ -207,7 +207,7 @@ impl Running<'_> {
         self.state.steps = self.planned();
         // Known to the heartbeat first, which would store what was before over it.
         self.keep();
-        statements.push(jobs::progressing(&self.handle.id, &self.told()));
+        statements.push(jobs::progressing(&self.handle.id, &self.handle.owner, &self.told()));
         Ok(self.store.db.batch(&statements)?)
     }
 
