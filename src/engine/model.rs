@@ -98,12 +98,14 @@ impl Model {
         let file = Gguf::open(path)?;
         // The vocabulary takes a thread about as long as the weights take all of them, and waits for nothing of theirs.
         let (language, decoder) = std::thread::scope(|scope| {
-            let language = std::thread::Builder::new().name("vocabulary".into()).spawn_scoped(scope, || gguf_language(&file));
-            let decoder = language.is_ok().then(|| arch::load(&file, purpose));
-            (language.map(|language| language.join().unwrap_or_else(|panic| resume_unwind(panic))), decoder)
+            let beside = std::thread::Builder::new().name("vocabulary".into()).spawn_scoped(scope, || gguf_language(&file));
+            // Without a thread beside, one after the other.
+            let Ok(beside) = beside else { return (gguf_language(&file), arch::load(&file, purpose)) };
+            let decoder = arch::load(&file, purpose);
+            (beside.join().unwrap_or_else(|panic| resume_unwind(panic)), decoder)
         });
-        let (tokenizer, template) = language.map_err(|_| EngineError::Stopped)??;
-        Ok(Model { decoder: decoder.ok_or(EngineError::Stopped)??, tokenizer, template })
+        let (tokenizer, template) = language?;
+        Ok(Model { decoder: decoder?, tokenizer, template })
     }
 
     /// Loads a folder, its files by name: `config.json`, `tokenizer.json`, safetensors, and what there is of `tokenizer_config.json`,

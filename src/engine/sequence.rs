@@ -161,9 +161,11 @@ impl Sequence {
         self.prompt_tokens + self.max_tokens
     }
 
-    /// Ends with an error. As with all that a sequence says, [`Sequence::say`] sends it.
+    /// Ends with an error, unless it has ended. As with all that a sequence says, [`Sequence::say`] sends it.
     pub(super) fn fail(&mut self, error: EngineError) {
-        self.unsaid.push(Event::Failed(error));
+        if !matches!(self.unsaid.last(), Some(Event::Done(_) | Event::Failed(_))) {
+            self.unsaid.push(Event::Failed(error));
+        }
     }
 
     /// Sends what there is to say.

@@ -8,7 +8,7 @@ use super::prepare::Plan;
 use super::scorers::Scale;
 use super::suite::GateCondition;
 use crate::releases::conditions::Verdict;
-use crate::releases::gate::outdated;
+use crate::releases::gate::newest;
 use crate::stats::Paired;
 use crate::store::routes;
 use crate::store::runs::RunRecord;
@@ -171,10 +171,11 @@ impl Bench<'_> {
                 && proof.scorers_digest.is_some()
                 && proof.scorers_digest == self.plan.suite.scorers_digest
         };
-        let Some(proof) = routes::proofs(db, Some(&self.run.suite), &live)?.into_iter().find(fits) else {
+        let proofs = routes::proofs(db, Some(&self.run.suite), &live)?.into_iter().filter(fits);
+        let Some((proof, outdated)) = newest(db, &live, proofs)? else {
             return why(not_measured(&live, &self.run.suite));
         };
-        if let Some(reason) = outdated(db, &live, &proof)? {
+        if let Some(reason) = outdated {
             return why(format!("{}: {reason}", not_measured(&live, &self.run.suite)));
         }
         let columns = Columns::read(self.store, &proof.run, &|_| None)?;

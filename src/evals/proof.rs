@@ -35,16 +35,20 @@ pub(super) fn prove(store: &Store, suite: &str, version: &PromptVersion, prompt:
     let found = runs::measuring(store.db.as_ref(), suite, &version.digest)?;
     for of_run in found.chunk_by(|(one, _), (other, _)| one.id == other.id) {
         let Some((run, _)) = of_run.first() else { continue };
-        let mut judgements = Vec::new();
+        let (mut judgements, mut counts) = (Vec::new(), true);
         for (_, target) in of_run {
             match judged.by(store, run, target) {
                 Ok(verdicts) => judgements.push((target, verdicts)),
-                Err(reason) if !reasons.contains(&reason) => reasons.push(reason),
-                Err(_) => {}
+                Err(Uncounted { reason, whole_run }) => {
+                    counts &= !whole_run;
+                    if !reasons.contains(&reason) {
+                        reasons.push(reason);
+                    }
+                }
             }
         }
         // The newest run that counts decides: an older one that was better proves nothing about today's data.
-        if !judgements.is_empty() {
+        if counts && !judgements.is_empty() {
             return Ok(decided(suite, run, &judgements));
         }
     }
@@ -52,6 +56,19 @@ pub(super) fn prove(store: &Store, suite: &str, version: &PromptVersion, prompt:
         reasons.push(format!("no finished run of suite \"{suite}\" measured {}@{}", version.prompt, version.version));
     }
     Ok(Err(reasons))
+}
+
+/// Why a target of a run says nothing of the version.
+struct Uncounted {
+    reason: String,
+    /// Nor do the others: the target measured the version, and what it measured is not what would answer today.
+    whole_run: bool,
+}
+
+impl From<String> for Uncounted {
+    fn from(reason: String) -> Self {
+        Uncounted { reason, whole_run: false }
+    }
 }
 
 /// What a run that counts says: one target that misses is enough to refuse.
@@ -83,20 +100,22 @@ impl<'v> Judged<'v> {
     }
 
     /// The verdicts of the suite's own gate, as it stood in the run; an error says why the run does not count.
-    fn by(&self, store: &Store, run: &RunRecord, target: &RunTarget) -> Result<Vec<Verdict>, String> {
+    fn by(&self, store: &Store, run: &RunRecord, target: &RunTarget) -> Result<Vec<Verdict>, Uncounted> {
         let unreadable = |what: &str| format!("the {what} of run {} cannot be read", run.id);
         let manifest: Manifest = serde_json::from_value(target.manifest.clone()).map_err(|_| unreadable("manifest"))?;
         self.was_sent(run, target, &manifest)?;
         let measured = Measured { model: &manifest.model, run: &run.id, target: &target.target, began_at: run.created_at };
-        of_another_model(store.db.as_ref(), measured).map_err(|error| error.to_string())?.map_or(Ok(()), Err)?;
+        if let Some(reason) = of_another_model(store.db.as_ref(), measured).map_err(|error| error.to_string())? {
+            return Err(Uncounted { reason, whole_run: true });
+        }
         let suite = suite_of(store, run).map_err(|_| unreadable("suite"))?;
         let split = suite.split.clone().unwrap_or_else(|| "all".into());
         if run.split != split {
-            return Err(format!("run {} was on split \"{}\", and the suite's is \"{split}\"", run.id, run.split));
+            return Err(format!("run {} was on split \"{}\", and the suite's is \"{split}\"", run.id, run.split).into());
         }
         let asked: Vec<_> = run.config["targets"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if let Some(left) = suite.targets.iter().find(|known| !asked.contains(&known.name.as_str()) && self.may_be_of(known)) {
-            return Err(format!("run {} left target \"{}\" out, which measures the prompt, too", run.id, left.name));
+            return Err(format!("run {} left target \"{}\" out, which measures the prompt, too", run.id, left.name).into());
         }
         let conditions = suite.gate.iter().filter(|condition| condition.target.as_ref().is_none_or(|named| *named == target.target));
         let thresholds = conditions.map(|condition| condition.condition.check(&target.metrics));
@@ -105,7 +124,8 @@ impl<'v> Judged<'v> {
             return Err(format!(
                 "the gate of suite \"{}\" asks nothing of target \"{}\"; add a condition to `gate`",
                 suite.name, target.target
-            ));
+            )
+            .into());
         }
         Ok(verdicts)
     }

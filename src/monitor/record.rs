@@ -199,8 +199,10 @@ impl Recorder {
         (0..SHARDS).for_each(|place| self.shared.write_gathered(place, None));
         let written = self.shared.write_kept();
         let moved = self.shared.move_rows();
-        // What could not be kept is told there, and tried again with the next rows.
-        let _ = self.shared.keep_snapshots();
+        // What could not be kept is told there, and tried again by the mover.
+        if self.shared.keep_snapshots().is_err() {
+            self.shared.wake.notify_all();
+        }
         self.shared.hurried.fetch_sub(1, Ordering::Relaxed);
         moved.and(written)
     }

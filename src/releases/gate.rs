@@ -81,14 +81,27 @@ pub fn evaluate(db: &dyn Db, route: &RouteRecord, release: &Digest) -> Result<Re
     let on_dataset = |proof: &Proof| gate.dataset_digest.is_none_or(|digest| digest.to_string() == proof.dataset_digest);
     let with_scorers = |proof: &Proof| gate.scorers_digest.is_none_or(|digest| proof.scorers_digest == Some(digest));
     let counts = |proof: &Proof| on_split(proof) && on_dataset(proof) && with_scorers(proof);
-    let newest = proofs(db, Some(&route.suite), release)?.into_iter().find(counts);
-    let outdated = newest.as_ref().map(|proof| outdated(db, release, proof)).transpose()?.flatten();
-    let mut report = report(&gate, route, newest);
-    if let Some(reason) = outdated {
+    let (proof, outdated) = newest(db, release, proofs(db, Some(&route.suite), release)?.into_iter().filter(counts))?.unzip();
+    let mut report = report(&gate, route, proof);
+    if let Some(reason) = outdated.flatten() {
         report.passed = false;
         report.reasons.push(reason);
     }
     Ok(report)
+}
+
+/// The first of some runs, newest first, that measured the model that answers today; where there is none the first, and why it does not
+/// count. A run that was interrupted and ended after a better one hides none.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest(db: &dyn Db, release: &Digest, proofs: impl Iterator<Item = Proof>) -> Result<Option<(Proof, Option<String>)>, StoreError> {
+    let mut first = None;
+    for proof in proofs {
+        let Some(reason) = outdated(db, release, &proof)? else { return Ok(Some((proof, None))) };
+        first.get_or_insert((proof, Some(reason)));
+    }
+    Ok(first)
 }
 
 /// What a run measured.
@@ -108,7 +121,7 @@ pub struct Measured<'m> {
 ///
 /// # Errors
 /// When the database fails.
-pub fn outdated(db: &dyn Db, release: &Digest, proof: &Proof) -> Result<Option<String>, StoreError> {
+fn outdated(db: &dyn Db, release: &Digest, proof: &Proof) -> Result<Option<String>, StoreError> {
     let Some(release) = releases::find(db, release)? else { return Ok(None) };
     let Some(model) = release.manifest["model"].as_str() else { return Ok(None) };
     of_another_model(db, Measured { model, run: &proof.run, target: &proof.target, began_at: proof.began_at })

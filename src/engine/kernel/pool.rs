@@ -337,7 +337,8 @@ mod tests {
             let done = AtomicUsize::new(0);
             helped(80, |range| {
                 if range.start == 40 {
-                    spin_until(|| done.load(Ordering::Relaxed) == 50);
+                    let began = std::time::Instant::now();
+                    spin_until(|| done.load(Ordering::Relaxed) == 50 || began.elapsed() > Duration::from_secs(20));
                 } else {
                     done.fetch_add(range.len(), Ordering::Relaxed);
                 }

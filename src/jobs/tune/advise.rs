@@ -400,7 +400,13 @@ fn untried(method: &'static str, note: impl Into<String>) -> Candidate {
 /// The cheapest to call of those that the best one is not measurably better than, over the same samples.
 fn choose(store: &Store, candidates: &mut [Candidate]) -> Result<(Option<&'static str>, String), Failure> {
     let share = |candidate: &Candidate| candidate.accuracy.map_or(-1.0, |accuracy| accuracy.share);
-    let measured = |at: &usize| candidates[*at].accuracy.is_some();
+    // Where one was measured on enough samples, those that had time for a few are not compared with it.
+    let of = |candidate: &Candidate| candidate.accuracy.map_or(0, |accuracy| accuracy.of);
+    let least = ENOUGH.min(candidates.iter().map(of).max().unwrap_or(0)).max(1);
+    for few in candidates.iter_mut().filter(|candidate| (1..least).contains(&of(candidate))) {
+        few.note.get_or_insert(format!("the budget was too short to measure it on more than {} samples: it is not compared", of(few)));
+    }
+    let measured = |at: &usize| of(&candidates[*at]) >= least;
     let Some(best) =
         (0..candidates.len()).filter(measured).max_by(|a, b| share(&candidates[*a]).total_cmp(&share(&candidates[*b])).then(b.cmp(a)))
     else {
@@ -411,22 +417,23 @@ fn choose(store: &Store, candidates: &mut [Candidate]) -> Result<(Option<&'stati
     };
     let of_best = cases_of(best)?;
     let mut differences = Vec::new();
-    for at in (0..candidates.len()).filter(|at| *at != best && candidates[*at].accuracy.is_some()) {
+    for at in (0..candidates.len()).filter(|at| *at != best && measured(at)) {
         let own = cases_of(at)?;
         let (own_refs, best_refs): (Vec<_>, Vec<_>) = (own.iter().collect(), of_best.iter().collect());
         differences.push((at, difference(METRIC, ("this", &own_refs), ("best", &best_refs)).paired));
     }
+    let compared = |candidate: &Candidate| of(candidate) >= least;
     for (at, paired) in differences {
         candidates[at].best_minus_this = Some(paired);
     }
     let is_as_good = |candidate: &Candidate| candidate.best_minus_this.as_ref().is_none_or(|paired| paired.p >= MEASURABLE);
     let price = |candidate: &Candidate| (candidate.usd_per_1000.unwrap_or(f64::MAX), candidate.seconds_per_1000.unwrap_or(f64::MAX));
-    let good = candidates.iter().filter(|candidate| candidate.accuracy.is_some() && is_as_good(candidate));
+    let good = candidates.iter().filter(|candidate| compared(candidate) && is_as_good(candidate));
     let chosen = good.min_by(|a, b| price(a).partial_cmp(&price(b)).unwrap_or(std::cmp::Ordering::Equal));
     Ok(match chosen {
         None => (None, "nothing could be measured".into()),
         Some(chosen) => {
-            let count = chosen.accuracy.map_or(0, |accuracy| accuracy.of);
+            let count = of(chosen).min(of(&candidates[best]));
             let few = if count < ENOUGH { format!("; {count} samples show only large differences") } else { String::new() };
             (Some(chosen.method), told(chosen, &candidates[best]) + &few)
         }

@@ -356,8 +356,9 @@ impl Running<'_> {
         let winner = &self.state.trials[self.state.alive[0]];
         for loser in trials.iter().filter(|trial| trial.job != winner.job) {
             match self.free(loser) {
+                // Somebody goes on with it, or will.
+                Ok(()) if jobs::get(self.store.db.as_ref(), &loser.job)?.status == "queued" => {}
                 Ok(()) => drop(std::fs::remove_dir_all(checkpoint_directory(self.store, &loser.job))),
-                // Somebody goes on with it.
                 Err(failure) if failure.code() == Code::CONFLICT => {}
                 Err(failure) => return Err(failure),
             }
@@ -367,6 +368,7 @@ impl Running<'_> {
         // The winner is stored, whatever the split is like.
         let (test, note) = match adapter.as_ref().map(|_| self.tested(&job)) {
             Some(Ok(test)) => (test, None),
+            Some(Err(failure)) if [Code::STORAGE, Code::CORRUPT, Code::INTERNAL].contains(&failure.code()) => return Err(failure),
             Some(Err(failure)) => (None, Some(format!("the winner was not measured on the split \"{TEST}\": {failure}"))),
             None => (None, None),
         };
