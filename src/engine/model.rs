@@ -96,7 +96,7 @@ impl Model {
             return Self::load_folder(&Folder::files(path)?, purpose);
         }
         let file = Gguf::open(path)?;
-        // The vocabulary takes a thread about as long as the weights take all of them, and waits for nothing of theirs.
+        // Neither needs anything of the other.
         let (language, decoder) = std::thread::scope(|scope| {
             let beside = std::thread::Builder::new().name("vocabulary".into()).spawn_scoped(scope, || gguf_language(&file));
             // Without a thread beside, one after the other.

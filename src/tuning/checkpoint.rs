@@ -64,8 +64,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `checkpoint-<step>` into a directory and removes older ones, and those of other trainings. One of this step and this training that is there already stays:
-    /// it says the same.
+    /// Writes `checkpoint-<step>` into a directory and removes older ones, and those of other trainings. One of this step and this
+    /// training that is there already stays: it says the same.
     ///
     /// # Errors
     /// [`TuningError::Checkpoint`] when the disk is full or not writable; what was there before stays, and nothing beside it.

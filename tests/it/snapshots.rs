@@ -268,14 +268,25 @@ fn what_is_live_is_compared_with_by_no_run_from_before_the_change() {
 
 #[test]
 fn a_protected_label_moves_with_no_run_from_before_the_change() {
+    moves_after_the_change("---\nmodel: up/m\n---\n{{message}}", "", "[{metric: exact_match, at_least: 0.5}]");
+}
+
+#[test]
+fn one_target_of_an_earlier_model_disqualifies_the_others_of_its_run() {
+    let gate = "[{target: up, metric: exact_match, at_least: 0.5}, {target: other, metric: exact_match, at_least: 0.0}]";
+    moves_after_the_change("---\n---\n{{message}}", "  - {name: other, model: mock/echo, prompt: p.prompt}\n", gate);
+}
+
+/// A protected label moves with a whole run from after the change of `up/m`, and with no other.
+fn moves_after_the_change(prompt: &str, more_targets: &str, gate: &str) {
     let (place, name) = named("m-1");
     let refit = suite(&place);
     let config = std::fs::read_to_string(refit.path().join("refit.toml")).expect("a configuration");
     refit.write("refit.toml", config + "[prompts]\nprotected = [\"production\"]\n[prompts.suites]\np = \"s\"\n");
-    refit.write("p.prompt", "---\nmodel: up/m\n---\n{{message}}");
+    refit.write("p.prompt", prompt);
     refit.run(&["prompt", "publish", "p.prompt"]).expect(0);
     let suite = std::fs::read_to_string(refit.path().join("s.yaml")).expect("a suite");
-    refit.write("s.yaml", suite + "gate: [{metric: exact_match, at_least: 0.5}]\n");
+    refit.write("s.yaml", suite.replace("scorers", &format!("{more_targets}scorers")) + "gate: " + gate + "\n");
     let promote = || refit.run(&["prompt", "promote", "p@1", "production"]);
     runs(&refit, &["--no-cache"]);
     becomes(&name, "m-2");
@@ -284,4 +295,17 @@ fn a_protected_label_moves_with_no_run_from_before_the_change() {
     assert!(refused.stderr.contains("is unverified: up/m answers as \"m-2\" since"), "{}", refused.stderr);
     runs(&refit, &["--no-cache"]);
     promote().expect(0);
+}
+
+#[test]
+fn a_run_from_before_the_change_that_ends_last_hides_none_that_counts() {
+    let (place, name) = named("m-1");
+    let refit = suite(&place);
+    gated(&refit, "answers");
+    runs(&refit, &["--no-cache"]);
+    becomes(&name, "m-2");
+    runs(&refit, &["--no-cache"]);
+    let last = "UPDATE runs SET finished_at = finished_at + 60000 WHERE id = (SELECT MIN(id) FROM runs)";
+    assert_eq!(database(&refit).execute(last, []).expect("the first run ends last"), 1);
+    promotes(&refit, "answers").expect(0);
 }

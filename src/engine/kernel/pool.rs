@@ -211,8 +211,8 @@ pub fn ranges(count: usize, most: usize, f: impl Fn(Range<usize>) + Sync) {
     }
 }
 
-/// As [`ranges`], with more than one for a thread: each does [`SURE`] of its share, and the rest is cut into [`PIECES`] for each thread, which whoever
-/// becomes free takes. A thread whose core was taken away for a moment then keeps the others waiting for less.
+/// As [`ranges`], with more than one for a thread: each does [`SURE`] of its share, and the rest is cut into [`PIECES`] for each
+/// thread, which whoever becomes free takes. A thread whose core was taken away for a moment then keeps the others waiting for less.
 pub fn helped(count: usize, f: impl Fn(Range<usize>) + Sync) {
     let parts = threads();
     if parts == 1 || count < parts * FEW {

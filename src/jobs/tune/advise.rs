@@ -406,10 +406,9 @@ fn choose(store: &Store, candidates: &mut [Candidate]) -> Result<(Option<&'stati
     for few in candidates.iter_mut().filter(|candidate| (1..least).contains(&of(candidate))) {
         few.note.get_or_insert(format!("the budget was too short to measure it on more than {} samples: it is not compared", of(few)));
     }
-    let measured = |at: &usize| of(&candidates[*at]) >= least;
-    let Some(best) =
-        (0..candidates.len()).filter(measured).max_by(|a, b| share(&candidates[*a]).total_cmp(&share(&candidates[*b])).then(b.cmp(a)))
-    else {
+    let compared = |candidate: &Candidate| of(candidate) >= least;
+    let at_all: Vec<usize> = (0..candidates.len()).filter(|at| compared(&candidates[*at])).collect();
+    let Some(best) = at_all.iter().copied().max_by(|a, b| share(&candidates[*a]).total_cmp(&share(&candidates[*b])).then(b.cmp(a))) else {
         return Ok((None, "nothing could be measured".into()));
     };
     let cases_of = |at: usize| -> Result<Vec<cases::CaseRecord>, Failure> {
@@ -417,12 +416,11 @@ fn choose(store: &Store, candidates: &mut [Candidate]) -> Result<(Option<&'stati
     };
     let of_best = cases_of(best)?;
     let mut differences = Vec::new();
-    for at in (0..candidates.len()).filter(|at| *at != best && measured(at)) {
+    for at in at_all.into_iter().filter(|at| *at != best) {
         let own = cases_of(at)?;
         let (own_refs, best_refs): (Vec<_>, Vec<_>) = (own.iter().collect(), of_best.iter().collect());
         differences.push((at, difference(METRIC, ("this", &own_refs), ("best", &best_refs)).paired));
     }
-    let compared = |candidate: &Candidate| of(candidate) >= least;
     for (at, paired) in differences {
         candidates[at].best_minus_this = Some(paired);
     }
