@@ -209,14 +209,20 @@ fn answers_from_before_a_change_are_not_given_again_and_the_run_that_sees_it_cou
     assert!(cases.as_array().expect("cases").iter().all(|case| case["answered_as"] == "m-2"), "{cases}");
 }
 
-#[test]
-fn a_run_with_one_answer_of_the_old_model_proves_nothing() {
+/// A gated suite on `up/m` with a whole run from before the change of that model, and one from after it.
+fn ran_before_and_after() -> (Place, Refit) {
     let (place, name) = named("m-1");
     let refit = suite(&place);
     gated(&refit, "answers");
     runs(&refit, &["--no-cache"]);
     becomes(&name, "m-2");
     runs(&refit, &["--no-cache"]);
+    (place, refit)
+}
+
+#[test]
+fn a_run_with_one_answer_of_the_old_model_proves_nothing() {
+    let (_place, refit) = ran_before_and_after();
     let db = database(&refit);
     let with = |name: Option<&str>, cached: i64| {
         let sql = "UPDATE run_samples SET answered_as = ?, cached = ? WHERE position = 1 AND run = (SELECT MAX(id) FROM runs)";
@@ -299,12 +305,7 @@ fn moves_after_the_change(prompt: &str, more_targets: &str, gate: &str) {
 
 #[test]
 fn a_run_from_before_the_change_that_ends_last_hides_none_that_counts() {
-    let (place, name) = named("m-1");
-    let refit = suite(&place);
-    gated(&refit, "answers");
-    runs(&refit, &["--no-cache"]);
-    becomes(&name, "m-2");
-    runs(&refit, &["--no-cache"]);
+    let (_place, refit) = ran_before_and_after();
     let last = "UPDATE runs SET finished_at = finished_at + 60000 WHERE id = (SELECT MIN(id) FROM runs)";
     assert_eq!(database(&refit).execute(last, []).expect("the first run ends last"), 1);
     promotes(&refit, "answers").expect(0);
